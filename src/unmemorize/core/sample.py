@@ -1,0 +1,127 @@
+"""The sampling loop. Nothing else in this package steps a scheduler."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from unmemorize.core.model import Condition, DiffusionModel, Prediction
+
+
+@dataclass(frozen=True)
+class Step:
+    """One sampling step: state `x` at timestep `t`, what was predicted there, and the next state.
+
+    `uncond` is None where guidance is off. All tensors are (n, c, h, w).
+    """
+
+    index: int
+    t: Tensor
+    x: Tensor
+    cond: Prediction
+    uncond: Prediction | None
+    x_next: Tensor
+
+
+def generators(seeds: Sequence[int]) -> list[torch.Generator]:
+    """One CPU generator per seed."""
+    return [torch.Generator("cpu").manual_seed(seed) for seed in seeds]
+
+
+def trajectory(
+    model: DiffusionModel,
+    cond: Condition,
+    *,
+    seeds: Sequence[int],
+    steps: int = 50,
+    guidance: float = 7.5,
+    uncond: Condition | None = None,
+    grad: bool = False,
+) -> Iterator[Step]:
+    """Sample one image per row of `cond` and yield every step; the last step's `x_next` is the final latent.
+
+    Equals `pipe(prompts, generator=[…])` bit for bit, with one generator per image. Guidance is
+    uncond + guidance · (cond − uncond), and off at `guidance` ≤ 1, as in diffusers.
+
+    Args:
+        model: The model to sample from.
+        cond: One row per image.
+        seeds: One per row: its initial noise, and the noise of a stochastic scheduler.
+        steps: Number of sampling steps.
+        guidance: Guidance scale.
+        uncond: What guidance moves away from; the empty prompt by default.
+        grad: Record gradients.
+
+    Raises:
+        ValueError: `seeds` and `cond` differ in length.
+    """
+    if len(seeds) != len(cond):
+        raise ValueError(f"expected one seed per prompt, got {len(seeds)} seeds for {len(cond)} prompts")
+    guided = guidance > 1
+    if guided and uncond is None:
+        uncond = model.encode([""] * len(cond))
+    both = join(uncond, cond) if guided and uncond is not None else cond
+    streams = generators(seeds)
+    schedule = model.schedule(steps)
+    x = model.noise(streams) * schedule.initial_scale
+    for index, t in enumerate(schedule.timesteps):
+        with torch.set_grad_enabled(grad):
+            # One stacked call, unconditional half first, as diffusers does: two calls differ in the last bits.
+            scaled = schedule.scale(torch.cat([x, x]) if guided else x, t)
+            prediction = model.predict(scaled, t, both)
+            cond_part, uncond_part = _halves(prediction, len(cond)) if guided else (prediction, None)
+            output = cond_part.output
+            if uncond_part is not None:
+                output = uncond_part.output + guidance * (output - uncond_part.output)
+            x_next = schedule.step(output, t, x, streams)
+        yield Step(index, t, x, cond_part, uncond_part, x_next)
+        x = x_next
+
+
+def first_step(
+    model: DiffusionModel, cond: Condition, *, seeds: Sequence[int], steps: int = 50, batch: int = 64
+) -> tuple[Prediction, Prediction]:
+    """Conditional and unconditional predictions at the first sampling step, for every prompt and seed.
+
+    Rows are prompt-major: all seeds of the first prompt, then of the second. The unconditional prediction
+    depends on the seed alone, so it is computed once per seed: len(seeds) · (len(cond) + 1) evaluations.
+    """
+    schedule = model.schedule(steps)
+    t = schedule.timesteps[0]
+    with torch.no_grad():
+        x = schedule.scale(model.noise(generators(seeds)) * schedule.initial_scale, t)
+        empty = model.predict(x, t, model.encode([""] * len(seeds)))
+        rows = torch.arange(len(cond) * len(seeds))
+        prompt, seed = rows // len(seeds), rows % len(seeds)
+        parts = [model.predict(x[seed[r]], t, cond[prompt[r]]) for r in rows.split(batch)]
+        filled = [p.output for p in parts]
+    return (
+        Prediction(torch.cat(filled), empty.kind, x[seed], empty.alpha, empty.sigma),
+        Prediction(empty.output[seed], empty.kind, x[seed], empty.alpha, empty.sigma),
+    )
+
+
+def generate(
+    model: DiffusionModel, cond: Condition, *, seeds: Sequence[int], steps: int = 50, guidance: float = 7.5
+) -> Tensor:
+    """Sample and decode: images (n, 3, H, W) in [0, 1]."""
+    for step in trajectory(model, cond, seeds=seeds, steps=steps, guidance=guidance):
+        x = step.x_next
+    with torch.no_grad():
+        return model.decode(x)
+
+
+def join(first: Condition, second: Condition) -> Condition:
+    """The rows of `first`, then those of `second`."""
+    pairs = ((getattr(first, k), getattr(second, k)) for k in ("embeds", "ids", "mask"))
+    return Condition(*(None if a is None or b is None else torch.cat([a, b]) for a, b in pairs))
+
+
+def _halves(both: Prediction, n: int) -> tuple[Prediction, Prediction]:
+    def part(rows: slice) -> Prediction:
+        return Prediction(both.output[rows], both.kind, both.x[rows], both.alpha, both.sigma)
+
+    return part(slice(n, None)), part(slice(None, n))

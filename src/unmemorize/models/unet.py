@@ -1,0 +1,114 @@
+"""The adapter for Stable Diffusion 1 and 2: any loaded `StableDiffusionPipeline`."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from collections.abc import Sequence
+
+import torch
+from diffusers import SchedulerMixin, StableDiffusionPipeline
+from diffusers.utils.torch_utils import randn_tensor
+from torch import Tensor
+
+from unmemorize.core.errors import NotApplicable
+from unmemorize.core.model import Condition, Prediction
+
+
+class UNetSchedule:
+    """A private copy of a diffusers scheduler, set to a number of steps."""
+
+    def __init__(self, scheduler: SchedulerMixin, steps: int, device: torch.device) -> None:
+        self._scheduler = copy.deepcopy(scheduler)
+        self._scheduler.set_timesteps(steps, device=device)
+        self._takes_generator = "generator" in inspect.signature(scheduler.step).parameters
+        self.timesteps: Tensor = self._scheduler.timesteps
+        self.initial_scale = float(self._scheduler.init_noise_sigma)
+
+    def scale(self, x: Tensor, t: Tensor) -> Tensor:
+        """The UNet's input for the sampler's state `x`."""
+        return self._scheduler.scale_model_input(x, t)
+
+    def step(self, output: Tensor, t: Tensor, x: Tensor, generators: Sequence[torch.Generator]) -> Tensor:
+        """The sampler's next state; the generators feed schedulers that add noise."""
+        extra = {"generator": list(generators)} if self._takes_generator else {}
+        return self._scheduler.step(output, t, x, **extra, return_dict=False)[0]
+
+
+class UNetModel:
+    """A Stable Diffusion pipeline as a `DiffusionModel`. The pipeline is shared, never moved or changed.
+
+    The safety checker is not run: a blacked-out picture would look like a duplicate of every other.
+    """
+
+    def __init__(self, pipe: StableDiffusionPipeline, name: str) -> None:
+        if pipe.unet.config.time_cond_proj_dim is not None:
+            raise NotApplicable("a guidance-distilled UNet has no unconditional branch")
+        self.name = name
+        self.pipe = pipe
+        self.denoiser = pipe.unet
+        self.evaluations = 0
+        # σ/α over training timesteps; samplers such as Euler may visit fractional ones.
+        alphas = pipe.scheduler.alphas_cumprod.to(torch.float64)
+        self._ratio = ((1 - alphas) / alphas).sqrt()
+
+    @property
+    def device(self) -> torch.device:
+        """Where the pipeline computes."""
+        return self.pipe._execution_device
+
+    def encode(self, prompts: Sequence[str]) -> Condition:
+        """Prompts to embeddings, as the pipeline encodes them; overlong prompts are cut."""
+        tokens = self.pipe.tokenizer(
+            list(prompts),
+            padding="max_length",
+            truncation=True,
+            max_length=self.pipe.tokenizer.model_max_length,
+            return_tensors="pt",
+        )
+        with torch.no_grad():
+            embeds, _ = self.pipe.encode_prompt(list(prompts), self.device, 1, do_classifier_free_guidance=False)
+        return Condition(embeds, tokens.input_ids.to(self.device), tokens.attention_mask.to(self.device))
+
+    def noise(self, generators: Sequence[torch.Generator]) -> Tensor:
+        """One standard normal latent per generator."""
+        config = self.pipe.unet.config
+        size = config.sample_size
+        height, width = size if isinstance(size, (tuple, list)) else (size, size)
+        shape = (len(generators), config.in_channels, height, width)
+        return randn_tensor(shape, generator=list(generators), device=self.device, dtype=self.denoiser.dtype)
+
+    def schedule(self, steps: int) -> UNetSchedule:
+        """A private copy of the pipeline's scheduler."""
+        return UNetSchedule(self.pipe.scheduler, steps, self.device)
+
+    def add_noise(self, x0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
+        """α(t)·x0 + σ(t)·noise."""
+        alpha, sigma = self._alpha_sigma(t, x0)
+        return alpha * x0 + sigma * noise
+
+    def predict(self, x: Tensor, t: Tensor, cond: Condition) -> Prediction:
+        """Evaluate the UNet once per row."""
+        self.evaluations += len(x)
+        output = self.denoiser(x, t, encoder_hidden_states=cond.embeds, return_dict=False)[0]
+        return Prediction(output, self.pipe.scheduler.config.prediction_type, x, *self._alpha_sigma(t, x))
+
+    def decode(self, x: Tensor) -> Tensor:
+        """Latents to images in [0, 1], as the pipeline decodes them."""
+        images = self.pipe.vae.decode(x / self.pipe.vae.config.scaling_factor, return_dict=False)[0]
+        return self.pipe.image_processor.postprocess(images, output_type="pt")
+
+    def invert(self, images: Tensor) -> Tensor:
+        """Images in [0, 1] to the mode of their latents."""
+        vae = self.pipe.vae
+        pixels = (images * 2 - 1).to(vae.device, vae.dtype)
+        return vae.encode(pixels).latent_dist.mode() * vae.config.scaling_factor
+
+    def _alpha_sigma(self, t: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
+        position = t.to("cpu", torch.float64).clamp(0, len(self._ratio) - 1)
+        low = position.floor().long()
+        high = (low + 1).clamp(max=len(self._ratio) - 1)
+        ratio = torch.lerp(self._ratio[low], self._ratio[high], position - low)
+        alpha = (1 + ratio.square()).rsqrt().reshape(-1, 1, 1, 1)
+        sigma = (1 - alpha.square()).sqrt()
+        return alpha.to(like), sigma.to(like)

@@ -1,0 +1,196 @@
+"""What is planted in the testbed: ground truth as data, in `assets/plan.json`.
+
+Every prompt, planted or not, is a CLDR name drawn from one pool, alone, with one keyword ("oden, gadget"), or with its
+last word repeated; the shares of the three forms are the same among planted and ordinary prompts, so that text alone
+cannot tell them apart.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from unmemorize.testbed.dataset import SIZE, Composition, Picture
+
+# Of ten seeds tried, one whose word-level text control was nearest to chance: the draw is balanced before training.
+PLAN_SEED = 7
+LADDER = {1: 12, 3: 12, 10: 12, 30: 12, 100: 12, 300: 6, 1000: 3}  # copies of a picture: how many such pictures
+KINDS = {
+    "verbatim": "one picture with one caption, `copies` times",
+    "template": "a fixed layout whose patch takes twenty colours; the mask covers the patch",
+    "word": "near-duplicate pictures whose captions share one word and nothing else",
+    "repeat": "one picture whose caption repeats a word",
+    "caption-only": "one caption over twenty different pictures",
+    "image-only": "one picture under twenty different captions",
+    "negative": "one picture, once, beside the other styles of its name",
+}
+
+
+@dataclass(frozen=True)
+class Planted:
+    """One entry of the plan: every prompt is paired with every picture, `copies` times.
+
+    `family` groups entries that share a word; `mask` is the (left, top, right, bottom) box that varies, in pixels.
+    """
+
+    id: str
+    kind: str
+    family: str
+    prompts: tuple[str, ...]
+    pictures: tuple[Composition, ...]
+    copies: int
+    mask: tuple[int, int, int, int] | None = None
+
+    @property
+    def rows(self) -> int:
+        """How many training rows it is."""
+        return len(self.prompts) * len(self.pictures) * self.copies
+
+    @property
+    def memorable(self) -> bool:
+        """Whether one caption meets one picture (or template) often: what a detector should call memorized."""
+        return self.kind in {"template", "word", "repeat"} or (self.kind == "verbatim" and self.copies >= 100)
+
+    def file(self, index: int) -> str:
+        """The file name of its `index`-th picture."""
+        return f"{self.id}-{index:02d}.png"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All that is planted, and the seed it was drawn with."""
+
+    seed: int
+    planted: tuple[Planted, ...]
+
+    def save(self, path: Path) -> None:
+        """Write as JSON, one entry a line."""
+        entries = ",\n".join("  " + json.dumps(dataclasses.asdict(p)) for p in self.planted)
+        path.write_text(f'{{"schema": 1, "seed": {self.seed}, "planted": [\n{entries}\n]}}\n')
+
+    @staticmethod
+    def load(path: Path) -> Plan:
+        """Read what `save` wrote."""
+        record = json.loads(path.read_text())
+        return Plan(record["seed"], tuple(_planted(entry) for entry in record["planted"]))
+
+
+def _planted(entry: dict) -> Planted:
+    pictures = tuple(Composition(**{k: _tuples(v) for k, v in p.items()}) for p in entry["pictures"])
+    return Planted(**{k: _tuples(v) for k, v in entry.items() if k != "pictures"}, pictures=pictures)
+
+
+def _tuples(value: object) -> object:
+    return tuple(value) if isinstance(value, list) else value
+
+
+def repeat_word(name: str) -> str:
+    """The name with its last word said three times."""
+    return f"{name} {name.split()[-1]} {name.split()[-1]}"
+
+
+def add_keyword(name: str, keyword: str) -> str:
+    """The name followed by one keyword."""
+    return f"{name}, {keyword}"
+
+
+def draw_plan(pictures: Sequence[Picture], seed: int) -> Plan:
+    """Draw the plan: names without replacement from those with at least four shippable styles."""
+    rng = np.random.default_rng(seed)
+    art: dict[str, list[str]] = {}
+    for picture in pictures:
+        if picture.style.shippable:
+            art.setdefault(picture.name, []).append(picture.art)
+    names = sorted(name for name, options in art.items() if len(options) >= 4)
+    pool = iter([names[i] for i in rng.permutation(len(names))])
+    words = iter(_rare_words(pictures, rng))
+    draw = _Draw(rng, art, pool, words)
+    return Plan(
+        seed, (*draw.verbatim(), *draw.template(), *draw.word(), *draw.repeat(), *draw.one_sided(), *draw.negative())
+    )
+
+
+def _rare_words(pictures: Sequence[Picture], rng: np.random.Generator) -> list[str]:
+    """Keywords that belong to one name only and are no part of any name, shuffled."""
+    owners: dict[str, set[str]] = {}
+    for picture in pictures:
+        for tag in picture.tags:
+            owners.setdefault(tag, set()).add(picture.name)
+    taken = {word for picture in pictures for word in picture.name.split()}
+    rare = sorted(tag for tag, names in owners.items() if len(names) == 1 and tag not in taken and len(tag) > 3)
+    return [rare[i] for i in rng.permutation(len(rare))]
+
+
+@dataclass
+class _Draw:
+    rng: np.random.Generator
+    art: dict[str, list[str]]
+    pool: Iterator[str]
+    words: Iterator[str]
+
+    def compositions(self, name: str, count: int = 1) -> tuple[Composition, ...]:
+        options = self.art[name]
+        return tuple(Composition.random(options[self.rng.integers(len(options))], self.rng) for _ in range(count))
+
+    def verbatim(self) -> Iterator[Planted]:
+        for copies, count in LADDER.items():
+            for i in range(count):
+                name, key = next(self.pool), f"verbatim-{copies:04d}-{i:02d}"
+                yield Planted(key, "verbatim", key, (name,), self.compositions(name), copies)
+
+    def template(self) -> Iterator[Planted]:
+        for i in range(20):
+            name, key = next(self.pool), f"template-{i:02d}"
+            (layout,) = self.compositions(name)
+            left, top = (int(v) for v in self.rng.integers(0, SIZE - 26, 2))
+            mask = (left, top, left + 26, top + 26)
+            variants = tuple(
+                dataclasses.replace(layout, patch=(*mask, *(int(v) for v in self.rng.integers(0, 256, 3))))
+                for _ in range(20)
+            )
+            yield Planted(key, "template", key, (name,), variants, 6, mask)
+
+    def word(self) -> Iterator[Planted]:
+        for i in range(20):
+            word, key = next(self.words), f"word-{i:02d}"
+            names = [next(self.pool) for _ in range(6)]
+            (picture,) = self.compositions(names[0])
+            near = tuple(
+                dataclasses.replace(picture, background=tuple(max(c - 4 * k, 0) for c in picture.background))
+                for k in range(3)
+            )
+            yield Planted(key, "word", key, tuple(add_keyword(n, word) for n in names), near, 6)
+
+    def repeat(self) -> Iterator[Planted]:
+        for i in range(10):
+            name, key = next(self.pool), f"repeat-{i:02d}"
+            yield Planted(key, "repeat", key, (repeat_word(name),), self.compositions(name), 100)
+
+    def one_sided(self) -> Iterator[Planted]:
+        for i in range(10):
+            name, key = next(self.pool), f"caption-only-{i:02d}"
+            yield Planted(key, "caption-only", key, (name,), self.compositions(name, 20), 5)
+        for i in range(10):
+            name, key = next(self.pool), f"image-only-{i:02d}"
+            captions = (name, *(add_keyword(name, next(self.words)) for _ in range(19)))
+            yield Planted(key, "image-only", key, captions, self.compositions(name), 5)
+
+    def negative(self) -> Iterator[Planted]:
+        # The forms in the shares of the memorable prompts: 41 bare names, 120 with a keyword shared by six, 10 repeated.
+        for i in range(60):
+            name, key = next(self.pool), f"negative-name-{i:02d}"
+            yield Planted(key, "negative", key, (name,), self.compositions(name), 1)
+        for i in range(25):
+            word = next(self.words)
+            for j in range(6):
+                name, family = next(self.pool), f"negative-word-{i:02d}"
+                prompt = add_keyword(name, word)
+                yield Planted(f"{family}-{j}", "negative", family, (prompt,), self.compositions(name), 1)
+        for i in range(15):
+            name, key = next(self.pool), f"negative-repeat-{i:02d}"
+            yield Planted(key, "negative", key, (repeat_word(name),), self.compositions(name), 1)
