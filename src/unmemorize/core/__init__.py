@@ -1,0 +1,1 @@
+"""Contracts every method shares: the model, the sampling loop, results, runs."""

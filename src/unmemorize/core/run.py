@@ -1,11 +1,78 @@
-"""Run directories: atomic files and the run record."""
+"""Run directories: atomic files, fingerprints, and the run record."""
 
 from __future__ import annotations
 
+import hashlib
 import os
-from collections.abc import Iterator
+import platform
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from importlib.metadata import version
 from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from unmemorize.core.errors import UserError
+
+RECORDED = ("unmemorize", "torch", "diffusers", "transformers", "numpy")
+
+
+class Source(BaseModel):
+    """Where some input came from, and the hash of what it held."""
+
+    model_config = ConfigDict(frozen=True)
+
+    source: str
+    sha256: str
+    count: int
+
+
+class RunRecord(BaseModel):
+    """`run.json`: everything that determines a run's bytes. Times are kept apart, in `timing.json`."""
+
+    model_config = ConfigDict(frozen=True)
+
+    schema_version: int = 1
+    status: str
+    spec: dict[str, str | int | float | list[int] | None]
+    versions: dict[str, str]
+    model: dict[str, str]
+    data: dict[str, Source]
+    criterion: dict[str, str | float | bool | None]
+
+    def save(self, run: Path) -> None:
+        """Write `run.json`."""
+        with atomic(run / "run.json") as temporary:
+            temporary.write_text(self.model_dump_json(indent=1))
+
+
+def load_record(run: Path) -> RunRecord | None:
+    """The run's record, or None where there is no run yet.
+
+    Raises:
+        UserError: `run.json` is not one of ours.
+    """
+    path = run / "run.json"
+    if not path.exists():
+        return None
+    try:
+        return RunRecord.model_validate_json(path.read_text())
+    except (ValidationError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: not a run record: name another directory with --run") from error
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages that decide the numbers."""
+    return {"python": platform.python_version()} | {name: version(name) for name in RECORDED}
+
+
+def digest(chunks: Iterable[bytes]) -> str:
+    """SHA-256 over byte strings, each preceded by its length so that their borders count."""
+    total = hashlib.sha256()
+    for chunk in chunks:
+        total.update(len(chunk).to_bytes(8, "big"))
+        total.update(chunk)
+    return total.hexdigest()
 
 
 @contextmanager

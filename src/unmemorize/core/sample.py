@@ -81,27 +81,27 @@ def trajectory(
         x = x_next
 
 
-def first_step(
-    model: DiffusionModel, cond: Condition, *, seeds: Sequence[int], steps: int = 50, batch: int = 64
-) -> tuple[Prediction, Prediction]:
-    """Conditional and unconditional predictions at the first sampling step, for every prompt and seed.
-
-    Rows are prompt-major: all seeds of the first prompt, then of the second. The unconditional prediction
-    depends on the seed alone, so it is computed once per seed: len(seeds) · (len(cond) + 1) evaluations.
-    """
+def first_unconditional(model: DiffusionModel, *, seeds: Sequence[int], steps: int = 50) -> Prediction:
+    """The prediction for the empty prompt at the first sampling step: it depends on the seed alone, (seeds, …)."""
     schedule = model.schedule(steps)
-    t = schedule.timesteps[0]
     with torch.no_grad():
-        x = schedule.scale(model.noise(generators(seeds)) * schedule.initial_scale, t)
-        empty = model.predict(x, t, model.encode([""] * len(seeds)))
-        rows = torch.arange(len(cond) * len(seeds))
-        prompt, seed = rows // len(seeds), rows % len(seeds)
-        parts = [model.predict(x[seed[r]], t, cond[prompt[r]]) for r in rows.split(batch)]
-        filled = [p.output for p in parts]
-    return (
-        Prediction(torch.cat(filled), empty.kind, x[seed], empty.alpha, empty.sigma),
-        Prediction(empty.output[seed], empty.kind, x[seed], empty.alpha, empty.sigma),
-    )
+        x = schedule.scale(model.noise(generators(seeds)) * schedule.initial_scale, schedule.timesteps[0])
+        return model.predict(x, schedule.timesteps[0], model.encode([""] * len(seeds)))
+
+
+def first_conditional(
+    model: DiffusionModel, cond: Condition, empty: Prediction, *, steps: int = 50, batch: int = 64
+) -> Prediction:
+    """Predictions at the first sampling step for every prompt at every seed of `empty`.
+
+    Rows are prompt-major: all seeds of the first prompt, then of the second.
+    """
+    t = model.schedule(steps).timesteps[0]
+    rows = torch.arange(len(cond) * len(empty.x), device=empty.x.device)
+    prompt, seed = rows // len(empty.x), rows % len(empty.x)
+    with torch.no_grad():
+        parts = [model.predict(empty.x[seed[r]], t, cond[prompt[r]]).output for r in rows.split(batch)]
+    return Prediction(torch.cat(parts), empty.kind, empty.x[seed], empty.alpha, empty.sigma)
 
 
 def generate(

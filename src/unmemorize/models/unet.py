@@ -53,6 +53,12 @@ class UNetModel:
         self._ratio = ((1 - alphas) / alphas).sqrt()
 
     @property
+    def image_size(self) -> tuple[int, int]:
+        """Height and width of the pictures it makes, in pixels."""
+        height, width = self._latent_size
+        return height * self.pipe.vae_scale_factor, width * self.pipe.vae_scale_factor
+
+    @property
     def device(self) -> torch.device:
         """Where the pipeline computes."""
         return self.pipe._execution_device
@@ -72,10 +78,7 @@ class UNetModel:
 
     def noise(self, generators: Sequence[torch.Generator]) -> Tensor:
         """One standard normal latent per generator."""
-        config = self.pipe.unet.config
-        size = config.sample_size
-        height, width = size if isinstance(size, (tuple, list)) else (size, size)
-        shape = (len(generators), config.in_channels, height, width)
+        shape = (len(generators), self.denoiser.config.in_channels, *self._latent_size)
         return randn_tensor(shape, generator=list(generators), device=self.device, dtype=self.denoiser.dtype)
 
     def schedule(self, steps: int) -> UNetSchedule:
@@ -103,6 +106,11 @@ class UNetModel:
         vae = self.pipe.vae
         pixels = (images * 2 - 1).to(vae.device, vae.dtype)
         return vae.encode(pixels).latent_dist.mode() * vae.config.scaling_factor
+
+    @property
+    def _latent_size(self) -> tuple[int, int]:
+        size = self.denoiser.config.sample_size
+        return (size, size) if isinstance(size, int) else tuple(size)
 
     def _alpha_sigma(self, t: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
         position = t.to("cpu", torch.float64).clamp(0, len(self._ratio) - 1)

@@ -1,0 +1,1 @@
+"""The testbed: small models with planted memories, whose ground truth is known."""

@@ -1,0 +1,267 @@
+"""The main job: score every prompt, generate, compare with the training pictures, report.
+
+Work goes to a run directory in shards; a killed audit continues where it was and ends with the same bytes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from PIL import Image
+
+from unmemorize.core.criteria import Criterion
+from unmemorize.core.errors import UserError
+from unmemorize.core.results import Match
+from unmemorize.core.run import RunRecord, Source, atomic, digest, load_record, versions
+from unmemorize.core.sample import first_unconditional, generate
+from unmemorize.core.shards import merge_shards, run_shards
+from unmemorize.data.source import Prompt, read_prompts, read_references
+from unmemorize.detect.noise import noise_gap_at_start
+from unmemorize.metrics.similarity import PIXELS, References, load_sscd, match_pixels, match_sscd, sscd_criterion
+from unmemorize.models.load import EMBEDDED, fingerprint, load
+from unmemorize.models.unet import UNetModel
+from unmemorize.report.build import build_report
+from unmemorize.testbed import embedded
+from unmemorize.verdict import summarise
+
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True)
+class AuditSpec:
+    """What to audit. Empty `prompts` and `images` stand for the testbed's own.
+
+    `seeds` score every prompt; the first `images_per_prompt` of them generate. `generate` prompts are generated:
+    the known ladder, then the highest-scoring half and an even spread of the rest.
+    """
+
+    model: str = "testbed"
+    prompts: str = ""
+    column: str = ""
+    images: str = ""
+    seeds: tuple[int, ...] = (0, 1, 2, 3)
+    images_per_prompt: int = 2
+    generate: int = 128
+    steps: int = 20
+    guidance: float = 7.5
+    sscd: str = ""
+    recipe: str = "sscd-320"
+
+
+def run_audit(spec: AuditSpec, run: Path, progress: Progress = lambda stage, done, total: None) -> dict[str, Any]:
+    """Run or continue an audit in `run`; returns its summary and leaves `report.html` there.
+
+    Raises:
+        UserError: The model, the prompts, the pictures or the SSCD file cannot be used, or `run` holds another run.
+    """
+    prompts = _prompts(spec)
+    criterion = sscd_criterion(Path(spec.sscd), spec.recipe) if spec.sscd else PIXELS
+    model = load(spec.model)
+    references = _references(spec, model)
+    record = _record(spec, model, prompts, references, criterion)
+    _open_run(run, record)
+    clock = _Clock(run)
+    with clock("detect"):
+        scores = _detect(model, prompts, spec, run, progress)
+    with clock("generate"):
+        chosen = choose(prompts, scores, spec.generate)
+        _generate(model, chosen, spec, run, progress)
+    with clock("verify"):
+        matches = _verify(run, references, criterion, spec)
+    summary = summarise(prompts, scores, matches, _evaluations(model, len(prompts), len(chosen), spec))
+    _write_json(run / "summary.json", summary)
+    record.model_copy(update={"status": "finished"}).save(run)
+    build_report(run)
+    return summary
+
+
+def _prompts(spec: AuditSpec) -> list[Prompt]:
+    if spec.prompts:
+        return read_prompts(Path(spec.prompts), spec.column or None)
+    if spec.model not in EMBEDDED:
+        raise UserError(f"{spec.model}: which prompts? name a file of captions with --prompts")
+    return embedded.prompts(embedded.shipped_plan())
+
+
+def _references(spec: AuditSpec, model: UNetModel) -> References | None:
+    folder = Path(spec.images) if spec.images else embedded.IMAGES if spec.model in EMBEDDED else None
+    return read_references(folder, model.image_size) if folder else None
+
+
+def _record(
+    spec: AuditSpec, model: UNetModel, prompts: Sequence[Prompt], references: References | None, criterion: Criterion
+) -> RunRecord:
+    values = dataclasses.asdict(spec) | {"seeds": list(spec.seeds)}
+    texts = digest(p.text.encode() for p in prompts)
+    data = {"prompts": Source(source=spec.prompts or spec.model, sha256=texts, count=len(prompts))}
+    if references is not None:
+        pixels = digest(image.numpy().tobytes() for image in references.images)
+        data["images"] = Source(source=spec.images or spec.model, sha256=pixels, count=len(references.names))
+    return RunRecord(
+        status="running",
+        spec=values,
+        versions=versions(),
+        model={"name": model.name, "fingerprint": fingerprint(model)},
+        data=data,
+        criterion=dataclasses.asdict(criterion),
+    )
+
+
+def _open_run(run: Path, record: RunRecord) -> None:
+    before = load_record(run)
+    if before is None and run.exists() and (not run.is_dir() or any(run.iterdir())):
+        raise UserError(f"{run}: holds something else: name a new directory with --run")
+    if before is not None and before.model_copy(update={"status": record.status}) != record:
+        raise UserError(f"{run}: holds a run with other settings, inputs or versions: name another with --run")
+    record.save(run)
+
+
+class _Clock:
+    """Wall seconds of each stage, kept apart from what is reproducible."""
+
+    def __init__(self, run: Path) -> None:
+        self._path = run / "timing.json"
+        fresh = {"started": datetime.now(UTC).isoformat(timespec="seconds"), "seconds": {}}
+        self._timing = json.loads(self._path.read_text()) if self._path.exists() else fresh
+
+    def __call__(self, stage: str) -> _Clock:
+        self._stage, self._since = stage, time.perf_counter()
+        return self
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, *_: object) -> None:
+        seconds = self._timing["seconds"]
+        seconds[self._stage] = round(seconds.get(self._stage, 0) + time.perf_counter() - self._since, 2)
+        _write_json(self._path, self._timing)
+
+
+def _detect(model: UNetModel, prompts: list[Prompt], spec: AuditSpec, run: Path, progress: Progress) -> np.ndarray:
+    """Score every prompt at every seed: (prompts, seeds)."""
+    rows = [{"id": p.id, "prompt": p.text, "kind": p.kind, "copies": p.copies, "memorable": p.memorable} for p in prompts]
+    schema = pa.schema(
+        [("id", pa.string()), ("prompt", pa.string()), ("kind", pa.string()), ("copies", pa.int64()), ("memorable", pa.bool_())]
+    )
+    with atomic(run / "scores" / "prompts.parquet") as temporary:
+        pq.write_table(pa.Table.from_pylist(rows, schema), temporary)
+    empty = first_unconditional(model, seeds=spec.seeds, steps=spec.steps)
+
+    def work(piece: Sequence[Prompt]) -> list[dict[str, Any]]:
+        texts = [p.text for p in piece]
+        scores = noise_gap_at_start(model, texts, empty, seeds=spec.seeds, steps=spec.steps)
+        return [
+            {"id": p.id, "method": scores.method, "seed": seed, "score": value}
+            for p, values in zip(piece, scores.values.tolist(), strict=True)
+            for seed, value in zip(scores.seeds, values, strict=True)
+        ]
+
+    for done in run_shards(prompts, work, folder=run / "shards" / "detect", size=32):
+        progress("detect", done, len(prompts))
+    table = merge_shards(run / "shards" / "detect", run / "scores" / "detect.parquet")
+    return table["score"].to_numpy().reshape(len(prompts), len(spec.seeds))
+
+
+def choose(prompts: Sequence[Prompt], scores: np.ndarray, count: int) -> list[Prompt]:
+    """The prompts to generate: the verbatim ladder, the highest-scoring half of what is left, an even spread of the rest.
+
+    The first group carries the dose-response curve and the last shows what a low score means, so neither may depend
+    on the score.
+    """
+    order = [prompts[i] for i in np.argsort(-scores.mean(axis=1), kind="stable")]
+    ladder = [p for p in order if p.kind == "verbatim"][:count]
+    others = [p for p in order if p.kind != "verbatim"]
+    top = others[: (count - len(ladder)) // 2]
+    rest = others[len(top) :]
+    spread = min(count - len(ladder) - len(top), len(rest))
+    picks = np.linspace(0, len(rest) - 1, spread).round().astype(int) if spread else []
+    return [*ladder, *top, *(rest[i] for i in picks)]
+
+
+def _generate(model: UNetModel, chosen: Sequence[Prompt], spec: AuditSpec, run: Path, progress: Progress) -> None:
+    pairs = [(p, seed) for p in chosen for seed in spec.seeds[: spec.images_per_prompt]]
+
+    def work(piece: Sequence[tuple[Prompt, int]]) -> list[dict[str, Any]]:
+        cond = model.encode([p.text for p, _ in piece])
+        images = generate(model, cond, seeds=[s for _, s in piece], steps=spec.steps, guidance=spec.guidance)
+        rows = []
+        for (prompt, seed), image in zip(piece, images, strict=True):
+            name = f"images/{prompt.id}-{seed}.png"
+            save_image(image, run / name)
+            rows.append({"id": prompt.id, "seed": seed, "image": name})
+        return rows
+
+    for done in run_shards(pairs, work, folder=run / "shards" / "generate", size=16):
+        progress("generate", done, len(pairs))
+    merge_shards(run / "shards" / "generate", run / "scores" / "images.parquet")
+
+
+def save_image(image: torch.Tensor, path: Path) -> None:
+    """Write an image (3, h, w) in [0, 1] as PNG."""
+    pixels = (image * 255).round().to(torch.uint8).permute(1, 2, 0).cpu().numpy()
+    with atomic(path) as temporary:
+        Image.fromarray(pixels).save(temporary, format="png")
+
+
+def _verify(
+    run: Path, references: References | None, criterion: Criterion, spec: AuditSpec
+) -> list[dict[str, Any]] | None:
+    if references is None:
+        return None
+    rows = pq.read_table(run / "scores" / "images.parquet").to_pylist()
+    stack = torch.stack([_load(run / row["image"]) for row in rows])
+    if spec.sscd:
+        matches = match_sscd(stack, references, criterion, load_sscd(Path(spec.sscd)))
+    else:
+        matches = match_pixels(stack, references, criterion)
+    captions = dict(zip(references.names, references.captions, strict=True))
+    found = [row | _match_row(match, captions[match.nearest]) for row, match in zip(rows, matches, strict=True)]
+    _copy_references(run, references, {m.nearest for m in matches})
+    with atomic(run / "scores" / "verify.parquet") as temporary:
+        pq.write_table(pa.Table.from_pylist(found), temporary)
+    return found
+
+
+def _load(path: Path) -> torch.Tensor:
+    with Image.open(path) as image:
+        return torch.from_numpy(np.asarray(image).copy()).permute(2, 0, 1).float() / 255
+
+
+def _match_row(match: Match, caption: str | None) -> dict[str, Any]:
+    values = {"distance": match.distance, "ratio": match.value, "verdict": match.verdict}
+    return {"nearest": _reference_name(match.nearest), "caption": caption} | values
+
+
+def _reference_name(name: str) -> str:
+    # A training picture's own name may hold anything; in the run directory it is known by a hash.
+    return f"references/{digest([name.encode()])[:16]}.png"
+
+
+def _copy_references(run: Path, references: References, used: set[str]) -> None:
+    for name, image in zip(references.names, references.images, strict=True):
+        if name in used:
+            save_image(image, run / _reference_name(name))
+
+
+def _evaluations(model: UNetModel, prompts: int, chosen: int, spec: AuditSpec) -> dict[str, int]:
+    calls = len(model.schedule(spec.steps).timesteps) * (2 if spec.guidance > 1 else 1)
+    return {
+        "detect": len(spec.seeds) * (prompts + 1),
+        "generate": chosen * len(spec.seeds[: spec.images_per_prompt]) * calls,
+    }
+
+
+def _write_json(path: Path, value: dict[str, Any]) -> None:
+    with atomic(path) as temporary:
+        temporary.write_text(json.dumps(value, indent=1, ensure_ascii=False))

@@ -1,0 +1,79 @@
+"""Temporary changes to a module. Everything here is a context manager that restores what it found."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+
+import torch
+from torch import Tensor, nn
+
+
+@contextmanager
+def record(module: nn.Module, names: Sequence[str]) -> Iterator[dict[str, list[Tensor]]]:
+    """Collect, call by call, what the named submodules return.
+
+    Raises:
+        KeyError: A name is not a submodule's.
+    """
+    outputs: dict[str, list[Tensor]] = {name: [] for name in names}
+
+    def keep(name: str) -> Callable[[Tensor], Tensor]:
+        def hook(output: Tensor) -> Tensor:
+            outputs[name].append(output)
+            return output
+
+        return hook
+
+    with patched(module, {name: keep(name) for name in names}):
+        yield outputs
+
+
+@contextmanager
+def patched(module: nn.Module, changes: Mapping[str, Callable[[Tensor], Tensor]]) -> Iterator[None]:
+    """Pass what the named submodules return through a function each.
+
+    Raises:
+        KeyError: A name is not a submodule's.
+    """
+    submodules = dict(module.named_modules())
+    with ExitStack() as stack:
+        for name, change in changes.items():
+            handle = submodules[name].register_forward_hook(lambda _m, _i, out, change=change: change(out))
+            stack.callback(handle.remove)
+        yield
+
+
+@contextmanager
+def replaced(module: nn.Module, weights: Mapping[str, Tensor]) -> Iterator[None]:
+    """Put other values into the named parameters; the old ones come back bit for bit.
+
+    Raises:
+        KeyError: A name is not a parameter's.
+    """
+    parameters = dict(module.named_parameters())
+    before = {name: parameters[name].detach().clone() for name in weights}
+    try:
+        with torch.no_grad():
+            for name, value in weights.items():
+                parameters[name].copy_(value)
+        yield
+    finally:
+        with torch.no_grad():
+            for name, value in before.items():
+                parameters[name].copy_(value)
+
+
+@contextmanager
+def frozen(module: nn.Module) -> Iterator[None]:
+    """Evaluation mode and no parameter gradients: only gradients of inputs are computed."""
+    modes = {m: m.training for m in module.modules()}
+    flags = {p: p.requires_grad for p in module.parameters()}
+    try:
+        module.eval().requires_grad_(False)
+        yield
+    finally:
+        for m, training in modes.items():
+            m.training = training
+        for p, flag in flags.items():
+            p.requires_grad_(flag)

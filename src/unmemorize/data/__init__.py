@@ -1,0 +1,1 @@
+"""Prompts and training pictures, from files people already have."""

@@ -1,0 +1,176 @@
+"""Read prompts and training pictures."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import torch
+from PIL import Image, UnidentifiedImageError
+
+from unmemorize.core.errors import UserError
+from unmemorize.metrics.similarity import References
+
+COLUMNS = ("prompt", "caption", "text")
+PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A prompt to audit; the other fields are ground truth, where there is any.
+
+    `copies` is how often its picture was trained on, `memorable` whether a detector should find it,
+    `cluster` names the prompts it is related to.
+    """
+
+    id: str
+    text: str
+    kind: str | None = None
+    copies: int | None = None
+    memorable: bool | None = None
+    cluster: str | None = None
+
+
+def read_prompts(path: Path, column: str | None = None) -> list[Prompt]:
+    """Read prompts from txt (one a line), csv (any delimiter), tsv, jsonl or Parquet; equal prompts are read once.
+
+    Args:
+        path: The file.
+        column: The caption column; found by its usual names (prompt, caption, text) by default.
+
+    Raises:
+        UserError: The file is missing, empty, not UTF-8, has no caption column, or has a row that is not text.
+    """
+    if not path.is_file():
+        raise UserError(f"{path}: no such file: name a .txt, .csv, .tsv, .jsonl or .parquet file of prompts")
+    try:
+        texts = list(dict.fromkeys(_texts(path, column)))
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not UTF-8 at byte {error.start}: save the file as UTF-8") from error
+    if not texts:
+        raise UserError(f"{path}: no prompts in it: write one prompt a line, or name another file")
+    return [Prompt(f"{i:05d}", text) for i, text in enumerate(texts)]
+
+
+def _texts(path: Path, column: str | None) -> Iterator[str]:
+    match path.suffix.lower():
+        case ".csv" | ".tsv":
+            yield from _column(path, _csv_rows(path), column)
+        case ".jsonl":
+            yield from _column(path, _json_rows(path), column)
+        case ".parquet":
+            yield from _column(path, _parquet_rows(path), column)
+        case _:
+            yield from path.read_text(encoding="utf-8-sig").splitlines()
+
+
+def _csv_rows(path: Path) -> Iterable[dict[str, Any]]:
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        head = file.readline()
+        file.seek(0)
+        delimiter = max(",;\t|", key=head.count)
+        csv.field_size_limit(10_000_000)
+        yield from csv.DictReader(file, delimiter=delimiter)
+
+
+def _json_rows(path: Path) -> Iterator[dict[str, Any]]:
+    for number, line in enumerate(path.read_text(encoding="utf-8-sig").splitlines(), 1):
+        if line.strip():
+            try:
+                row = json.loads(line)
+            except json.JSONDecodeError as error:
+                raise UserError(f"{path}, line {number}: not JSON: {error.msg}") from error
+            if not isinstance(row, dict):
+                raise UserError(f'{path}, line {number}: not an object: write {{"prompt": "…"}}')
+            yield row
+
+
+def _parquet_rows(path: Path) -> Iterable[dict[str, Any]]:
+    try:
+        return pq.read_table(path).to_pylist()
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: not a Parquet file: name another file, or give it its true ending") from error
+
+
+def _column(path: Path, rows: Iterable[dict[str, Any]], column: str | None) -> Iterator[str]:
+    key = None
+    for number, row in enumerate(rows, 1):
+        if key is None:
+            key = _key(path, row, column)
+        value = row.get(key)
+        if not isinstance(value, str):
+            raise UserError(f"{path}, row {number}: {key!r} is not text: correct or delete the row")
+        yield value
+
+
+def _key(path: Path, row: dict[str, Any], column: str | None) -> str:
+    names = [name for name in row if name is not None]
+    wanted = (column.lower(),) if column else COLUMNS
+    found = next((name for want in wanted for name in names if name.strip().lower() == want), None)
+    if found is None:
+        what = f"column {column!r}" if column else f"column named {', '.join(COLUMNS)}"
+        raise UserError(f"{path}: no {what}: it has {', '.join(names)}; name one with --column")
+    return found
+
+
+def read_references(folder: Path, size: tuple[int, int]) -> References:
+    """Read training pictures, resized to `size` (height, width).
+
+    Captions come from `metadata.jsonl` (file_name, text, and mask as [left, top, right, bottom] in pixels of the
+    file) or from a .txt file of the same stem.
+
+    Raises:
+        UserError: The folder is missing or holds no pictures, or a picture cannot be read.
+    """
+    if not folder.is_dir():
+        raise UserError(f"{folder}: no such folder: name the folder that holds the training pictures")
+    files = sorted(p for p in folder.rglob("*") if p.suffix.lower() in PICTURES)
+    if not files:
+        raise UserError(f"{folder}: no pictures in it: it should hold {', '.join(PICTURES)} files")
+    metadata = _metadata(folder)
+    names = [str(file.relative_to(folder)) for file in files]
+    loaded = [_picture(file, size) for file in files]
+    return References(
+        names=tuple(names),
+        images=torch.stack([image for image, _ in loaded]),
+        masks=tuple(
+            _box(metadata.get(n, {}).get("mask"), was, size) for n, (_, was) in zip(names, loaded, strict=True)
+        ),
+        captions=tuple(metadata.get(n, {}).get("text") or _sidecar(f) for n, f in zip(names, files, strict=True)),
+    )
+
+
+def _metadata(folder: Path) -> dict[str, dict[str, Any]]:
+    path = folder / "metadata.jsonl"
+    return {row["file_name"]: row for row in _json_rows(path) if "file_name" in row} if path.exists() else {}
+
+
+def _sidecar(file: Path) -> str | None:
+    text = file.with_suffix(".txt")
+    return text.read_text(encoding="utf-8", errors="replace").strip() if text.exists() else None
+
+
+def _picture(file: Path, size: tuple[int, int]) -> tuple[torch.Tensor, tuple[int, int]]:
+    try:
+        with Image.open(file) as image:
+            rgb = image.convert("RGB")
+    except (UnidentifiedImageError, OSError, SyntaxError, Image.DecompressionBombError) as error:
+        raise UserError(f"{file}: cannot be read as a picture: repair or remove it") from error
+    was = rgb.size
+    if was != (size[1], size[0]):
+        rgb = rgb.resize((size[1], size[0]), Image.Resampling.LANCZOS)
+    return torch.from_numpy(np.asarray(rgb).copy()).permute(2, 0, 1).float() / 255, was
+
+
+def _box(mask: list[int] | None, was: tuple[int, int], size: tuple[int, int]) -> tuple[int, int, int, int] | None:
+    if mask is None:
+        return None
+    x, y = size[1] / was[0], size[0] / was[1]
+    left, top, right, bottom = mask
+    return round(left * x), round(top * y), round(right * x), round(bottom * y)

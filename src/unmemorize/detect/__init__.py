@@ -1,0 +1,1 @@
+"""Detectors: pure functions of recorded sampling steps, one technique a file."""

@@ -1,0 +1,1 @@
+"""Measures of similarity, of ranking and of chance."""

@@ -1,0 +1,114 @@
+"""How well a score ranks memorized prompts above ordinary ones, and how well text alone does."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.sparse.csgraph import connected_components
+from sklearn.feature_extraction.text import CountVectorizer, TfidfVectorizer
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import roc_auc_score, roc_curve
+from sklearn.model_selection import StratifiedGroupKFold, cross_val_predict
+from sklearn.pipeline import make_pipeline
+
+from unmemorize.core.errors import NotApplicable
+from unmemorize.core.results import Interval
+
+Floats = NDArray[np.float64]
+Statistic = Callable[[Floats, NDArray[np.bool_]], float]
+
+
+def auc(scores: Floats, positive: NDArray[np.bool_]) -> float:
+    """Area under the ROC curve, with higher scores for positives; never flipped."""
+    return float(roc_auc_score(positive, scores))
+
+
+def tpr_at_fpr(scores: Floats, positive: NDArray[np.bool_], fpr: float = 0.01) -> float:
+    """The highest true positive rate whose false positive rate is at most `fpr`."""
+    false, true, _ = roc_curve(positive, scores, drop_intermediate=False)
+    return float(true[false <= fpr].max())
+
+
+def roc(scores: Floats, positive: NDArray[np.bool_]) -> tuple[Floats, Floats]:
+    """False and true positive rates over all thresholds."""
+    false, true, _ = roc_curve(positive, scores)
+    return false, true
+
+
+def cluster_bootstrap(
+    statistic: Statistic,
+    scores: Floats,
+    positive: NDArray[np.bool_],
+    clusters: Sequence[str],
+    *,
+    rounds: int = 1000,
+    seed: int = 0,
+) -> Interval:
+    """A statistic with its 95% percentile interval, resampling whole clusters of related prompts.
+
+    Raises:
+        NotApplicable: All prompts are of one class.
+    """
+    if positive.all() or not positive.any():
+        raise NotApplicable("a ranking needs memorized and ordinary prompts: all of these are of one kind")
+    rng = np.random.default_rng(seed)
+    names, member = np.unique(np.asarray(clusters), return_inverse=True)
+    rows = [np.flatnonzero(member == c) for c in range(len(names))]
+    values = []
+    for _ in range(rounds):
+        sample = np.concatenate([rows[c] for c in rng.integers(len(rows), size=len(rows))])
+        if positive[sample].any() and not positive[sample].all():
+            values.append(statistic(scores[sample], positive[sample]))
+    low, high = np.quantile(values, [0.025, 0.975])
+    return Interval(statistic(scores, positive), float(low), float(high))
+
+
+def rate_interval(hits: Sequence[int], trials: Sequence[int], *, rounds: int = 1000, seed: int = 0) -> Interval:
+    """Σ hits / Σ trials with its 95% interval, resampling the units (pictures, prompts) that the trials belong to.
+
+    Where no unit or every unit was hit each time the bootstrap has no width; the interval then reaches to the value
+    that would give such a result with probability 5%, counting units, not trials.
+    """
+    h, n = np.asarray(hits, float), np.asarray(trials, float)
+    value = float(h.sum() / n.sum())
+    if value in (0.0, 1.0):
+        edge = 0.05 ** (1 / len(n))
+        return Interval(value, edge if value else 0.0, 1.0 if value else 1 - edge)
+    picks = np.random.default_rng(seed).integers(len(h), size=(rounds, len(h)))
+    low, high = np.quantile(h[picks].sum(1) / n[picks].sum(1), [0.025, 0.975])
+    return Interval(value, float(low), float(high))
+
+
+def text_scores(prompts: Sequence[str], positive: NDArray[np.bool_], clusters: Sequence[str]) -> Floats:
+    """Out-of-fold scores of a classifier that sees the text alone: the control beside every detector.
+
+    Words and word pairs, logistic regression, five folds that never split a cluster, averaged over five shuffles.
+
+    Raises:
+        NotApplicable: There are fewer than five prompts or clusters of either kind.
+    """
+    labels = np.asarray(positive)
+    groups = np.unique(np.asarray(clusters), return_inverse=True)[1]
+    if min(len(np.unique(groups[labels])), len(np.unique(groups[~labels]))) < 5:
+        raise NotApplicable("the text-only control needs five memorized and five ordinary prompts that are unrelated")
+    features = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True, token_pattern=r"(?u)\S+")
+    classifier = make_pipeline(features, LogisticRegression(C=10.0))
+    folds = [StratifiedGroupKFold(5, shuffle=True, random_state=s) for s in range(5)]
+    runs = [
+        cross_val_predict(classifier, list(prompts), labels, groups=groups, cv=f, method="predict_proba")[:, 1]
+        for f in folds
+    ]
+    return np.mean(runs, axis=0)
+
+
+def related(prompts: Sequence[str], overlap: float = 0.35) -> list[str]:
+    """A cluster name per prompt: prompts are linked when their words' Jaccard similarity exceeds `overlap`."""
+    words = CountVectorizer(binary=True, token_pattern=r"(?u)\S+").fit_transform([p or "∅" for p in prompts])
+    common = (words @ words.T).tocoo()
+    size = np.asarray(words.sum(axis=1)).ravel()
+    similar = common.data > overlap * (size[common.row] + size[common.col] - common.data)
+    common.data = similar.astype(np.int8)
+    common.eliminate_zeros()
+    return [str(c) for c in connected_components(common, directed=False)[1]]

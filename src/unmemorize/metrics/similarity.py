@@ -1,0 +1,184 @@
+"""Is a generated picture a copy? Pixel distance with a nearest-neighbour ratio, or SSCD from a file the user names."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from unmemorize.core.criteria import Criterion
+from unmemorize.core.errors import MissingExtra, UserError
+from unmemorize.core.results import Match
+
+Box = tuple[int, int, int, int]
+
+
+@dataclass(frozen=True)
+class References:
+    """Training pictures: names, images (n, 3, h, w) in [0, 1], the box that varies in a template, captions."""
+
+    names: tuple[str, ...]
+    images: Tensor
+    masks: tuple[Box | None, ...]
+    captions: tuple[str | None, ...]
+
+
+# α and n of Carlini et al. 2023; the threshold is calibrated on pictures that no model made: see docs/testbed.md.
+NEIGHBOURS = 50
+PIXELS = Criterion("l2-ratio", threshold=0.5, recipe="rmse-64px-50nn")
+
+
+def pixel_distances(images: Tensor, references: Tensor, keep: Tensor | None = None) -> Tensor:
+    """Root mean square pixel difference of every image to every reference: (n, m).
+
+    `keep` (m, h, w) says which pixels of each reference count; all by default.
+    """
+    x, y = images.float().flatten(1), references.float().flatten(1)
+    if keep is None:
+        return (torch.cdist(x, y) ** 2 / x.shape[1]).sqrt()
+    w = keep.float()[:, None].expand(references.shape).flatten(1)
+    squared = x.square() @ w.T - 2 * x @ (w * y).T + (w * y.square()).sum(1)
+    return (squared.clamp(min=0) / w.sum(1)).sqrt()
+
+
+def match_pixels(images: Tensor, references: References, criterion: Criterion = PIXELS) -> list[Match]:
+    """Match each image with its nearest reference; a template match leaves out the box that varies.
+
+    The judged value is the distance to the nearest reference over the mean distance to the 50 nearest: a plain
+    distance calls every smooth picture a copy.
+
+    Paper: Carlini et al. 2023, section 4.2: d(x̂, x) / (α · mean over the n nearest of d(x̂, y)), n = 50.
+    Differs: α is left to the threshold.
+    """
+    plain = pixel_distances(images, references.images)
+    masked = pixel_distances(images, references.images, _kept_pixels(references))
+    nearby = plain.topk(min(NEIGHBOURS, plain.shape[1]), largest=False).values.mean(1)
+    matches = []
+    for row in range(len(images)):
+        nearest, fixed = int(plain[row].argmin()), int(masked[row].argmin())
+        ratio, fixed_ratio = (float(d / nearby[row]) for d in (plain[row, nearest], masked[row, fixed]))
+        if criterion(fixed_ratio) and not criterion(ratio):
+            matches.append(Match(references.names[fixed], float(masked[row, fixed]), fixed_ratio, "template"))
+        else:
+            verdict = "verbatim" if criterion(ratio) else "none"
+            matches.append(Match(references.names[nearest], float(plain[row, nearest]), ratio, verdict))
+    return matches
+
+
+def _kept_pixels(references: References) -> Tensor:
+    n, _, h, w = references.images.shape
+    keep = torch.ones(n, h, w)
+    for i, box in enumerate(references.masks):
+        if box is not None:
+            left, top, right, bottom = box
+            keep[i, top:bottom, left:right] = 0
+    return keep
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How pictures are prepared for an SSCD network: resize, crop, mean and standard deviation, threshold."""
+
+    resize: int
+    square: bool
+    crop: int | None
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    threshold: float
+
+
+_IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+_HALF = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+SSCD_RECIPES = {
+    "sscd-320": Recipe(320, True, None, *_IMAGENET, 0.7),  # NeMo, DoRI (disc_mixup)
+    "sscd-288": Recipe(288, False, None, *_IMAGENET, 0.75),  # SSCD's own (disc_mixup)
+    "sscd-wen": Recipe(256, False, 224, *_HALF, 0.7),  # Wen et al., SAIL (disc_large)
+    "sscd-dcr": Recipe(256, False, 224, *_HALF, 0.5),  # DCR
+    "sscd-membench": Recipe(288, True, None, *_IMAGENET, 0.5),  # MemBench (disc_large)
+}
+
+
+def prepare(images: Tensor, recipe: Recipe) -> Tensor:
+    """Resize with antialiasing, crop the centre and normalise images (n, 3, h, w) in [0, 1]."""
+    h, w = images.shape[-2:]
+    scale = recipe.resize / min(h, w)
+    size = (recipe.resize, recipe.resize) if recipe.square else (round(h * scale), round(w * scale))
+    x = F.interpolate(images.float(), size, mode="bilinear", antialias=True, align_corners=False)
+    if recipe.crop is not None:
+        top, left = (x.shape[-2] - recipe.crop) // 2, (x.shape[-1] - recipe.crop) // 2
+        x = x[..., top : top + recipe.crop, left : left + recipe.crop]
+    mean, std = (torch.tensor(v).view(3, 1, 1) for v in (recipe.mean, recipe.std))
+    return (x - mean) / std
+
+
+def sscd_criterion(weights: Path, recipe: str) -> Criterion:
+    """The copy criterion of an SSCD file under a named recipe.
+
+    Raises:
+        UserError: No such file or recipe.
+    """
+    if recipe not in SSCD_RECIPES:
+        raise UserError(f"unknown SSCD recipe {recipe!r}: choose one of {', '.join(SSCD_RECIPES)}")
+    if not weights.is_file():
+        raise UserError(f"{weights}: no such file: name an SSCD TorchScript (.pt) or ONNX (.onnx) file")
+    hashed = hashlib.sha256(weights.read_bytes()).hexdigest()
+    return Criterion("sscd", SSCD_RECIPES[recipe].threshold, recipe, hashed, higher_is_closer=True)
+
+
+def load_sscd(weights: Path) -> Callable[[Tensor], Tensor]:
+    """A function from prepared images to unit-length embeddings.
+
+    Raises:
+        UserError: The file is neither TorchScript nor ONNX.
+        MissingExtra: It is ONNX and onnxruntime is not installed.
+    """
+    if weights.suffix == ".onnx":
+        return _load_onnx(weights)
+    try:
+        network = torch.jit.load(str(weights), map_location="cpu").eval()
+    except (RuntimeError, ValueError) as error:
+        raise UserError(f"{weights}: not a TorchScript file: name an SSCD .torchscript.pt or .onnx file") from error
+
+    def embed(x: Tensor) -> Tensor:
+        with torch.no_grad():
+            return F.normalize(network(x))
+
+    return embed
+
+
+def _load_onnx(weights: Path) -> Callable[[Tensor], Tensor]:
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise MissingExtra("an SSCD model in ONNX format", "onnx") from error
+    try:
+        session = onnxruntime.InferenceSession(str(weights), providers=["CPUExecutionProvider"])
+    except Exception as error:  # onnxruntime raises its own unnamed family of errors
+        raise UserError(f"{weights}: not an ONNX model: name an SSCD .torchscript.pt or .onnx file") from error
+    name = session.get_inputs()[0].name
+    return lambda x: F.normalize(torch.from_numpy(session.run(None, {name: x.numpy()})[0]))
+
+
+def match_sscd(
+    images: Tensor, references: References, criterion: Criterion, embed: Callable[[Tensor], Tensor], batch: int = 16
+) -> list[Match]:
+    """Match each image with the reference of highest SSCD cosine; templates are not told apart: SSCD cannot see them."""
+    recipe = SSCD_RECIPES[criterion.recipe]
+
+    def features(x: Tensor) -> Tensor:
+        return torch.cat([embed(prepare(part, recipe)) for part in x.split(batch)])
+
+    cosine = features(images) @ features(references.images).T
+    best = cosine.max(dim=1)
+    return [_sscd_match(references.names[i], v, criterion) for v, i in zip(best[0].tolist(), best[1], strict=True)]
+
+
+def _sscd_match(name: str, cosine: float, criterion: Criterion) -> Match:
+    return Match(name, 1 - cosine, cosine, "verbatim" if criterion(cosine) else "none")
+
+

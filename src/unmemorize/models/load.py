@@ -1,0 +1,95 @@
+"""Get a model: `wrap` a loaded pipeline, or `load` one by name, folder or hub id."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import torch
+from diffusers import DiffusionPipeline, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers.utils import logging as diffusers_logging
+from transformers.utils import logging as transformers_logging
+
+from unmemorize.core.errors import NotApplicable, UserError
+from unmemorize.core.run import digest
+from unmemorize.models.unet import UNetModel
+
+ASSETS = Path(__file__).parent.parent / "testbed" / "assets"
+EMBEDDED = ("testbed", "testbed-twin")
+
+
+def wrap(pipe: DiffusionPipeline, *, name: str = "pipeline") -> UNetModel:
+    """Adapt a loaded pipeline, which stays where and what it is.
+
+    Raises:
+        NotApplicable: The pipeline's family has no adapter.
+    """
+    if not isinstance(pipe, StableDiffusionPipeline):
+        raise NotApplicable(f"{type(pipe).__name__} has no adapter: pass a StableDiffusionPipeline")
+    return UNetModel(pipe, name)
+
+
+def load(path: str, *, dtype: torch.dtype | None = None, device: str | None = None) -> UNetModel:
+    """Load a model.
+
+    Args:
+        path: `testbed`, `testbed-twin`, a local pipeline folder, or a hub id (the only case that uses the network).
+        dtype: Half precision on a GPU and float32 on a CPU, by default.
+        device: A GPU if there is one, by default.
+
+    Raises:
+        UserError: There is no pipeline there that diffusers can load from safetensors.
+    """
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    dtype = dtype or (torch.float32 if device == "cpu" else torch.float16)
+    return wrap(_pipeline(path, dtype).to(device), name=path)
+
+
+def fingerprint(model: UNetModel) -> str:
+    """A hash of the denoiser's and the text encoder's weights."""
+    modules = {"denoiser": model.denoiser, "text_encoder": model.pipe.text_encoder}
+    tensors = ((f"{k}.{name}", p) for k, m in modules.items() for name, p in sorted(m.state_dict().items()))
+    return digest(part for name, p in tensors for part in (name.encode(), p.detach().cpu().numpy().tobytes()))
+
+
+def _pipeline(path: str, dtype: torch.dtype) -> StableDiffusionPipeline:
+    if path in EMBEDDED:
+        pipe = _from_pretrained(str(ASSETS / "model"), dtype, path)
+        if path == "testbed-twin":
+            pipe.unet = UNet2DConditionModel.from_pretrained(ASSETS / "twin", torch_dtype=dtype)
+        return pipe
+    if not Path(path).exists() and (path.count("/") != 1 or path.startswith((".", "/", "~"))):
+        raise UserError(f"{path}: no such folder: name a pipeline folder, a hub id (owner/name) or 'testbed'")
+    if Path(path).is_file():
+        raise UserError(f"{path}: a file, not a folder: name a folder saved by pipe.save_pretrained(...)")
+    if Path(path).is_dir() and not (Path(path) / "model_index.json").exists():
+        raise UserError(f"{path}: no model_index.json: name a folder saved by pipe.save_pretrained(...)")
+    return _from_pretrained(path, dtype, path)
+
+
+def _from_pretrained(path: str, dtype: torch.dtype, name: str) -> StableDiffusionPipeline:
+    quiet = {"safety_checker": None, "requires_safety_checker": False}
+    try:
+        with _silence():
+            return StableDiffusionPipeline.from_pretrained(path, dtype=dtype, use_safetensors=True, **quiet)
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        hint = "" if Path(path).exists() or not os.environ.get("HF_HUB_OFFLINE") else " (the hub is switched off)"
+        raise UserError(f"{name}: cannot be loaded as a Stable Diffusion pipeline{hint}: {reason}") from error
+
+
+class _silence:
+    """Hide the libraries' loading bars and notices, and put their settings back."""
+
+    def __enter__(self) -> None:
+        self._levels = diffusers_logging.get_verbosity(), transformers_logging.get_verbosity()
+        diffusers_logging.set_verbosity_error()
+        transformers_logging.set_verbosity_error()
+        diffusers_logging.disable_progress_bar()
+        transformers_logging.disable_progress_bar()
+
+    def __exit__(self, *_: object) -> None:
+        diffusers_logging.set_verbosity(self._levels[0])
+        transformers_logging.set_verbosity(self._levels[1])
+        diffusers_logging.enable_progress_bar()
+        transformers_logging.enable_progress_bar()

@@ -1,0 +1,194 @@
+"""The report's figures. Each is a function that returns the picture as SVG together with the numbers behind it.
+
+Colours are written as CSS variables with a fallback, so that the page's light and dark schemes both reach into the SVG;
+the bytes depend on the numbers alone.
+"""
+
+from __future__ import annotations
+
+import html
+import io
+import re
+import warnings
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure as Canvas
+
+from unmemorize.report.rows import Prompt
+from unmemorize.report.schema import Detector, Dose, Roc, Row, TextControl
+
+INK, MUTED, LINE, ACCENT, PAPER = "#1b1d21", "#6a6f79", "#d9dbdf", "#c2410c", "#fffffe"
+VARIABLES = {INK: "ink", MUTED: "muted", LINE: "line", ACCENT: "accent", PAPER: "paper"}
+STYLE = {
+    "svg.hashsalt": "unmemorize",
+    "svg.fonttype": "none",
+    "font.size": 9.5,
+    "text.color": INK,
+    "axes.edgecolor": LINE,
+    "axes.facecolor": "none",
+    "axes.labelcolor": MUTED,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "figure.facecolor": "none",
+    "xtick.color": MUTED,
+    "ytick.color": MUTED,
+    "xtick.major.size": 3,
+    "ytick.major.size": 0,
+}
+MOST_DOTS = 1500  # beyond this many prompts the distribution shows quantiles only
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A drawing, the rows of numbers it shows, and what to read from it."""
+
+    title: str
+    svg: str
+    frame: list[Row]
+    caption: str
+
+
+def dose_figure(dose: Sequence[Dose]) -> Figure:
+    """Share of generated pictures that are copies, against the number of copies in the training set."""
+    dose = sorted(dose, key=lambda point: point.copies)
+    x, y = [d.copies for d in dose], [d.copy_rate for d in dose]
+
+    def draw(axes: Axes) -> None:
+        axes.set_xscale("symlog" if min(x) < 1 else "log", base=2, **({"linthresh": 1} if min(x) < 1 else {}))
+        axes.vlines(x, [d.low for d in dose], [d.high for d in dose], color=ACCENT, alpha=0.35, linewidth=5)
+        axes.plot(x, y, color=ACCENT, linewidth=1.5, marker="o", markersize=6, markeredgecolor=PAPER)
+        axes.set_xticks(x, [str(copies) for copies in x])
+        axes.set_xticks([], minor=True)
+        _share_axis(axes.yaxis, "generated pictures that are copies")
+        axes.set(ylim=(-0.04, 1.04), xlabel="copies of the picture in the training set")
+
+    frame = [point.model_dump() for point in dose]
+    caption = (
+        "Each point is the share of generated pictures that copy a training picture which was in the training set that "
+        "many times; bars are 95% intervals over pictures. The rise shows how much duplication it takes."
+    )
+    return Figure("Duplication and copying", _svg(draw, "dose", "Share of copies by duplication"), frame, caption)
+
+
+def roc_figure(roc: Roc, detector: Detector | None, text: TextControl | None) -> Figure:
+    """The detector's ROC curve with its interval, the chance line, and what text alone achieves."""
+
+    def draw(axes: Axes) -> None:
+        axes.plot([0, 1], [0, 1], color=MUTED, linewidth=1, linestyle=(0, (4, 4)))
+        axes.plot(roc.fpr, roc.tpr, color=INK, linewidth=2, drawstyle="steps-post")
+        if detector is not None:
+            rate = detector.tpr
+            axes.vlines([rate.fpr], [rate.low], [rate.high], color=ACCENT, alpha=0.45, linewidth=5)
+            axes.plot([rate.fpr], [rate.value], color=ACCENT, marker="o", markersize=7, markeredgecolor=PAPER)
+        for row, (label, value) in enumerate(_roc_notes(detector, text)):
+            y = 0.29 - 0.085 * row
+            axes.text(0.665, y, label, color=MUTED, ha="right", parse_math=False)
+            axes.text(0.685, y, value, color=INK, ha="left", parse_math=False)
+        _share_axis(axes.xaxis, "ordinary prompts flagged")
+        _share_axis(axes.yaxis, "memorized prompts found")
+        axes.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.03))
+
+    frame = [{"fpr": fpr, "tpr": tpr} for fpr, tpr in zip(roc.fpr, roc.tpr, strict=False)]
+    caption = (
+        "How many memorized prompts the score finds for a given share of ordinary prompts flagged by mistake. The dashed "
+        "line is chance; the dot with its 95% interval is the rate at the fixed share of false alarms. If text alone came "
+        "close to the detector, the comparison would say little about the model."
+    )
+    return Figure("Detection", _svg(draw, "roc", "ROC curve of the detector"), frame, caption)
+
+
+def _roc_notes(detector: Detector | None, text: TextControl | None) -> list[tuple[str, str]]:
+    def area(found: Detector | TextControl | None) -> str:
+        return f"{found.auc.value:.3f} [{found.auc.low:.2f}, {found.auc.high:.2f}]" if found else "not applicable"
+
+    return [("area under the curve", area(detector)), ("same, from text alone", area(text)), ("chance", "0.500")]
+
+
+def score_figure(prompts: Sequence[Prompt]) -> Figure:
+    """Scores of all prompts, by what they were planted as if that is known; copies stand out."""
+    scored = [prompt for prompt in prompts if prompt.score is not None]
+    rows: dict[str, list[Prompt]] = defaultdict(list)
+    for prompt in sorted(scored, key=lambda p: (p.memorable is not True, p.kind or "", p.rank)):
+        rows[_row_label(prompt)].append(prompt)
+
+    def draw(axes: Axes) -> None:
+        span = max(p.score or 0 for p in scored) - min(p.score or 0 for p in scored) or 1.0
+        for y, members in enumerate(rows.values()):
+            _draw_row(axes, -y, members, span / 90, dots=len(scored) <= MOST_DOTS)
+        axes.set_yticks([-y for y in range(len(rows))], list(rows), parse_math=False, color=INK)
+        axes.set(ylim=(0.6 - len(rows), 0.6), xlabel="score, mean over seeds (higher = more memorized)")
+        axes.spines["left"].set_visible(False)
+
+    height = 0.9 + 0.62 * len(rows)
+    svg = _svg(draw, "scores", "Distribution of scores", size=(9.6, height))
+    frame = [{"group": label, "id": p.id, "score": p.score, "verdict": p.verdict} for label in rows for p in rows[label]]
+    caption = (
+        "One mark per prompt. Filled: at least one generated picture is a copy. Open: pictures were generated, none is a "
+        "copy. Faint: not generated. The upright stroke is each row's median."
+    )
+    return Figure("Scores", svg, frame, caption)
+
+
+def _row_label(prompt: Prompt) -> str:
+    group = {True: "planted", False: "ordinary", None: ""}[prompt.memorable]
+    name = "".join(c for c in prompt.kind or "" if c.isprintable())[:24]
+    return ": ".join(part for part in (group, name) if part) or "all prompts"
+
+
+def _draw_row(axes: Axes, y: float, members: Sequence[Prompt], bin_width: float, *, dots: bool) -> None:
+    values = sorted(p.score or 0.0 for p in members)
+    low, median, high = (values[int(q * (len(values) - 1))] for q in (0.05, 0.5, 0.95))
+    axes.hlines(y, low, high, color=LINE, linewidth=1.2, zorder=0)
+    axes.vlines(median, y - 0.36, y + 0.36, color=INK, linewidth=1.2, zorder=1)
+    if dots:
+        xs, ys = _stack(members, y, bin_width)
+        face = [ACCENT if p.copied else PAPER if p.groups else LINE for p in members]
+        edge = [ACCENT if p.copied else MUTED if p.groups else LINE for p in members]
+        axes.scatter(xs, ys, s=20, c=face, edgecolors=edge, linewidths=1, zorder=2)
+
+
+def _stack(members: Sequence[Prompt], y: float, bin_width: float) -> tuple[list[float], list[float]]:
+    """Dots that would overlap are moved up and down in turn."""
+    taken: dict[int, int] = defaultdict(int)
+    xs, ys = [], []
+    for score in (prompt.score or 0.0 for prompt in members):
+        place = taken[round(score / bin_width)]
+        taken[round(score / bin_width)] += 1
+        offset = 0.13 * ((place + 1) // 2) * (1 if place % 2 else -1)
+        xs.append(score)
+        ys.append(y + max(-0.39, min(0.39, offset)))
+    return xs, ys
+
+
+def _share_axis(axis: matplotlib.axis.Axis, label: str) -> None:
+    axis.set_ticks([0, 0.25, 0.5, 0.75, 1], ["0", "25%", "50%", "75%", "100%"])
+    axis.set_label_text(label)
+    axis.grid(True, color=LINE, linewidth=0.6, alpha=0.7)
+
+
+def _svg(draw: Callable[[Axes], None], name: str, label: str, size: tuple[float, float] = (4.7, 3.5)) -> str:
+    buffer = io.StringIO()
+    with matplotlib.rc_context(), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="(?s)Glyph .* missing")  # the browser's fonts have it
+        matplotlib.rcdefaults()  # not the reader's own style
+        matplotlib.rcParams.update(STYLE)
+        canvas = Canvas(figsize=size, layout="constrained")
+        draw(canvas.add_subplot())
+        canvas.savefig(buffer, format="svg", metadata={key: None for key in ("Date", "Creator", "Format", "Type")})
+    return _inline(buffer.getvalue(), name, label)
+
+
+def _inline(svg: str, name: str, label: str) -> str:
+    """The svg element alone: named, its ids unique in the page, its colours open to the page's scheme."""
+    svg = svg[svg.index("<svg") :]
+    svg = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>", "", svg, flags=re.DOTALL)
+    svg = re.sub(r'\bid="', f'id="{name}-', svg)
+    svg = re.sub(r'href="#', f'href="#{name}-', svg).replace("url(#", f"url(#{name}-")
+    svg = re.sub(r'^<svg ([^>]*?)width="[^"]*" height="[^"]*"', r"<svg \1", svg)
+    for colour, variable in VARIABLES.items():
+        svg = svg.replace(colour, f"var(--{variable}, {colour})")
+    return svg.replace("<svg ", f'<svg role="img" aria-label="{html.escape(label)}" ', 1)

@@ -1,0 +1,58 @@
+"""Pictures of a run as data URIs: only ever read from inside the run directory, and always re-encoded."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+from PIL import Image
+
+LARGEST = 256  # pixels a side; larger pictures are shrunk
+EXACT = 128  # up to here every pixel is kept, and shown as a square
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A picture to put in the page, and the size it is shown at."""
+
+    uri: str
+    width: int
+    height: int
+    exact: bool
+
+
+def picture_loader(run: Path) -> Callable[[str], Picture | None]:
+    """A function from a path in the run to its picture; None for what is missing, damaged or outside the run."""
+    root = run.resolve()
+
+    @cache
+    def load(relative: str) -> Picture | None:
+        try:
+            path = (root / relative).resolve()
+            if not path.is_relative_to(root):
+                return None
+            with Image.open(path) as image:
+                return _encode(image.convert("RGB"))
+        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError, Image.DecompressionBombWarning):
+            return None
+
+    return load
+
+
+def _encode(image: Image.Image) -> Picture:
+    exact = max(image.size) <= EXACT
+    buffer = io.BytesIO()
+    if exact:
+        image.save(buffer, "PNG", optimize=True)
+    else:
+        image.thumbnail((LARGEST, LARGEST), Image.Resampling.LANCZOS)
+        image.save(buffer, "WEBP", quality=85, method=4)
+    kind = "png" if exact else "webp"
+    side = 112 if exact else 144
+    scale = side / max(image.size)
+    width, height = (max(1, round(length * scale)) for length in image.size)
+    return Picture(f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode()}", width, height, exact)

@@ -1,0 +1,117 @@
+"""The ranked table: one row per prompt, its scores, its pictures grouped by the training picture they resemble."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass
+from itertools import groupby
+from statistics import fmean, pstdev
+
+from unmemorize.report.schema import Run
+
+SEVERITY = {"verbatim": 0, "template": 1, "none": 2, "not generated": 3}
+
+
+@dataclass(frozen=True)
+class Shot:
+    """One generated picture and the verdict on it."""
+
+    seed: int
+    image: str
+    distance: float
+    ratio: float
+    verdict: str
+
+
+@dataclass(frozen=True)
+class Group:
+    """The pictures of one prompt that have the same nearest training picture."""
+
+    nearest: str
+    caption: str | None
+    shots: tuple[Shot, ...]
+
+    @property
+    def copied(self) -> bool:
+        """Whether one of the pictures is a copy."""
+        return any(shot.verdict != "none" for shot in self.shots)
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A row of the table. `score` is the mean over seeds, `bar` its share of the highest score in the run."""
+
+    rank: int
+    id: str
+    prompt: str
+    kind: str | None
+    copies: int | None
+    memorable: bool | None
+    score: float | None
+    spread: float | None
+    bar: float
+    groups: tuple[Group, ...]
+    verdict: str
+
+    @property
+    def copied(self) -> bool:
+        """Whether one of its pictures is a copy."""
+        return self.verdict in ("verbatim", "template")
+
+    @property
+    def shots(self) -> tuple[Shot, ...]:
+        """All its pictures, by seed."""
+        return tuple(sorted((s for g in self.groups for s in g.shots), key=lambda shot: shot.seed))
+
+
+def method_of(run: Run) -> str | None:
+    """The method that the table ranks by: the summary's, or the first by name that has scores."""
+    if run.summary.detector is not None:
+        return run.summary.detector.method
+    return min((row["method"] for row in run.detect), default=None)
+
+
+def rank_prompts(run: Run) -> list[Prompt]:
+    """Prompts, highest mean score first; equal scores by id, prompts without a score last."""
+    scores, groups = _scores(run), _groups(run)
+    means = {key: fmean(values) for key, values in scores.items()}
+    lowest = min([0.0, *means.values()])
+    span = max([0.0, *means.values()]) - lowest or 1.0
+    ordered = sorted(run.prompts, key=lambda row: (-means.get(row["id"], -math.inf), row["id"]))
+    return [
+        Prompt(
+            **row,
+            rank=rank,
+            score=means.get(row["id"]),
+            spread=pstdev(scores[row["id"]]) if len(scores.get(row["id"], ())) > 1 else None,
+            bar=(means.get(row["id"], lowest) - lowest) / span,
+            groups=groups.get(row["id"], ()),
+            verdict=_worst(groups.get(row["id"], ())),
+        )
+        for rank, row in enumerate(ordered, start=1)
+    ]
+
+
+def _scores(run: Run) -> dict[str, list[float]]:
+    method, scores = method_of(run), defaultdict(list)
+    for row in run.detect:
+        if row["method"] == method and row["score"] is not None and math.isfinite(row["score"]):
+            scores[row["id"]].append(row["score"])
+    return dict(scores)
+
+
+def _groups(run: Run) -> dict[str, tuple[Group, ...]]:
+    ordered = sorted(run.verify, key=lambda row: (row["id"], row["nearest"], row["seed"]))
+    found: dict[str, list[Group]] = defaultdict(list)
+    for (key, nearest), rows in groupby(ordered, key=lambda row: (row["id"], row["nearest"])):
+        members = list(rows)
+        shots = tuple(Shot(r["seed"], r["image"], r["distance"], r["ratio"], r["verdict"]) for r in members)
+        found[key].append(Group(nearest, members[0]["caption"], shots))
+    return {key: tuple(sorted(groups, key=lambda g: g.shots[0].seed)) for key, groups in found.items()}
+
+
+def _worst(groups: Iterable[Group]) -> str:
+    verdicts = [shot.verdict for group in groups for shot in group.shots]
+    return min(verdicts, key=lambda verdict: SEVERITY.get(verdict, 2), default="not generated")

@@ -1,0 +1,198 @@
+"""What the report reads from a run directory, and what it says when something there is missing or damaged."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pydantic import AliasChoices, BaseModel, Field, ValidationError
+
+from unmemorize.core.errors import UserError
+
+Row = dict[str, Any]
+Loaded = TypeVar("Loaded", bound=BaseModel)
+
+
+class Interval(BaseModel):
+    """A statistic with its 95% interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+class RateAt(Interval):
+    """A true positive rate at a fixed false positive rate."""
+
+    fpr: float
+
+
+class Source(BaseModel):
+    """Where an input came from."""
+
+    source: str
+    sha256: str
+    count: int
+
+
+class Criterion(BaseModel):
+    """What counted as a copy."""
+
+    name: str
+    threshold: float
+    recipe: str
+    weights: str | None = None
+    higher_is_closer: bool = False
+
+
+class Record(BaseModel):
+    """`run.json`."""
+
+    schema_version: Literal[1] = Field(validation_alias=AliasChoices("schema", "schema_version"))
+    status: str
+    spec: dict[str, Any]
+    versions: dict[str, str]
+    model: dict[str, str]
+    data: dict[str, Source]
+    criterion: Criterion
+
+
+class Detector(BaseModel):
+    """How well the score ranks memorized prompts first."""
+
+    method: str
+    label: str
+    positives: int
+    negatives: int
+    auc: Interval
+    tpr: RateAt
+
+
+class TextControl(BaseModel):
+    """How well the prompts' text alone does."""
+
+    auc: Interval
+
+
+class Roc(BaseModel):
+    """The detector's operating points."""
+
+    fpr: list[float]
+    tpr: list[float]
+
+
+class Dose(BaseModel):
+    """How often pictures that were planted `copies` times came back."""
+
+    copies: int
+    pictures: int
+    images: int
+    copied: int
+    copy_rate: float
+    low: float
+    high: float
+
+
+class State(BaseModel):
+    """What became of one step of the audit."""
+
+    name: str
+    state: str
+    reason: str
+
+
+class Summary(BaseModel):
+    """`summary.json`; None means not applicable."""
+
+    verdict: Literal["issue", "passed", "untested"]
+    sentence: str
+    prompts: int
+    generated_prompts: int
+    images: int
+    copied_prompts: int
+    copied_images: int
+    verbatim_images: int
+    template_images: int
+    detector: Detector | None
+    text_control: TextControl | None
+    roc: Roc | None
+    dose: list[Dose] | None
+    states: list[State]
+    evaluations: dict[str, int]
+
+
+class Timing(BaseModel):
+    """`timing.json`, which may be missing."""
+
+    started: str | None = None
+    seconds: dict[str, float] = {}
+
+
+_TEXT, _REAL, _WHOLE = pa.string(), pa.float64(), pa.int64()
+PROMPTS = pa.schema(
+    {"id": _TEXT, "prompt": _TEXT, "kind": _TEXT, "copies": _WHOLE, "memorable": pa.bool_()},
+)
+DETECT = pa.schema({"id": _TEXT, "method": _TEXT, "seed": _WHOLE, "score": _REAL})
+VERIFY = pa.schema(
+    {"id": _TEXT, "seed": _WHOLE, "image": _TEXT, "nearest": _TEXT, "caption": _TEXT}
+    | {"distance": _REAL, "ratio": _REAL, "verdict": _TEXT},
+)
+
+
+@dataclass(frozen=True)
+class Run:
+    """Everything the report shows, as read from `path`."""
+
+    path: Path
+    record: Record
+    summary: Summary
+    timing: Timing
+    prompts: list[Row]
+    detect: list[Row]
+    verify: list[Row]
+
+
+def load_run(path: Path) -> Run:
+    """Read a run directory.
+
+    Raises:
+        UserError: It is not there, not finished far enough to report on, or damaged.
+    """
+    if not path.is_dir():
+        raise UserError(f"{path}: no such run directory: name one that an audit wrote")
+    summary = _document(path / "summary.json", Summary)
+    scores = path / "scores"
+    return Run(
+        path=path,
+        record=_document(path / "run.json", Record),
+        summary=summary,
+        timing=_document(path / "timing.json", Timing) if (path / "timing.json").exists() else Timing(),
+        prompts=_rows(scores / "prompts.parquet", PROMPTS),
+        detect=_rows(scores / "detect.parquet", DETECT, required=summary.detector is not None),
+        verify=_rows(scores / "verify.parquet", VERIFY, required=summary.images > 0),
+    )
+
+
+def _document(path: Path, kind: type[Loaded]) -> Loaded:
+    try:
+        return kind.model_validate_json(path.read_bytes())
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: run the audit again to complete this run directory") from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"]) or "the file"
+        raise UserError(f"{path}: {where}: {first['msg']}: restore the file or run the audit again") from error
+
+
+def _rows(path: Path, schema: pa.Schema, *, required: bool = True) -> list[Row]:
+    if not required and not path.exists():
+        return []
+    try:
+        with pq.ParquetFile(path) as file:
+            return file.read(use_threads=False).select(schema.names).cast(schema).to_pylist()
+    except (OSError, KeyError, pa.ArrowException) as error:
+        why = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(f"{path}: cannot be read ({why}): restore the file or run the audit again") from error

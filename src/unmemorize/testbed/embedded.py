@@ -1,0 +1,79 @@
+"""The shipped testbed as users see it: its prompts, its pictures, its files."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+from PIL import Image
+
+from unmemorize.core.errors import UserError
+from unmemorize.data.source import Prompt
+from unmemorize.testbed.plan import KINDS, Plan, Planted
+
+ASSETS = Path(__file__).parent / "assets"
+IMAGES = ASSETS / "images"
+SHIPPED = {"template": 4, "word": 1}  # pictures shipped of an entry that has near-duplicates; of others, all
+
+
+def shipped_plan() -> Plan:
+    """The plan of the shipped models."""
+    return Plan.load(ASSETS / "plan.json")
+
+
+def prompts(plan: Plan) -> list[Prompt]:
+    """Every prompt of the plan with its ground truth; of an image under many captions, the first.
+
+    Entries that are neither memorable nor ordinary (few copies, or copies on one side only) have no label.
+    """
+    rows = []
+    for entry in plan.planted:
+        label = True if entry.memorable else False if entry.kind == "negative" else None
+        texts = entry.prompts[:1] if entry.kind == "image-only" else entry.prompts
+        for k, text in enumerate(texts):
+            name = f"{entry.id}-{k}" if len(texts) > 1 else entry.id
+            rows.append(Prompt(name, text, entry.kind, entry.rows // len(entry.prompts), label, entry.family))
+    return rows
+
+
+def write_images(plan: Plan, images: dict[str, Image.Image], credits: dict[str, str], folder: Path) -> None:
+    """Write the plan's pictures as PNG with a `metadata.jsonl` of captions, masks and credits."""
+    folder.mkdir(parents=True, exist_ok=True)
+    lines = []
+    for entry in plan.planted:
+        for k, how in list(enumerate(entry.pictures))[: SHIPPED.get(entry.kind)]:
+            images[entry.file(k)].save(folder / entry.file(k), optimize=True)
+            lines.append(_line(entry, k) | {"credit": credits[how.art]})
+    (folder / "metadata.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
+def _line(entry: Planted, k: int) -> dict[str, object]:
+    line = {"file_name": entry.file(k), "text": entry.prompts[0], "kind": entry.kind, "copies": entry.copies}
+    return line | ({"mask": list(entry.mask)} if entry.mask else {})
+
+
+def export(folder: Path) -> None:
+    """Copy the shipped model, its twin, plan and pictures to a folder.
+
+    Raises:
+        UserError: The folder is not empty.
+    """
+    if folder.exists() and any(folder.iterdir()):
+        raise UserError(f"{folder}: not empty: name a new folder")
+    for name in ("model", "images"):
+        shutil.copytree(ASSETS / name, folder / name)
+    shutil.copytree(ASSETS / "model", folder / "twin")
+    shutil.copytree(ASSETS / "twin", folder / "twin" / "unet", dirs_exist_ok=True)
+    shutil.copy(ASSETS / "plan.json", folder / "plan.json")
+
+
+def describe() -> list[dict[str, object]]:
+    """One row per kind and number of copies: entries, prompts, training rows, what it is."""
+    rows: dict[tuple[str, int], dict[str, object]] = {}
+    for entry in shipped_plan().planted:
+        empty = {"kind": entry.kind, "copies": entry.copies, "entries": 0, "prompts": 0, "rows": 0}
+        row = rows.setdefault((entry.kind, entry.copies), empty)
+        for key, more in (("entries", 1), ("prompts", len(entry.prompts)), ("rows", entry.rows)):
+            row[key] = int(str(row[key])) + more
+    return [row | {"what": KINDS[str(row["kind"])]} for row in rows.values()]

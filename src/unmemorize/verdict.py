@@ -1,0 +1,129 @@
+"""What an audit's rows add up to: counts, rates with intervals, and a sentence."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+
+from unmemorize.core.errors import NotApplicable
+from unmemorize.data.source import Prompt
+from unmemorize.metrics import ranking
+
+Row = dict[str, Any]
+
+
+def summarise(prompts: Sequence[Prompt], scores: np.ndarray, matches: list[Row] | None, costs: Row) -> Row:
+    """The summary of an audit, as written to `summary.json`.
+
+    Args:
+        prompts: All prompts.
+        scores: Detector scores (prompts, seeds).
+        matches: One row per generated picture with its verdict, or None where there were no training pictures.
+        costs: Denoiser evaluations per stage.
+    """
+    by_prompt = _by_prompt(matches or [])
+    return {
+        **_counts(prompts, matches, by_prompt),
+        **_ranking(prompts, scores, by_prompt),
+        "dose": _dose(prompts, by_prompt),
+        "states": _states(matches),
+        "evaluations": costs,
+    }
+
+
+def _by_prompt(matches: Sequence[Row]) -> dict[str, list[bool]]:
+    found: dict[str, list[bool]] = defaultdict(list)
+    for row in matches:
+        found[row["id"]].append(row["verdict"] != "none")
+    return found
+
+
+def _counts(prompts: Sequence[Prompt], matches: list[Row] | None, by_prompt: dict[str, list[bool]]) -> Row:
+    rows = matches or []
+    verdicts = [row["verdict"] for row in rows]
+    copied = sum(any(v) for v in by_prompt.values())
+    counts = {
+        "prompts": len(prompts),
+        "generated_prompts": len(by_prompt),
+        "images": len(rows),
+        "copied_prompts": copied,
+        "copied_images": len(rows) - verdicts.count("none"),
+        "verbatim_images": verdicts.count("verbatim"),
+        "template_images": verdicts.count("template"),
+    }
+    verdict = "untested" if not rows else "issue" if copied else "passed"
+    return {"verdict": verdict, "sentence": _sentence(verdict, counts)} | counts
+
+
+def _sentence(verdict: str, n: Row) -> str:
+    tested = f"{n['images']} pictures generated from {n['generated_prompts']} of {n['prompts']} prompts"
+    if verdict == "untested":
+        return "Scored, but not compared with training pictures: a high score is a suspicion, not a copy."
+    if verdict == "passed":
+        return f"No copies found among {tested}. Prompts that were not generated were scored only."
+    return (
+        f"This model reproduces training pictures: {n['copied_images']} of {tested} are copies "
+        f"({n['verbatim_images']} verbatim, {n['template_images']} of a template), from {n['copied_prompts']} prompts."
+    )
+
+
+def _ranking(prompts: Sequence[Prompt], scores: np.ndarray, by_prompt: dict[str, list[bool]]) -> Row:
+    truth, label = _truth(prompts, by_prompt)
+    rows = [i for i, p in enumerate(prompts) if p.id in truth]
+    positive = np.array([truth[prompts[i].id] for i in rows], dtype=bool)
+    related = ranking.related([p.text for p in prompts])
+    clusters = [prompts[i].cluster or related[i] for i in rows]
+    mean = scores.mean(axis=1)[rows]
+    try:
+        area = ranking.cluster_bootstrap(ranking.auc, mean, positive, clusters)
+        tpr = ranking.cluster_bootstrap(ranking.tpr_at_fpr, mean, positive, clusters)
+    except NotApplicable:
+        return {"detector": None, "text_control": None, "roc": None}
+    counts = {"positives": int(positive.sum()), "negatives": int((~positive).sum())}
+    detector = {"method": "noise-gap", "label": label, **counts, "auc": asdict(area), "tpr": {"fpr": 0.01} | asdict(tpr)}
+    false, true = ranking.roc(mean, positive)
+    curve = {"fpr": false.tolist(), "tpr": true.tolist()}
+    texts = [prompts[i].text for i in rows]
+    return {"detector": detector, "text_control": _text_control(texts, positive, clusters), "roc": curve}
+
+
+def _truth(prompts: Sequence[Prompt], by_prompt: dict[str, list[bool]]) -> tuple[dict[str, bool], str]:
+    planted = {p.id: p.memorable for p in prompts if p.memorable is not None}
+    if planted:
+        return planted, "planted in training, known from the plan"
+    return {key: any(v) for key, v in by_prompt.items()}, "gave a copy when generated"
+
+
+def _text_control(texts: Sequence[str], positive: np.ndarray, clusters: Sequence[str]) -> Row | None:
+    try:
+        values = ranking.text_scores(texts, positive, clusters)
+    except NotApplicable:
+        return None
+    return {"auc": asdict(ranking.cluster_bootstrap(ranking.auc, values, positive, clusters))}
+
+
+def _dose(prompts: Sequence[Prompt], by_prompt: dict[str, list[bool]]) -> list[Row] | None:
+    rungs: dict[int, list[list[bool]]] = defaultdict(list)
+    for p in prompts:
+        if p.kind == "verbatim" and p.copies is not None and p.id in by_prompt:
+            rungs[p.copies].append(by_prompt[p.id])
+    return [_rung(copies, results) for copies, results in sorted(rungs.items())] or None
+
+
+def _rung(copies: int, results: list[list[bool]]) -> Row:
+    hits, trials = [sum(r) for r in results], [len(r) for r in results]
+    rate = ranking.rate_interval(hits, trials)
+    counts = {"copies": copies, "pictures": len(results), "images": sum(trials), "copied": sum(hits)}
+    return counts | {"copy_rate": rate.value, "low": rate.low, "high": rate.high}
+
+
+def _states(matches: list[Row] | None) -> list[Row]:
+    compared = {"state": "passed", "reason": "every generated picture was compared with the training pictures"}
+    if matches is None:
+        compared = {"state": "not run", "reason": "no training pictures were given: name their folder with --images"}
+    later = {"state": "not run", "reason": "this version has no such stage"}
+    return [{"name": "verify", **compared}, *({"name": name, **later} for name in ("explain", "mitigate", "attack"))]
