@@ -1,0 +1,34 @@
+.DEFAULT_GOAL := help
+.PHONY: help audit test lint results docs
+
+PYTHON ?= python3
+BIN := .venv/bin
+READY := .venv/.stamp
+
+help: ## List the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev,testbed]"
+	@touch $@
+
+audit: $(READY) ## Audit the shipped testbed model into runs/testbed
+	$(BIN)/unmemorize audit --run runs/testbed
+
+# One thread per worker: torch's own threads would fight the workers for the cores.
+test: $(READY) ## Run the tests
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2
+
+lint: $(READY) ## Check style, types, imports between layers, and sizes
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/python tools/check_sizes.py
+
+results: $(READY) ## Measure the published numbers again
+	$(BIN)/python benchmarks/testbed.py
+
+docs: $(READY) ## Build the documentation into docs/_build
+	$(BIN)/sphinx-build --quiet --fail-on-warning --keep-going docs docs/_build
