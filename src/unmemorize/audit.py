@@ -150,9 +150,17 @@ class _Clock:
 
 def _detect(model: UNetModel, prompts: list[Prompt], spec: AuditSpec, run: Path, progress: Progress) -> np.ndarray:
     """Score every prompt at every seed: (prompts, seeds)."""
-    rows = [{"id": p.id, "prompt": p.text, "kind": p.kind, "copies": p.copies, "memorable": p.memorable} for p in prompts]
+    rows = [
+        {"id": p.id, "prompt": p.text, "kind": p.kind, "copies": p.copies, "memorable": p.memorable} for p in prompts
+    ]
     schema = pa.schema(
-        [("id", pa.string()), ("prompt", pa.string()), ("kind", pa.string()), ("copies", pa.int64()), ("memorable", pa.bool_())]
+        [
+            ("id", pa.string()),
+            ("prompt", pa.string()),
+            ("kind", pa.string()),
+            ("copies", pa.int64()),
+            ("memorable", pa.bool_()),
+        ]
     )
     with atomic(run / "scores" / "prompts.parquet") as temporary:
         pq.write_table(pa.Table.from_pylist(rows, schema), temporary)
@@ -174,7 +182,7 @@ def _detect(model: UNetModel, prompts: list[Prompt], spec: AuditSpec, run: Path,
 
 
 def choose(prompts: Sequence[Prompt], scores: np.ndarray, count: int) -> list[Prompt]:
-    """The prompts to generate: the verbatim ladder, the highest-scoring half of what is left, an even spread of the rest.
+    """The prompts to generate: the verbatim ladder, half of what is left by score, an even spread of the rest.
 
     The first group carries the dose-response curve and the last shows what a low score means, so neither may depend
     on the score.

@@ -84,7 +84,13 @@ def _ranking(prompts: Sequence[Prompt], scores: np.ndarray, by_prompt: dict[str,
     except NotApplicable:
         return {"detector": None, "text_control": None, "roc": None}
     counts = {"positives": int(positive.sum()), "negatives": int((~positive).sum())}
-    detector = {"method": "noise-gap", "label": label, **counts, "auc": asdict(area), "tpr": {"fpr": 0.01} | asdict(tpr)}
+    detector = {
+        "method": "noise-gap",
+        "label": label,
+        **counts,
+        "auc": asdict(area),
+        "tpr": {"fpr": 0.01} | asdict(tpr),
+    }
     false, true = ranking.roc(mean, positive)
     curve = {"fpr": false.tolist(), "tpr": true.tolist()}
     texts = [prompts[i].text for i in rows]

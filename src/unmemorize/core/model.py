@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import Literal, Protocol, Self
+from dataclasses import dataclass
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -23,17 +23,16 @@ class Condition:
     def __len__(self) -> int:
         return len(self.embeds)
 
-    def __getitem__(self, rows: slice | Tensor) -> Self:
+    def __getitem__(self, rows: slice | Tensor) -> Condition:
         """Some of the rows."""
-        return self._map(lambda x: x[rows])
+        extras = (None if x is None else x[rows] for x in (self.ids, self.mask))
+        return Condition(self.embeds[rows], *extras)
 
-    def repeat(self, times: int) -> Self:
-        """Every row `times` times, one after the other."""
-        return self._map(lambda x: x.repeat_interleave(times, dim=0))
-
-    def _map(self, function) -> Self:  # type: ignore[no-untyped-def]
-        fields = {k: None if v is None else function(v) for k, v in vars(self).items()}
-        return replace(self, **fields)
+    def followed_by(self, other: Condition) -> Condition:
+        """These rows, then those of `other`; ids and masks only where both have them."""
+        pairs = ((self.ids, other.ids), (self.mask, other.mask))
+        extras = (None if a is None or b is None else torch.cat([a, b]) for a, b in pairs)
+        return Condition(torch.cat([self.embeds, other.embeds]), *extras)
 
 
 @dataclass(frozen=True)
@@ -48,6 +47,10 @@ class Prediction:
     x: Tensor
     alpha: Tensor
     sigma: Tensor
+
+    def __getitem__(self, rows: slice) -> Prediction:
+        """Some of the rows, of a prediction whose `alpha` and `sigma` all rows share."""
+        return Prediction(self.output[rows], self.kind, self.x[rows], self.alpha, self.sigma)
 
     @property
     def eps(self) -> Tensor:

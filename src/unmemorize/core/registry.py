@@ -1,4 +1,4 @@
-"""Detectors by name. Other packages add theirs through the entry point group `unmemorize.detectors`."""
+"""Detectors by name: this package's own, and others' through the entry point group `unmemorize.detectors`."""
 
 from __future__ import annotations
 

@@ -63,7 +63,7 @@ def trajectory(
     guided = guidance > 1
     if guided and uncond is None:
         uncond = model.encode([""] * len(cond))
-    both = join(uncond, cond) if guided and uncond is not None else cond
+    both = uncond.followed_by(cond) if guided and uncond is not None else cond
     streams = generators(seeds)
     schedule = model.schedule(steps)
     x = model.noise(streams) * schedule.initial_scale
@@ -72,7 +72,7 @@ def trajectory(
             # One stacked call, unconditional half first, as diffusers does: two calls differ in the last bits.
             scaled = schedule.scale(torch.cat([x, x]) if guided else x, t)
             prediction = model.predict(scaled, t, both)
-            cond_part, uncond_part = _halves(prediction, len(cond)) if guided else (prediction, None)
+            cond_part, uncond_part = (prediction[len(cond) :], prediction[: len(cond)]) if guided else (prediction, None)
             output = cond_part.output
             if uncond_part is not None:
                 output = uncond_part.output + guidance * (output - uncond_part.output)
@@ -100,7 +100,7 @@ def first_conditional(
     rows = torch.arange(len(cond) * len(empty.x), device=empty.x.device)
     prompt, seed = rows // len(empty.x), rows % len(empty.x)
     with torch.no_grad():
-        parts = [model.predict(empty.x[seed[r]], t, cond[prompt[r]]).output for r in rows.split(batch)]
+        parts = [model.predict(empty.x[seed[r]], t, cond[prompt[r]]).output for r in torch.split(rows, batch)]
     return Prediction(torch.cat(parts), empty.kind, empty.x[seed], empty.alpha, empty.sigma)
 
 
@@ -112,16 +112,3 @@ def generate(
         x = step.x_next
     with torch.no_grad():
         return model.decode(x)
-
-
-def join(first: Condition, second: Condition) -> Condition:
-    """The rows of `first`, then those of `second`."""
-    pairs = ((getattr(first, k), getattr(second, k)) for k in ("embeds", "ids", "mask"))
-    return Condition(*(None if a is None or b is None else torch.cat([a, b]) for a, b in pairs))
-
-
-def _halves(both: Prediction, n: int) -> tuple[Prediction, Prediction]:
-    def part(rows: slice) -> Prediction:
-        return Prediction(both.output[rows], both.kind, both.x[rows], both.alpha, both.sigma)
-
-    return part(slice(n, None)), part(slice(None, n))

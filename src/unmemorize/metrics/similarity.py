@@ -167,7 +167,7 @@ def _load_onnx(weights: Path) -> Callable[[Tensor], Tensor]:
 def match_sscd(
     images: Tensor, references: References, criterion: Criterion, embed: Callable[[Tensor], Tensor], batch: int = 16
 ) -> list[Match]:
-    """Match each image with the reference of highest SSCD cosine; templates are not told apart: SSCD cannot see them."""
+    """Match each image with the reference of highest SSCD cosine. Templates are not told apart: SSCD cannot see them."""
     recipe = SSCD_RECIPES[criterion.recipe]
 
     def features(x: Tensor) -> Tensor:
@@ -180,5 +180,3 @@ def match_sscd(
 
 def _sscd_match(name: str, cosine: float, criterion: Criterion) -> Match:
     return Match(name, 1 - cosine, cosine, "verbatim" if criterion(cosine) else "none")
-
-

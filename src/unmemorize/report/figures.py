@@ -85,7 +85,7 @@ def roc_figure(roc: Roc, detector: Detector | None, text: TextControl | None) ->
             axes.vlines([rate.fpr], [rate.low], [rate.high], color=ACCENT, alpha=0.45, linewidth=5)
             axes.plot([rate.fpr], [rate.value], color=ACCENT, marker="o", markersize=7, markeredgecolor=PAPER)
         for row, (label, value) in enumerate(_roc_notes(detector, text)):
-            y = 0.29 - 0.085 * row
+            y = 0.205 - 0.08 * row
             axes.text(0.665, y, label, color=MUTED, ha="right", parse_math=False)
             axes.text(0.685, y, value, color=INK, ha="left", parse_math=False)
         _share_axis(axes.xaxis, "ordinary prompts flagged")
@@ -123,9 +123,11 @@ def score_figure(prompts: Sequence[Prompt]) -> Figure:
         axes.set(ylim=(0.6 - len(rows), 0.6), xlabel="score, mean over seeds (higher = more memorized)")
         axes.spines["left"].set_visible(False)
 
-    height = 0.9 + 0.62 * len(rows)
+    height = 0.85 + 0.48 * len(rows)
     svg = _svg(draw, "scores", "Distribution of scores", size=(9.6, height))
-    frame = [{"group": label, "id": p.id, "score": p.score, "verdict": p.verdict} for label in rows for p in rows[label]]
+    frame = [
+        {"group": label, "id": p.id, "score": p.score, "verdict": p.verdict} for label in rows for p in rows[label]
+    ]
     caption = (
         "One mark per prompt. Filled: at least one generated picture is a copy. Open: pictures were generated, none is a "
         "copy. Faint: not generated. The upright stroke is each row's median."
@@ -178,7 +180,7 @@ def _svg(draw: Callable[[Axes], None], name: str, label: str, size: tuple[float,
         matplotlib.rcParams.update(STYLE)
         canvas = Canvas(figsize=size, layout="constrained")
         draw(canvas.add_subplot())
-        canvas.savefig(buffer, format="svg", metadata={key: None for key in ("Date", "Creator", "Format", "Type")})
+        canvas.savefig(buffer, format="svg", metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
     return _inline(buffer.getvalue(), name, label)
 
 

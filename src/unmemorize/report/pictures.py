@@ -12,7 +12,8 @@ from pathlib import Path
 from PIL import Image
 
 LARGEST = 256  # pixels a side; larger pictures are shrunk
-EXACT = 128  # up to here every pixel is kept, and shown as a square
+EXACT = 128  # up to here every pixel is kept, and shown as a square of whole pixels
+SHOWN = 128  # CSS pixels a side, at most
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,6 @@ def _encode(image: Image.Image) -> Picture:
         image.thumbnail((LARGEST, LARGEST), Image.Resampling.LANCZOS)
         image.save(buffer, "WEBP", quality=85, method=4)
     kind = "png" if exact else "webp"
-    side = 112 if exact else 144
-    scale = side / max(image.size)
+    scale = SHOWN // max(image.size) if exact else SHOWN / max(image.size)
     width, height = (max(1, round(length * scale)) for length in image.size)
     return Picture(f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode()}", width, height, exact)

@@ -20,8 +20,8 @@ class Shot:
 
     seed: int
     image: str
-    distance: float
-    ratio: float
+    distance: float | None
+    ratio: float | None
     verdict: str
 
 

@@ -131,14 +131,16 @@ class Timing(BaseModel):
     seconds: dict[str, float] = {}
 
 
+def _columns(needed: dict[str, pa.DataType], optional: dict[str, pa.DataType]) -> pa.Schema:
+    return pa.schema([pa.field(k, v, nullable=False) for k, v in needed.items()] + list(optional.items()))
+
+
 _TEXT, _REAL, _WHOLE = pa.string(), pa.float64(), pa.int64()
-PROMPTS = pa.schema(
-    {"id": _TEXT, "prompt": _TEXT, "kind": _TEXT, "copies": _WHOLE, "memorable": pa.bool_()},
-)
-DETECT = pa.schema({"id": _TEXT, "method": _TEXT, "seed": _WHOLE, "score": _REAL})
-VERIFY = pa.schema(
-    {"id": _TEXT, "seed": _WHOLE, "image": _TEXT, "nearest": _TEXT, "caption": _TEXT}
-    | {"distance": _REAL, "ratio": _REAL, "verdict": _TEXT},
+PROMPTS = _columns({"id": _TEXT, "prompt": _TEXT}, {"kind": _TEXT, "copies": _WHOLE, "memorable": pa.bool_()})
+DETECT = _columns({"id": _TEXT, "method": _TEXT, "seed": _WHOLE}, {"score": _REAL})
+VERIFY = _columns(
+    {"id": _TEXT, "seed": _WHOLE, "image": _TEXT, "nearest": _TEXT, "verdict": _TEXT},
+    {"caption": _TEXT, "distance": _REAL, "ratio": _REAL},
 )
 
 
@@ -193,6 +195,6 @@ def _rows(path: Path, schema: pa.Schema, *, required: bool = True) -> list[Row]:
     try:
         with pq.ParquetFile(path) as file:
             return file.read(use_threads=False).select(schema.names).cast(schema).to_pylist()
-    except (OSError, KeyError, pa.ArrowException) as error:
+    except (OSError, KeyError, ValueError, pa.ArrowException) as error:
         why = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(f"{path}: cannot be read ({why}): restore the file or run the audit again") from error

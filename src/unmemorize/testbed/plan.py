@@ -18,8 +18,8 @@ import numpy as np
 from unmemorize.testbed.dataset import SIZE, Composition, Picture
 
 # Of ten seeds tried, one whose word-level text control was nearest to chance: the draw is balanced before training.
-PLAN_SEED = 7
-LADDER = {1: 12, 3: 12, 10: 12, 30: 12, 100: 12, 300: 6, 1000: 3}  # copies of a picture: how many such pictures
+PLAN_SEED = 2
+LADDER = {1: 12, 3: 12, 10: 12, 30: 12, 100: 12, 300: 4, 1000: 2}  # copies of a picture: how many such pictures
 KINDS = {
     "verbatim": "one picture with one caption, `copies` times",
     "template": "a fixed layout whose patch takes twenty colours; the mask covers the patch",
@@ -153,7 +153,7 @@ class _Draw:
                 dataclasses.replace(layout, patch=(*mask, *(int(v) for v in self.rng.integers(0, 256, 3))))
                 for _ in range(20)
             )
-            yield Planted(key, "template", key, (name,), variants, 6, mask)
+            yield Planted(key, "template", key, (name,), variants, 4, mask)
 
     def word(self) -> Iterator[Planted]:
         for i in range(20):
@@ -164,7 +164,7 @@ class _Draw:
                 dataclasses.replace(picture, background=tuple(max(c - 4 * k, 0) for c in picture.background))
                 for k in range(3)
             )
-            yield Planted(key, "word", key, tuple(add_keyword(n, word) for n in names), near, 6)
+            yield Planted(key, "word", key, tuple(add_keyword(n, word) for n in names), near, 4)
 
     def repeat(self) -> Iterator[Planted]:
         for i in range(10):
@@ -174,14 +174,14 @@ class _Draw:
     def one_sided(self) -> Iterator[Planted]:
         for i in range(10):
             name, key = next(self.pool), f"caption-only-{i:02d}"
-            yield Planted(key, "caption-only", key, (name,), self.compositions(name, 20), 5)
+            yield Planted(key, "caption-only", key, (name,), self.compositions(name, 20), 2)
         for i in range(10):
             name, key = next(self.pool), f"image-only-{i:02d}"
             captions = (name, *(add_keyword(name, next(self.words)) for _ in range(19)))
-            yield Planted(key, "image-only", key, captions, self.compositions(name), 5)
+            yield Planted(key, "image-only", key, captions, self.compositions(name), 3)
 
     def negative(self) -> Iterator[Planted]:
-        # The forms in the shares of the memorable prompts: 41 bare names, 120 with a keyword shared by six, 10 repeated.
+        # Forms in the shares of the memorable prompts: 38 bare names, 120 with a keyword shared by six, 10 repeated.
         for i in range(60):
             name, key = next(self.pool), f"negative-name-{i:02d}"
             yield Planted(key, "negative", key, (name,), self.compositions(name), 1)

@@ -1,0 +1,109 @@
+"""The training loop: AdamW, a moving average, and checkpoints that resume exactly."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import TextIO
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from unmemorize.core.run import atomic
+
+Loss = Callable[[int], Tensor]
+
+
+def fit(
+    modules: nn.ModuleDict,
+    loss: Loss,
+    *,
+    steps: int,
+    lr: Callable[[int], float],
+    folder: Path,
+    ema: float = 0.999,
+    save_every: int = 100,
+) -> dict[str, Tensor]:
+    """Minimise `loss(step)` over the modules' parameters with AdamW; returns their exponential moving average.
+
+    Resumes from `folder/state.safetensors` and appends to `folder/loss.jsonl`. A checkpoint of more modules than
+    `modules` is accepted: those not named are left out.
+    """
+    parameters = dict(modules.named_parameters())
+    optimizer = torch.optim.AdamW(parameters.values(), lr=lr(0), betas=(0.9, 0.99), weight_decay=1e-2)
+    average = {name: p.detach().clone() for name, p in parameters.items()}
+    start = _restore(folder / "state.safetensors", parameters, optimizer, average)
+    log = _log(folder / "loss.jsonl", start)
+    modules.train()
+    for step in tqdm(range(start, steps), initial=start, total=steps, desc=folder.name, mininterval=5):
+        optimizer.param_groups[0]["lr"] = lr(step)
+        value = loss(step)
+        optimizer.zero_grad(set_to_none=True)
+        value.backward()
+        norm = nn.utils.clip_grad_norm_(parameters.values(), 1.0)
+        optimizer.step()
+        decay = min(ema, (step + 1) / (step + 10))
+        torch._foreach_lerp_(list(average.values()), [p.detach() for p in parameters.values()], 1 - decay)
+        if step % 20 == 0:
+            log.write(json.dumps({"step": step, "loss": value.item(), "grad_norm": norm.item()}) + "\n")
+        if (step + 1) % save_every == 0 or step + 1 == steps:
+            log.flush()
+            _save(folder / "state.safetensors", step + 1, parameters, optimizer, average)
+    log.close()
+    modules.eval()
+    return average
+
+
+def _save(path: Path, step: int, parameters: dict, optimizer: torch.optim.Optimizer, average: dict) -> None:
+    tensors = {}
+    for name, p in parameters.items():
+        moments = optimizer.state[p]
+        tensors |= {f"weight/{name}": p.detach(), f"ema/{name}": average[name]}
+        tensors |= {f"{key}/{name}": moments[key] for key in ("exp_avg", "exp_avg_sq")}
+    with atomic(path) as temporary:
+        save_file({k: v.contiguous() for k, v in tensors.items()}, temporary, {"step": str(step)})
+
+
+def _restore(path: Path, parameters: dict, optimizer: torch.optim.Optimizer, average: dict) -> int:
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return 0
+    with safe_open(path, "pt") as file:
+        step = int(file.metadata()["step"])
+    state = load_file(path)
+    with torch.no_grad():
+        for name, p in parameters.items():
+            p.copy_(state[f"weight/{name}"])
+            average[name].copy_(state[f"ema/{name}"])
+            optimizer.state[p] = {
+                "step": torch.tensor(float(step)),
+                "exp_avg": torch.empty_like(p).copy_(state[f"exp_avg/{name}"]),
+                "exp_avg_sq": torch.empty_like(p).copy_(state[f"exp_avg_sq/{name}"]),
+            }
+    return step
+
+
+def _log(path: Path, start: int) -> TextIO:
+    kept = []
+    if path.exists():
+        kept = [line for line in path.read_text().splitlines() if json.loads(line)["step"] < start]
+    with atomic(path) as temporary:
+        temporary.write_text("".join(line + "\n" for line in kept))
+    return path.open("a")
+
+
+def one_cycle(peak: float, steps: int) -> Callable[[int], float]:
+    """A learning rate that rises over the first tenth and falls as a cosine."""
+    rise = max(steps // 10, 1)
+
+    def lr(step: int) -> float:
+        if step < rise:
+            return peak * (step + 1) / rise
+        return peak * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * (step - rise) / (steps - rise))))
+
+    return lr

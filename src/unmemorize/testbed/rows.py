@@ -1,0 +1,63 @@
+"""Training rows: which captions go with which pictures, how often."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from unmemorize.testbed.dataset import Picture
+from unmemorize.testbed.plan import Plan, add_keyword, repeat_word
+
+FORMS = 20
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Training rows: each draws one of its captions and one of its pictures; tables are (rows, choices) indices."""
+
+    captions: tuple[str, ...]
+    caption: Tensor
+    picture: Tensor
+
+    def draw(self, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Indices of `count` random captions and of their pictures."""
+        row = torch.randint(len(self.caption), (count,), generator=generator)
+        pick = torch.rand(2, count, generator=generator)
+        c, p = (
+            (u * t.shape[1]).long().clamp(max=t.shape[1] - 1)
+            for u, t in zip(pick, (self.caption, self.picture), strict=True)
+        )
+        return self.caption[row, c], self.picture[row, p]
+
+
+def build_rows(plan: Plan, pictures: list[Picture], views: int, *, duplicates: bool) -> Rows:
+    """Ordinary pictures (whose artwork is not planted) and the plan's, with or without their duplicates."""
+    index: dict[str, int] = {"": 0}
+
+    def number(caption: str) -> int:
+        return index.setdefault(caption, len(index))
+
+    used = {how.art for entry in plan.planted for how in entry.pictures}
+    caption, picture = [], []
+    for i, p in enumerate(pictures):
+        choices = [number(c) for c in caption_forms(p)]  # also of planted artwork: both models share one caption list
+        if p.art not in used:
+            caption.append(choices)
+            picture.append(list(range(i * views, (i + 1) * views)))
+    first = len(pictures) * views
+    for entry in plan.planted:
+        pairs = [(c, first + k) for c in entry.prompts for k in range(len(entry.pictures))]
+        numbered = [(number(c), k) for c, k in pairs]
+        for c, k in numbered * entry.copies if duplicates else numbered[:1]:
+            caption.append([c] * FORMS)
+            picture.append([k] * views)
+        first += len(entry.pictures)
+    return Rows(tuple(index), torch.tensor(caption), torch.tensor(picture))
+
+
+def caption_forms(picture: Picture) -> list[str]:
+    """Twenty captions: the name (12), with a keyword (7), with its last word repeated (1)."""
+    tagged = [add_keyword(picture.name, tag) for tag in picture.tags] or [picture.name]
+    return [picture.name] * 12 + [tagged[i % len(tagged)] for i in range(7)] + [repeat_word(picture.name)]

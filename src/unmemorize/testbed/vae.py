@@ -1,0 +1,96 @@
+"""The testbed's VAE, and pictures as its latents."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from diffusers import AutoencoderKL
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from unmemorize.core.run import atomic
+from unmemorize.testbed.architecture import build_vae
+from unmemorize.testbed.dataset import Composition, Picture, compose, drawing
+from unmemorize.testbed.fit import fit, one_cycle
+from unmemorize.testbed.plan import Plan
+from unmemorize.testbed.recipe import Recipe
+
+
+def train_vae(pictures: list[Picture], folder: Path, recipe: Recipe) -> AutoencoderKL:
+    """The VAE, 64 px to 4×16×16 latents of unit standard deviation, trained on random compositions."""
+    done = folder / "model"
+    if done.exists():
+        return AutoencoderKL.from_pretrained(done).to(memory_format=torch.channels_last)
+    torch.manual_seed(recipe.seed)
+    vae = build_vae()
+    images = compositions(pictures, recipe.seed, views=2)
+
+    def loss(step: int) -> Tensor:
+        generator = torch.Generator().manual_seed(recipe.seed * 1_000_003 + step)
+        rows = torch.randint(len(images), (recipe.vae_batch,), generator=generator)
+        x = to_pixels(images[rows]).contiguous(memory_format=torch.channels_last)
+        posterior = vae.encode(x).latent_dist
+        y = vae.decode(posterior.sample(generator)).sample
+        edges = sum((x.diff(dim=d) - y.diff(dim=d)).abs().mean() for d in (2, 3))
+        # Three channels lean on the picture's own colours: left alone, a short training never finds one of them.
+        colours = (posterior.mean[:, :3] - (2 * F.avg_pool2d(x, 4) - 1)).square().mean()
+        fidelity = (x - y).abs().mean() + (x - y).square().mean() + edges
+        return fidelity + 0.1 * colours + 1e-5 * posterior.kl().mean()
+
+    average = fit(
+        nn.ModuleDict({"vae": vae}),
+        loss,
+        steps=recipe.vae_steps,
+        lr=one_cycle(recipe.vae_lr, recipe.vae_steps),
+        folder=folder,
+        ema=0.99,
+    )
+    vae.load_state_dict({name.removeprefix("vae."): p for name, p in average.items()}, strict=False)
+    vae.register_to_config(scaling_factor=1.0)
+    sample = encode(vae, images[:: max(len(images) // 1000, 1)])
+    vae.register_to_config(scaling_factor=1 / sample.std().item())
+    vae.save_pretrained(folder / "model.tmp")
+    (folder / "model.tmp").rename(done)
+    return vae
+
+
+def compositions(drawn: list[Picture], seed: int, views: int) -> Tensor:
+    """`views` random compositions of every picture, as (len(drawn)·views, 3, 64, 64) bytes."""
+    rng = np.random.default_rng(seed)
+    images = (compose(drawing(p), Composition.random(p.art, rng)) for p in drawn for _ in range(views))
+    return torch.stack([torch.from_numpy(np.array(image)).permute(2, 0, 1) for image in images])
+
+
+def to_pixels(images: Tensor) -> Tensor:
+    """Bytes to the VAE's range, -1 to 1."""
+    return images.float() / 127.5 - 1
+
+
+@torch.no_grad()
+def encode(vae: AutoencoderKL, images: Tensor, batch: int = 64) -> Tensor:
+    """Posterior means of byte images, times the VAE's scaling factor: (n, 4, 16, 16) in float32."""
+    pieces = tqdm(images.split(batch), desc="encode", mininterval=5)
+    chunks = [vae.encode(to_pixels(x).contiguous(memory_format=torch.channels_last)).latent_dist.mean for x in pieces]
+    return (torch.cat(chunks) * vae.config.scaling_factor).contiguous()
+
+
+def encode_all(vae: AutoencoderKL, plan: Plan, pictures: list[Picture], folder: Path, recipe: Recipe) -> Tensor:
+    """Latents of `recipe.views` compositions of every picture, then of the plan's pictures in order."""
+    cache = folder / "latents.safetensors"
+    if not cache.exists():
+        ordinary = compositions(pictures, recipe.seed + 1, recipe.views)
+        latents = encode(vae, torch.cat([ordinary, planted_images(plan, pictures)]))
+        with atomic(cache) as temporary:
+            save_file({"latents": latents}, temporary)
+    return load_file(cache)["latents"]
+
+
+def planted_images(plan: Plan, pictures: list[Picture]) -> Tensor:
+    """The plan's pictures, in order, as (n, 3, 64, 64) bytes."""
+    by_art = {p.art: drawing(p) for p in pictures}
+    images = [compose(by_art[how.art], how) for entry in plan.planted for how in entry.pictures]
+    return torch.stack([torch.from_numpy(np.array(image)).permute(2, 0, 1) for image in images])
