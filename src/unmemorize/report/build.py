@@ -66,7 +66,7 @@ def _render(run: Run) -> str:
             record=run.record,
             method=method_of(run),
             full=full,
-        with_pictures=WITH_PICTURES,
+            with_pictures=WITH_PICTURES,
             rest=rest[:COMPACT],
             left_out=max(0, len(rest) - COMPACT),
             showcase=_showcase(prompts),
@@ -128,7 +128,7 @@ def number(value: float | None) -> str:
         return "–"
     if isinstance(value, int):
         return f"{value:,}"
-    return f"{value:.3f}" if value == 0 or 0.01 <= abs(value) < 100 else f"{value:,.3g}"
+    return f"{value:.3f}" if value == 0 or 0.001 <= abs(value) < 100 else f"{value:,.3g}"
 
 
 def percent(part: float, whole: float = 1) -> str:

@@ -13,6 +13,7 @@ import warnings
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import matplotlib
 from matplotlib.axes import Axes
@@ -21,9 +22,9 @@ from matplotlib.figure import Figure as Canvas
 from unmemorize.report.rows import Prompt
 from unmemorize.report.schema import Detector, Dose, Roc, Row, TextControl
 
-INK, MUTED, LINE, ACCENT, PAPER = "#1b1d21", "#6a6f79", "#d9dbdf", "#c2410c", "#fffffe"
-VARIABLES = {INK: "ink", MUTED: "muted", LINE: "line", ACCENT: "accent", PAPER: "paper"}
-STYLE = {
+INK, MUTED, FAINT, LINE, ACCENT, PAPER = "#1b1d21", "#646973", "#b7b9be", "#e2e0db", "#b93a08", "#fdfcfa"
+VARIABLES = {INK: "ink", MUTED: "muted", FAINT: "faint", LINE: "line", ACCENT: "accent", PAPER: "paper"}
+STYLE: dict[Any, Any] = {
     "svg.hashsalt": "unmemorize",
     "svg.fonttype": "none",
     "font.size": 9.5,
@@ -94,9 +95,9 @@ def roc_figure(roc: Roc, detector: Detector | None, text: TextControl | None) ->
 
     frame = [{"fpr": fpr, "tpr": tpr} for fpr, tpr in zip(roc.fpr, roc.tpr, strict=False)]
     caption = (
-        "How many memorized prompts the score finds for a given share of ordinary prompts flagged by mistake. The dashed "
-        "line is chance; the dot with its 95% interval is the rate at the fixed share of false alarms. If text alone came "
-        "close to the detector, the comparison would say little about the model."
+        "How many memorized prompts the score finds for a given share of ordinary prompts flagged by mistake. The "
+        "dashed line is chance; the dot with its 95% interval is the rate at the fixed share of false alarms. If text "
+        "alone came close to the detector, the comparison would say little about the model."
     )
     return Figure("Detection", _svg(draw, "roc", "ROC curve of the detector"), frame, caption)
 
@@ -129,8 +130,8 @@ def score_figure(prompts: Sequence[Prompt]) -> Figure:
         {"group": label, "id": p.id, "score": p.score, "verdict": p.verdict} for label in rows for p in rows[label]
     ]
     caption = (
-        "One mark per prompt. Filled: at least one generated picture is a copy. Open: pictures were generated, none is a "
-        "copy. Faint: not generated. The upright stroke is each row's median."
+        "One mark per prompt. Filled: at least one generated picture is a copy. Open: pictures were generated, none is "
+        "a copy. Faint: not generated. The upright stroke is each row's median."
     )
     return Figure("Scores", svg, frame, caption)
 
@@ -148,8 +149,8 @@ def _draw_row(axes: Axes, y: float, members: Sequence[Prompt], bin_width: float,
     axes.vlines(median, y - 0.36, y + 0.36, color=INK, linewidth=1.2, zorder=1)
     if dots:
         xs, ys = _stack(members, y, bin_width)
-        face = [ACCENT if p.copied else PAPER if p.groups else LINE for p in members]
-        edge = [ACCENT if p.copied else MUTED if p.groups else LINE for p in members]
+        face = [ACCENT if p.copied else PAPER if p.groups else FAINT for p in members]
+        edge = [ACCENT if p.copied else MUTED if p.groups else FAINT for p in members]
         axes.scatter(xs, ys, s=20, c=face, edgecolors=edge, linewidths=1, zorder=2)
 
 

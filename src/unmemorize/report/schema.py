@@ -194,7 +194,8 @@ def _rows(path: Path, schema: pa.Schema, *, required: bool = True) -> list[Row]:
         return []
     try:
         with pq.ParquetFile(path) as file:
-            return file.read(use_threads=False).select(schema.names).cast(schema).to_pylist()
+            rows: list[Row] = file.read(use_threads=False).select(schema.names).cast(schema).to_pylist()
+            return rows
     except (OSError, KeyError, ValueError, pa.ArrowException) as error:
         why = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(f"{path}: cannot be read ({why}): restore the file or run the audit again") from error
