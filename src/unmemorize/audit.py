@@ -18,7 +18,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-from PIL import Image
 
 from unmemorize.core.criteria import Criterion
 from unmemorize.core.errors import UserError
@@ -26,6 +25,7 @@ from unmemorize.core.results import Match
 from unmemorize.core.run import RunRecord, Source, atomic, digest, load_record, versions
 from unmemorize.core.sample import first_unconditional, generate
 from unmemorize.core.shards import merge_shards, run_shards
+from unmemorize.data.pictures import load_image, save_image
 from unmemorize.data.source import Prompt, read_prompts, read_references
 from unmemorize.detect.noise import noise_gap_at_start
 from unmemorize.metrics.similarity import PIXELS, References, load_sscd, match_pixels, match_sscd, sscd_criterion
@@ -36,6 +36,7 @@ from unmemorize.testbed import embedded
 from unmemorize.verdict import summarise
 
 Progress = Callable[[str, int, int], None]
+Matcher = Callable[[torch.Tensor, References], list[Match]]
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,7 @@ def run_audit(spec: AuditSpec, run: Path, progress: Progress = lambda stage, don
         UserError: The model, the prompts, the pictures or the SSCD file cannot be used, or `run` holds another run.
     """
     prompts = _prompts(spec)
-    criterion = sscd_criterion(Path(spec.sscd), spec.recipe) if spec.sscd else PIXELS
+    criterion, match = _matcher(spec)
     model = load(spec.model)
     references = _references(spec, model)
     record = _record(spec, model, prompts, references, criterion)
@@ -78,7 +79,7 @@ def run_audit(spec: AuditSpec, run: Path, progress: Progress = lambda stage, don
         chosen = choose(prompts, scores, spec.generate)
         _generate(model, chosen, spec, run, progress)
     with clock("verify"):
-        matches = _verify(run, references, criterion, spec)
+        matches = _verify(run, references, match)
     summary = summarise(prompts, scores, matches, _evaluations(model, len(prompts), len(chosen), spec))
     _write_json(run / "summary.json", summary)
     record.model_copy(update={"status": "finished"}).save(run)
@@ -97,6 +98,13 @@ def _prompts(spec: AuditSpec) -> list[Prompt]:
 def _references(spec: AuditSpec, model: UNetModel) -> References | None:
     folder = Path(spec.images) if spec.images else embedded.IMAGES if spec.model in EMBEDDED else None
     return read_references(folder, model.image_size) if folder else None
+
+
+def _matcher(spec: AuditSpec) -> tuple[Criterion, Matcher]:
+    if not spec.sscd:
+        return PIXELS, match_pixels
+    criterion, embed = sscd_criterion(Path(spec.sscd), spec.recipe), load_sscd(Path(spec.sscd))
+    return criterion, lambda images, references: match_sscd(images, references, criterion, embed)
 
 
 def _record(
@@ -133,7 +141,7 @@ class _Clock:
     def __init__(self, run: Path) -> None:
         self._path = run / "timing.json"
         fresh = {"started": datetime.now(UTC).isoformat(timespec="seconds"), "seconds": {}}
-        self._timing = json.loads(self._path.read_text()) if self._path.exists() else fresh
+        self._timing = json.loads(self._path.read_text(encoding="utf-8")) if self._path.exists() else fresh
 
     def __call__(self, stage: str) -> _Clock:
         self._stage, self._since = stage, time.perf_counter()
@@ -215,35 +223,17 @@ def _generate(model: UNetModel, chosen: Sequence[Prompt], spec: AuditSpec, run: 
     merge_shards(run / "shards" / "generate", run / "scores" / "images.parquet")
 
 
-def save_image(image: torch.Tensor, path: Path) -> None:
-    """Write an image (3, h, w) in [0, 1] as PNG."""
-    pixels = (image * 255).round().to(torch.uint8).permute(1, 2, 0).cpu().numpy()
-    with atomic(path) as temporary:
-        Image.fromarray(pixels).save(temporary, format="png")
-
-
-def _verify(
-    run: Path, references: References | None, criterion: Criterion, spec: AuditSpec
-) -> list[dict[str, Any]] | None:
+def _verify(run: Path, references: References | None, match: Matcher) -> list[dict[str, Any]] | None:
     if references is None:
         return None
     rows = pq.read_table(run / "scores" / "images.parquet").to_pylist()
-    stack = torch.stack([_load(run / row["image"]) for row in rows])
-    if spec.sscd:
-        matches = match_sscd(stack, references, criterion, load_sscd(Path(spec.sscd)))
-    else:
-        matches = match_pixels(stack, references, criterion)
+    matches = match(torch.stack([load_image(run / row["image"]) for row in rows]), references)
     captions = dict(zip(references.names, references.captions, strict=True))
     found = [row | _match_row(match, captions[match.nearest]) for row, match in zip(rows, matches, strict=True)]
     _copy_references(run, references, {m.nearest for m in matches})
     with atomic(run / "scores" / "verify.parquet") as temporary:
         pq.write_table(pa.Table.from_pylist(found), temporary)
     return found
-
-
-def _load(path: Path) -> torch.Tensor:
-    with Image.open(path) as image:
-        return torch.from_numpy(np.asarray(image).copy()).permute(2, 0, 1).float() / 255
 
 
 def _match_row(match: Match, caption: str | None) -> dict[str, Any]:
@@ -272,4 +262,4 @@ def _evaluations(model: UNetModel, prompts: int, chosen: int, spec: AuditSpec) -
 
 def _write_json(path: Path, value: dict[str, Any]) -> None:
     with atomic(path) as temporary:
-        temporary.write_text(json.dumps(value, indent=1, ensure_ascii=False))
+        temporary.write_text(json.dumps(value, indent=1, ensure_ascii=False), encoding="utf-8")

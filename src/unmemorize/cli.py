@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -159,6 +160,7 @@ def _root(
 
 def main() -> None:
     """Run the command line; a mistake is one line and exit code 2."""
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # or it warns of torchvision, which nothing here needs
     try:
         app()
     except UnmemorizeError as error:

@@ -43,7 +43,7 @@ class RunRecord(BaseModel):
     def save(self, run: Path) -> None:
         """Write `run.json`."""
         with atomic(run / "run.json") as temporary:
-            temporary.write_text(self.model_dump_json(indent=1))
+            temporary.write_text(self.model_dump_json(indent=1), encoding="utf-8")
 
 
 def load_record(run: Path) -> RunRecord | None:
@@ -56,7 +56,7 @@ def load_record(run: Path) -> RunRecord | None:
     if not path.exists():
         return None
     try:
-        return RunRecord.model_validate_json(path.read_text())
+        return RunRecord.model_validate_json(path.read_text(encoding="utf-8"))
     except (ValidationError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: not a run record: name another directory with --run") from error
 

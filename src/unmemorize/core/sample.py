@@ -72,7 +72,9 @@ def trajectory(
             # One stacked call, unconditional half first, as diffusers does: two calls differ in the last bits.
             scaled = schedule.scale(torch.cat([x, x]) if guided else x, t)
             prediction = model.predict(scaled, t, both)
-            cond_part, uncond_part = (prediction[len(cond) :], prediction[: len(cond)]) if guided else (prediction, None)
+            cond_part, uncond_part = (
+                (prediction[len(cond) :], prediction[: len(cond)]) if guided else (prediction, None)
+            )
             output = cond_part.output
             if uncond_part is not None:
                 output = uncond_part.output + guidance * (output - uncond_part.output)

@@ -9,12 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow.parquet as pq
 import torch
 from PIL import Image, UnidentifiedImageError
 
 from unmemorize.core.errors import UserError
+from unmemorize.data.pictures import to_tensor
 from unmemorize.metrics.similarity import References
 
 COLUMNS = ("prompt", "caption", "text")
@@ -165,7 +165,7 @@ def _picture(file: Path, size: tuple[int, int]) -> tuple[torch.Tensor, tuple[int
     was = rgb.size
     if was != (size[1], size[0]):
         rgb = rgb.resize((size[1], size[0]), Image.Resampling.LANCZOS)
-    return torch.from_numpy(np.asarray(rgb).copy()).permute(2, 0, 1).float() / 255, was
+    return to_tensor(rgb), was
 
 
 def _box(mask: list[int] | None, was: tuple[int, int], size: tuple[int, int]) -> tuple[int, int, int, int] | None:

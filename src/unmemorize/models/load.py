@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from diffusers import DiffusionPipeline, StableDiffusionPipeline, UNet2DConditionModel
 from diffusers.utils import logging as diffusers_logging
+from safetensors import SafetensorError
 from transformers.utils import logging as transformers_logging
 
 from unmemorize.core.errors import NotApplicable, UserError
@@ -72,7 +73,7 @@ def _from_pretrained(path: str, dtype: torch.dtype, name: str) -> StableDiffusio
     try:
         with _silence():
             return StableDiffusionPipeline.from_pretrained(path, dtype=dtype, use_safetensors=True, **quiet)
-    except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         hint = "" if Path(path).exists() or not os.environ.get("HF_HUB_OFFLINE") else " (the hub is switched off)"
         raise UserError(f"{name}: cannot be loaded as a Stable Diffusion pipeline{hint}: {reason}") from error

@@ -19,7 +19,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from unmemorize.core.run import atomic
 from unmemorize.report.figures import Figure, dose_figure, roc_figure, score_figure
 from unmemorize.report.pictures import picture_loader
-from unmemorize.report.rows import Group, Prompt, Shot, method_of, rank_prompts
+from unmemorize.report.rows import COPIES, SEVERITY, Group, Prompt, Shot, method_of, rank_prompts
 from unmemorize.report.schema import Interval, Run, load_run
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -70,6 +70,7 @@ def _render(run: Run) -> str:
             rest=rest[:COMPACT],
             left_out=max(0, len(rest) - COMPACT),
             showcase=_showcase(prompts),
+            severity=SEVERITY,
             kinds=sorted({p.kind for p in prompts if p.kind}),
             figures=_figures(run, prompts),
             reason=lambda name: _reason(run, name),
@@ -110,7 +111,7 @@ def _reason(run: Run, name: str) -> str:
 
 def _showcase(prompts: Sequence[Prompt]) -> list[tuple[Prompt, Group, Shot]]:
     """The closest copies, each training picture once."""
-    copies = [(p, g, shot) for p in prompts for g in p.groups for shot in g.shots if shot.verdict != "none"]
+    copies = [(p, g, shot) for p in prompts for g in p.groups for shot in g.shots if shot.verdict in COPIES]
     copies.sort(key=lambda found: (_closeness(found[2]), found[0].rank))
     closest: dict[str, tuple[Prompt, Group, Shot]] = {}
     for found in copies:

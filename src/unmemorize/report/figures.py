@@ -130,8 +130,8 @@ def score_figure(prompts: Sequence[Prompt]) -> Figure:
         {"group": label, "id": p.id, "score": p.score, "verdict": p.verdict} for label in rows for p in rows[label]
     ]
     caption = (
-        "One mark per prompt. Filled: at least one generated picture is a copy. Open: pictures were generated, none is "
-        "a copy. Faint: not generated. The upright stroke is each row's median."
+        "One mark per prompt. Filled: at least one generated picture is a copy. Open: pictures were generated, none "
+        "was found to be a copy. Faint: not generated. The upright stroke is each row's median."
     )
     return Figure("Scores", svg, frame, caption)
 

@@ -11,7 +11,9 @@ from statistics import fmean, pstdev
 
 from unmemorize.report.schema import Run
 
-SEVERITY = {"verbatim": 0, "template": 1, "none": 2, "not generated": 3}
+COPIES = ("verbatim", "template")
+SEVERITY = {"verbatim": 0, "template": 1, "none": 2, "not compared": 3, "not generated": 4}
+NOT_COMPARED = {"nearest": "", "caption": None, "distance": None, "ratio": None, "verdict": "not compared"}
 
 
 @dataclass(frozen=True)
@@ -27,7 +29,7 @@ class Shot:
 
 @dataclass(frozen=True)
 class Group:
-    """The pictures of one prompt that have the same nearest training picture."""
+    """The pictures of one prompt that have the same nearest training picture, or none to be compared with."""
 
     nearest: str
     caption: str | None
@@ -36,7 +38,7 @@ class Group:
     @property
     def copied(self) -> bool:
         """Whether one of the pictures is a copy."""
-        return any(shot.verdict != "none" for shot in self.shots)
+        return any(shot.verdict in COPIES for shot in self.shots)
 
 
 @dataclass(frozen=True)
@@ -58,7 +60,7 @@ class Prompt:
     @property
     def copied(self) -> bool:
         """Whether one of its pictures is a copy."""
-        return self.verdict in ("verbatim", "template")
+        return self.verdict in COPIES
 
     @property
     def shots(self) -> tuple[Shot, ...]:
@@ -103,7 +105,8 @@ def _scores(run: Run) -> dict[str, list[float]]:
 
 
 def _groups(run: Run) -> dict[str, tuple[Group, ...]]:
-    ordered = sorted(run.verify, key=lambda row: (row["id"], row["nearest"], row["seed"]))
+    pictures = run.verify or [row | NOT_COMPARED for row in run.images]
+    ordered = sorted(pictures, key=lambda row: (row["id"], row["nearest"], row["seed"]))
     found: dict[str, list[Group]] = defaultdict(list)
     for (key, nearest), rows in groupby(ordered, key=lambda row: (row["id"], row["nearest"])):
         members = list(rows)

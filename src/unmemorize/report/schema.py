@@ -138,6 +138,7 @@ def _columns(needed: dict[str, pa.DataType], optional: dict[str, pa.DataType]) -
 _TEXT, _REAL, _WHOLE = pa.string(), pa.float64(), pa.int64()
 PROMPTS = _columns({"id": _TEXT, "prompt": _TEXT}, {"kind": _TEXT, "copies": _WHOLE, "memorable": pa.bool_()})
 DETECT = _columns({"id": _TEXT, "method": _TEXT, "seed": _WHOLE}, {"score": _REAL})
+IMAGES = _columns({"id": _TEXT, "seed": _WHOLE, "image": _TEXT}, {})
 VERIFY = _columns(
     {"id": _TEXT, "seed": _WHOLE, "image": _TEXT, "nearest": _TEXT, "verdict": _TEXT},
     {"caption": _TEXT, "distance": _REAL, "ratio": _REAL},
@@ -154,6 +155,7 @@ class Run:
     timing: Timing
     prompts: list[Row]
     detect: list[Row]
+    images: list[Row]
     verify: list[Row]
 
 
@@ -174,6 +176,7 @@ def load_run(path: Path) -> Run:
         timing=_document(path / "timing.json", Timing) if (path / "timing.json").exists() else Timing(),
         prompts=_rows(scores / "prompts.parquet", PROMPTS),
         detect=_rows(scores / "detect.parquet", DETECT, required=summary.detector is not None),
+        images=_rows(scores / "images.parquet", IMAGES, required=False),
         verify=_rows(scores / "verify.parquet", VERIFY, required=summary.images > 0),
     )
 
@@ -194,8 +197,11 @@ def _rows(path: Path, schema: pa.Schema, *, required: bool = True) -> list[Row]:
         return []
     try:
         with pq.ParquetFile(path) as file:
-            rows: list[Row] = file.read(use_threads=False).select(schema.names).cast(schema).to_pylist()
-            return rows
+            table = file.read(use_threads=False)
+        if not table.num_rows and not required:
+            return []
+        rows: list[Row] = table.select(schema.names).cast(schema).to_pylist()
+        return rows
     except (OSError, KeyError, ValueError, pa.ArrowException) as error:
         why = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(f"{path}: cannot be read ({why}): restore the file or run the audit again") from error

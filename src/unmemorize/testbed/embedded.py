@@ -45,7 +45,7 @@ def write_images(plan: Plan, images: dict[str, Image.Image], credits: dict[str, 
         for k, how in list(enumerate(entry.pictures))[: SHIPPED.get(entry.kind)]:
             images[entry.file(k)].save(folder / entry.file(k), optimize=True)
             lines.append(_line(entry, k) | {"credit": credits[how.art]})
-    (folder / "metadata.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (folder / "metadata.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
 
 
 def _line(entry: Planted, k: int) -> dict[str, object]:

@@ -91,9 +91,9 @@ def _restore(path: Path, parameters: dict, optimizer: torch.optim.Optimizer, ave
 def _log(path: Path, start: int) -> TextIO:
     kept = []
     if path.exists():
-        kept = [line for line in path.read_text().splitlines() if json.loads(line)["step"] < start]
+        kept = [line for line in path.read_text(encoding="utf-8").splitlines() if json.loads(line)["step"] < start]
     with atomic(path) as temporary:
-        temporary.write_text("".join(line + "\n" for line in kept))
+        temporary.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
     return path.open("a")
 
 

@@ -71,12 +71,12 @@ class Plan:
     def save(self, path: Path) -> None:
         """Write as JSON, one entry a line."""
         entries = ",\n".join("  " + json.dumps(dataclasses.asdict(p)) for p in self.planted)
-        path.write_text(f'{{"schema": 1, "seed": {self.seed}, "planted": [\n{entries}\n]}}\n')
+        path.write_text(f'{{"schema": 1, "seed": {self.seed}, "planted": [\n{entries}\n]}}\n', encoding="utf-8")
 
     @staticmethod
     def load(path: Path) -> Plan:
         """Read what `save` wrote."""
-        record = json.loads(path.read_text())
+        record = json.loads(path.read_text(encoding="utf-8"))
         return Plan(record["seed"], tuple(_planted(entry) for entry in record["planted"]))
 
 

@@ -1,0 +1,139 @@
+"""Measure the shipped testbed: what the planted model and its twin copy, and what the detector sees.
+
+    python benchmarks/testbed.py [--data testbed-data]
+
+Generates from every prompt of the plan with both models, at seeds used nowhere else, and writes docs/results/. The two
+runs lie in runs/ and continue where they were killed. `--data`, the folder of a training run, adds its loss curves.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections import defaultdict
+from pathlib import Path
+
+import pyarrow.parquet as pq
+from matplotlib.figure import Figure
+from PIL import Image
+from tqdm import tqdm
+
+from unmemorize.audit import AuditSpec, run_audit
+from unmemorize.metrics.ranking import rate_interval
+
+SEEDS = (100, 101, 102, 103)
+OUT = Path("docs/results")
+MODELS = {"planted": "testbed", "twin": "testbed-twin"}
+
+
+def measure(model: str) -> Path:
+    """Generate from every prompt twice and compare with the planted pictures."""
+    run = Path(f"runs/results-{model}")
+    bars: dict[str, tqdm] = {}
+
+    def progress(stage: str, done: int, total: int) -> None:
+        bar = bars.setdefault(stage, tqdm(total=total, desc=f"{model} {stage}"))
+        bar.update(done - bar.n)
+
+    run_audit(AuditSpec(model=MODELS[model], seeds=SEEDS, generate=10_000), run, progress)
+    return run
+
+
+def copies_by_prompt(run: Path) -> dict[str, list[str]]:
+    """Verdicts of every generated picture, by prompt id."""
+    found = defaultdict(list)
+    for row in pq.read_table(run / "scores" / "verify.parquet").to_pylist():
+        found[row["id"]].append(row["verdict"])
+    return found
+
+
+def groups(prompts: list[dict]) -> dict[str, list[str]]:
+    """Prompt ids by what is planted, and the groups the testbed makes promises about."""
+    named = defaultdict(list)
+    for p in prompts:
+        name = f"verbatim, {p['copies']} copies" if p["kind"] == "verbatim" else p["kind"]
+        named[name].append(p["id"])
+        if p["kind"] == "verbatim" and p["copies"] >= 100:
+            named["**verbatim, 100 copies or more**"].append(p["id"])
+        if p["kind"] != "negative":
+            named["**everything planted**"].append(p["id"])
+    return named
+
+
+def rate(verdicts: dict[str, list[str]], ids: list[str]) -> tuple[float, float, float]:
+    """Share of pictures that are copies, with its interval over prompts."""
+    hits = [sum(v != "none" for v in verdicts[i]) for i in ids]
+    interval = rate_interval(hits, [len(verdicts[i]) for i in ids])
+    return interval.value, interval.low, interval.high
+
+
+def table(runs: dict[str, Path]) -> list[dict]:
+    """Copy rates of both models, one row a group."""
+    prompts = pq.read_table(runs["planted"] / "scores" / "prompts.parquet").to_pylist()
+    found = {model: copies_by_prompt(run) for model, run in runs.items()}
+    return [
+        {"group": name, "prompts": len(ids), **{model: rate(found[model], ids) for model in runs}}
+        for name, ids in groups(prompts).items()
+    ]
+
+
+def markdown(rows: list[dict], runs: dict[str, Path]) -> str:
+    """The numbers as a page."""
+    lines = ["| group | prompts | planted model: copy rate | twin: copy rate |", "|---|---|---|---|"]
+    for row in rows:
+        cells = ["{:.3f} [{:.3f}, {:.3f}]".format(*row[model]) for model in runs]
+        lines.append(f"| {row['group']} | {row['prompts']} | {cells[0]} | {cells[1]} |")
+    lines += ["", "| detector, at the first step | AUC | TPR at 1% FPR | text alone: AUC |", "|---|---|---|---|"]
+    for model, run in runs.items():
+        summary = json.loads((run / "summary.json").read_text(encoding="utf-8"))
+        detector, control = summary["detector"], summary["text_control"]["auc"]
+        cells = ["{value:.3f} [{low:.3f}, {high:.3f}]".format(**c) for c in (detector["auc"], detector["tpr"], control)]
+        lines.append(f"| noise-gap, {model} | " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def sheet(run: Path, kind: str, path: Path, columns: int = 24, rows: int = 8, copies: int = 0) -> None:
+    """Generated pictures of one kind of prompt, two seeds side by side."""
+    prompts = pq.read_table(run / "scores" / "prompts.parquet").to_pylist()
+    ids = {p["id"] for p in prompts if p["kind"] == kind and p["copies"] >= copies}
+    verified = pq.read_table(run / "scores" / "verify.parquet").to_pylist()
+    files = [run / r["image"] for r in verified if r["id"] in ids][: columns * rows]
+    canvas = Image.new("RGB", (64 * columns, 64 * -(-len(files) // columns)), "white")
+    for i, file in enumerate(files):
+        canvas.paste(Image.open(file), (i % columns * 64, i // columns * 64))
+    canvas.save(path, optimize=True)
+
+
+def loss_curves(data: Path, path: Path) -> None:
+    """Training losses of the VAE, the trunk and the two branches, each a moving median."""
+    figure = Figure(figsize=(9, 3), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    for axis, names in ((left, ("vae",)), (right, ("trunk", "planted", "twin"))):
+        for name in names:
+            lines = [json.loads(line) for line in (data / name / "loss.jsonl").read_text(encoding="utf-8").splitlines()]
+            smooth = [sorted(x["loss"] for x in lines[max(i - 7, 0) : i + 8]) for i in range(len(lines))]
+            axis.plot([x["step"] for x in lines], [s[len(s) // 2] for s in smooth], label=name)
+        axis.set(xlabel="step", ylabel="loss", yscale="log")
+        axis.legend(frameon=False)
+    figure.savefig(path, metadata={"Date": None})
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, help="folder of a training run, e.g. testbed-data/seed-0")
+    data = parser.parse_args().data
+    OUT.mkdir(parents=True, exist_ok=True)
+    runs = {model: measure(model) for model in MODELS}
+    rows = table(runs)
+    (OUT / "testbed.json").write_text(json.dumps(rows, indent=1), encoding="utf-8")
+    (OUT / "testbed.md").write_text(markdown(rows, runs), encoding="utf-8")
+    sheet(runs["planted"], "negative", OUT / "negatives.png")
+    sheet(runs["planted"], "verbatim", OUT / "copies.png", copies=100)
+    sheet(runs["twin"], "verbatim", OUT / "twin.png", copies=100)
+    if data:
+        loss_curves(data, OUT / "loss.svg")
+    print((OUT / "testbed.md").read_text(encoding="utf-8"))
+
+
+if __name__ == "__main__":
+    main()

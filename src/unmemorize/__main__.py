@@ -1,0 +1,5 @@
+"""`python -m unmemorize`."""
+
+from unmemorize.cli import main
+
+main()

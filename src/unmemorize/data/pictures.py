@@ -1,0 +1,30 @@
+"""Pictures on disk as tensors."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from unmemorize.core.run import atomic
+
+
+def load_image(path: Path) -> Tensor:
+    """An RGB picture as (3, h, w) in [0, 1]."""
+    with Image.open(path) as image:
+        return to_tensor(image)
+
+
+def to_tensor(image: Image.Image) -> Tensor:
+    """A PIL image as RGB, (3, h, w) in [0, 1]."""
+    return torch.from_numpy(np.asarray(image.convert("RGB")).copy()).permute(2, 0, 1).float() / 255
+
+
+def save_image(image: Tensor, path: Path) -> None:
+    """Write an image (3, h, w) in [0, 1] as PNG."""
+    pixels = (image * 255).round().to(torch.uint8).permute(1, 2, 0).cpu().numpy()
+    with atomic(path) as temporary:
+        Image.fromarray(pixels).save(temporary, format="png")

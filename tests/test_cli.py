@@ -1,0 +1,149 @@
+"""The command line: mistakes are one line and exit code 2, and leave nothing behind."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+from PIL import Image
+
+from unmemorize import cli
+
+
+@pytest.fixture
+def call(monkeypatch, capsys):
+    """Run the command line in this process: exit code, what it printed, what it complained of."""
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["unmemorize", *map(str, arguments)])
+        code = 0
+        try:
+            cli.main()
+        except SystemExit as stop:
+            code = stop.code or 0
+        printed = capsys.readouterr()
+        return code, printed.out, printed.err
+
+    return run
+
+
+@pytest.fixture
+def inputs(tmp_path):
+    """A file of prompts, a folder of pictures, and files that are neither."""
+    (tmp_path / "prompts.txt").write_text("a green bicycle\nan owl on a fence\n")
+    (tmp_path / "empty.txt").write_text("")
+    (tmp_path / "images").mkdir()
+    Image.new("RGB", (32, 32), "red").save(tmp_path / "images" / "red.png")
+    (tmp_path / "corrupt").mkdir()
+    (tmp_path / "corrupt" / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n, and then nothing")
+    (tmp_path / "none").mkdir()
+    return tmp_path
+
+
+WRONG = {
+    "a model folder that is not there": ({"model": "nowhere/at/all"}, "no such folder"),
+    "a file for a model": ({"model": "prompts.txt"}, "not a folder"),
+    "a folder that is no pipeline": ({"model": "images"}, "model_index.json"),
+    "no file of prompts": ({"--prompts": "missing.txt"}, "no such file"),
+    "an empty file of prompts": ({"--prompts": "empty.txt"}, "no prompts"),
+    "a folder for prompts": ({"--prompts": "images"}, "no such file"),
+    "a column that is not there": ({"--prompts": "table.csv", "--column": "words"}, "no column 'words'"),
+    "no folder of pictures": ({"--images": "missing"}, "no such folder"),
+    "a folder without pictures": ({"--images": "none"}, "no pictures"),
+    "a corrupt picture": ({"--images": "corrupt"}, "broken.png"),
+    "no such SSCD file": ({"--sscd": "missing.pt"}, "no such file"),
+    "an unknown recipe": ({"--sscd": "prompts.txt", "--recipe": "mine"}, "unknown SSCD recipe"),
+    "a file that is no network": ({"--sscd": "prompts.txt"}, "TorchScript"),
+    "a file for the run": ({"--run": "prompts.txt"}, "name a new directory"),
+}
+
+
+@pytest.mark.parametrize("mistake", WRONG)
+def test_a_mistake_is_one_line_and_leaves_nothing(mistake, call, inputs, tiny_folder, monkeypatch):
+    """Exit code 2, one line that says what and what to do, no traceback, and no run directory."""
+    monkeypatch.chdir(inputs)
+    (inputs / "table.csv").write_text("prompt,n\na green bicycle,1\n")
+    changes, expected = WRONG[mistake]
+    options = {"--prompts": "prompts.txt", "--images": "images", "--run": "run", "--steps": 2} | changes
+    model = options.pop("model", tiny_folder)
+    code, out, err = call("audit", model, *(str(x) for pair in options.items() for x in pair))
+    assert (code, out) == (2, "")
+    assert err.strip().startswith("error: ")
+    assert len(err.strip().splitlines()) == 1
+    assert expected in err
+    assert not (inputs / "run").exists()
+
+
+def test_own_model_needs_prompts(call, tiny_folder, inputs):
+    """A model of the user's own has no prompts of its own."""
+    code, _, err = call("audit", tiny_folder, "--run", inputs / "run")
+    assert code == 2
+    assert "--prompts" in err
+
+
+def test_json_is_all_that_is_printed(call, tiny_folder, inputs):
+    """Standard output holds one JSON object; progress goes elsewhere."""
+    arguments = ("--prompts", inputs / "prompts.txt", "--images", inputs / "images", "--steps", 2, "--json")
+    code, out, _ = call("audit", tiny_folder, *arguments, "--run", inputs / "run")
+    summary = json.loads(out)
+    assert code == 0
+    assert summary["prompts"] == 2
+    assert summary["run"] == str(inputs / "run")
+
+
+def test_report_is_rebuilt(call, tiny_folder, inputs):
+    """`report` writes the page again from the run directory alone."""
+    arguments = ("--prompts", inputs / "prompts.txt", "--images", inputs / "images", "--steps", 2)
+    call("audit", tiny_folder, *arguments, "--run", inputs / "run")
+    page = (inputs / "run" / "report.html").read_bytes()
+    (inputs / "run" / "report.html").unlink()
+    assert call("report", inputs / "run")[0] == 0
+    assert (inputs / "run" / "report.html").read_bytes() == page
+
+
+def test_report_of_nothing(call, inputs):
+    """A directory that is no run is a mistake."""
+    code, _, err = call("report", inputs / "images")
+    assert code == 2
+    assert len(err.strip().splitlines()) == 1
+
+
+def test_unknown_option_is_a_mistake(call):
+    """A misspelt option is refused with exit code 2."""
+    assert call("audit", "--sedes", 3)[0] == 2
+
+
+def test_describe_counts_the_plan(call):
+    """`testbed describe --json` agrees with the plan."""
+    from unmemorize.testbed.embedded import shipped_plan
+
+    code, out, _ = call("testbed", "describe", "--json")
+    rows = json.loads(out)
+    assert code == 0
+    assert sum(row["entries"] for row in rows) == len(shipped_plan().planted)
+    assert sum(row["rows"] for row in rows) == sum(entry.rows for entry in shipped_plan().planted)
+
+
+def test_export_refuses_a_full_folder(call, inputs):
+    """Nothing is copied over files that are there."""
+    code, _, err = call("testbed", "export", inputs)
+    assert code == 2
+    assert "not empty" in err
+
+
+def test_import_is_light():
+    """Importing the package or asking for help loads no torch, diffusers or matplotlib."""
+    check = "import unmemorize, unmemorize.cli, sys; print({'torch', 'diffusers', 'matplotlib'} & set(sys.modules))"
+    result = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "set()"
+
+
+def test_names_of_the_package_resolve():
+    """Every public name exists."""
+    import unmemorize
+
+    assert all(getattr(unmemorize, name) is not None for name in unmemorize.__all__)
+    with pytest.raises(AttributeError, match="nothing_like_it"):
+        _ = unmemorize.nothing_like_it
