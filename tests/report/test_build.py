@@ -176,10 +176,22 @@ def test_a_run_without_pictures_or_scores_is_reported(run):
     none = dict.fromkeys(("generated_prompts", "images", "copied_prompts", "copied_images"), 0)
     edit(run / "summary.json", verdict="untested", detector=None, text_control=None, roc=None, **none)
     text = Page(page_of(run)).text
-    assert "none was generated" in text
+    assert "none was compared" in text
     assert "not scored" in text
     assert "not recorded" in text
     assert "0%" not in text.split("How to read this")[0]
+
+
+def test_pictures_that_were_compared_with_nothing_are_shown_and_called_that(run):
+    verify = pq.read_table(table(run, "verify"))
+    pq.write_table(verify.select(["id", "seed", "image"]), table(run, "images"))
+    table(run, "verify").unlink()
+    none = dict.fromkeys(("generated_prompts", "images", "copied_prompts", "copied_images"), 0)
+    edit(run / "summary.json", verdict="untested", **none)
+    page = page_of(run)
+    assert page.count("data:image/png") == len(verify)
+    assert page.count('quiet">not compared') == len(verify)
+    assert "no copy" not in Page(page).text.split("Prompts, most memorized first")[1].replace("generated, no copy", "")
 
 
 def test_an_unfinished_run_says_so(run):
