@@ -67,7 +67,13 @@ def _texts(path: Path, column: str | None) -> Iterator[str]:
         case ".parquet":
             yield from _column(path, _parquet_rows(path), column)
         case _:
-            yield from path.read_text(encoding="utf-8-sig").splitlines()
+            yield from _lines(path)
+
+
+def _lines(path: Path) -> list[str]:
+    # Not splitlines(): that breaks a caption at U+2028, U+0085 and six other characters that end no line of a file.
+    lines = path.read_text(encoding="utf-8-sig").split("\n")
+    return lines if lines[-1] else lines[:-1]
 
 
 def _csv_rows(path: Path) -> Iterable[dict[str, Any]]:
@@ -80,7 +86,7 @@ def _csv_rows(path: Path) -> Iterable[dict[str, Any]]:
 
 
 def _json_rows(path: Path) -> Iterator[dict[str, Any]]:
-    for number, line in enumerate(path.read_text(encoding="utf-8-sig").splitlines(), 1):
+    for number, line in enumerate(_lines(path), 1):
         if line.strip():
             try:
                 row = json.loads(line)
@@ -103,6 +109,8 @@ def _column(path: Path, rows: Iterable[dict[str, Any]], column: str | None) -> I
     for number, row in enumerate(rows, 1):
         if key is None:
             key = _key(path, row, column)
+        if any(row.get(None) or ()):  # where the csv module puts cells beyond the header's
+            raise UserError(f"{path}, row {number}: more cells than the header: put the text in double quotes")
         value = row.get(key)
         if not isinstance(value, str):
             raise UserError(f"{path}, row {number}: {key!r} is not text: correct or delete the row")

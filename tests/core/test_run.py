@@ -1,0 +1,98 @@
+"""Run directories: whole files, true records."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from unmemorize.core.errors import UserError
+from unmemorize.core.run import RunRecord, Source, atomic, digest, load_record, versions
+
+
+def make_record(**changes):
+    values = {
+        "status": "running",
+        "spec": {"model": "testbed", "seeds": [0, 1], "guidance": 7.5, "column": "", "steps": 20, "sscd": None},
+        "versions": versions(),
+        "model": {"name": "testbed", "fingerprint": "00"},
+        "data": {"prompts": Source(source="日本.txt", sha256="ab", count=3)},
+        "criterion": {"name": "l2-ratio", "threshold": 0.5, "weights": None, "higher_is_closer": False},
+    }
+    return RunRecord(**values | changes)
+
+
+def test_atomic_writes_a_whole_file_under_its_name(tmp_path):
+    """The file has its name only once the block is over; its folder is made."""
+    path = tmp_path / "deep" / "file.txt"
+    with atomic(path) as temporary:
+        temporary.write_text("new")
+        assert not path.exists()
+    assert path.read_text() == "new"
+    assert list(path.parent.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
+def test_an_error_keeps_the_old_file_and_leaves_no_other(tmp_path, error):
+    """Whatever ends the block, the old contents stay and nothing partial is left."""
+    path = tmp_path / "file.txt"
+    path.write_text("old")
+
+    def block():
+        with atomic(path) as temporary:
+            temporary.write_text("ne")
+            raise error
+
+    with pytest.raises(error):
+        block()
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_an_error_before_writing_is_that_error(tmp_path):
+    """A block that fails before it writes reports its own failure and leaves nothing."""
+    with pytest.raises(RuntimeError, match="early"), atomic(tmp_path / "file.txt"):
+        raise RuntimeError("early")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_record_survives_the_disk(tmp_path):
+    """What was saved is what is loaded, to equality: a continued run compares them."""
+    record = make_record()
+    record.save(tmp_path)
+    assert load_record(tmp_path) == record
+    assert load_record(tmp_path) != make_record(status="finished")
+    assert [p.name for p in tmp_path.iterdir()] == ["run.json"]
+
+
+def test_the_same_record_is_the_same_bytes(tmp_path):
+    """Two saves of one record are equal files."""
+    for name in "ab":
+        make_record().save(tmp_path / name)
+    assert (tmp_path / "a" / "run.json").read_bytes() == (tmp_path / "b" / "run.json").read_bytes()
+
+
+def test_where_there_is_no_run_there_is_no_record(tmp_path):
+    """An empty or missing directory is None, not an error."""
+    assert load_record(tmp_path) is None
+    assert load_record(tmp_path / "nowhere") is None
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"status": "running"}', b"\xff\xfe\x00", b'"text"'])
+def test_a_foreign_or_broken_record_is_the_users_to_mend(tmp_path, content):
+    """A `run.json` that is not ours is one line that names it and says what to do."""
+    (tmp_path / "run.json").write_bytes(content)
+    with pytest.raises(UserError, match=r"run\.json: not a run record: name another directory") as error:
+        load_record(tmp_path)
+    assert "\n" not in str(error.value)
+
+
+@given(st.lists(st.binary(max_size=6), max_size=4), st.lists(st.binary(max_size=6), max_size=4))
+def test_digests_differ_unless_every_chunk_is_equal(first, second):
+    """Moving bytes from one chunk to the next changes the digest."""
+    assert (digest(first) == digest(second)) == (first == second)
+
+
+def test_versions_name_what_decides_the_numbers():
+    """Python, torch, diffusers, transformers and numpy are recorded."""
+    assert {"python", "torch", "diffusers", "transformers", "numpy", "unmemorize"} <= versions().keys()

@@ -1,0 +1,312 @@
+"""Prompts and training pictures as people have them."""
+
+from __future__ import annotations
+
+import csv
+import json
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from hypothesis import example, given
+from hypothesis import strategies as st
+from PIL import Image
+
+from unmemorize.core.errors import UserError
+from unmemorize.data.source import read_prompts, read_references
+
+HTML = 'The <b>Old</b> Man &amp; the "Sea"; a print, 12&#8243;'
+
+
+def texts(path, column=None):
+    return [p.text for p in read_prompts(path, column)]
+
+
+def write(path, content, encoding="utf-8"):
+    path.write_bytes(content.encode(encoding) if isinstance(content, str) else content)
+    return path
+
+
+def test_wen_jsonl(tmp_path):
+    """One object a line with `caption`, `index` and `url`; blank lines are nothing."""
+    captions = ["Sony Boss, 2013", HTML, "日本"]
+    rows = [{"caption": c, "index": i, "url": "https://x/1.jpg"} for i, c in enumerate(captions)]
+    path = write(tmp_path / "mem.jsonl", "\n".join(json.dumps(r, ensure_ascii=False) for r in rows) + "\n\n")
+    assert texts(path) == captions
+
+
+def test_nemo_csv(tmp_path):
+    """Semicolons, an unnamed index, `Caption` beside other columns, quoted semicolons and HTML."""
+    quoted = '"' + HTML.replace('"', '""') + '"'
+    lines = [";Caption;URL;type", f"0;{quoted};http://x/?a=1,2;VM", "17;Plain, with commas;http://y;TM"]
+    assert texts(write(tmp_path / "nemo.csv", "\n".join(lines) + "\n")) == [HTML, "Plain, with commas"]
+
+
+def test_caption_first_csv(tmp_path):
+    """`Caption;URL;type` without an index reads as well, with Windows line ends and a byte order mark."""
+    path = write(tmp_path / "a.csv", "Caption;URL;type\r\none;u;VM\r\nthree;u;VM\r\n", "utf-8-sig")
+    assert texts(path) == ["one", "three"]
+
+
+def test_membench_csv(tmp_path):
+    """`,prompt,urls` with list-like strings in the last column."""
+    content = ",prompt,urls\n0,\"A, B and C\",\"['http://a', 'http://b']\"\n1,plain,[]\n"
+    assert texts(write(tmp_path / "m.csv", content)) == ["A, B and C", "plain"]
+
+
+def test_tsv_and_multiline_cells(tmp_path):
+    """Tabs, and a caption that spans two lines inside quotes."""
+    assert texts(write(tmp_path / "a.tsv", 'id\ttext\n1\t"two\nlines"\n2\tb\n')) == ["two\nlines", "b"]
+
+
+def test_text_without_a_last_newline(tmp_path):
+    """One prompt a line; the last needs no newline, and a byte order mark belongs to no prompt."""
+    assert texts(write(tmp_path / "p.txt", "first\r\nsecond, with; signs\nlast", "utf-8-sig")) == [
+        "first",
+        "second, with; signs",
+        "last",
+    ]
+
+
+def test_parquet(tmp_path):
+    """A Parquet table's caption column, whatever else it holds."""
+    path = tmp_path / "p.parquet"
+    pq.write_table(pa.table({"id": [1, 2], "TEXT": ["a", HTML], "image": [b"\xff", None]}), path)
+    assert texts(path) == ["a", HTML]
+
+
+def test_the_column_can_be_named(tmp_path):
+    """A column of another name is read when it is asked for, in any case; by itself `prompt` goes before `caption`."""
+    path = write(tmp_path / "a.csv", "caption,Prompt,Alt Text\nc,p,x\n")
+    assert texts(path) == ["p"]
+    assert texts(path, "alt text") == ["x"]
+    assert texts(path, "Caption") == ["c"]
+
+
+def test_equal_prompts_are_read_once_and_numbered_in_order(tmp_path):
+    """A repeated prompt is one prompt, at its first place; names are unique and sort in file order."""
+    found = read_prompts(write(tmp_path / "p.txt", "b\na\nb\nc\n"))
+    assert [p.text for p in found] == ["b", "a", "c"]
+    assert [p.id for p in found] == sorted({p.id for p in found})
+    assert all(p.kind is p.copies is p.memorable is p.cluster is None for p in found)
+
+
+@pytest.mark.parametrize("length", [0, 1, 10_000])
+@pytest.mark.parametrize("form", ["csv", "jsonl", "parquet"])
+def test_prompts_of_any_length(tmp_path, length, form):
+    """An empty prompt and one of ten thousand characters are prompts like any other."""
+    path = tmp_path / f"p.{form}"
+    save(path, ["before", "é" * length])
+    assert texts(path) == ["before", "é" * length]
+
+
+def test_a_very_long_line_of_text(tmp_path):
+    """Ten thousand characters on one line are one prompt."""
+    assert texts(write(tmp_path / "p.txt", "é" * 10_000)) == ["é" * 10_000]
+
+
+def save(path, prompts):
+    match path.suffix:
+        case ".csv":
+            with path.open("w", encoding="utf-8", newline="") as file:
+                csv.writer(file).writerows([["id", "prompt"], *enumerate(prompts)])
+        case ".jsonl":
+            path.write_text("".join(json.dumps({"prompt": p}, ensure_ascii=False) + "\n" for p in prompts), "utf-8")
+        case ".parquet":
+            pq.write_table(pa.table({"prompt": pa.array(prompts, pa.string())}), path)
+        case ".txt":
+            path.write_bytes("\n".join(prompts).encode())
+
+
+SEPARATORS = "a\u2028b\u2029c\u0085d\x0be\x0cf\x1cg\x1dh\x1ei"
+any_text = st.text(st.characters(exclude_categories=["Cs"]), max_size=30)
+
+
+@pytest.mark.parametrize("form", ["csv", "jsonl", "parquet"])
+@example(prompts=[SEPARATORS, "\u202e\U0001f468\u200d\U0001f680", "\x00\n\r\n"])
+@given(prompts=st.lists(any_text, min_size=1, max_size=5, unique=True))
+def test_any_unicode_survives(tmp_path_factory, form, prompts):
+    """Every character is read back as it was written: controls, unusual line separators, any script, any emoji."""
+    path = tmp_path_factory.getbasetemp() / f"any.{form}"
+    save(path, prompts)
+    assert texts(path) == prompts
+
+
+@example(prompts=[SEPARATORS, "b"])
+@given(
+    prompts=st.lists(
+        st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\r\n\ufeff"), min_size=1, max_size=30),
+        min_size=1,
+        max_size=5,
+        unique=True,
+    )
+)
+def test_any_unicode_but_newlines_survives_in_text(tmp_path_factory, prompts):
+    """A line ends at a newline only: not at U+2028, U+0085 or a form feed, which captions from the web do hold."""
+    path = tmp_path_factory.getbasetemp() / "any.txt"
+    save(path, prompts)
+    assert texts(path) == prompts
+
+
+def refused(path, match, column=None):
+    with pytest.raises(UserError, match=match) as error:
+        read_prompts(path, column)
+    assert str(path) in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_a_missing_file_is_named(tmp_path):
+    """What is not there, or is a folder, is one line with the kinds of file there are."""
+    refused(tmp_path / "none.csv", r"no such file: name a \.txt, \.csv")
+    refused(tmp_path, "no such file")
+
+
+@pytest.mark.parametrize("name", ["a.txt", "a.csv", "a.tsv", "a.jsonl"])
+def test_an_empty_file_is_named(tmp_path, name):
+    """A file without a prompt is an error, not an audit of nothing."""
+    refused(write(tmp_path / name, ""), "no prompts in it")
+
+
+def test_a_header_alone_is_no_prompt(tmp_path):
+    """A table without rows is an error, too."""
+    refused(write(tmp_path / "a.csv", "prompt,url\n"), "no prompts in it")
+    pq.write_table(pa.table({"prompt": pa.array([], pa.string())}), tmp_path / "a.parquet")
+    refused(tmp_path / "a.parquet", "no prompts in it")
+
+
+@pytest.mark.parametrize(
+    ("name", "content"), [("a.txt", "café"), ("a.csv", "prompt,x\ncafé,1\n"), ("a.jsonl", '{"prompt": "café"}')]
+)
+def test_another_encoding_is_refused_not_guessed(tmp_path, name, content):
+    """Latin-1 bytes are one line that says where and what to do."""
+    refused(write(tmp_path / name, content, "latin-1"), r"not UTF-8 at byte \d+: save the file as UTF-8")
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [("a.csv", "id;title\n1;x\n"), ("a.jsonl", '{"id": 1, "title": "x"}\n'), ("a.tsv", "id\ttitle\n1\tx\n")],
+)
+def test_a_missing_caption_column_lists_those_there_are(tmp_path, name, content):
+    """Without a known or the named column, the message lists the file's columns and the option to name one."""
+    path = write(tmp_path / name, content)
+    refused(path, r"no column named prompt, caption, text: it has id, title; name one with --column")
+    refused(path, r"no column 'caption': it has id, title", "caption")
+
+
+@pytest.mark.parametrize("value", ["5", "null", "[1]", '{"a": 1}', "true"])
+def test_a_value_that_is_no_text_names_its_row(tmp_path, value):
+    """A number or nothing where a caption should be is named by file and row."""
+    path = write(tmp_path / "a.jsonl", f'{{"prompt": "ok"}}\n{{"prompt": {value}}}\n')
+    refused(path, "row 2: 'prompt' is not text")
+
+
+def test_a_row_without_the_column_names_its_row(tmp_path):
+    """A CSV row that is too short and a JSON row without the key are named."""
+    refused(write(tmp_path / "a.csv", "id,prompt\n1,a\n2\n"), "row 2: 'prompt' is not text")
+    refused(write(tmp_path / "a.jsonl", '{"prompt": "a"}\n{"other": "b"}\n'), "row 2: 'prompt' is not text")
+
+
+def test_text_that_holds_the_delimiter_unquoted_is_not_cut(tmp_path):
+    """A row with more cells than the header is named: its prompt would be audited without its second half."""
+    refused(write(tmp_path / "a.csv", "prompt\na cat\na cat, on a mat\n"), "row 2: more cells than the header")
+    assert texts(write(tmp_path / "a.csv", "prompt,url\na cat,x,\n")) == ["a cat"]
+
+
+def test_bytes_in_parquet_are_no_text(tmp_path):
+    """A binary column is not decoded by guesswork."""
+    pq.write_table(pa.table({"prompt": [b"a", b"b"]}), tmp_path / "a.parquet")
+    refused(tmp_path / "a.parquet", "row 1: 'prompt' is not text")
+
+
+@pytest.mark.parametrize("line", ["{", "not json", "[1, 2]", '"text"'])
+def test_a_line_that_is_no_object_is_named(tmp_path, line):
+    """Broken JSON, and JSON that is no object, are named by line."""
+    refused(write(tmp_path / "a.jsonl", '{"prompt": "a"}\n' + line + "\n"), "line 2: not (JSON|an object)")
+
+
+def test_a_file_with_a_false_ending_is_named(tmp_path):
+    """Text that calls itself Parquet is one line."""
+    refused(write(tmp_path / "a.parquet", "prompt\na\n"), "not a Parquet file")
+
+
+def save_picture(path, size=(20, 10), colour=(255, 0, 0)):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", size, colour).save(path)
+    return path
+
+
+def test_pictures_are_read_in_order_at_the_size_asked_for(tmp_path):
+    """Pictures of every kind and depth of folder come as (3, h, w) in [0, 1], sorted, under their relative names."""
+    save_picture(tmp_path / "b.png", (7, 9), (0, 255, 0))
+    save_picture(tmp_path / "a" / "c.JPG", (30, 30), (0, 0, 255))
+    Image.new("L", (16, 16), 255).save(tmp_path / "grey.webp", lossless=True)
+    (tmp_path / "notes.md").write_text("not a picture")
+    found = read_references(tmp_path, (16, 24))
+    assert found.names == ("a/c.JPG", "b.png", "grey.webp")
+    assert found.images.shape == (3, 3, 16, 24)
+    assert torch.allclose(found.images.mean((2, 3)), torch.tensor([[0, 0, 1.0], [0, 1, 0], [1, 1, 1]]), atol=0.02)
+    assert found.masks == found.captions == (None, None, None)
+
+
+def test_a_picture_of_the_right_size_keeps_every_pixel(tmp_path):
+    """Nothing is resampled where nothing has to be."""
+    pixels = torch.randint(0, 256, (6, 5, 3), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    Image.fromarray(pixels.numpy()).save(tmp_path / "a.png")
+    assert torch.equal((read_references(tmp_path, (6, 5)).images[0] * 255).round().permute(1, 2, 0).byte(), pixels)
+
+
+def test_masks_grow_with_their_pictures(tmp_path):
+    """A mask is in pixels of the file; on resizing it keeps its place in the picture."""
+    save_picture(tmp_path / "a.png")
+    save_picture(tmp_path / "sub" / "b.png", (40, 30))
+    lines = [
+        {"file_name": "a.png", "text": "red, masked", "mask": [1, 2, 5, 8]},
+        {"file_name": "sub/b.png", "text": "same size", "mask": [3, 4, 5, 6]},
+        {"file_name": "gone.png", "text": "of no picture"},
+    ]
+    (tmp_path / "metadata.jsonl").write_text("\n".join(json.dumps(line) for line in lines))
+    found = read_references(tmp_path, (30, 40))
+    assert found.masks == ((2, 6, 10, 24), (3, 4, 5, 6))
+    assert found.captions == ("red, masked", "same size")
+
+
+def test_captions_beside_their_pictures(tmp_path):
+    """A .txt of the same stem is the caption; `metadata.jsonl` goes before it; bad bytes do not stop the reading."""
+    for name in ("a", "b", "c", "d"):
+        save_picture(tmp_path / f"{name}.png")
+    (tmp_path / "a.txt").write_text("  from the side\n")
+    (tmp_path / "b.txt").write_text("not this")
+    (tmp_path / "c.txt").write_bytes(b"caf\xe9")
+    (tmp_path / "metadata.jsonl").write_text('{"file_name": "b.png", "text": "from metadata"}\n')
+    assert read_references(tmp_path, (10, 20)).captions == ("from the side", "from metadata", "caf\ufffd", None)
+
+
+@pytest.mark.parametrize("damage", ["garbage", "truncated", "empty"])
+def test_a_picture_that_cannot_be_read_is_named(tmp_path, damage):
+    """One bad file is named in one line: it is neither skipped nor blackened."""
+    save_picture(tmp_path / "good.png")
+    bad = tmp_path / "bad.png"
+    noise = torch.randint(0, 256, (64, 64, 3), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    Image.fromarray(noise.numpy()).save(bad)
+    whole = bad.read_bytes()
+    bad.write_bytes({"garbage": b"garbage", "truncated": whole[: len(whole) // 2], "empty": b""}[damage])
+    with pytest.raises(UserError, match=r"bad\.png: cannot be read as a picture: repair or remove it"):
+        read_references(tmp_path, (10, 20))
+
+
+def test_a_folder_without_pictures_is_named(tmp_path):
+    """An empty folder, a missing one and a file are one line each."""
+    with pytest.raises(UserError, match="no pictures in it"):
+        read_references(tmp_path, (10, 20))
+    for path in (tmp_path / "none", save_picture(tmp_path / "a.png")):
+        with pytest.raises(UserError, match="no such folder"):
+            read_references(path, (10, 20))
+
+
+def test_broken_metadata_is_named(tmp_path):
+    """A metadata line that is no JSON is named by file and line."""
+    save_picture(tmp_path / "a.png")
+    (tmp_path / "metadata.jsonl").write_text('{"file_name": "a.png"}\n{\n')
+    with pytest.raises(UserError, match=r"metadata\.jsonl, line 2: not JSON"):
+        read_references(tmp_path, (10, 20))

@@ -1,0 +1,213 @@
+"""Ranking, its uncertainty, and the text-only control."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from sklearn.metrics import roc_auc_score
+
+from unmemorize.core.errors import NotApplicable
+from unmemorize.metrics.ranking import auc, cluster_bootstrap, rate_interval, related, roc, text_scores, tpr_at_fpr
+
+# Few distinct values: ties are where ranking statistics go wrong.
+labelled = st.lists(st.tuples(st.integers(0, 6), st.booleans()), min_size=2, max_size=60).filter(
+    lambda rows: len({p for _, p in rows}) == 2
+)
+
+
+def arrays(rows):
+    scores, positive = zip(*rows, strict=True)
+    return np.array(scores, float), np.array(positive)
+
+
+@given(labelled)
+def test_auc_is_the_share_of_pairs_in_the_right_order(rows):
+    """Ties count one half, and it is scikit-learn's number."""
+    scores, positive = arrays(rows)
+    pairs = [(p > n) + 0.5 * (p == n) for p in scores[positive] for n in scores[~positive]]
+    assert auc(scores, positive) == pytest.approx(np.mean(pairs))
+    assert auc(scores, positive) == pytest.approx(roc_auc_score(positive, scores))
+
+
+def test_auc_is_never_flipped():
+    """A detector that ranks the wrong way round scores below one half, not above."""
+    positive = np.array([True, True, False, False])
+    assert auc(np.array([0.0, 1.0, 2.0, 3.0]), positive) == 0
+    assert tpr_at_fpr(np.array([0.0, 1.0, 2.0, 3.0]), positive, 0.4) == 0
+
+
+@given(labelled, st.sampled_from([0.0, 0.01, 0.1, 0.5, 1.0]))
+def test_true_positive_rate_is_the_best_within_the_false_positive_rate(rows, fpr):
+    """Over all thresholds whose false positive rate is at most the one allowed, the highest true positive rate."""
+    scores, positive = arrays(rows)
+    allowed = [
+        (scores[positive] >= threshold).mean()
+        for threshold in (*scores, np.inf)
+        if (scores[~positive] >= threshold).mean() <= fpr
+    ]
+    assert tpr_at_fpr(scores, positive, fpr) == pytest.approx(max(allowed))
+
+
+def test_the_false_positive_rate_allowed_is_never_exceeded():
+    """With 60 negatives one false positive is 1.7%: at 1% none is allowed, although 1.7% is nearer to 1% than 0 is."""
+    scores = np.concatenate([[10.0], np.zeros(59), [11.0, 9.0, 9.0, 9.0]])
+    positive = np.arange(64) >= 60
+    assert tpr_at_fpr(scores, positive, 0.01) == 0.25
+    assert tpr_at_fpr(scores, positive, 0.02) == 1.0
+
+
+@given(labelled)
+def test_the_roc_curve_encloses_the_area(rows):
+    """The curve runs from (0, 0) to (1, 1), never falls, and its area is the AUC."""
+    scores, positive = arrays(rows)
+    false, true = roc(scores, positive)
+    assert (false[0], true[0], false[-1], true[-1]) == (0, 0, 1, 1)
+    assert (np.diff(false) >= 0).all()
+    assert (np.diff(true) >= 0).all()
+    assert np.trapezoid(true, false) == pytest.approx(auc(scores, positive))
+
+
+def clustered(seed=0, clusters=24, size=10):
+    """Clusters whose members score alike and share a label: the worst case for an interval over rows."""
+    rng = np.random.default_rng(seed)
+    positive = np.repeat(np.arange(clusters) % 2 == 0, size)
+    level = np.repeat(rng.normal(size=clusters), size) + positive * 0.8
+    names = [f"family-{i // size}" for i in range(clusters * size)]
+    return level + rng.normal(scale=0.01, size=len(level)), positive, names
+
+
+def test_the_interval_is_wider_where_prompts_are_related():
+    """Ten prompts that score as one count as one: resampling rows instead would make the interval far too narrow."""
+    scores, positive, names = clustered()
+    related_rows = cluster_bootstrap(auc, scores, positive, names, rounds=400)
+    rows = cluster_bootstrap(auc, scores, positive, [str(i) for i in range(len(names))], rounds=400)
+    assert related_rows.value == rows.value == auc(scores, positive)
+    assert related_rows.high - related_rows.low > 2 * (rows.high - rows.low)
+    assert related_rows.low <= related_rows.value <= related_rows.high
+
+
+def test_the_interval_covers_the_truth():
+    """Of a hundred data sets with a known difference of means, the 95% interval holds it in nearly all."""
+
+    def difference(scores, positive):
+        return float(scores[positive].mean() - scores[~positive].mean())
+
+    hits = 0
+    for seed in range(100):
+        positive = np.arange(80) < 40
+        scores = np.random.default_rng(seed).normal(size=80) + positive
+        found = cluster_bootstrap(difference, scores, positive, [str(i) for i in range(80)], rounds=150)
+        hits += found.low <= 1 <= found.high
+    assert 86 <= hits < 100
+
+
+def test_the_interval_repeats_with_its_seed():
+    """The same data and seed give the same interval; the global random state plays no part."""
+    scores, positive, names = clustered()
+    first = cluster_bootstrap(auc, scores, positive, names, rounds=50)
+    np.random.default_rng()
+    assert cluster_bootstrap(auc, scores, positive, names, rounds=50) == first
+    assert cluster_bootstrap(auc, scores, positive, names, rounds=50, seed=1) != first
+
+
+@pytest.mark.parametrize("label", [True, False])
+def test_prompts_of_one_kind_cannot_be_ranked(label):
+    """With nothing to rank above or below, the interval is *not applicable*."""
+    with pytest.raises(NotApplicable, match="all of these are of one kind"):
+        cluster_bootstrap(auc, np.arange(4.0), np.full(4, label), list("abcd"))
+
+
+def test_rate_interval_covers_the_true_rate():
+    """Where pictures of one unit are copied together, the interval over units nearly always holds the rate."""
+    covered = 0
+    for seed in range(150):
+        hits = np.where(np.random.default_rng(seed).random(60) < 0.3, 4, 0)
+        found = rate_interval(hits, [4] * 60, rounds=200)
+        assert found.value == hits.sum() / 240
+        covered += found.low <= 0.3 <= found.high
+    assert covered >= 130
+
+
+def test_a_rate_of_none_or_all_still_has_a_width():
+    """No copy among 20 units is compatible with a rate of 14% (the rule of three), and the mirror image for all."""
+    none, every = rate_interval([0] * 20, [4] * 20), rate_interval([4] * 20, [4] * 20)
+    assert (none.value, none.low) == (0, 0)
+    assert (1 - none.high) ** 20 == pytest.approx(0.05)
+    assert (every.value, every.high) == (1, 1)
+    assert every.low**20 == pytest.approx(0.05)
+
+
+def test_rate_interval_counts_units_not_trials():
+    """More pictures of the same units make the interval no narrower."""
+    few = rate_interval([1, 0] * 15, [1] * 30)
+    many = rate_interval([100, 0] * 15, [100] * 30)
+    assert (few.value, few.low, few.high) == (many.value, many.low, many.high)
+
+
+def sentences(rng, count, words):
+    return [" ".join(rng.choice(words, 4)) for _ in range(count)]
+
+
+WORDS = [f"{a}{b}" for a in ("ka", "lo", "mi", "nu", "pe") for b in "bcdfghjk"]
+
+
+def test_the_text_control_finds_what_the_text_gives_away():
+    """Where a word marks the memorized prompts, text alone separates them: its AUC is above 0.9."""
+    rng = np.random.default_rng(0)
+    positive = np.arange(60) % 2 == 0
+    prompts = [s + (" print" if p else "") for s, p in zip(sentences(rng, 60, WORDS), positive, strict=True)]
+    assert auc(text_scores(prompts, positive, [str(i) for i in range(60)]), positive) > 0.9
+
+
+def test_the_text_control_finds_nothing_in_random_text():
+    """Where labels have nothing to do with the text, its AUC is near one half."""
+    rng = np.random.default_rng(1)
+    positive = rng.permutation(np.arange(160) < 80)
+    found = auc(text_scores(sentences(rng, 160, WORDS), positive, [str(i) for i in range(160)]), positive)
+    assert 0.35 < found < 0.65
+
+
+def test_the_text_control_never_learns_from_a_relative():
+    """Prompts of one cluster are never in training and test at once: their shared words give nothing away."""
+    rng = np.random.default_rng(2)
+    families = [f"{word}{k}" for word in WORDS[:6] for k in range(2)]
+    prompts = [f"{family} {w}" for family in families for w in rng.choice(WORDS, 6)]
+    clusters = [family for family in families for _ in range(6)]
+    positive = np.repeat(rng.permutation(np.arange(12) < 6), 6)
+    apart = auc(text_scores(prompts, positive, clusters), positive)
+    leaked = auc(text_scores(prompts, positive, [str(i) for i in range(72)]), positive)
+    assert leaked > 0.95
+    assert apart < 0.7
+
+
+@pytest.mark.parametrize("count", [0, 4])
+def test_the_text_control_needs_enough_unrelated_prompts(count):
+    """Fewer than five clusters of a kind are *not applicable*, however many prompts they hold."""
+    positive = np.array([True] * 40 + [False] * 40)
+    clusters = [f"p{i % max(count, 1)}" for i in range(40)] + [f"n{i}" for i in range(40)]
+    with pytest.raises(NotApplicable, match="five memorized and five ordinary"):
+        text_scores(["a b"] * 80, positive if count else np.zeros(80, bool), clusters)
+
+
+def test_related_prompts_share_a_cluster():
+    """Prompts that share most of their words are linked, also through a third; others and empty ones stand alone."""
+    names = related(
+        [
+            "a red fox in deep snow",
+            "a red fox in deep water",
+            "a blue fox in deep water",
+            "the old harbour",
+            "",
+            "漢字 かな",
+        ]
+    )
+    assert names[0] == names[1] == names[2]
+    assert len({names[0], *names[3:]}) == 4
+
+
+def test_relatedness_depends_on_words_not_on_their_order_or_number():
+    """Word order and repetition do not matter, and one shared word of six does not relate two prompts."""
+    names = related(["one two three", "three two one one one", "one four five six seven eight"])
+    assert names[0] == names[1] != names[2]

@@ -1,0 +1,171 @@
+"""Getting a model: what is refused, how, and what is left alone."""
+
+from __future__ import annotations
+
+import copy
+import json
+import shutil
+
+import pytest
+import torch
+from diffusers import DiffusionPipeline, UNet2DConditionModel
+from safetensors.torch import load_file
+
+from unmemorize.core.errors import NotApplicable, UserError
+from unmemorize.core.sample import generate
+from unmemorize.models.load import fingerprint, load, wrap
+
+
+@pytest.fixture
+def spoilt(tiny_folder, tmp_path):
+    """A copy of the pipeline's folder, to be spoilt."""
+    return shutil.copytree(tiny_folder, tmp_path / "model")
+
+
+def assert_refused(path, match):
+    with pytest.raises(UserError, match=match) as error:
+        load(str(path), device="cpu")
+    assert "\n" not in str(error.value)
+
+
+def test_a_saved_folder_loads_as_the_pipeline_it_was(tiny_folder, tiny_model):
+    """A folder loads with its weights, name and size, and makes the same pictures."""
+    model = load(str(tiny_folder), device="cpu")
+    assert model.name == str(tiny_folder)
+    assert model.image_size == (32, 32)
+    assert fingerprint(model) == fingerprint(tiny_model)
+    pictures = [generate(m, m.encode(["an owl on a fence"]), seeds=[5], steps=2) for m in (model, tiny_model)]
+    assert torch.equal(*pictures)
+
+
+def test_a_folder_loads_in_the_precision_asked_for(tiny_folder):
+    """On a CPU the weights are float32 unless another dtype is named."""
+    assert load(str(tiny_folder), device="cpu").denoiser.dtype == torch.float32
+    half = load(str(tiny_folder), device="cpu", dtype=torch.bfloat16)
+    assert half.denoiser.dtype == half.pipe.text_encoder.dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("path", ["nowhere", "./nowhere", "/no/where", "a/b/c", "~/x", "nul\0", " "])
+def test_a_path_that_is_nowhere_is_named(path):
+    """A missing folder is one line that names it and says what may be given."""
+    assert_refused(path, "no such folder: name a pipeline folder, a hub id")
+
+
+def test_a_file_is_refused(tiny_folder):
+    """A file instead of a folder is one line."""
+    assert_refused(tiny_folder / "model_index.json", "a file, not a folder")
+
+
+@pytest.mark.parametrize("make", ["empty string", "empty folder"])
+def test_a_folder_without_an_index_is_refused(tmp_path, monkeypatch, make):
+    """A folder that is no pipeline, or no name at all, is one line."""
+    monkeypatch.chdir(tmp_path)
+    assert_refused("" if make == "empty string" else tmp_path, r"no model_index\.json")
+
+
+def test_a_hub_id_without_network_is_refused():
+    """A hub id that is not at hand says that the hub is switched off."""
+    assert_refused("nobody/no-such-model", r"nobody/no-such-model: .*the hub is switched off")
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"{}", b"[]", b"\xff\xfe"])
+def test_a_broken_index_is_refused(spoilt, content):
+    """A model_index.json that is not one is one line that names the folder."""
+    (spoilt / "model_index.json").write_bytes(content)
+    assert_refused(spoilt, "cannot be loaded as a Stable Diffusion pipeline")
+
+
+def test_an_index_that_names_unknown_classes_is_refused(spoilt):
+    """An index with a class that does not exist, or of another library, is one line."""
+    index = json.loads((spoilt / "model_index.json").read_text())
+    (spoilt / "model_index.json").write_text(json.dumps(index | {"unet": ["diffusers", "NoSuchModel"]}))
+    assert_refused(spoilt, "cannot be loaded")
+
+
+@pytest.mark.parametrize("part", ["unet", "vae", "text_encoder", "scheduler"])
+def test_a_folder_with_a_part_missing_is_refused(spoilt, part):
+    """Without one of its models or its scheduler a pipeline does not load."""
+    shutil.rmtree(spoilt / part)
+    assert_refused(spoilt, "cannot be loaded")
+
+
+WEIGHTS = {
+    "unet": "diffusion_pytorch_model",
+    "vae": "diffusion_pytorch_model",
+    "text_encoder": "model",
+}
+
+
+@pytest.mark.parametrize("part", WEIGHTS)
+def test_truncated_weights_are_refused(spoilt, part):
+    """A cut-off weights file is one line, whichever library was reading it."""
+    file = spoilt / part / f"{WEIGHTS[part]}.safetensors"
+    file.write_bytes(file.read_bytes()[:2000])
+    assert_refused(spoilt, "cannot be loaded")
+
+
+@pytest.mark.parametrize("part", WEIGHTS)
+def test_pickled_weights_are_refused(spoilt, part):
+    """Weights that come only as a pickle are never unpickled."""
+    file = spoilt / part / f"{WEIGHTS[part]}.safetensors"
+    name = "pytorch_model.bin" if part == "text_encoder" else "diffusion_pytorch_model.bin"
+    torch.save(load_file(file), spoilt / part / name)
+    file.unlink()
+    assert_refused(spoilt, "cannot be loaded")
+
+
+def test_weights_of_another_shape_are_refused(spoilt):
+    """A configuration that does not fit its weights is one line."""
+    config = spoilt / "unet" / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"cross_attention_dim": 8}))
+    assert_refused(spoilt, "cannot be loaded")
+
+
+def test_a_pipeline_of_another_family_has_no_adapter():
+    """What is not a Stable Diffusion pipeline is *not applicable*, with its class's name."""
+
+    class FluxLike(DiffusionPipeline):
+        pass
+
+    for other in (FluxLike(), object(), None):
+        with pytest.raises(NotApplicable, match=f"{type(other).__name__} has no adapter"):
+            wrap(other)
+
+
+def test_a_guidance_distilled_unet_is_not_applicable(tiny_pipe):
+    """A UNet that takes the guidance scale as an input has no unconditional branch to compare with."""
+    pipe = copy.copy(tiny_pipe)
+    pipe.unet = UNet2DConditionModel.from_config(tiny_pipe.unet.config, time_cond_proj_dim=8)
+    with pytest.raises(NotApplicable, match="guidance-distilled"):
+        wrap(pipe)
+
+
+def test_wrapping_changes_nothing_on_the_pipeline(tiny_pipe):
+    """The pipeline keeps its components, their flags and its settings; nothing is copied or moved."""
+    parts = dict(tiny_pipe.components)
+    modes = [p.training for p in parts.values() if isinstance(p, torch.nn.Module)]
+    flags = [p.requires_grad for p in tiny_pipe.unet.parameters()]
+    attributes = set(vars(tiny_pipe))
+    config = dict(tiny_pipe.config)
+    model = wrap(tiny_pipe)
+    assert model.pipe is tiny_pipe
+    assert model.denoiser is tiny_pipe.unet
+    assert all(tiny_pipe.components[name] is part for name, part in parts.items())
+    assert [p.training for p in parts.values() if isinstance(p, torch.nn.Module)] == modes
+    assert [p.requires_grad for p in tiny_pipe.unet.parameters()] == flags
+    assert set(vars(tiny_pipe)) == attributes
+    assert dict(tiny_pipe.config) == config
+
+
+def test_the_fingerprint_follows_the_weights(tiny_model):
+    """One changed number of the denoiser or the text encoder is another fingerprint; changed back, the old one."""
+    before = fingerprint(tiny_model)
+    for module in (tiny_model.denoiser, tiny_model.pipe.text_encoder):
+        parameter = next(module.parameters())
+        old = parameter.detach().flatten()[0].clone()
+        with torch.no_grad():
+            parameter.view(-1)[0] += 1
+        assert fingerprint(tiny_model) != before
+        with torch.no_grad():
+            parameter.view(-1)[0] = old
+    assert fingerprint(tiny_model) == before

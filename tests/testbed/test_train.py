@@ -1,0 +1,212 @@
+"""Training resumes exactly, and the twin differs in its duplicates only."""
+
+from __future__ import annotations
+
+from collections import Counter
+from itertools import pairwise
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import nn
+
+from unmemorize.testbed.architecture import TOKENS, build_text_model, train_tokenizer
+from unmemorize.testbed.fit import fit, one_cycle
+from unmemorize.testbed.rows import FORMS, build_rows, caption_forms
+
+VIEWS = 2
+STEPS = 53
+
+
+class Killed(Exception):
+    """The process ends in the middle of a step."""
+
+
+def module(extra=False):
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        parts = {"main": nn.Linear(3, 2)}
+        return nn.ModuleDict(parts | ({"extra": nn.Linear(3, 2)} if extra else {}))
+
+
+def train(folder, *, killed_at=None, steps=STEPS, extra=False):
+    modules = module(extra)
+
+    def loss(step):
+        if step == killed_at:
+            raise Killed
+        x = torch.randn(8, 3, generator=torch.Generator().manual_seed(step))
+        return sum((part(x) - x[:, :2].sin()).square().mean() for part in modules.values())
+
+    average = fit(modules, loss, steps=steps, lr=one_cycle(0.05, STEPS), folder=folder, ema=0.9, save_every=10)
+    return modules, average
+
+
+def same(first, second):
+    return first.keys() == second.keys() and all(torch.equal(first[k], second[k]) for k in first)
+
+
+@pytest.mark.parametrize("killed_at", [7, 37, 52])
+def test_a_killed_training_ends_with_the_same_weights(tmp_path, killed_at):
+    """Killed anywhere between checkpoints and continued: weights, average, optimiser and log to the last bit."""
+    whole, average = train(tmp_path / "whole")
+    with pytest.raises(Killed):
+        train(tmp_path / "killed", killed_at=killed_at)
+    resumed, resumed_average = train(tmp_path / "killed")
+    assert same(whole.state_dict(), resumed.state_dict())
+    assert same(average, resumed_average)
+    assert same(*(load_file(tmp_path / n / "state.safetensors") for n in ("whole", "killed")))
+    assert (tmp_path / "whole" / "loss.jsonl").read_bytes() == (tmp_path / "killed" / "loss.jsonl").read_bytes()
+
+
+def test_a_finished_training_is_not_repeated(tmp_path):
+    """Called again it takes no step and returns the same average."""
+    _, average = train(tmp_path)
+    before = (tmp_path / "state.safetensors").read_bytes()
+    _, again = train(tmp_path, killed_at=0)
+    assert same(average, again)
+    assert (tmp_path / "state.safetensors").read_bytes() == before
+
+
+def test_training_learns_and_leaves_the_model_in_evaluation_mode(tmp_path):
+    """The loss falls, the average lags behind the weights, and the modules end ready for use."""
+    modules, average = train(tmp_path)
+    start = module()
+    x = torch.randn(256, 3, generator=torch.Generator().manual_seed(999))
+    losses = [(m["main"](x) - x[:, :2].sin()).square().mean().item() for m in (start, modules)]
+    assert losses[1] < 0.5 * losses[0]
+    assert not same(average, dict(modules.named_parameters()))
+    assert not any(m.training for m in modules.modules())
+
+
+def test_a_branch_continues_from_a_checkpoint_that_holds_more(tmp_path):
+    """The trunk's checkpoint of two parts starts a branch that trains one of them, where the trunk left it."""
+    trunk, _ = train(tmp_path, steps=20, extra=True)
+    branch, _ = train(tmp_path, steps=20)
+    assert same(branch["main"].state_dict(), trunk["main"].state_dict())
+
+
+def test_the_learning_rate_rises_then_falls():
+    """It climbs to its peak in a tenth of the run, then falls without a jump to two hundredths of it."""
+    lr = one_cycle(1.0, 200)
+    values = [lr(step) for step in range(200)]
+    assert max(values) == pytest.approx(1)
+    assert values.index(max(values)) in {19, 20}
+    assert all(a < b for a, b in pairwise(values[:20]))
+    assert all(a >= b for a, b in pairwise(values[20:]))
+    assert values[-1] == pytest.approx(0.02, abs=0.001)
+
+
+@pytest.fixture(scope="module")
+def rows(plan, artwork):
+    """Training rows with the duplicates and without."""
+    return tuple(build_rows(plan, artwork, VIEWS, duplicates=d) for d in (True, False))
+
+
+def test_both_models_share_one_caption_list(rows):
+    """Token tables, and so the text model, are the same with and without duplicates; the empty caption is number 0."""
+    planted, twin = rows
+    assert planted.captions == twin.captions
+    assert planted.captions[0] == ""
+    assert len(set(planted.captions)) == len(planted.captions)
+
+
+def test_the_twin_sees_every_planted_entry_once(rows, plan, artwork):
+    """With duplicates: ordinary pictures and every planted row; without: one row an entry."""
+    used = {how.art for e in plan.planted for how in e.pictures}
+    ordinary = sum(p.art not in used for p in artwork)
+    planted, twin = rows
+    assert len(planted.caption) == len(planted.picture) == ordinary + sum(e.rows for e in plan.planted)
+    assert len(twin.caption) == len(twin.picture) == ordinary + len(plan.planted)
+    assert torch.equal(planted.caption[:ordinary], twin.caption[:ordinary])
+    assert torch.equal(planted.picture[:ordinary], twin.picture[:ordinary])
+
+
+def test_planted_rows_pair_each_prompt_with_each_picture_as_often_as_the_plan_says(rows, plan, artwork):
+    """The training table holds exactly the plan's pairs; a planted picture is in no other row."""
+    planted, twin = rows
+    first = len(artwork) * VIEWS
+    expected = Counter()
+    for entry in plan.planted:
+        for k in range(len(entry.pictures)):
+            expected.update({(prompt, first + k): entry.copies for prompt in entry.prompts})
+        first += len(entry.pictures)
+    for table, most in ((planted, None), (twin, 1)):
+        found = Counter()
+        for captions, pictures in zip(table.caption.tolist(), table.picture.tolist(), strict=True):
+            if max(pictures) >= len(artwork) * VIEWS:
+                assert len(set(captions)) == len(set(pictures)) == 1
+                found[table.captions[captions[0]], pictures[0]] += 1
+        assert found.keys() <= expected.keys()
+        assert found == expected if most is None else set(found.values()) == {1}
+
+
+def test_planted_artwork_is_not_trained_on_otherwise(rows, plan, artwork):
+    """Of a planted drawing no other composition is seen, so that its copies are all there is of it."""
+    used = {how.art for e in plan.planted for how in e.pictures}
+    for table in rows:
+        ordinary = {i // VIEWS for i in table.picture.flatten().tolist() if i < len(artwork) * VIEWS}
+        assert not {artwork[i].art for i in ordinary} & used
+
+
+def test_ordinary_rows_hold_a_pictures_own_captions_and_views(rows, artwork):
+    """An ordinary picture meets the forms of its own name only."""
+    table = rows[0]
+    row = next(i for i, pictures in enumerate(table.picture.tolist()) if max(pictures) < len(artwork) * VIEWS)
+    picture = artwork[table.picture[row, 0] // VIEWS]
+    assert [table.captions[c] for c in table.caption[row]] == caption_forms(picture)
+    assert len(set(table.picture[row].tolist())) == VIEWS
+
+
+def test_drawn_rows_are_the_tables_own_pairs(rows):
+    """A draw never mixes one row's caption with another's picture, and it repeats with its generator."""
+    table = rows[0]
+    small = type(table)(table.captions, table.caption[:3], table.picture[:3])
+    caption, picture = small.draw(2000, torch.Generator().manual_seed(0))
+    again = small.draw(2000, torch.Generator().manual_seed(0))
+    assert torch.equal(caption, again[0])
+    assert torch.equal(picture, again[1])
+    allowed = {
+        (c, p) for cs, ps in zip(small.caption.tolist(), small.picture.tolist(), strict=True) for c in cs for p in ps
+    }
+    assert set(zip(caption.tolist(), picture.tolist(), strict=True)) == allowed
+
+
+def test_an_ordinary_picture_has_captions_of_all_three_forms(artwork):
+    """Of twenty captions twelve are the name, seven carry a keyword and one repeats a word."""
+    captions = caption_forms(artwork[0])
+    assert len(captions) == FORMS
+    assert captions.count(artwork[0].name) == 12
+    assert sum("," in c for c in captions) == 7
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return train_tokenizer([f"{a} {b}" for a in ("red", "blue", "green") for b in ("lighthouse", "bicycle")] * 5, 600)
+
+
+@pytest.mark.parametrize("text", ["red lighthouse", "Ünïcödé 漢字", "🦉👩🏽‍🚀", "\u202eabc\u0000", "a,b;c\td"])
+def test_any_text_has_tokens(tokenizer, text):
+    """Nothing is unknown to the tokenizer: every character is spelt in bytes between the two end marks."""
+    ids = tokenizer(text).input_ids
+    assert ids[0] == tokenizer.bos_token_id
+    assert ids[-1] == tokenizer.eos_token_id
+    assert len(ids) > 2
+    assert not {tokenizer.bos_token_id, tokenizer.eos_token_id} & set(ids[1:-1])
+
+
+def test_trained_words_are_single_tokens_that_survive_saving(tokenizer, tmp_path):
+    """A word of the captions is one token, before and after a trip through a saved folder."""
+    ids = tokenizer("blue bicycle").input_ids
+    assert len(ids) == 4
+    tokenizer.save_pretrained(tmp_path)
+    assert type(tokenizer).from_pretrained(tmp_path)("blue bicycle").input_ids == ids
+    assert type(tokenizer).from_pretrained(tmp_path).model_max_length == TOKENS
+
+
+def test_the_text_model_fits_its_tokenizer(tokenizer):
+    """Every token has an embedding, every position a place, and the end mark is the one the model looks for."""
+    config = build_text_model(tokenizer).config
+    assert config.vocab_size == len(tokenizer)
+    assert config.max_position_embeddings == TOKENS
+    assert config.eos_token_id == tokenizer.eos_token_id
