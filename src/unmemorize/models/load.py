@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import json
 import os
 from pathlib import Path
 
@@ -47,10 +49,16 @@ def load(path: str, *, dtype: torch.dtype | None = None, device: str | None = No
 
 
 def fingerprint(model: UNetModel) -> str:
-    """A hash of the denoiser's and the text encoder's weights."""
-    modules = {"denoiser": model.denoiser, "text_encoder": model.pipe.text_encoder}
+    """A hash of the weights of denoiser, text encoder and VAE, and of the noise schedule."""
+    modules = {"denoiser": model.denoiser, "text_encoder": model.pipe.text_encoder, "vae": model.pipe.vae}
     tensors = ((f"{k}.{name}", p) for k, m in modules.items() for name, p in sorted(m.state_dict().items()))
-    return digest(part for name, p in tensors for part in (name.encode(), p.detach().cpu().numpy().tobytes()))
+    schedule = json.dumps(dict(model.pipe.scheduler.config), sort_keys=True, default=str).encode()
+    weights = (part for name, p in tensors for part in (name.encode(), _bytes(p)))
+    return digest(itertools.chain([schedule], weights))
+
+
+def _bytes(tensor: torch.Tensor) -> bytes:
+    return tensor.detach().cpu().flatten().view(torch.uint8).numpy().tobytes()
 
 
 def _pipeline(path: str, dtype: torch.dtype) -> StableDiffusionPipeline:

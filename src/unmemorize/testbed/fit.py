@@ -1,14 +1,20 @@
-"""The training loop: AdamW, a moving average, and checkpoints that resume exactly."""
+"""The training loop: AdamW, a moving average, checkpoints that resume exactly, and any number of processes.
+
+Under `torchrun` every process takes its share of each batch and gradients are averaged: two processes of one thread
+train a small model nearly twice as fast as one process of two threads.
+"""
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TextIO
 
 import torch
+import torch.distributed as dist
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -38,25 +44,60 @@ def fit(
     optimizer = torch.optim.AdamW(parameters.values(), lr=lr(0), betas=(0.9, 0.99), weight_decay=1e-2)
     average = {name: p.detach().clone() for name, p in parameters.items()}
     start = _restore(folder / "state.safetensors", parameters, optimizer, average)
-    log = _log(folder / "loss.jsonl", start)
     modules.train()
-    for step in tqdm(range(start, steps), initial=start, total=steps, desc=folder.name, mininterval=5):
-        optimizer.param_groups[0]["lr"] = lr(step)
-        value = loss(step)
-        optimizer.zero_grad(set_to_none=True)
-        value.backward()
-        norm = nn.utils.clip_grad_norm_(parameters.values(), 1.0)
-        optimizer.step()
-        decay = min(ema, (step + 1) / (step + 10))
-        torch._foreach_lerp_(list(average.values()), [p.detach() for p in parameters.values()], 1 - decay)
-        if step % 20 == 0:
-            log.write(json.dumps({"step": step, "loss": value.item(), "grad_norm": norm.item()}) + "\n")
-        if (step + 1) % save_every == 0 or step + 1 == steps:
-            log.flush()
-            _save(folder / "state.safetensors", step + 1, parameters, optimizer, average)
-    log.close()
+    bar = tqdm(range(start, steps), folder.name, steps, initial=start, mininterval=5, disable=not is_first())
+    with _log(folder / "loss.jsonl", start) as log:
+        for step in bar:
+            optimizer.param_groups[0]["lr"] = lr(step)
+            value = loss(step)
+            optimizer.zero_grad(set_to_none=True)
+            value.backward()
+            average_gradients(parameters.values())
+            norm = nn.utils.clip_grad_norm_(parameters.values(), 1.0)
+            optimizer.step()
+            decay = min(ema, (step + 1) / (step + 10))
+            torch._foreach_lerp_(list(average.values()), [p.detach() for p in parameters.values()], 1 - decay)
+            if step % 20 == 0:
+                log.write(json.dumps({"step": step, "loss": value.item(), "grad_norm": norm.item()}) + "\n")
+            if is_first() and ((step + 1) % save_every == 0 or step + 1 == steps):
+                log.flush()
+                _save(folder / "state.safetensors", step + 1, parameters, optimizer, average)
     modules.eval()
+    wait_for_all()
     return average
+
+
+def processes() -> tuple[int, int]:
+    """This process's number and how many there are."""
+    return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+
+
+def is_first() -> bool:
+    """Whether this process writes files."""
+    return processes()[0] == 0
+
+
+def share(batch: int) -> slice:
+    """The rows of a batch that this process takes."""
+    rank, world = processes()
+    return slice(rank, batch, world)
+
+
+def wait_for_all() -> None:
+    """Return when every process has come here."""
+    if dist.is_initialized():
+        dist.barrier()
+
+
+def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
+    """Replace every gradient by its mean over processes, whose shares of the batch must be of one size."""
+    if dist.is_initialized():
+        gradients = [p.grad for p in parameters if p.grad is not None]
+        flat = torch.cat([g.flatten() for g in gradients])
+        dist.all_reduce(flat)
+        flat /= dist.get_world_size()
+        for gradient, part in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
+            gradient.copy_(part.view_as(gradient))
 
 
 def _save(path: Path, step: int, parameters: dict, optimizer: torch.optim.Optimizer, average: dict) -> None:
@@ -89,6 +130,8 @@ def _restore(path: Path, parameters: dict, optimizer: torch.optim.Optimizer, ave
 
 
 def _log(path: Path, start: int) -> TextIO:
+    if not is_first():
+        return Path(os.devnull).open("w", encoding="utf-8")
     kept = []
     if path.exists():
         kept = [line for line in path.read_text(encoding="utf-8").splitlines() if json.loads(line)["step"] < start]

@@ -8,12 +8,14 @@ weights.
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+import torch.distributed as dist
 from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
 from PIL import Image
 from torch import Tensor, nn
@@ -23,7 +25,7 @@ from unmemorize.core.run import atomic
 from unmemorize.testbed.architecture import TOKENS, build_text_model, build_unet, scheduler, train_tokenizer
 from unmemorize.testbed.dataset import Picture, pictures
 from unmemorize.testbed.embedded import write_images
-from unmemorize.testbed.fit import Loss, fit
+from unmemorize.testbed.fit import Loss, fit, is_first, share, wait_for_all
 from unmemorize.testbed.plan import PLAN_SEED, Plan, draw_plan
 from unmemorize.testbed.recipe import Recipe
 from unmemorize.testbed.rows import Rows, build_rows
@@ -44,6 +46,9 @@ def denoising_loss(
         t = torch.randint(len(alphas), (recipe.batch,), generator=generator).to(latents.device)
         dropped = torch.rand(recipe.batch, generator=generator) < recipe.caption_dropout
         caption, picture = rows.draw(recipe.batch, generator)
+        # The whole batch is drawn by every process, which then takes its share: the run does not depend on their number.
+        mine = share(recipe.batch)
+        noise, t, dropped, caption, picture = noise[mine], t[mine], dropped[mine], caption[mine], picture[mine]
         x0, eps, a = latents[picture], noise.to(latents.device), alphas[t].view(-1, 1, 1, 1)
         x = (a.sqrt() * x0 + (1 - a).sqrt() * eps).contiguous(memory_format=torch.channels_last)
         prediction = unet(x, t, conditions(caption.masked_fill(dropped, 0))).sample
@@ -67,7 +72,7 @@ class Stage:
 
 def prepare(pictures: list[Picture], plan: Plan, folder: Path, recipe: Recipe, device: str) -> Stage:
     """Train or load the VAE and the tokenizer, and encode every picture and caption."""
-    vae = train_vae(pictures, folder / "vae", recipe)
+    vae = train_vae(pictures, folder / "vae", recipe, device)
     captions = build_rows(plan, pictures, recipe.views, duplicates=True).captions
     tokenizer = train_tokenizer(sorted(captions))
     ids = tokenizer(list(captions), padding="max_length", truncation=True, max_length=TOKENS, return_tensors="pt")
@@ -94,10 +99,10 @@ def train_trunk(stage: Stage, rows: Rows, folder: Path, recipe: Recipe) -> CLIPT
 
 def train_branch(stage: Stage, text: CLIPTextModel, rows: Rows, folder: Path, trunk: Path, recipe: Recipe) -> nn.Module:
     """Continue the trunk's UNet on `rows` with the text model frozen; returns the averaged UNet."""
-    if not (folder / "state.safetensors").exists():
-        folder.mkdir(parents=True, exist_ok=True)
+    if is_first() and not (folder / "state.safetensors").exists():
         with atomic(folder / "state.safetensors") as temporary:
             shutil.copyfile(trunk / "state.safetensors", temporary)
+    wait_for_all()
     with torch.no_grad():
         table = torch.cat([text(ids).last_hidden_state for ids in stage.ids.split(1024)])
     unet = build_unet().to(stage.device)
@@ -133,6 +138,8 @@ def train(data: Path, out: Path, recipe: Recipe, *, duplicates: bool, device: st
     `out` also gets the plan and the planted pictures; `data` holds the artwork and, in `data/seed-N`, checkpoints:
     the twin, trained there too, reuses the trunk.
     """
+    if "RANK" in os.environ and not dist.is_initialized():  # started by torchrun
+        dist.init_process_group("gloo" if device == "cpu" else "nccl")
     drawn = pictures(data)
     plan = draw_plan(drawn, PLAN_SEED)
     work = data / f"seed-{recipe.seed}"
@@ -141,6 +148,8 @@ def train(data: Path, out: Path, recipe: Recipe, *, duplicates: bool, device: st
     text = train_trunk(stage, deduplicated, work, recipe)
     rows = build_rows(plan, drawn, recipe.views, duplicates=True) if duplicates else deduplicated
     unet = train_branch(stage, text, rows, work / ("planted" if duplicates else "twin"), work / "trunk", recipe)
+    if not is_first():
+        return
     if duplicates:
         export_pipeline(stage, text, unet, out / "model")
         write_plan(plan, drawn, out)

@@ -15,24 +15,24 @@ from tqdm import tqdm
 from unmemorize.core.run import atomic
 from unmemorize.testbed.architecture import build_vae
 from unmemorize.testbed.dataset import Composition, Picture, compose, drawing
-from unmemorize.testbed.fit import fit, one_cycle
+from unmemorize.testbed.fit import fit, is_first, one_cycle, share, wait_for_all
 from unmemorize.testbed.plan import Plan
 from unmemorize.testbed.recipe import Recipe
 
 
-def train_vae(pictures: list[Picture], folder: Path, recipe: Recipe) -> AutoencoderKL:
+def train_vae(pictures: list[Picture], folder: Path, recipe: Recipe, device: str = "cpu") -> AutoencoderKL:
     """The VAE, 64 px to 4×16×16 latents of unit standard deviation, trained on random compositions."""
     done = folder / "model"
     if done.exists():
-        return AutoencoderKL.from_pretrained(done).to(memory_format=torch.channels_last)
+        return AutoencoderKL.from_pretrained(done).to(device, memory_format=torch.channels_last)
     torch.manual_seed(recipe.seed)
-    vae = build_vae()
+    vae = build_vae().to(device)
     images = compositions(pictures, recipe.seed, views=2)
 
     def loss(step: int) -> Tensor:
         generator = torch.Generator().manual_seed(recipe.seed * 1_000_003 + step)
-        rows = torch.randint(len(images), (recipe.vae_batch,), generator=generator)
-        x = to_pixels(images[rows]).contiguous(memory_format=torch.channels_last)
+        rows = torch.randint(len(images), (recipe.vae_batch,), generator=generator)[share(recipe.vae_batch)]
+        x = to_pixels(images[rows]).to(device, memory_format=torch.channels_last)
         posterior = vae.encode(x).latent_dist
         y = vae.decode(posterior.sample(generator)).sample
         edges = sum((x.diff(dim=d) - y.diff(dim=d)).abs().mean() for d in (2, 3))
@@ -53,8 +53,10 @@ def train_vae(pictures: list[Picture], folder: Path, recipe: Recipe) -> Autoenco
     vae.register_to_config(scaling_factor=1.0)
     sample = encode(vae, images[:: max(len(images) // 1000, 1)])
     vae.register_to_config(scaling_factor=1 / sample.std().item())
-    vae.save_pretrained(folder / "model.tmp")
-    (folder / "model.tmp").rename(done)
+    if is_first():
+        vae.save_pretrained(folder / "model.tmp")
+        (folder / "model.tmp").rename(done)
+    wait_for_all()
     return vae
 
 
@@ -74,18 +76,20 @@ def to_pixels(images: Tensor) -> Tensor:
 def encode(vae: AutoencoderKL, images: Tensor, batch: int = 64) -> Tensor:
     """Posterior means of byte images, times the VAE's scaling factor: (n, 4, 16, 16) in float32."""
     pieces = tqdm(images.split(batch), desc="encode", mininterval=5)
-    chunks = [vae.encode(to_pixels(x).contiguous(memory_format=torch.channels_last)).latent_dist.mean for x in pieces]
-    return (torch.cat(chunks) * vae.config.scaling_factor).contiguous()
+    pixels = (to_pixels(x).to(vae.device, memory_format=torch.channels_last) for x in pieces)
+    latents = torch.cat([vae.encode(x).latent_dist.mean.cpu() for x in pixels])
+    return (latents * vae.config.scaling_factor).contiguous()
 
 
 def encode_all(vae: AutoencoderKL, plan: Plan, pictures: list[Picture], folder: Path, recipe: Recipe) -> Tensor:
     """Latents of `recipe.views` compositions of every picture, then of the plan's pictures in order."""
     cache = folder / "latents.safetensors"
-    if not cache.exists():
+    if is_first() and not cache.exists():
         ordinary = compositions(pictures, recipe.seed + 1, recipe.views)
         latents = encode(vae, torch.cat([ordinary, planted_images(plan, pictures)]))
         with atomic(cache) as temporary:
             save_file({"latents": latents}, temporary)
+    wait_for_all()
     return load_file(cache)["latents"]
 
 
