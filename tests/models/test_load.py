@@ -8,7 +8,7 @@ import shutil
 
 import pytest
 import torch
-from diffusers import DiffusionPipeline, UNet2DConditionModel
+from diffusers import DDIMScheduler, DiffusionPipeline, PNDMScheduler, UNet2DConditionModel
 from safetensors.torch import load_file
 
 from unmemorize.core.errors import NotApplicable, UserError
@@ -158,9 +158,9 @@ def test_wrapping_changes_nothing_on_the_pipeline(tiny_pipe):
 
 
 def test_the_fingerprint_follows_the_weights(tiny_model):
-    """One changed number of the denoiser or the text encoder is another fingerprint; changed back, the old one."""
+    """One changed number of denoiser, text encoder or VAE is another fingerprint; changed back, the old one."""
     before = fingerprint(tiny_model)
-    for module in (tiny_model.denoiser, tiny_model.pipe.text_encoder):
+    for module in (tiny_model.denoiser, tiny_model.pipe.text_encoder, tiny_model.pipe.vae):
         parameter = next(module.parameters())
         old = parameter.detach().flatten()[0].clone()
         with torch.no_grad():
@@ -169,3 +169,19 @@ def test_the_fingerprint_follows_the_weights(tiny_model):
         with torch.no_grad():
             parameter.view(-1)[0] = old
     assert fingerprint(tiny_model) == before
+
+
+def test_the_fingerprint_follows_the_noise_schedule(tiny_pipe, tiny_model):
+    """Another scheduler or another setting of it is another fingerprint; where its defaults came from is not."""
+    other = copy.copy(tiny_pipe)
+    config = {k: v for k, v in tiny_pipe.scheduler.config.items() if not k.startswith("_")}
+    found = []
+    for scheduler in (
+        DDIMScheduler(**config),
+        DDIMScheduler(**config | {"beta_end": 0.02}),
+        PNDMScheduler.from_config(config),
+    ):
+        other.scheduler = scheduler
+        found.append(fingerprint(wrap(other)))
+    assert found[0] == fingerprint(tiny_model)
+    assert len(set(found)) == 3

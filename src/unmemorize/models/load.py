@@ -52,7 +52,9 @@ def fingerprint(model: UNetModel) -> str:
     """A hash of the weights of denoiser, text encoder and VAE, and of the noise schedule."""
     modules = {"denoiser": model.denoiser, "text_encoder": model.pipe.text_encoder, "vae": model.pipe.vae}
     tensors = ((f"{k}.{name}", p) for k, m in modules.items() for name, p in sorted(m.state_dict().items()))
-    schedule = json.dumps(dict(model.pipe.scheduler.config), sort_keys=True, default=str).encode()
+    # diffusers' own notes in a config start with an underscore: its version, and a list in an order of chance.
+    settings = {k: v for k, v in model.pipe.scheduler.config.items() if not k.startswith("_")}
+    schedule = json.dumps([type(model.pipe.scheduler).__name__, settings], sort_keys=True, default=str).encode()
     weights = (part for name, p in tensors for part in (name.encode(), _bytes(p)))
     return digest(itertools.chain([schedule], weights))
 
