@@ -28,7 +28,7 @@ from unmemorize.core.shards import merge_shards, run_shards
 from unmemorize.data.pictures import load_image, save_image
 from unmemorize.data.source import Prompt, read_prompts, read_references
 from unmemorize.detect.noise import noise_gap_at_start
-from unmemorize.metrics.similarity import PIXELS, References, load_sscd, match_pixels, match_sscd, sscd_criterion
+from unmemorize.metrics.similarity import PIXELS, SIZE, References, load_sscd, match_pixels, match_sscd, sscd_criterion
 from unmemorize.models.load import EMBEDDED, fingerprint, load
 from unmemorize.models.unet import UNetModel
 from unmemorize.report.build import build_report
@@ -79,7 +79,7 @@ def run_audit(spec: AuditSpec, run: Path, progress: Progress = lambda stage, don
         chosen = choose(prompts, scores, spec.generate)
         _generate(model, chosen, spec, run, progress)
     with clock("verify"):
-        matches = _verify(run, references, match)
+        matches = _verify(run, references, match, spec)
     summary = summarise(prompts, scores, matches, _evaluations(model, len(prompts), len(chosen), spec))
     _write_json(run / "summary.json", summary)
     record.model_copy(update={"status": "finished"}).save(run)
@@ -96,8 +96,12 @@ def _prompts(spec: AuditSpec) -> list[Prompt]:
 
 
 def _references(spec: AuditSpec, model: UNetModel) -> References | None:
-    folder = Path(spec.images) if spec.images else embedded.IMAGES if spec.model in EMBEDDED else None
-    return read_references(folder, model.image_size) if folder else None
+    folder = _images_folder(spec)
+    return read_references(folder, model.image_size if spec.sscd else (SIZE, SIZE)) if folder else None
+
+
+def _images_folder(spec: AuditSpec) -> Path | None:
+    return Path(spec.images) if spec.images else embedded.IMAGES if spec.model in EMBEDDED else None
 
 
 def _matcher(spec: AuditSpec) -> tuple[Criterion, Matcher]:
@@ -223,14 +227,15 @@ def _generate(model: UNetModel, chosen: Sequence[Prompt], spec: AuditSpec, run: 
     merge_shards(run / "shards" / "generate", run / "scores" / "images.parquet")
 
 
-def _verify(run: Path, references: References | None, match: Matcher) -> list[dict[str, Any]] | None:
-    if references is None:
+def _verify(run: Path, references: References | None, match: Matcher, spec: AuditSpec) -> list[dict[str, Any]] | None:
+    folder = _images_folder(spec)
+    if references is None or folder is None:
         return None
     rows = pq.read_table(run / "scores" / "images.parquet").to_pylist()
     matches = match(torch.stack([load_image(run / row["image"]) for row in rows]), references)
     captions = dict(zip(references.names, references.captions, strict=True))
     found = [row | _match_row(match, captions[match.nearest]) for row, match in zip(rows, matches, strict=True)]
-    _copy_references(run, references, {m.nearest for m in matches})
+    _copy_references(run, folder, {m.nearest for m in matches})
     with atomic(run / "scores" / "verify.parquet") as temporary:
         pq.write_table(pa.Table.from_pylist(found), temporary)
     return found
@@ -246,10 +251,9 @@ def _reference_name(name: str) -> str:
     return f"references/{digest([name.encode()])[:16]}.png"
 
 
-def _copy_references(run: Path, references: References, used: set[str]) -> None:
-    for name, image in zip(references.names, references.images, strict=True):
-        if name in used:
-            save_image(image, run / _reference_name(name))
+def _copy_references(run: Path, folder: Path, used: set[str]) -> None:
+    for name in used:
+        save_image(load_image(folder / name), run / _reference_name(name))
 
 
 def _evaluations(model: UNetModel, prompts: int, chosen: int, spec: AuditSpec) -> dict[str, int]:

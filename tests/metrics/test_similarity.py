@@ -111,6 +111,39 @@ def test_a_smooth_picture_is_no_copy_of_every_smooth_picture():
     assert found.verdict == "none"
 
 
+@pytest.mark.parametrize("count", [1, 2, 60])
+def test_a_training_picture_that_is_there_often_does_not_hide_its_copies(count):
+    """With nothing but near-duplicates of one picture, a copy of it is a copy and another picture is not."""
+    again = pictures(1, size=64) + 0.01 * torch.randn(count, 3, 64, 64, generator=torch.Generator().manual_seed(1))
+    few = References(tuple(map(str, range(count))), again.clamp(0, 1), (None,) * count, (None,) * count)
+    images = torch.cat([again[:1], pictures(1, size=64) * 0.9 + 0.05, pictures(1, 9, size=64)]).clamp(0, 1)
+    assert [m.verdict for m in match_pixels(images, few)] == ["verbatim", "verbatim", "none"]
+
+
+def test_a_flat_training_picture_has_copies_too():
+    """A picture of one colour, which has no contrast, is matched by itself and by nothing else."""
+    flat = References(("flat",), torch.full((1, 3, 64, 64), 0.8), (None,), (None,))
+    assert [m.verdict for m in match_pixels(torch.cat([flat.images, pictures(1, size=64)]), flat)] == [
+        "verbatim",
+        "none",
+    ]
+
+
+def test_a_mask_over_everything_matches_nothing():
+    """A template without a fixed part takes no other picture's match away."""
+    odd = References(("all", "other"), pictures(2, size=64), ((0, 0, 64, 64), None), (None, None))
+    found = match_pixels(torch.cat([odd.images[1:], pictures(1, 9, size=64)]), odd)
+    assert [(m.nearest, m.verdict) for m in found][0] == ("other", "verbatim")
+    assert found[1].verdict == "none"
+
+
+def test_large_pictures_are_compared_small():
+    """A picture at four times the size is the same picture."""
+    large = F.interpolate(pictures(12, size=64), scale_factor=4)
+    found = match_pixels(pictures(1, size=64), References(tuple("x" * 12), large, (None,) * 12, (None,) * 12))
+    assert found[0].verdict == "verbatim"
+
+
 def test_matches_do_not_depend_on_the_other_pictures(references):
     """A picture is judged alone as it is judged in a batch."""
     images = torch.cat([references.images[:2], pictures(2, 5)])

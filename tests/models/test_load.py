@@ -82,11 +82,11 @@ def test_an_index_that_names_unknown_classes_is_refused(spoilt):
     assert_refused(spoilt, "cannot be loaded")
 
 
-@pytest.mark.parametrize("part", ["unet", "vae", "text_encoder", "scheduler"])
+@pytest.mark.parametrize("part", ["unet", "vae", "text_encoder", "tokenizer", "scheduler"])
 def test_a_folder_with_a_part_missing_is_refused(spoilt, part):
     """Without one of its models or its scheduler a pipeline does not load."""
     shutil.rmtree(spoilt / part)
-    assert_refused(spoilt, "cannot be loaded")
+    assert_refused(spoilt, "cannot be loaded" if part == "scheduler" else f"no folder {part}")
 
 
 WEIGHTS = {

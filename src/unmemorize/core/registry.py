@@ -29,9 +29,15 @@ _DETECTORS: dict[str, Detector] = {}
 
 
 def detector(name: str, *, paper: str, steps: int) -> Callable[[Callable[[Sequence[Step]], Tensor]], Detector]:
-    """Register a function of recorded steps as a detector."""
+    """Register a function of recorded steps as a detector.
+
+    Raises:
+        ValueError: Another detector has the name.
+    """
 
     def register(score: Callable[[Sequence[Step]], Tensor]) -> Detector:
+        if name in _DETECTORS:
+            raise ValueError(f"expected a new name, got {name!r}, which is a detector already")
         _DETECTORS[name] = Detector(name, paper, steps, score)
         return _DETECTORS[name]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,7 @@ from unmemorize.data.pictures import to_tensor
 from unmemorize.metrics.similarity import References
 
 COLUMNS = ("prompt", "caption", "text")
+_surrogate = re.compile("[\ud800-\udfff]")  # half a character, as broken JSON escapes leave it
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 
 
@@ -66,8 +68,10 @@ def _texts(path: Path, column: str | None) -> Iterator[str]:
             yield from _column(path, _json_rows(path), column)
         case ".parquet":
             yield from _column(path, _parquet_rows(path), column)
-        case _:
-            yield from _lines(path)
+        case ".txt" | "":
+            yield from (line for line in _lines(path) if line.strip())
+        case ending:
+            raise UserError(f"{path}: {ending} is no kind of prompt file: use .txt, .csv, .tsv, .jsonl or .parquet")
 
 
 def _lines(path: Path) -> list[str]:
@@ -82,7 +86,10 @@ def _csv_rows(path: Path) -> Iterable[dict[str, Any]]:
         file.seek(0)
         delimiter = max(",;\t|", key=head.count)
         csv.field_size_limit(10_000_000)
-        yield from csv.DictReader(file, delimiter=delimiter)
+        try:
+            yield from csv.DictReader(file, delimiter=delimiter)
+        except csv.Error as error:
+            raise UserError(f"{path}: not a table of text: {error}") from error
 
 
 def _json_rows(path: Path) -> Iterator[dict[str, Any]]:
@@ -112,7 +119,7 @@ def _column(path: Path, rows: Iterable[dict[str, Any]], column: str | None) -> I
         if any(row.get(None) or ()):  # where the csv module puts cells beyond the header's
             raise UserError(f"{path}, row {number}: more cells than the header: put the text in double quotes")
         value = row.get(key)
-        if not isinstance(value, str):
+        if not isinstance(value, str) or _surrogate.search(value):
             raise UserError(f"{path}, row {number}: {key!r} is not text: correct or delete the row")
         yield value
 
@@ -134,29 +141,34 @@ def read_references(folder: Path, size: tuple[int, int]) -> References:
     file) or from a .txt file of the same stem.
 
     Raises:
-        UserError: The folder is missing or holds no pictures, or a picture cannot be read.
+        UserError: The folder is missing or holds no pictures, or a picture or its metadata cannot be read.
     """
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder: name the folder that holds the training pictures")
     files = sorted(p for p in folder.rglob("*") if p.suffix.lower() in PICTURES)
     if not files:
         raise UserError(f"{folder}: no pictures in it: it should hold {', '.join(PICTURES)} files")
-    metadata = _metadata(folder)
     names = [str(file.relative_to(folder)) for file in files]
+    rows = _metadata(folder)
     loaded = [_picture(file, size) for file in files]
     return References(
         names=tuple(names),
         images=torch.stack([image for image, _ in loaded]),
         masks=tuple(
-            _box(metadata.get(n, {}).get("mask"), was, size) for n, (_, was) in zip(names, loaded, strict=True)
+            _box(file, rows.get(n, {}), was, size) for file, n, (_, was) in zip(files, names, loaded, strict=True)
         ),
-        captions=tuple(metadata.get(n, {}).get("text") or _sidecar(f) for n, f in zip(names, files, strict=True)),
+        captions=tuple(rows.get(n, {}).get("text") or _sidecar(f) for n, f in zip(names, files, strict=True)),
     )
 
 
 def _metadata(folder: Path) -> dict[str, dict[str, Any]]:
     path = folder / "metadata.jsonl"
-    return {row["file_name"]: row for row in _json_rows(path) if "file_name" in row} if path.exists() else {}
+    if not path.exists():
+        return {}
+    try:
+        return {row["file_name"]: row for row in _json_rows(path) if isinstance(row.get("file_name"), str)}
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not UTF-8 at byte {error.start}: save the file as UTF-8") from error
 
 
 def _sidecar(file: Path) -> str | None:
@@ -176,9 +188,15 @@ def _picture(file: Path, size: tuple[int, int]) -> tuple[torch.Tensor, tuple[int
     return to_tensor(rgb), was
 
 
-def _box(mask: list[int] | None, was: tuple[int, int], size: tuple[int, int]) -> tuple[int, int, int, int] | None:
+def _box(
+    file: Path, row: dict[str, Any], was: tuple[int, int], size: tuple[int, int]
+) -> tuple[int, int, int, int] | None:
+    mask = row.get("mask")
     if mask is None:
         return None
+    numbers = isinstance(mask, list) and len(mask) == 4 and all(isinstance(v, (int, float)) for v in mask)
+    if not numbers or (mask[2] - mask[0]) * (mask[3] - mask[1]) >= was[0] * was[1]:
+        raise UserError(f"{file}: mask {mask} in metadata.jsonl: write [left, top, right, bottom] of a part of it")
     x, y = size[1] / was[0], size[0] / was[1]
     left, top, right, bottom = mask
     return round(left * x), round(top * y), round(right * x), round(bottom * y)

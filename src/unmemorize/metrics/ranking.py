@@ -70,8 +70,13 @@ def rate_interval(hits: Sequence[int], trials: Sequence[int], *, rounds: int = 1
 
     Where no unit or every unit was hit each time the bootstrap has no width; the interval then reaches to the value
     that would give such a result with probability 5%, counting units, not trials.
+
+    Raises:
+        ValueError: There are no trials.
     """
     h, n = np.asarray(hits, float), np.asarray(trials, float)
+    if not n.sum():
+        raise ValueError("expected at least one trial, got none")
     value = float(h.sum() / n.sum())
     if value in (0.0, 1.0):
         edge = 0.05 ** (1 / len(n))
@@ -105,7 +110,7 @@ def text_scores(prompts: Sequence[str], positive: NDArray[np.bool_], clusters: S
 
 def related(prompts: Sequence[str], overlap: float = 0.35) -> list[str]:
     """A cluster name per prompt: prompts are linked when their words' Jaccard similarity exceeds `overlap`."""
-    words = CountVectorizer(binary=True, token_pattern=r"(?u)\S+").fit_transform([p or "∅" for p in prompts])
+    words = CountVectorizer(binary=True, token_pattern=r"(?u)\S+").fit_transform([p.strip() or "∅" for p in prompts])
     common = (words @ words.T).tocoo()
     size = np.asarray(words.sum(axis=1)).ravel()
     similar = common.data > overlap * (size[common.row] + size[common.col] - common.data)

@@ -28,8 +28,11 @@ class References:
     captions: tuple[str | None, ...]
 
 
-# α and n of Carlini et al. 2023; the threshold is calibrated on pictures that no model made: see docs/testbed.md.
+SIZE = 64  # pictures are compared at this size: pixels of a large picture shift without its being another picture
 NEIGHBOURS = 50
+DUPLICATE = 0.3  # references nearer than this share of the picture's contrast are one picture
+FEW = 10  # with fewer other references than this, unseen ones count as unrelated pictures of the same contrast
+# Calibrated on pictures that no denoiser made: see docs/testbed.md.
 PIXELS = Criterion("l2-ratio", threshold=0.5, recipe="rmse-64px-50nn")
 
 
@@ -38,26 +41,31 @@ def pixel_distances(images: Tensor, references: Tensor, keep: Tensor | None = No
 
     `keep` (m, h, w) says which pixels of each reference count; all by default.
     """
-    x, y = images.float().flatten(1), references.float().flatten(1)
+    x, y = images.double().flatten(1), references.double().flatten(1)  # the fast formulas subtract large squares
     if keep is None:
         return (torch.cdist(x, y) ** 2 / x.shape[1]).sqrt()
-    w = keep.float()[:, None].expand(references.shape).flatten(1)
+    w = keep.double()[:, None].expand(references.shape).flatten(1)
     squared = x.square() @ w.T - 2 * x @ (w * y).T + (w * y.square()).sum(1)
-    return (squared.clamp(min=0) / w.sum(1)).sqrt()
+    return (squared.clamp(min=0) / w.sum(1)).sqrt().nan_to_num(torch.inf)  # a mask that covers all matches nothing
 
 
 def match_pixels(images: Tensor, references: References, criterion: Criterion = PIXELS) -> list[Match]:
     """Match each image with its nearest reference; a template match leaves out the box that varies.
 
-    The judged value is the distance to the nearest reference over the mean distance to the 50 nearest: a plain
+    The judged value is the distance to the nearest reference over the mean distance to the 50 nearest others: a plain
     distance calls every smooth picture a copy.
 
     Paper: Carlini et al. 2023, section 4.2: d(x̂, x) / (α · mean over the n nearest of d(x̂, y)), n = 50.
-    Differs: α is left to the threshold.
+    Differs: α is left to the threshold; duplicates of the nearest reference are no neighbours, or a training picture
+    that is there fifty times would hide its own copies; a handful of references is completed as if by unrelated ones.
     """
-    plain = pixel_distances(images, references.images)
-    masked = pixel_distances(images, references.images, _kept_pixels(references))
-    nearby = plain.topk(min(NEIGHBOURS, plain.shape[1]), largest=False).values.mean(1)
+    images, pictures = _small(images), _small(references.images)
+    plain = pixel_distances(images, pictures)
+    masked = pixel_distances(images, pictures, _kept_pixels(references))
+    closest = pictures[plain.argmin(1)]
+    contrast = closest.flatten(2).var(2, correction=0).mean(1).sqrt()
+    duplicates = pixel_distances(closest, pictures) < DUPLICATE * contrast[:, None]
+    nearby = _neighbourhood(plain.masked_fill(duplicates, torch.inf), unrelated=2**0.5 * contrast)
     matches = []
     for row in range(len(images)):
         nearest, fixed = int(plain[row].argmin()), int(masked[row].argmin())
@@ -70,14 +78,26 @@ def match_pixels(images: Tensor, references: References, criterion: Criterion = 
     return matches
 
 
+def _small(images: Tensor) -> Tensor:
+    return images if images.shape[-2:] == (SIZE, SIZE) else F.interpolate(images.float(), (SIZE, SIZE), mode="area")
+
+
+def _neighbourhood(distances: Tensor, unrelated: Tensor) -> Tensor:
+    """Mean of the nearest finite distances of each row, completed to `FEW` by its distance of unrelated pictures."""
+    near = distances.topk(min(NEIGHBOURS, distances.shape[1]), largest=False).values
+    count = near.isfinite().sum(1)
+    missing = (FEW - count).clamp(min=0)
+    return ((near.nan_to_num(posinf=0).sum(1) + missing * unrelated) / (count + missing)).clamp(min=1e-6)
+
+
 def _kept_pixels(references: References) -> Tensor:
     n, _, h, w = references.images.shape
-    keep = torch.ones(n, h, w)
+    keep = torch.ones(n, 1, h, w)
     for i, box in enumerate(references.masks):
         if box is not None:
             left, top, right, bottom = box
-            keep[i, top:bottom, left:right] = 0
-    return keep
+            keep[i, :, top:bottom, left:right] = 0
+    return _small(keep)[:, 0]
 
 
 @dataclass(frozen=True)
@@ -167,7 +187,7 @@ def _load_onnx(weights: Path) -> Callable[[Tensor], Tensor]:
 def match_sscd(
     images: Tensor, references: References, criterion: Criterion, embed: Callable[[Tensor], Tensor], batch: int = 16
 ) -> list[Match]:
-    """Match each image with the reference of highest SSCD cosine. Templates are not told apart: SSCD cannot see them."""
+    """Match each image with the reference of highest SSCD cosine. It cannot tell templates apart."""
     recipe = SSCD_RECIPES[criterion.recipe]
 
     def features(x: Tensor) -> Tensor:

@@ -69,13 +69,29 @@ def _pipeline(path: str, dtype: torch.dtype) -> StableDiffusionPipeline:
         if path == "testbed-twin":
             pipe.unet = UNet2DConditionModel.from_pretrained(ASSETS / "twin", torch_dtype=dtype)
         return pipe
-    if not Path(path).exists() and (path.count("/") != 1 or path.startswith((".", "/", "~"))):
-        raise UserError(f"{path}: no such folder: name a pipeline folder, a hub id (owner/name) or 'testbed'")
-    if Path(path).is_file():
-        raise UserError(f"{path}: a file, not a folder: name a folder saved by pipe.save_pretrained(...)")
-    if Path(path).is_dir() and not (Path(path) / "model_index.json").exists():
-        raise UserError(f"{path}: no model_index.json: name a folder saved by pipe.save_pretrained(...)")
+    _check_path(path)
     return _from_pretrained(path, dtype, path)
+
+
+def _check_path(path: str) -> None:
+    folder = Path(path)
+    try:
+        there = folder.exists()
+    except OSError:  # a name longer than the file system takes
+        there = False
+    if not there:
+        if path.count("/") == 1 and not path.startswith((".", "/", "~")):
+            return  # a hub id
+        raise UserError(f"{path}: no such folder: name a pipeline folder, a hub id (owner/name) or 'testbed'")
+    if folder.is_file():
+        raise UserError(f"{path}: a file, not a folder: name a folder saved by pipe.save_pretrained(...)")
+    index = folder / "model_index.json"
+    if not index.exists():
+        raise UserError(f"{path}: no model_index.json: name a folder saved by pipe.save_pretrained(...)")
+    # Without its files transformers makes up a tokenizer, which knows no word.
+    missing = [part for part in ("tokenizer", "text_encoder", "unet", "vae") if not (folder / part).is_dir()]
+    if missing:
+        raise UserError(f"{path}: no folder {missing[0]} in it: save the whole pipeline with pipe.save_pretrained(...)")
 
 
 def _from_pretrained(path: str, dtype: torch.dtype, name: str) -> StableDiffusionPipeline:

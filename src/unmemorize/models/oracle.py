@@ -6,12 +6,13 @@ They are the independent truth of tests: the first is a perfect memorizer, the s
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Literal
 
 import torch
 from diffusers import DDIMScheduler
 from torch import Tensor, nn
 
-from unmemorize.core.model import Condition, Parameterisation, Prediction
+from unmemorize.core.model import Condition, Prediction
 from unmemorize.models.unet import UNetSchedule
 
 
@@ -55,7 +56,7 @@ class OracleModel:
         denoiser: FiniteSet | Gaussian,
         prompts: Mapping[str, Sequence[int]] | None = None,
         *,
-        kind: Parameterisation = "epsilon",
+        kind: Literal["epsilon", "sample", "v_prediction"] = "epsilon",
     ) -> None:
         self.name = f"oracle-{type(denoiser).__name__}"
         self.denoiser = denoiser.double()
@@ -104,7 +105,7 @@ class OracleModel:
         alpha, sigma = self._alpha_sigma(t)
         x0 = self.denoiser(x, alpha.expand(len(x), 1, 1, 1), sigma.expand(len(x), 1, 1, 1), cond.embeds)
         eps = (x - alpha * x0) / sigma
-        output = {"epsilon": eps, "sample": x0, "v_prediction": alpha * eps - sigma * x0, "flow": eps - x0}[self.kind]
+        output = {"epsilon": eps, "sample": x0, "v_prediction": alpha * eps - sigma * x0}[self.kind]
         return Prediction(output, self.kind, x, alpha, sigma)
 
     def decode(self, x: Tensor) -> Tensor:

@@ -46,7 +46,7 @@ def denoising_loss(
         t = torch.randint(len(alphas), (recipe.batch,), generator=generator).to(latents.device)
         dropped = torch.rand(recipe.batch, generator=generator) < recipe.caption_dropout
         caption, picture = rows.draw(recipe.batch, generator)
-        # The whole batch is drawn by every process, which then takes its share: the run does not depend on their number.
+        # Every process draws the whole batch and takes its share: the run does not depend on their number.
         mine = share(recipe.batch)
         noise, t, dropped, caption, picture = noise[mine], t[mine], dropped[mine], caption[mine], picture[mine]
         x0, eps, a = latents[picture], noise.to(latents.device), alphas[t].view(-1, 1, 1, 1)
