@@ -133,7 +133,7 @@ def test_a_mask_over_everything_matches_nothing():
     """A template without a fixed part takes no other picture's match away."""
     odd = References(("all", "other"), pictures(2, size=64), ((0, 0, 64, 64), None), (None, None))
     found = match_pixels(torch.cat([odd.images[1:], pictures(1, 9, size=64)]), odd)
-    assert [(m.nearest, m.verdict) for m in found][0] == ("other", "verbatim")
+    assert (found[0].nearest, found[0].verdict) == ("other", "verbatim")
     assert found[1].verdict == "none"
 
 

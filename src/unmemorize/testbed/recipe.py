@@ -17,9 +17,9 @@ class Recipe:
     batch: int = 32
     lr: float = 8e-4
     warmup: int = 100
-    branch: int = 2200
-    steps: int = 3600
-    decay: int = 400
+    branch: int = 1300
+    steps: int = 2450
+    decay: int = 350
     caption_dropout: float = 0.1
     noise_offset: float = 0.1
     snr_gamma: float = 5.0
