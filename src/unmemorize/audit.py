@@ -53,8 +53,8 @@ class AuditSpec:
     images: str = ""
     seeds: tuple[int, ...] = (0, 1, 2, 3)
     images_per_prompt: int = 2
-    generate: int = 128
-    steps: int = 20
+    generate: int = 100
+    steps: int = 16
     guidance: float = 7.5
     sscd: str = ""
     recipe: str = "sscd-320"
