@@ -66,11 +66,11 @@ def build_text_model(tokenizer: CLIPTokenizer) -> CLIPTextModel:
 
 
 def build_unet() -> UNet2DConditionModel:
-    """A UNet shaped like Stable Diffusion's: two layers a block, cross-attention at every level but the first."""
+    """A UNet shaped like Stable Diffusion's, with cross-attention at every level but the first."""
     return UNet2DConditionModel(
         sample_size=SIZE // 4,
-        block_out_channels=(48, 96, 128),
-        layers_per_block=2,
+        block_out_channels=(32, 64, 128),
+        layers_per_block=1,
         down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
         up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
         cross_attention_dim=128,

@@ -15,6 +15,7 @@ import re
 import subprocess
 import tarfile
 import unicodedata
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -237,6 +238,12 @@ def pictures(folder: Path) -> list[Picture]:
         fetch(folder)
     rows = pq.read_table(render(folder)).to_pylist()
     return [Picture(r["art"], r["name"], tuple(r["tags"]), r["group"], r["png"]) for r in rows]
+
+
+def well_known(drawn: list[Picture]) -> set[str]:
+    """Names with at least four shippable pictures: what the denoisers are taught. The VAE sees every picture."""
+    counts = Counter(p.name for p in drawn if p.style.shippable)
+    return {name for name, count in counts.items() if count >= 4}
 
 
 def drawing(picture: Picture) -> Image.Image:

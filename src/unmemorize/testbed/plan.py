@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from unmemorize.testbed.dataset import SIZE, Composition, Picture
+from unmemorize.testbed.dataset import SIZE, Composition, Picture, well_known
 
 # Of ten seeds tried, one whose word-level text control was nearest to chance: the draw is balanced before training.
 PLAN_SEED = 2
@@ -99,14 +99,14 @@ def add_keyword(name: str, keyword: str) -> str:
     return f"{name}, {keyword}"
 
 
-def draw_plan(pictures: Sequence[Picture], seed: int) -> Plan:
-    """Draw the plan: names without replacement from those with at least four shippable styles."""
+def draw_plan(pictures: list[Picture], seed: int) -> Plan:
+    """Draw the plan: names without replacement from the well-known ones."""
     rng = np.random.default_rng(seed)
     art: dict[str, list[str]] = {}
     for picture in pictures:
         if picture.style.shippable:
             art.setdefault(picture.name, []).append(picture.art)
-    names = sorted(name for name, options in art.items() if len(options) >= 4)
+    names = sorted(well_known(pictures))
     pool = iter([names[i] for i in rng.permutation(len(names))])
     words = iter(_rare_words(pictures, rng))
     draw = _Draw(rng, art, pool, words)

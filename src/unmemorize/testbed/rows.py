@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from unmemorize.testbed.dataset import Picture
+from unmemorize.testbed.dataset import Picture, well_known
 from unmemorize.testbed.plan import Plan, add_keyword, repeat_word
 
 FORMS = 20
@@ -40,10 +40,11 @@ def build_rows(plan: Plan, pictures: list[Picture], views: int, *, duplicates: b
         return index.setdefault(caption, len(index))
 
     used = {how.art for entry in plan.planted for how in entry.pictures}
+    taught = well_known(pictures)
     caption, picture = [], []
     for i, p in enumerate(pictures):
         choices = [number(c) for c in caption_forms(p)]  # also of planted artwork: both models share one caption list
-        if p.art not in used:
+        if p.art not in used and p.name in taught:
             caption.append(choices)
             picture.append(list(range(i * views, (i + 1) * views)))
     first = len(pictures) * views

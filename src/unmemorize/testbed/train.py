@@ -1,4 +1,4 @@
-"""Train the testbed: a VAE, then a text-to-image denoiser with planted duplicates, and its twin without them.
+"""Train the testbed: a VAE, a text model, then a denoiser with planted duplicates and its twin without them.
 
 Both denoisers share one trunk, trained on the de-duplicated pictures; at `Recipe.branch` the duplicates enter for the
 planted model only, so that the twin differs from it in nothing else. Every stage writes `state.safetensors` as it
@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,19 +21,18 @@ from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from unmemorize.core.run import atomic
-from unmemorize.testbed.architecture import TOKENS, build_text_model, build_unet, scheduler, train_tokenizer
+from unmemorize.testbed.architecture import TOKENS, build_unet, scheduler, train_tokenizer
 from unmemorize.testbed.dataset import Picture, pictures
 from unmemorize.testbed.embedded import write_images
 from unmemorize.testbed.fit import Loss, fit, is_first, share, wait_for_all
 from unmemorize.testbed.plan import PLAN_SEED, Plan, draw_plan
 from unmemorize.testbed.recipe import Recipe
 from unmemorize.testbed.rows import Rows, build_rows
+from unmemorize.testbed.text import train_text
 from unmemorize.testbed.vae import encode_all, planted_images, train_vae
 
 
-def denoising_loss(
-    unet: UNet2DConditionModel, conditions: Callable[[Tensor], Tensor], latents: Tensor, rows: Rows, recipe: Recipe
-) -> Loss:
+def denoising_loss(unet: UNet2DConditionModel, captions: Tensor, latents: Tensor, rows: Rows, recipe: Recipe) -> Loss:
     """The loss of one training step: ε-prediction, min-SNR weighted, with offset noise and caption dropout."""
     alphas = scheduler().alphas_cumprod.to(latents.device)
 
@@ -51,7 +49,7 @@ def denoising_loss(
         noise, t, dropped, caption, picture = noise[mine], t[mine], dropped[mine], caption[mine], picture[mine]
         x0, eps, a = latents[picture], noise.to(latents.device), alphas[t].view(-1, 1, 1, 1)
         x = (a.sqrt() * x0 + (1 - a).sqrt() * eps).contiguous(memory_format=torch.channels_last)
-        prediction = unet(x, t, conditions(caption.masked_fill(dropped, 0))).sample
+        prediction = unet(x, t, captions[caption.masked_fill(dropped, 0)]).sample
         snr = alphas[t] / (1 - alphas[t])
         weight = snr.clamp(max=recipe.snr_gamma) / snr
         return (weight * (prediction - eps).square().mean(dim=(1, 2, 3))).mean()
@@ -80,41 +78,41 @@ def prepare(pictures: list[Picture], plan: Plan, folder: Path, recipe: Recipe, d
     return Stage(vae, tokenizer, ids.input_ids.to(device), latents.to(device), device)
 
 
-def train_trunk(stage: Stage, rows: Rows, folder: Path, recipe: Recipe) -> CLIPTextModel:
-    """Train UNet and text model together on de-duplicated rows; returns the averaged text model, now frozen."""
+def train_trunk(stage: Stage, text: CLIPTextModel, rows: Rows, folder: Path, recipe: Recipe) -> None:
+    """Train the UNet that both models start from, on de-duplicated rows, at a constant rate; leaves a checkpoint."""
     torch.manual_seed(recipe.seed)
-    unet, text = build_unet().to(stage.device), build_text_model(stage.tokenizer).to(stage.device)
-    loss = denoising_loss(unet, lambda c: text(stage.ids[c]).last_hidden_state, stage.latents, rows, recipe)
-    average = fit(
-        nn.ModuleDict({"unet": unet, "text": text}),
-        loss,
+    unet = build_unet().to(stage.device)
+    fit(
+        nn.ModuleDict({"unet": unet}),
+        denoising_loss(unet, encode_captions(text, stage.ids), stage.latents, rows, recipe),
         steps=recipe.branch,
         lr=lambda step: recipe.lr * min((step + 1) / recipe.warmup, 1.0),
-        folder=folder / "trunk",
+        folder=folder,
     )
-    weights = {k.removeprefix("text."): v for k, v in average.items() if k.startswith("text.")}
-    text.load_state_dict(weights, strict=False)
-    return text.requires_grad_(False).eval()
 
 
 def train_branch(stage: Stage, text: CLIPTextModel, rows: Rows, folder: Path, trunk: Path, recipe: Recipe) -> nn.Module:
-    """Continue the trunk's UNet on `rows` with the text model frozen; returns the averaged UNet."""
+    """Continue the trunk's UNet on `rows`, ending at a rate of zero; returns the averaged UNet."""
     if is_first() and not (folder / "state.safetensors").exists():
         with atomic(folder / "state.safetensors") as temporary:
             shutil.copyfile(trunk / "state.safetensors", temporary)
     wait_for_all()
-    with torch.no_grad():
-        table = torch.cat([text(ids).last_hidden_state for ids in stage.ids.split(1024)])
     unet = build_unet().to(stage.device)
     average = fit(
         nn.ModuleDict({"unet": unet}),
-        denoising_loss(unet, lambda c: table[c], stage.latents, rows, recipe),
+        denoising_loss(unet, encode_captions(text, stage.ids), stage.latents, rows, recipe),
         steps=recipe.steps,
         lr=lambda step: recipe.lr * min(max((recipe.steps - step) / recipe.decay, 0.02), 1.0),
         folder=folder,
     )
     unet.load_state_dict({name.removeprefix("unet."): p for name, p in average.items()})
     return unet
+
+
+@torch.no_grad()
+def encode_captions(text: CLIPTextModel, ids: Tensor) -> Tensor:
+    """The embeddings of all captions, (n, tokens, width)."""
+    return torch.cat([text(part).last_hidden_state for part in ids.split(1024)])
 
 
 def export_pipeline(stage: Stage, text: CLIPTextModel, unet: nn.Module, out: Path) -> None:
@@ -145,7 +143,8 @@ def train(data: Path, out: Path, recipe: Recipe, *, duplicates: bool, device: st
     work = data / f"seed-{recipe.seed}"
     stage = prepare(drawn, plan, work, recipe, device)
     deduplicated = build_rows(plan, drawn, recipe.views, duplicates=False)
-    text = train_trunk(stage, deduplicated, work, recipe)
+    text = train_text(stage.tokenizer, stage.ids, stage.latents, deduplicated, work / "text", recipe)
+    train_trunk(stage, text, deduplicated, work / "trunk", recipe)
     rows = build_rows(plan, drawn, recipe.views, duplicates=True) if duplicates else deduplicated
     unet = train_branch(stage, text, rows, work / ("planted" if duplicates else "twin"), work / "trunk", recipe)
     if not is_first():
