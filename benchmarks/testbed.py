@@ -105,10 +105,10 @@ def sheet(run: Path, kind: str, path: Path, columns: int = 24, rows: int = 8, co
 
 
 def loss_curves(data: Path, path: Path) -> None:
-    """Training losses of the VAE, the trunk and the two branches, each a moving median."""
+    """Training losses of every stage, each a moving median."""
     figure = Figure(figsize=(9, 3), layout="constrained")
     left, right = figure.subplots(1, 2)
-    for axis, names in ((left, ("vae",)), (right, ("trunk", "planted", "twin"))):
+    for axis, names in ((left, ("vae", "text")), (right, ("trunk", "planted", "twin"))):
         for name in names:
             lines = [json.loads(line) for line in (data / name / "loss.jsonl").read_text(encoding="utf-8").splitlines()]
             smooth = [sorted(x["loss"] for x in lines[max(i - 7, 0) : i + 8]) for i in range(len(lines))]

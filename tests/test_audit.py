@@ -152,5 +152,5 @@ def test_prompts_are_generated_by_ladder_score_and_spread():
     scores = torch.arange(12.0, 0.0, -1)[:, None].numpy()
     chosen = [p.id for p in choose(ladder + others, scores, 9)]
     assert chosen == ["v0", "v1", "v2", "o0", "o1", "o2", "o3", "o5", "o8"]
-    assert choose(ladder + others, scores, 0) == []
+    assert [p.id for p in choose(ladder + others, scores, 2)] == ["v0", "v2"]
     assert len(choose(ladder + others, scores, 100)) == 12

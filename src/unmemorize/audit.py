@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -35,6 +36,7 @@ from unmemorize.report.build import build_report
 from unmemorize.testbed import embedded
 from unmemorize.verdict import summarise
 
+LARGE = 256  # pixels from which pictures are compared by a copy-detection network
 Progress = Callable[[str, int, int], None]
 Matcher = Callable[[torch.Tensor, References], list[Match]]
 
@@ -97,6 +99,11 @@ def _prompts(spec: AuditSpec) -> list[Prompt]:
 
 def _references(spec: AuditSpec, model: UNetModel) -> References | None:
     folder = _images_folder(spec)
+    if folder and not spec.sscd and max(model.image_size) >= LARGE:
+        raise UserError(
+            f"pictures of {max(model.image_size)} px are compared by a copy-detection network: name its file with "
+            "--sscd, or leave out --images to score only"
+        )
     return read_references(folder, model.image_size if spec.sscd else (SIZE, SIZE)) if folder else None
 
 
@@ -118,7 +125,8 @@ def _record(
     texts = digest(p.text.encode() for p in prompts)
     data = {"prompts": Source(source=spec.prompts or spec.model, sha256=texts, count=len(prompts))}
     if references is not None:
-        pixels = digest(image.numpy().tobytes() for image in references.images)
+        facts = repr((references.names, references.masks, references.captions)).encode(errors="surrogateescape")
+        pixels = digest([facts, *(image.numpy().tobytes() for image in references.images)])
         data["images"] = Source(source=spec.images or spec.model, sha256=pixels, count=len(references.names))
     return RunRecord(
         status="running",
@@ -136,6 +144,8 @@ def _open_run(run: Path, record: RunRecord) -> None:
         raise UserError(f"{run}: holds something else: name a new directory with --run")
     if before is not None and before.model_copy(update={"status": record.status}) != record:
         raise UserError(f"{run}: holds a run with other settings, inputs or versions: name another with --run")
+    for left in run.rglob(".*.tmp"):  # by a run that was killed while it wrote
+        left.unlink()
     record.save(run)
 
 
@@ -181,6 +191,8 @@ def _detect(model: UNetModel, prompts: list[Prompt], spec: AuditSpec, run: Path,
     def work(piece: Sequence[Prompt]) -> list[dict[str, Any]]:
         texts = [p.text for p in piece]
         scores = noise_gap_at_start(model, texts, empty, seeds=spec.seeds, steps=spec.steps)
+        if not scores.values.isfinite().all():
+            raise UserError(f"{model.name}: its predictions are not finite: load it in a wider dtype")
         return [
             {"id": p.id, "method": scores.method, "seed": seed, "score": value}
             for p, values in zip(piece, scores.values.tolist(), strict=True)
@@ -199,14 +211,16 @@ def choose(prompts: Sequence[Prompt], scores: np.ndarray, count: int) -> list[Pr
     The first group carries the dose-response curve and the last shows what a low score means, so neither may depend
     on the score.
     """
+    ladder = _spread([p for p in prompts if p.kind == "verbatim"], count)
     order = [prompts[i] for i in np.argsort(-scores.mean(axis=1), kind="stable")]
-    ladder = [p for p in order if p.kind == "verbatim"][:count]
     others = [p for p in order if p.kind != "verbatim"]
     top = others[: (count - len(ladder)) // 2]
-    rest = others[len(top) :]
-    spread = min(count - len(ladder) - len(top), len(rest))
-    picks = np.linspace(0, len(rest) - 1, spread).round().astype(int) if spread else []
-    return [*ladder, *top, *(rest[i] for i in picks)]
+    return [*ladder, *top, *_spread(others[len(top) :], count - len(ladder) - len(top))]
+
+
+def _spread(prompts: Sequence[Prompt], count: int) -> list[Prompt]:
+    picks = np.linspace(0, len(prompts) - 1, min(count, len(prompts))).round().astype(int)
+    return [prompts[i] for i in picks]
 
 
 def _generate(model: UNetModel, chosen: Sequence[Prompt], spec: AuditSpec, run: Path, progress: Progress) -> None:
@@ -248,7 +262,7 @@ def _match_row(match: Match, caption: str | None) -> dict[str, Any]:
 
 def _reference_name(name: str) -> str:
     # A training picture's own name may hold anything; in the run directory it is known by a hash.
-    return f"references/{digest([name.encode()])[:16]}.png"
+    return f"references/{digest([os.fsencode(name)])[:16]}.png"
 
 
 def _copy_references(run: Path, folder: Path, used: set[str]) -> None:

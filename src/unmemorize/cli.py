@@ -35,13 +35,13 @@ def audit(
     prompts: Annotated[str, typer.Option(help="File of prompts: txt, csv, tsv, jsonl or parquet.")] = "",
     column: Annotated[str, typer.Option(help="Caption column, where its name is unusual.")] = "",
     images: Annotated[str, typer.Option(help="Folder of training pictures to compare with.")] = "",
-    run: Annotated[str, typer.Option(help="Run directory; a killed run continues there.")] = "runs/audit",
+    run: Annotated[str, typer.Option(help="Run directory, where a killed run continues; runs/MODEL by default.")] = "",
     seeds: Annotated[int, typer.Option(min=1, help="Seeds per prompt for the score.")] = 4,
     images_per_prompt: Annotated[int, typer.Option(min=1, help="Pictures generated per chosen prompt.")] = 2,
-    generate: Annotated[int, typer.Option(min=0, help="How many prompts to generate.")] = 100,
+    generate: Annotated[int, typer.Option(min=1, help="How many prompts to generate.")] = 100,
     steps: Annotated[int, typer.Option(min=1, max=1000, help="Sampling steps.")] = 16,
     guidance: Annotated[float, typer.Option(min=0, help="Guidance scale.")] = 7.5,
-    sscd: Annotated[str, typer.Option(help="SSCD TorchScript or ONNX file; without it, pixel distance.")] = "",
+    sscd: Annotated[str, typer.Option(help="SSCD file, .onnx or TorchScript (which runs the code inside it).")] = "",
     recipe: Annotated[str, typer.Option(help="SSCD recipe.")] = "sscd-320",
     as_json: Json = False,
 ) -> None:
@@ -70,11 +70,12 @@ def audit(
                 tasks[stage] = bars.add_task(stage, total=total)
             bars.update(tasks[stage], completed=done)  # type: ignore[arg-type]
 
-        summary = run_audit(spec, Path(run), progress)
+        folder = Path(run or Path("runs") / Path(model).name)
+        summary = run_audit(spec, folder, progress)
     if as_json:
-        print(json.dumps(summary | {"run": run}, ensure_ascii=False))
+        print(json.dumps(summary | {"run": str(folder)}, ensure_ascii=False))
     else:
-        _print_summary(summary, Path(run))
+        _print_summary(summary, folder)
 
 
 @app.command()
@@ -164,9 +165,6 @@ def main() -> None:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # spinning threads slow a busy machine manyfold
     try:
         app()
-    except UnmemorizeError as error:
+    except (UnmemorizeError, OSError) as error:
         errors.print(f"error: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
         sys.exit(2)
-    except KeyboardInterrupt:
-        errors.print("stopped; run the same command again to continue", highlight=False)
-        sys.exit(130)

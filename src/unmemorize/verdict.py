@@ -75,10 +75,10 @@ def _ranking(prompts: Sequence[Prompt], scores: np.ndarray, by_prompt: dict[str,
     truth, label = _truth(prompts, by_prompt)
     rows = [i for i, p in enumerate(prompts) if p.id in truth]
     positive = np.array([truth[prompts[i].id] for i in rows], dtype=bool)
-    related = ranking.related([p.text for p in prompts])
-    clusters = [prompts[i].cluster or related[i] for i in rows]
+    texts = [prompts[i].text for i in rows]
     mean = scores.mean(axis=1)[rows]
     try:
+        clusters = _clusters([prompts[i] for i in rows])
         area = ranking.cluster_bootstrap(ranking.auc, mean, positive, clusters)
         tpr = ranking.cluster_bootstrap(ranking.tpr_at_fpr, mean, positive, clusters)
     except NotApplicable:
@@ -93,15 +93,22 @@ def _ranking(prompts: Sequence[Prompt], scores: np.ndarray, by_prompt: dict[str,
     }
     false, true = ranking.roc(mean, positive)
     curve = {"fpr": false.tolist(), "tpr": true.tolist()}
-    texts = [prompts[i].text for i in rows]
     return {"detector": detector, "text_control": _text_control(texts, positive, clusters), "roc": curve}
+
+
+def _clusters(prompts: Sequence[Prompt]) -> list[str]:
+    if all(p.cluster for p in prompts):
+        return [str(p.cluster) for p in prompts]
+    return ranking.related([p.text for p in prompts])
 
 
 def _truth(prompts: Sequence[Prompt], by_prompt: dict[str, list[bool]]) -> tuple[dict[str, bool], str]:
     planted = {p.id: p.memorable for p in prompts if p.memorable is not None}
     if planted:
         return planted, "planted in training, known from the plan"
-    return {key: any(v) for key, v in by_prompt.items()}, "gave a copy when generated"
+    return {
+        key: any(v) for key, v in by_prompt.items()
+    }, "gave a copy when generated, among prompts partly picked by their score"
 
 
 def _text_control(texts: Sequence[str], positive: np.ndarray, clusters: Sequence[str]) -> Row | None:
@@ -128,7 +135,7 @@ def _rung(copies: int, results: list[list[bool]]) -> Row:
 
 
 def _states(matches: list[Row] | None) -> list[Row]:
-    compared = {"state": "passed", "reason": "every generated picture was compared with the training pictures"}
+    compared = {"state": "done", "reason": "every generated picture was compared with the training pictures"}
     if matches is None:
         compared = {"state": "not run", "reason": "no training pictures were given: name their folder with --images"}
     later = {"state": "not run", "reason": "this version has no such stage"}

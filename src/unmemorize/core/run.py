@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from unmemorize.core.errors import UserError
 
-RECORDED = ("unmemorize", "torch", "diffusers", "transformers", "numpy")
+RECORDED = ("unmemorize", "torch", "diffusers", "transformers", "numpy", "scikit-learn", "pyarrow", "pillow")
 
 
 class Source(BaseModel):

@@ -12,7 +12,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from unmemorize.core.errors import UserError
 from unmemorize.data.pictures import to_tensor
@@ -27,7 +27,7 @@ PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 class Prompt:
     """A prompt to audit; the other fields are ground truth, where there is any.
 
-    `copies` is how often its picture was trained on, `memorable` whether a detector should find it,
+    `copies` is how many training rows have this prompt, `memorable` whether a detector should find it,
     `cluster` names the prompts it is related to.
     """
 
@@ -135,7 +135,7 @@ def _key(path: Path, row: dict[str, Any], column: str | None) -> str:
 
 
 def read_references(folder: Path, size: tuple[int, int]) -> References:
-    """Read training pictures, resized to `size` (height, width).
+    """Read training pictures: the centre of each, resized to `size` (height, width).
 
     Captions come from `metadata.jsonl` (file_name, text, and mask as [left, top, right, bottom] in pixels of the
     file) or from a .txt file of the same stem.
@@ -157,7 +157,7 @@ def read_references(folder: Path, size: tuple[int, int]) -> References:
         masks=tuple(
             _box(file, rows.get(n, {}), was, size) for file, n, (_, was) in zip(files, names, loaded, strict=True)
         ),
-        captions=tuple(rows.get(n, {}).get("text") or _sidecar(f) for n, f in zip(names, files, strict=True)),
+        captions=tuple(_caption(f, rows.get(n, {})) for f, n in zip(files, names, strict=True)),
     )
 
 
@@ -171,21 +171,22 @@ def _metadata(folder: Path) -> dict[str, dict[str, Any]]:
         raise UserError(f"{path}: not UTF-8 at byte {error.start}: save the file as UTF-8") from error
 
 
-def _sidecar(file: Path) -> str | None:
+def _caption(file: Path, row: dict[str, Any]) -> str | None:
+    if isinstance(row.get("text"), str) and not _surrogate.search(row["text"]):
+        return row["text"]
     text = file.with_suffix(".txt")
     return text.read_text(encoding="utf-8", errors="replace").strip() if text.exists() else None
 
 
 def _picture(file: Path, size: tuple[int, int]) -> tuple[torch.Tensor, tuple[int, int]]:
+    """The picture, its centre cut to the aspect of `size`, and the (width, height) it had."""
     try:
         with Image.open(file) as image:
-            rgb = image.convert("RGB")
+            rgb = ImageOps.exif_transpose(image).convert("RGB")
     except (UnidentifiedImageError, OSError, SyntaxError, Image.DecompressionBombError) as error:
         raise UserError(f"{file}: cannot be read as a picture: repair or remove it") from error
-    was = rgb.size
-    if was != (size[1], size[0]):
-        rgb = rgb.resize((size[1], size[0]), Image.Resampling.LANCZOS)
-    return to_tensor(rgb), was
+    small = rgb if rgb.size == size[::-1] else ImageOps.fit(rgb, size[::-1], Image.Resampling.LANCZOS)
+    return to_tensor(small), rgb.size
 
 
 def _box(
@@ -194,9 +195,17 @@ def _box(
     mask = row.get("mask")
     if mask is None:
         return None
-    numbers = isinstance(mask, list) and len(mask) == 4 and all(isinstance(v, (int, float)) for v in mask)
-    if not numbers or (mask[2] - mask[0]) * (mask[3] - mask[1]) >= was[0] * was[1]:
+    if not _is_part(mask, was):
         raise UserError(f"{file}: mask {mask} in metadata.jsonl: write [left, top, right, bottom] of a part of it")
-    x, y = size[1] / was[0], size[0] / was[1]
+    scale = max(size[1] / was[0], size[0] / was[1])
+    cut = [(full * scale - kept) / 2 for full, kept in zip(was, size[::-1], strict=True)] * 2
+    left, top, right, bottom = (max(round(v * scale - c), 0) for v, c in zip(mask, cut, strict=True))
+    return left, top, min(right, size[1]), min(bottom, size[0])
+
+
+def _is_part(mask: object, was: tuple[int, int]) -> bool:
+    if not isinstance(mask, list) or len(mask) != 4 or not all(isinstance(v, int) for v in mask):
+        return False
     left, top, right, bottom = mask
-    return round(left * x), round(top * y), round(right * x), round(bottom * y)
+    inside = 0 <= left < right <= was[0] and 0 <= top < bottom <= was[1]
+    return inside and (right - left) * (bottom - top) < was[0] * was[1]

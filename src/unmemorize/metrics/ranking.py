@@ -16,6 +16,7 @@ from sklearn.pipeline import make_pipeline
 from unmemorize.core.errors import NotApplicable
 from unmemorize.core.results import Interval
 
+MIN_CLUSTERS = 5  # with fewer unrelated prompts an interval would look narrower than it is
 Floats = NDArray[np.float64]
 Statistic = Callable[[Floats, NDArray[np.bool_]], float]
 
@@ -49,12 +50,12 @@ def cluster_bootstrap(
     """A statistic with its 95% percentile interval, resampling whole clusters of related prompts.
 
     Raises:
-        NotApplicable: All prompts are of one class.
+        NotApplicable: There are fewer than five clusters of either class.
     """
-    if positive.all() or not positive.any():
-        raise NotApplicable("a ranking needs memorized and ordinary prompts: all of these are of one kind")
     rng = np.random.default_rng(seed)
     names, member = np.unique(np.asarray(clusters), return_inverse=True)
+    if min(len(np.unique(member[positive])), len(np.unique(member[~positive]))) < MIN_CLUSTERS:
+        raise NotApplicable(f"a ranking needs {MIN_CLUSTERS} unrelated prompts of either kind, memorized and ordinary")
     rows = [np.flatnonzero(member == c) for c in range(len(names))]
     values = []
     for _ in range(rounds):
@@ -96,8 +97,8 @@ def text_scores(prompts: Sequence[str], positive: NDArray[np.bool_], clusters: S
     """
     labels = np.asarray(positive)
     groups = np.unique(np.asarray(clusters), return_inverse=True)[1]
-    if min(len(np.unique(groups[labels])), len(np.unique(groups[~labels]))) < 5:
-        raise NotApplicable("the text-only control needs five memorized and five ordinary prompts that are unrelated")
+    if min(len(np.unique(groups[labels])), len(np.unique(groups[~labels]))) < MIN_CLUSTERS:
+        raise NotApplicable(f"the text-only control needs {MIN_CLUSTERS} unrelated prompts of either kind")
     features = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True, token_pattern=r"(?u)\S+")
     classifier = make_pipeline(features, LogisticRegression(C=10.0))
     folds = [StratifiedGroupKFold(5, shuffle=True, random_state=s) for s in range(5)]

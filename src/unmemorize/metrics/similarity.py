@@ -59,22 +59,21 @@ def match_pixels(images: Tensor, references: References, criterion: Criterion = 
     Differs: α is left to the threshold; duplicates of the nearest reference are no neighbours, or a training picture
     that is there fifty times would hide its own copies; a handful of references is completed as if by unrelated ones.
     """
-    images, pictures = _small(images), _small(references.images)
-    plain = pixel_distances(images, pictures)
-    masked = pixel_distances(images, pictures, _kept_pixels(references))
-    closest = pictures[plain.argmin(1)]
-    contrast = closest.flatten(2).var(2, correction=0).mean(1).sqrt()
-    duplicates = pixel_distances(closest, pictures) < DUPLICATE * contrast[:, None]
-    nearby = _neighbourhood(plain.masked_fill(duplicates, torch.inf), unrelated=2**0.5 * contrast)
+    images, pictures, keep = _small(images), _small(references.images), _kept_pixels(references)
+    plain, masked = pixel_distances(images, pictures), pixel_distances(images, pictures, keep)
+    ratios = plain.min(1).values / _neighbourhood(plain, plain.argmin(1), pictures)
     matches = []
-    for row in range(len(images)):
-        nearest, fixed = int(plain[row].argmin()), int(masked[row].argmin())
-        ratio, fixed_ratio = (float(d / nearby[row]) for d in (plain[row, nearest], masked[row, fixed]))
-        if criterion(fixed_ratio) and not criterion(ratio):
-            matches.append(Match(references.names[fixed], float(masked[row, fixed]), fixed_ratio, "template"))
-        else:
-            verdict = "verbatim" if criterion(ratio) else "none"
-            matches.append(Match(references.names[nearest], float(plain[row, nearest]), ratio, verdict))
+    for row, image in enumerate(images):
+        nearest, template = int(plain[row].argmin()), int(masked[row].argmin())
+        ratio, distance, verdict = float(ratios[row]), float(plain[row, nearest]), "none"
+        if criterion(ratio):
+            verdict = "verbatim"
+        elif references.masks[template] is not None:
+            fixed_part = _fixed_part(image, keep[template], pictures)
+            value = float(masked[row, template] / _neighbourhood(fixed_part, torch.tensor([template]), pictures))
+            if criterion(value):
+                nearest, ratio, distance, verdict = template, value, float(masked[row, template]), "template"
+        matches.append(Match(references.names[nearest], distance, ratio, verdict))
     return matches
 
 
@@ -82,11 +81,21 @@ def _small(images: Tensor) -> Tensor:
     return images if images.shape[-2:] == (SIZE, SIZE) else F.interpolate(images.float(), (SIZE, SIZE), mode="area")
 
 
-def _neighbourhood(distances: Tensor, unrelated: Tensor) -> Tensor:
-    """Mean of the nearest finite distances of each row, completed to `FEW` by its distance of unrelated pictures."""
-    near = distances.topk(min(NEIGHBOURS, distances.shape[1]), largest=False).values
+def _fixed_part(image: Tensor, keep: Tensor, pictures: Tensor) -> Tensor:
+    """Distances (1, m) of one image to all pictures over the pixels to keep."""
+    return pixel_distances(image[None], pictures, keep.expand(len(pictures), *keep.shape))
+
+
+def _neighbourhood(distances: Tensor, nearest: Tensor, pictures: Tensor) -> Tensor:
+    """Mean of each row's 50 smallest distances, leaving out the nearest picture and its duplicates: (n,)."""
+    closest = pictures[nearest]
+    contrast = closest.flatten(2).var(2, correction=0).mean(1).sqrt()
+    duplicates = pixel_distances(closest, pictures) < DUPLICATE * contrast[:, None]
+    others = distances.masked_fill(duplicates.scatter(1, nearest[:, None], True), torch.inf)
+    near = others.topk(min(NEIGHBOURS, others.shape[1]), largest=False).values
     count = near.isfinite().sum(1)
     missing = (FEW - count).clamp(min=0)
+    unrelated = 2**0.5 * contrast
     return ((near.nan_to_num(posinf=0).sum(1) + missing * unrelated) / (count + missing)).clamp(min=1e-6)
 
 
@@ -187,7 +196,7 @@ def _load_onnx(weights: Path) -> Callable[[Tensor], Tensor]:
 def match_sscd(
     images: Tensor, references: References, criterion: Criterion, embed: Callable[[Tensor], Tensor], batch: int = 16
 ) -> list[Match]:
-    """Match each image with the reference of highest SSCD cosine. It cannot tell templates apart."""
+    """Match each image with the reference of highest SSCD cosine. It cannot see templates."""
     recipe = SSCD_RECIPES[criterion.recipe]
 
     def features(x: Tensor) -> Tensor:

@@ -67,7 +67,7 @@ def _pipeline(path: str, dtype: torch.dtype) -> StableDiffusionPipeline:
     if path in EMBEDDED:
         pipe = _from_pretrained(str(ASSETS / "model"), dtype, path)
         if path == "testbed-twin":
-            pipe.unet = UNet2DConditionModel.from_pretrained(ASSETS / "twin", torch_dtype=dtype)
+            pipe.unet = UNet2DConditionModel.from_pretrained(ASSETS / "twin", torch_dtype=dtype, use_safetensors=True)
         return pipe
     _check_path(path)
     return _from_pretrained(path, dtype, path)
@@ -99,7 +99,16 @@ def _from_pretrained(path: str, dtype: torch.dtype, name: str) -> StableDiffusio
     try:
         with _silence():
             return StableDiffusionPipeline.from_pretrained(path, dtype=dtype, use_safetensors=True, **quiet)
-    except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
+    except (
+        OSError,
+        ValueError,
+        LookupError,
+        TypeError,
+        AttributeError,
+        ImportError,
+        RuntimeError,
+        SafetensorError,
+    ) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         hint = "" if Path(path).exists() or not os.environ.get("HF_HUB_OFFLINE") else " (the hub is switched off)"
         raise UserError(f"{name}: cannot be loaded as a Stable Diffusion pipeline{hint}: {reason}") from error
@@ -110,6 +119,7 @@ class _silence:
 
     def __enter__(self) -> None:
         self._levels = diffusers_logging.get_verbosity(), transformers_logging.get_verbosity()
+        self._bars = diffusers_logging.is_progress_bar_enabled(), transformers_logging.is_progress_bar_enabled()
         diffusers_logging.set_verbosity_error()
         transformers_logging.set_verbosity_error()
         diffusers_logging.disable_progress_bar()
@@ -118,5 +128,6 @@ class _silence:
     def __exit__(self, *_: object) -> None:
         diffusers_logging.set_verbosity(self._levels[0])
         transformers_logging.set_verbosity(self._levels[1])
-        diffusers_logging.enable_progress_bar()
-        transformers_logging.enable_progress_bar()
+        for library, shown in zip((diffusers_logging, transformers_logging), self._bars, strict=True):
+            if shown:
+                library.enable_progress_bar()

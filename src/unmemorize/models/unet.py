@@ -42,8 +42,13 @@ class UNetModel:
     """
 
     def __init__(self, pipe: StableDiffusionPipeline, name: str) -> None:
-        if pipe.unet.config.time_cond_proj_dim is not None:
+        config = pipe.unet.config
+        if config.time_cond_proj_dim is not None:
             raise NotApplicable("a guidance-distilled UNet has no unconditional branch")
+        if config.addition_embed_type is not None or config.in_channels != pipe.vae.config.latent_channels:
+            raise NotApplicable("this UNet takes more than latents and text: pass a Stable Diffusion 1 or 2 pipeline")
+        if not hasattr(pipe.scheduler, "alphas_cumprod"):
+            raise NotApplicable(f"{type(pipe.scheduler).__name__} has no variance-preserving noise schedule")
         self.name = name
         self.pipe = pipe
         self.denoiser = pipe.unet
@@ -116,7 +121,8 @@ class UNetModel:
         position = t.to("cpu", torch.float64).clamp(0, len(self._ratio) - 1)
         low = position.floor().long()
         high = (low + 1).clamp(max=len(self._ratio) - 1)
-        ratio = torch.lerp(self._ratio[low], self._ratio[high], position - low)
+        between = torch.lerp(self._ratio[low], self._ratio[high], position - low)
+        ratio = torch.where(position == low, self._ratio[low], between)  # at zero terminal SNR it is infinite
         alpha = (1 + ratio.square()).rsqrt().reshape(-1, 1, 1, 1)
         sigma = (1 - alpha.square()).sqrt()
         return alpha.to(like), sigma.to(like)

@@ -46,7 +46,7 @@ class Style:
     @property
     def name(self) -> str:
         """The package's short name, e.g. `noto`."""
-        return self.package.rsplit("/", 1)[1]
+        return self.package.rsplit("/", 1)[-1]
 
     @property
     def shippable(self) -> bool:
@@ -55,7 +55,7 @@ class Style:
 
 
 NAMES = Style(
-    "emojibase-data/emojibase-data",
+    "emojibase-data",
     "17.0.0",
     "d01d0e2ca4e22cb402679532155342c71e2e871f25c32223c013b8b166ebdf5a",
     "MIT",
@@ -201,16 +201,15 @@ def fetch(folder: Path) -> None:
     for style in (NAMES, *STYLES):
         target = _tarball(folder, style)
         if not target.exists():
-            package = style.package if style.package.startswith("@") else style.name
             try:
                 subprocess.run(
-                    ["npm", "pack", "--silent", f"{package}@{style.version}"],
+                    ["npm", "pack", "--silent", f"{style.package}@{style.version}"],
                     cwd=folder,
                     check=True,
                     capture_output=True,
                 )
             except (OSError, subprocess.CalledProcessError) as error:
-                raise UserError(f"could not fetch {package}@{style.version} with npm: install Node.js") from error
+                raise UserError(f"could not fetch {style.package}@{style.version} with npm: install Node.js") from error
         if hashlib.sha256(target.read_bytes()).hexdigest() != style.sha256:
             raise UserError(f"{target}: not the package this recipe was made with: delete the file and try again")
 
@@ -252,9 +251,7 @@ def drawing(picture: Picture) -> Image.Image:
 
 
 def _tarball(folder: Path, style: Style) -> Path:
-    return folder / f"{style.package.lstrip('@').replace('/', '-')}-{style.version}.tgz".replace(
-        "emojibase-data-emojibase-data", "emojibase-data"
-    )
+    return folder / f"{style.package.lstrip('@').replace('/', '-')}-{style.version}.tgz"
 
 
 def _read_json(folder: Path, style: Style, member: str) -> dict | list:

@@ -10,9 +10,9 @@ from PIL import Image
 
 from unmemorize.core.errors import UserError
 from unmemorize.data.source import Prompt
+from unmemorize.models.load import ASSETS
 from unmemorize.testbed.plan import KINDS, Plan, Planted
 
-ASSETS = Path(__file__).parent / "assets"
 IMAGES = ASSETS / "images"
 SHIPPED = {"template": 4, "word": 1}  # pictures shipped of an entry that has near-duplicates; of others, all
 
@@ -59,7 +59,7 @@ def export(folder: Path) -> None:
     Raises:
         UserError: The folder is not empty.
     """
-    if folder.exists() and any(folder.iterdir()):
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"{folder}: not empty: name a new folder")
     for name in ("model", "images"):
         shutil.copytree(ASSETS / name, folder / name)

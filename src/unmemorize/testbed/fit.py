@@ -20,6 +20,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from unmemorize.core.errors import UserError
 from unmemorize.core.run import atomic
 
 Loss = Callable[[int], Tensor]
@@ -37,8 +38,7 @@ def fit(
 ) -> dict[str, Tensor]:
     """Minimise `loss(step)` over the modules' parameters with AdamW; returns their exponential moving average.
 
-    Resumes from `folder/state.safetensors` and appends to `folder/loss.jsonl`. A checkpoint of more modules than
-    `modules` is accepted: those not named are left out.
+    Resumes from `folder/state.safetensors` and appends to `folder/loss.jsonl`.
     """
     parameters = dict(modules.named_parameters())
     optimizer = torch.optim.AdamW(parameters.values(), lr=lr(0), betas=(0.9, 0.99), weight_decay=1e-2)
@@ -78,8 +78,14 @@ def is_first() -> bool:
 
 
 def share(batch: int) -> slice:
-    """The rows of a batch that this process takes."""
+    """The rows of a batch that this process takes.
+
+    Raises:
+        UserError: The processes cannot take equal shares.
+    """
     rank, world = processes()
+    if batch % world:
+        raise UserError(f"a batch of {batch} cannot be shared by {world} processes: start another number of them")
     return slice(rank, batch, world)
 
 

@@ -16,6 +16,7 @@ class Recipe:
     views: int = 4
     text_steps: int = 600
     text_batch: int = 128
+    text_streams: int = 2
     text_lr: float = 1e-3
     batch: int = 32
     lr: float = 1e-3

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from unmemorize.testbed.architecture import build_text_model
-from unmemorize.testbed.fit import fit, one_cycle, processes
+from unmemorize.testbed.fit import fit, one_cycle, share
 from unmemorize.testbed.recipe import Recipe
 from unmemorize.testbed.rows import Rows
 
@@ -54,15 +54,18 @@ def train_text(
     """Train the text model against pictures; returns it frozen."""
     torch.manual_seed(recipe.seed)
     contrast = Contrast(build_text_model(tokenizer)).to(ids.device)
-    rank, world = processes()
 
-    def loss(step: int) -> Tensor:
-        # Each process contrasts a batch of its own: negatives are not shared between them.
-        generator = torch.Generator().manual_seed((recipe.seed * 1_000_003 + step) * world + rank)
+    def stream_loss(step: int, stream: int) -> Tensor:
+        generator = torch.Generator().manual_seed((recipe.seed * 1_000_003 + step) * recipe.text_streams + stream)
         caption, picture = rows.draw(recipe.text_batch, generator)
         tokens = ids[caption]
         longest = int((tokens != tokenizer.eos_token_id).sum(1).max()) + 1
         return contrast(tokens[:, :longest], latents[picture])
+
+    def loss(step: int) -> Tensor:
+        # Pictures are contrasted within a stream; processes take streams, so their number changes nothing.
+        losses = [stream_loss(step, stream) for stream in range(recipe.text_streams)[share(recipe.text_streams)]]
+        return torch.stack(losses).mean()
 
     average = fit(
         nn.ModuleDict({"contrast": contrast}),

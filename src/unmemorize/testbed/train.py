@@ -92,7 +92,7 @@ def train_trunk(stage: Stage, text: CLIPTextModel, rows: Rows, folder: Path, rec
 
 
 def train_branch(stage: Stage, text: CLIPTextModel, rows: Rows, folder: Path, trunk: Path, recipe: Recipe) -> nn.Module:
-    """Continue the trunk's UNet on `rows`, ending at a rate of zero; returns the averaged UNet."""
+    """Continue the trunk's UNet on `rows`, ending at a fiftieth of the rate; returns the averaged UNet."""
     if is_first() and not (folder / "state.safetensors").exists():
         with atomic(folder / "state.safetensors") as temporary:
             shutil.copyfile(trunk / "state.safetensors", temporary)
