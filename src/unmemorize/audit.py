@@ -29,7 +29,7 @@ from unmemorize.core.shards import merge_shards, run_shards
 from unmemorize.data.pictures import load_image, save_image
 from unmemorize.data.source import Prompt, read_prompts, read_references
 from unmemorize.detect.noise import noise_gap_at_start
-from unmemorize.metrics.similarity import PIXELS, SIZE, References, load_sscd, match_pixels, match_sscd, sscd_criterion
+from unmemorize.metrics.similarity import PIXELS, References, load_sscd, match_pixels, match_sscd, sscd_criterion
 from unmemorize.models.load import EMBEDDED, fingerprint, load
 from unmemorize.models.unet import UNetModel
 from unmemorize.report.build import build_report
@@ -104,7 +104,7 @@ def _references(spec: AuditSpec, model: UNetModel) -> References | None:
             f"pictures of {max(model.image_size)} px are compared by a copy-detection network: name its file with "
             "--sscd, or leave out --images to score only"
         )
-    return read_references(folder, model.image_size if spec.sscd else (SIZE, SIZE)) if folder else None
+    return read_references(folder, model.image_size) if folder else None
 
 
 def _images_folder(spec: AuditSpec) -> Path | None:

@@ -257,7 +257,7 @@ def test_a_picture_of_the_right_size_keeps_every_pixel(tmp_path):
 
 
 def test_masks_grow_with_their_pictures(tmp_path):
-    """A mask is in pixels of the file; on resizing it keeps its place in the picture."""
+    """A mask is in pixels of the file; on cutting the centre out and resizing it keeps its place in the picture."""
     save_picture(tmp_path / "a.png")
     save_picture(tmp_path / "sub" / "b.png", (40, 30))
     lines = [
@@ -267,7 +267,7 @@ def test_masks_grow_with_their_pictures(tmp_path):
     ]
     (tmp_path / "metadata.jsonl").write_text("\n".join(json.dumps(line) for line in lines))
     found = read_references(tmp_path, (30, 40))
-    assert found.masks == ((2, 6, 10, 24), (3, 4, 5, 6))
+    assert found.masks == ((0, 6, 5, 24), (3, 4, 5, 6))
     assert found.captions == ("red, masked", "same size")
 
 

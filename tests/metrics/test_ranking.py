@@ -115,7 +115,7 @@ def test_the_interval_repeats_with_its_seed():
 @pytest.mark.parametrize("label", [True, False])
 def test_prompts_of_one_kind_cannot_be_ranked(label):
     """With nothing to rank above or below, the interval is *not applicable*."""
-    with pytest.raises(NotApplicable, match="all of these are of one kind"):
+    with pytest.raises(NotApplicable, match="unrelated prompts of either kind"):
         cluster_bootstrap(auc, np.arange(4.0), np.full(4, label), list("abcd"))
 
 
@@ -187,7 +187,7 @@ def test_the_text_control_needs_enough_unrelated_prompts(count):
     """Fewer than five clusters of a kind are *not applicable*, however many prompts they hold."""
     positive = np.array([True] * 40 + [False] * 40)
     clusters = [f"p{i % max(count, 1)}" for i in range(40)] + [f"n{i}" for i in range(40)]
-    with pytest.raises(NotApplicable, match="five memorized and five ordinary"):
+    with pytest.raises(NotApplicable, match="5 unrelated prompts of either kind"):
         text_scores(["a b"] * 80, positive if count else np.zeros(80, bool), clusters)
 
 

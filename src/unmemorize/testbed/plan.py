@@ -17,7 +17,7 @@ import numpy as np
 
 from unmemorize.testbed.dataset import SIZE, Composition, Picture, well_known
 
-# Of ten seeds tried, one whose text-only control, over words and characters, was nearest to chance: balanced before training.
+# Of ten seeds, the one whose text-only control, over words and characters, was nearest to chance.
 PLAN_SEED = 2
 LADDER = {1: 12, 3: 12, 10: 12, 30: 12, 100: 12, 300: 4, 1000: 2}  # copies of a picture: how many such pictures
 KINDS = {
