@@ -51,7 +51,11 @@ def groups(prompts: list[dict]) -> dict[str, list[str]]:
     """Prompt ids by what is planted, and the groups the testbed makes promises about."""
     named = defaultdict(list)
     for p in prompts:
-        name = f"verbatim, {p['copies']} copies" if p["kind"] == "verbatim" else p["kind"]
+        name = (
+            f"verbatim, {p['copies']} {'copy' if p['copies'] == 1 else 'copies'}"
+            if p["kind"] == "verbatim"
+            else p["kind"]
+        )
         named[name].append(p["id"])
         if p["kind"] == "verbatim" and p["copies"] >= 100:
             named["**verbatim, 100 copies or more**"].append(p["id"])
