@@ -78,20 +78,20 @@ def prepare(pictures: list[Picture], plan: Plan, folder: Path, recipe: Recipe, d
     return Stage(vae, tokenizer, ids.input_ids.to(device), latents.to(device), device)
 
 
-def train_trunk(stage: Stage, text: CLIPTextModel, rows: Rows, folder: Path, recipe: Recipe) -> None:
+def train_trunk(stage: Stage, captions: Tensor, rows: Rows, folder: Path, recipe: Recipe) -> None:
     """Train the UNet that both models start from, on de-duplicated rows, at a constant rate; leaves a checkpoint."""
     torch.manual_seed(recipe.seed)
     unet = build_unet().to(stage.device)
     fit(
         nn.ModuleDict({"unet": unet}),
-        denoising_loss(unet, encode_captions(text, stage.ids), stage.latents, rows, recipe),
+        denoising_loss(unet, captions, stage.latents, rows, recipe),
         steps=recipe.branch,
         lr=lambda step: recipe.lr * min((step + 1) / recipe.warmup, 1.0),
         folder=folder,
     )
 
 
-def train_branch(stage: Stage, text: CLIPTextModel, rows: Rows, folder: Path, trunk: Path, recipe: Recipe) -> nn.Module:
+def train_branch(stage: Stage, captions: Tensor, rows: Rows, folder: Path, trunk: Path, recipe: Recipe) -> nn.Module:
     """Continue the trunk's UNet on `rows`, ending at a fiftieth of the rate; returns the averaged UNet."""
     if is_first() and not (folder / "state.safetensors").exists():
         with atomic(folder / "state.safetensors") as temporary:
@@ -100,7 +100,7 @@ def train_branch(stage: Stage, text: CLIPTextModel, rows: Rows, folder: Path, tr
     unet = build_unet().to(stage.device)
     average = fit(
         nn.ModuleDict({"unet": unet}),
-        denoising_loss(unet, encode_captions(text, stage.ids), stage.latents, rows, recipe),
+        denoising_loss(unet, captions, stage.latents, rows, recipe),
         steps=recipe.steps,
         lr=lambda step: recipe.lr * min(max((recipe.steps - step) / recipe.decay, 0.02), 1.0),
         folder=folder,
@@ -144,9 +144,10 @@ def train(data: Path, out: Path, recipe: Recipe, *, duplicates: bool, device: st
     stage = prepare(drawn, plan, work, recipe, device)
     deduplicated = build_rows(plan, drawn, recipe.views, duplicates=False)
     text = train_text(stage.tokenizer, stage.ids, stage.latents, deduplicated, work / "text", recipe)
-    train_trunk(stage, text, deduplicated, work / "trunk", recipe)
+    captions = encode_captions(text, stage.ids)
+    train_trunk(stage, captions, deduplicated, work / "trunk", recipe)
     rows = build_rows(plan, drawn, recipe.views, duplicates=True) if duplicates else deduplicated
-    unet = train_branch(stage, text, rows, work / ("planted" if duplicates else "twin"), work / "trunk", recipe)
+    unet = train_branch(stage, captions, rows, work / ("planted" if duplicates else "twin"), work / "trunk", recipe)
     if not is_first():
         return
     if duplicates:
