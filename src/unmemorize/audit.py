@@ -23,12 +23,13 @@ import torch
 from unmemorize.core.criteria import Criterion
 from unmemorize.core.errors import UserError
 from unmemorize.core.results import Match
-from unmemorize.core.run import RunRecord, Source, atomic, digest, load_record, versions
+from unmemorize.core.run import Progress, RunRecord, Source, atomic, digest, open_run, versions, write_json
 from unmemorize.core.sample import first_unconditional, generate
 from unmemorize.core.shards import merge_shards, run_shards
 from unmemorize.data.pictures import load_image, save_image
-from unmemorize.data.source import Prompt, read_prompts, read_references
+from unmemorize.data.source import Prompt, read_references
 from unmemorize.detect.noise import noise_gap_at_start
+from unmemorize.jobs.inputs import prompt_source, prompts_of
 from unmemorize.metrics.similarity import PIXELS, References, load_sscd, match_pixels, match_sscd, sscd_criterion
 from unmemorize.models.load import EMBEDDED, fingerprint, load
 from unmemorize.models.unet import UNetModel
@@ -37,7 +38,6 @@ from unmemorize.testbed import embedded
 from unmemorize.verdict import summarise
 
 LARGE = 256  # pixels from which pictures are compared by a copy-detection network
-Progress = Callable[[str, int, int], None]
 Matcher = Callable[[torch.Tensor, References], list[Match]]
 
 
@@ -68,12 +68,12 @@ def run_audit(spec: AuditSpec, run: Path, progress: Progress = lambda stage, don
     Raises:
         UserError: The model, the prompts, the pictures or the SSCD file cannot be used, or `run` holds another run.
     """
-    prompts = _prompts(spec)
+    prompts = prompts_of(spec.model, spec.prompts, spec.column)
     criterion, match = _matcher(spec)
     model = load(spec.model)
     references = _references(spec, model)
     record = _record(spec, model, prompts, references, criterion)
-    _open_run(run, record)
+    open_run(run, record)
     clock = _Clock(run)
     with clock("detect"):
         scores = _detect(model, prompts, spec, run, progress)
@@ -83,18 +83,10 @@ def run_audit(spec: AuditSpec, run: Path, progress: Progress = lambda stage, don
     with clock("verify"):
         matches = _verify(run, references, match, spec)
     summary = summarise(prompts, scores, matches, _evaluations(model, len(prompts), len(chosen), spec))
-    _write_json(run / "summary.json", summary)
+    write_json(run / "summary.json", summary)
     record.model_copy(update={"status": "finished"}).save(run)
     build_report(run)
     return summary
-
-
-def _prompts(spec: AuditSpec) -> list[Prompt]:
-    if spec.prompts:
-        return read_prompts(Path(spec.prompts), spec.column or None)
-    if spec.model not in EMBEDDED:
-        raise UserError(f"{spec.model}: which prompts? name a file of captions with --prompts")
-    return embedded.prompts(embedded.shipped_plan())
 
 
 def _references(spec: AuditSpec, model: UNetModel) -> References | None:
@@ -122,8 +114,7 @@ def _record(
     spec: AuditSpec, model: UNetModel, prompts: Sequence[Prompt], references: References | None, criterion: Criterion
 ) -> RunRecord:
     values = dataclasses.asdict(spec) | {"seeds": list(spec.seeds)}
-    texts = digest(p.text.encode() for p in prompts)
-    data = {"prompts": Source(source=spec.prompts or spec.model, sha256=texts, count=len(prompts))}
+    data = {"prompts": prompt_source(spec.prompts or spec.model, prompts)}
     if references is not None:
         facts = repr((references.names, references.masks, references.captions)).encode(errors="surrogateescape")
         pixels = digest([facts, *(image.numpy().tobytes() for image in references.images)])
@@ -136,17 +127,6 @@ def _record(
         data=data,
         criterion=dataclasses.asdict(criterion),
     )
-
-
-def _open_run(run: Path, record: RunRecord) -> None:
-    before = load_record(run)
-    if before is None and run.exists() and (not run.is_dir() or any(run.iterdir())):
-        raise UserError(f"{run}: holds something else: name a new directory with --run")
-    if before is not None and before.model_copy(update={"status": record.status}) != record:
-        raise UserError(f"{run}: holds a run with other settings, inputs or versions: name another with --run")
-    for left in run.rglob(".*.tmp"):  # by a run that was killed while it wrote
-        left.unlink()
-    record.save(run)
 
 
 class _Clock:
@@ -167,7 +147,7 @@ class _Clock:
     def __exit__(self, *_: object) -> None:
         seconds = self._timing["seconds"]
         seconds[self._stage] = round(seconds.get(self._stage, 0) + time.perf_counter() - self._since, 2)
-        _write_json(self._path, self._timing)
+        write_json(self._path, self._timing)
 
 
 def _detect(model: UNetModel, prompts: list[Prompt], spec: AuditSpec, run: Path, progress: Progress) -> np.ndarray:
@@ -276,8 +256,3 @@ def _evaluations(model: UNetModel, prompts: int, chosen: int, spec: AuditSpec) -
         "detect": len(spec.seeds) * (prompts + 1),
         "generate": chosen * len(spec.seeds[: spec.images_per_prompt]) * calls,
     }
-
-
-def _write_json(path: Path, value: dict[str, Any]) -> None:
-    with atomic(path) as temporary:
-        temporary.write_text(json.dumps(value, indent=1, ensure_ascii=False), encoding="utf-8")

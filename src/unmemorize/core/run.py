@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import platform
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from unmemorize.core.errors import UserError
 
+Progress = Callable[[str, int, int], None]  # stage, done, total
 RECORDED = ("unmemorize", "torch", "diffusers", "transformers", "numpy", "scikit-learn", "pyarrow", "pillow")
 
 
@@ -39,7 +41,7 @@ class RunRecord(BaseModel):
     versions: dict[str, str]
     model: dict[str, str]
     data: dict[str, Source]
-    criterion: dict[str, str | float | bool | None]
+    criterion: dict[str, str | float | bool | None] = {}
 
     def save(self, run: Path) -> None:
         """Write `run.json`."""
@@ -60,6 +62,22 @@ def load_record(run: Path) -> RunRecord | None:
         return RunRecord.model_validate_json(path.read_text(encoding="utf-8"))
     except (ValidationError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: not a run record: name another directory with --run") from error
+
+
+def open_run(run: Path, record: RunRecord) -> None:
+    """Start a run in a new directory, or continue the one that is there.
+
+    Raises:
+        UserError: The directory holds something else, or a run of other settings, inputs or versions.
+    """
+    before = load_record(run)
+    if before is None and run.exists() and (not run.is_dir() or any(run.iterdir())):
+        raise UserError(f"{run}: holds something else: name a new directory with --run")
+    if before is not None and before.model_copy(update={"status": record.status}) != record:
+        raise UserError(f"{run}: holds a run with other settings, inputs or versions: name another with --run")
+    for left in run.rglob(".*.tmp"):  # by a run that was killed while it wrote
+        left.unlink()
+    record.save(run)
 
 
 def versions() -> dict[str, str]:
@@ -86,3 +104,9 @@ def atomic(path: Path) -> Iterator[Path]:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def write_json(path: Path, value: dict[str, Any]) -> None:
+    """Write readable JSON in one piece."""
+    with atomic(path) as temporary:
+        temporary.write_text(json.dumps(value, indent=1, ensure_ascii=False), encoding="utf-8")

@@ -21,9 +21,9 @@ class Recipe:
     batch: int = 32
     lr: float = 1e-3
     warmup: int = 100
-    branch: int = 1800
-    steps: int = 3100
-    decay: int = 450
+    branch: int = 4000
+    steps: int = 7400
+    decay: int = 800
     caption_dropout: float = 0.1
     noise_offset: float = 0.1
     snr_gamma: float = 5.0

@@ -1,0 +1,22 @@
+"""The command line: parsing and printing, no logic. One file a command or a few that belong together."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+from unmemorize.cli import audit, testbed  # noqa: F401 (each registers its commands)
+from unmemorize.cli.app import app, errors
+from unmemorize.core.errors import UnmemorizeError
+
+
+def main() -> None:
+    """Run the command line; a mistake is one line and exit code 2."""
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # or it warns of torchvision, which nothing here needs
+    os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")  # or it prints what it cut off an overlong prompt
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # spinning threads slow a busy machine manyfold
+    try:
+        app()
+    except (UnmemorizeError, OSError) as error:
+        errors.print(f"error: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
+        sys.exit(2)

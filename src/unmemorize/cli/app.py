@@ -1,0 +1,55 @@
+"""What all commands share: the application, the terminal, progress bars, common options."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from unmemorize import __version__
+
+app = typer.Typer(
+    help="Find what a text-to-image diffusion model has memorized.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+out = Console()
+errors = Console(stderr=True)
+
+Json = Annotated[bool, typer.Option("--json", help="Print JSON for programs instead of text.")]
+Model = Annotated[str, typer.Argument(help="testbed, testbed-twin, a pipeline folder, or a hub id.")]
+Prompts = Annotated[str, typer.Option(help="File of prompts: txt, csv, tsv, jsonl or parquet.")]
+Column = Annotated[str, typer.Option(help="Caption column, where its name is unusual.")]
+
+
+@contextmanager
+def bars() -> Iterator[Callable[[str, int, int], None]]:
+    """A function (stage, done, total) that shows one bar a stage on the error stream."""
+    columns = (TextColumn("{task.description:>9}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, TimeRemainingColumn(), console=errors) as shown:
+        tasks = {}
+
+        def progress(stage: str, done: int, total: int) -> None:
+            if stage not in tasks:
+                tasks[stage] = shown.add_task(stage, total=total)
+            shown.update(tasks[stage], completed=done)
+
+        yield progress
+
+
+def _version(show: bool) -> None:
+    if show:
+        print(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print it.")] = False,
+) -> None:
+    pass

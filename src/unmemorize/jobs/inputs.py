@@ -1,0 +1,30 @@
+"""What commands are given: prompts from a file, or the testbed's own."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from unmemorize.core.errors import UserError
+from unmemorize.core.run import Source, digest
+from unmemorize.data.source import Prompt, read_prompts
+from unmemorize.models.load import EMBEDDED
+from unmemorize.testbed import embedded
+
+
+def prompts_of(model: str, file: str = "", column: str = "") -> list[Prompt]:
+    """The prompts in `file`, or those of an embedded model's plan.
+
+    Raises:
+        UserError: The file cannot be used, or there is none and the model has no prompts of its own.
+    """
+    if file:
+        return read_prompts(Path(file), column or None)
+    if model not in EMBEDDED:
+        raise UserError(f"{model}: which prompts? name a file of captions with --prompts")
+    return embedded.prompts(embedded.shipped_plan())
+
+
+def prompt_source(source: str, prompts: Sequence[Prompt]) -> Source:
+    """Where prompts came from, for a run's record."""
+    return Source(source=source, sha256=digest(p.text.encode() for p in prompts), count=len(prompts))
