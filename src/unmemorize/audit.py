@@ -24,11 +24,11 @@ from unmemorize.core.criteria import Criterion
 from unmemorize.core.errors import UserError
 from unmemorize.core.results import Match
 from unmemorize.core.run import Progress, RunRecord, Source, atomic, digest, open_run, versions, write_json
-from unmemorize.core.sample import first_unconditional, generate
+from unmemorize.core.sample import generate
 from unmemorize.core.shards import merge_shards, run_shards
 from unmemorize.data.pictures import load_image, save_image
 from unmemorize.data.source import Prompt, read_references
-from unmemorize.detect.noise import noise_gap_at_start
+from unmemorize.jobs.detect import DetectSpec, score_prompts
 from unmemorize.jobs.inputs import prompt_source, prompts_of
 from unmemorize.metrics.similarity import PIXELS, References, load_sscd, match_pixels, match_sscd, sscd_criterion
 from unmemorize.models.load import EMBEDDED, fingerprint, load
@@ -152,36 +152,8 @@ class _Clock:
 
 def _detect(model: UNetModel, prompts: list[Prompt], spec: AuditSpec, run: Path, progress: Progress) -> np.ndarray:
     """Score every prompt at every seed: (prompts, seeds)."""
-    rows = [
-        {"id": p.id, "prompt": p.text, "kind": p.kind, "copies": p.copies, "memorable": p.memorable} for p in prompts
-    ]
-    schema = pa.schema(
-        [
-            ("id", pa.string()),
-            ("prompt", pa.string()),
-            ("kind", pa.string()),
-            ("copies", pa.int64()),
-            ("memorable", pa.bool_()),
-        ]
-    )
-    with atomic(run / "scores" / "prompts.parquet") as temporary:
-        pq.write_table(pa.Table.from_pylist(rows, schema), temporary)
-    empty = first_unconditional(model, seeds=spec.seeds, steps=spec.steps)
-
-    def work(piece: Sequence[Prompt]) -> list[dict[str, Any]]:
-        texts = [p.text for p in piece]
-        scores = noise_gap_at_start(model, texts, empty, seeds=spec.seeds, steps=spec.steps)
-        if not scores.values.isfinite().all():
-            raise UserError(f"{model.name}: its predictions are not finite: load it in a wider dtype")
-        return [
-            {"id": p.id, "method": scores.method, "seed": seed, "score": value}
-            for p, values in zip(piece, scores.values.tolist(), strict=True)
-            for seed, value in zip(scores.seeds, values, strict=True)
-        ]
-
-    for done in run_shards(prompts, work, folder=run / "shards" / "detect", size=32):
-        progress("detect", done, len(prompts))
-    table = merge_shards(run / "shards" / "detect", run / "scores" / "detect.parquet")
+    what = DetectSpec(spec.model, spec.prompts, spec.column, seeds=spec.seeds, steps=spec.steps)
+    table = score_prompts(model, prompts, what, run, progress)
     return table["score"].to_numpy().reshape(len(prompts), len(spec.seeds))
 
 

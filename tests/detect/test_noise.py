@@ -11,7 +11,8 @@ import torch
 from unmemorize.core.errors import NotApplicable
 from unmemorize.core.model import Prediction
 from unmemorize.core.sample import Step, first_unconditional, trajectory
-from unmemorize.detect.noise import magnitude, noise_gap, noise_gap_at_start
+from unmemorize.detect.noise import noise_gap, noise_gap_along, noise_gap_at_start
+from unmemorize.metrics.magnitude import magnitude
 
 PROMPTS = ["a lighthouse at dusk", "an owl on a fence", "the old harbour", "oden, gadget"]
 
@@ -60,7 +61,7 @@ def test_without_an_unconditional_prediction_it_does_not_apply(tiny_model):
 def test_scores_do_not_depend_on_the_batch_size(tiny_model):
     """One row at a time and eight at once give the same scores, to 1e-4."""
     empty = first_unconditional(tiny_model, seeds=[0, 1])
-    one, eight = (noise_gap_at_start(tiny_model, PROMPTS, empty, seeds=[0, 1], batch=b).values for b in (1, 8))
+    one, eight = (noise_gap_at_start(tiny_model, PROMPTS, empty, seeds=[0, 1], batch=b).scores for b in (1, 8))
     assert torch.allclose(one, eight, rtol=1e-4, atol=0)
     assert (one > 0).all()
 
@@ -68,8 +69,8 @@ def test_scores_do_not_depend_on_the_batch_size(tiny_model):
 def test_scores_do_not_depend_on_the_other_prompts(tiny_model):
     """A prompt scores the same alone, among others, and twice in a list."""
     empty = first_unconditional(tiny_model, seeds=[0, 1])
-    alone = noise_gap_at_start(tiny_model, PROMPTS[1:2], empty, seeds=[0, 1]).values
-    among = noise_gap_at_start(tiny_model, [*PROMPTS, PROMPTS[1]], empty, seeds=[0, 1]).values
+    alone = noise_gap_at_start(tiny_model, PROMPTS[1:2], empty, seeds=[0, 1]).scores
+    among = noise_gap_at_start(tiny_model, [*PROMPTS, PROMPTS[1]], empty, seeds=[0, 1]).scores
     assert torch.allclose(among[1], alone[0], rtol=1e-4, atol=0)
     assert torch.allclose(among[4], alone[0], rtol=1e-4, atol=0)
 
@@ -79,7 +80,7 @@ def test_the_short_cut_equals_a_hand_computation_and_the_detector(tiny_model):
     seeds = [3, 4, 5]
     empty = first_unconditional(tiny_model, seeds=seeds, steps=7)
     scores = noise_gap_at_start(tiny_model, PROMPTS, empty, seeds=seeds, steps=7)
-    assert scores.values.shape == (4, 3)
+    assert found.scores.shape == (4, 3)
     assert scores.prompts == tuple(PROMPTS)
     assert scores.seeds == tuple(seeds)
     for row, prompt in enumerate(PROMPTS):
@@ -87,7 +88,7 @@ def test_the_short_cut_equals_a_hand_computation_and_the_detector(tiny_model):
             step = next(trajectory(tiny_model, tiny_model.encode([prompt]), seeds=[seed], steps=7))
             difference = (step.cond.output - step.uncond.output).flatten().tolist()
             by_hand = math.sqrt(sum(d * d for d in difference))
-            assert scores.values[row, column].item() == pytest.approx(by_hand, rel=1e-4)
+            assert found.scores[row, column].item() == pytest.approx(by_hand, rel=1e-4)
             assert noise_gap.score([step]).item() == pytest.approx(by_hand, rel=1e-4)
 
 
@@ -106,7 +107,7 @@ def test_what_the_model_was_trained_to_predict_does_not_matter(make_oracle, kind
     values = []
     for oracle in (make_oracle("epsilon"), make_oracle(kind)):
         empty = first_unconditional(oracle, seeds=[0, 1])
-        values.append(noise_gap_at_start(oracle, ["one", "pair", "all"], empty, seeds=[0, 1]).values)
+        values.append(noise_gap_at_start(oracle, ["one", "pair", "all"], empty, seeds=[0, 1]).scores)
         steps = list(trajectory(oracle, oracle.encode(["one", "pair"]), seeds=[0, 1], steps=5))
         values.append(noise_gap.score(steps))
     assert torch.allclose(values[0], values[2], rtol=1e-4, atol=1e-6)

@@ -102,14 +102,14 @@ def test_sampling_without_a_memorized_prompt_ends_at_different_pictures(oracle):
     """A prompt for the whole set gives one of its pictures each time, but not always the same."""
     *_, last = trajectory(oracle, oracle.encode(["all"] * 8), seeds=range(8), steps=50, guidance=1.0)
     distances = torch.cdist(last.x_next.flatten(1), oracle.denoiser.images.flatten(1)) / math.sqrt(192)
-    assert distances.min(1).values.max() < 0.05
+    assert distances.min(1).scores.max() < 0.05
     assert len(set(distances.argmin(1).tolist())) > 1
 
 
 def test_the_noise_gap_ranks_fewer_pictures_above_more(oracle):
     """The detector puts one-picture prompts above a two-picture one, and a prompt for everything at zero."""
     empty = first_unconditional(oracle, seeds=SEEDS)
-    values = noise_gap_at_start(oracle, ["one", "other", "pair", "all"], empty, seeds=SEEDS).values.mean(1)
+    values = noise_gap_at_start(oracle, ["one", "other", "pair", "all"], empty, seeds=SEEDS).scores.mean(1)
     assert min(values[0], values[1]) > values[2] > values[3]
     assert values[3] == pytest.approx(0, abs=1e-6)
 
@@ -117,7 +117,7 @@ def test_the_noise_gap_ranks_fewer_pictures_above_more(oracle):
 def test_the_noise_gap_of_a_gaussian_is_zero(gaussian):
     """A model that reads no prompt has nothing to detect."""
     empty = first_unconditional(gaussian, seeds=SEEDS)
-    values = noise_gap_at_start(gaussian, ["one", "anything"], empty, seeds=SEEDS).values
+    values = noise_gap_at_start(gaussian, ["one", "anything"], empty, seeds=SEEDS).scores
     assert values.abs().max() < 1e-6
 
 

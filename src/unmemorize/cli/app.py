@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from unmemorize import __version__
+from unmemorize.core.errors import UserError
 
 app = typer.Typer(
     help="Find what a text-to-image diffusion model has memorized.",
@@ -40,6 +41,15 @@ def bars() -> Iterator[Callable[[str, int, int], None]]:
             shown.update(tasks[stage], completed=done)
 
         yield progress
+
+
+def window(steps: str) -> tuple[int, int]:
+    """A number of sampling steps, or FIRST:LAST, as (first, last)."""
+    first, colon, last = steps.partition(":")
+    try:
+        return (int(first or 0), int(last)) if colon else (0, int(steps))
+    except ValueError:
+        raise UserError(f"--steps {steps}: write a number of steps, or FIRST:LAST") from None
 
 
 def _version(show: bool) -> None:

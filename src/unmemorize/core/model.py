@@ -52,6 +52,11 @@ class Prediction:
         """Some of the rows, of a prediction whose `alpha` and `sigma` all rows share."""
         return Prediction(self.output[rows], self.kind, self.x[rows], self.alpha, self.sigma)
 
+    def repeated(self, times: int) -> Prediction:
+        """All rows, `times` over, of a prediction whose `alpha` and `sigma` all rows share."""
+        output, x = (v.repeat(times, 1, 1, 1) for v in (self.output, self.x))
+        return Prediction(output, self.kind, x, self.alpha, self.sigma)
+
     @property
     def eps(self) -> Tensor:
         """The predicted noise."""
@@ -116,6 +121,10 @@ class DiffusionModel(Protocol):
 
     def encode(self, prompts: Sequence[str]) -> Condition:
         """Prompts to their embeddings, as the family's own pipeline encodes them."""
+        ...
+
+    def spans(self, prompt: str) -> list[tuple[int, int]]:
+        """The characters of the prompt behind each token position; equal ends for begin, end and padding."""
         ...
 
     def noise(self, generators: Sequence[torch.Generator]) -> Tensor:

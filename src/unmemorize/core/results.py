@@ -8,14 +8,41 @@ from torch import Tensor
 
 
 @dataclass(frozen=True)
-class Scores:
-    """A detector's scores, (prompts, seeds), higher = more memorized, and the denoiser evaluations they cost."""
+class NoiseTrace:
+    """Per-image norms along sampling, (prompts, seeds, steps), and the denoiser evaluations they cost.
 
-    method: str
+    `text` is the text-conditional magnitude, `uncond` the norm of the unconditional prediction, its control.
+    """
+
     prompts: tuple[str, ...]
     seeds: tuple[int, ...]
-    values: Tensor
+    text: Tensor
+    uncond: Tensor
     evaluations: int
+
+    @property
+    def scores(self) -> Tensor:
+        """The magnitude averaged over the steps, (prompts, seeds): higher = more memorized."""
+        return self.text.mean(dim=2)
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """What each word of a prompt contributes to the text-conditional magnitude.
+
+    `spans` are the words' characters in the prompt; `special` has what falls on the begin, end and padding tokens.
+    """
+
+    prompt: str
+    spans: tuple[tuple[int, int], ...]
+    significance: tuple[float, ...]
+    special: dict[str, float]
+    evaluations: int
+
+    @property
+    def words(self) -> tuple[str, ...]:
+        """The words, as they stand in the prompt."""
+        return tuple(self.prompt[start:stop] for start, stop in self.spans)
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from itertools import islice
 
 import torch
 from torch import Tensor
@@ -11,17 +11,9 @@ from torch import Tensor
 from unmemorize.core.errors import NotApplicable
 from unmemorize.core.model import DiffusionModel, Prediction
 from unmemorize.core.registry import detector
-from unmemorize.core.results import Scores
-from unmemorize.core.sample import Step, first_conditional
-
-
-def magnitude(cond: Prediction, uncond: Prediction) -> Tensor:
-    """‖ε(x, t, e_p) − ε(x, t, e_∅)‖₂ over all of each image: (n,) in float32.
-
-    Paper: Wen et al. 2024, the detection metric.
-    Differs: one norm per image; a norm over the batch would depend on how many images share it.
-    """
-    return (cond.eps.float() - uncond.eps.float()).flatten(1).norm(dim=1)
+from unmemorize.core.results import NoiseTrace
+from unmemorize.core.sample import Step, first_conditional, trajectory
+from unmemorize.metrics.magnitude import magnitude
 
 
 @detector("noise-gap", paper="Wen et al. 2024", steps=1)
@@ -31,12 +23,7 @@ def noise_gap(steps: Sequence[Step]) -> Tensor:
     Raises:
         NotApplicable: Guidance was off, so there is no unconditional prediction.
     """
-    values = []
-    for step in steps:
-        if step.uncond is None:
-            raise NotApplicable("noise-gap needs the unconditional prediction: sample with guidance above 1")
-        values.append(magnitude(step.cond, step.uncond))
-    return torch.stack(values).mean(0)
+    return torch.stack([magnitude(step.cond, _uncond(step)) for step in steps]).mean(0)
 
 
 def noise_gap_at_start(
@@ -47,13 +34,57 @@ def noise_gap_at_start(
     seeds: Sequence[int],
     steps: int = 50,
     batch: int = 64,
-) -> Scores:
-    """The magnitude at the first of `steps` sampling steps: scores (prompts, seeds), one evaluation each.
+) -> NoiseTrace:
+    """The magnitude at the first of `steps` sampling steps, one evaluation a prompt and seed.
 
     `empty` is `first_unconditional` of the same seeds and steps, shared by all prompts.
     """
     before = model.evaluations
     cond = first_conditional(model, model.encode(prompts), empty, steps=steps, batch=batch)
-    uncond = replace(empty, output=empty.output.repeat(len(prompts), 1, 1, 1), x=cond.x)
-    values = magnitude(cond, uncond).reshape(len(prompts), len(seeds)).cpu()
-    return Scores("noise-gap", tuple(prompts), tuple(seeds), values, model.evaluations - before)
+    uncond = empty.repeated(len(prompts))
+    shape = (len(prompts), len(seeds), 1)
+    text, norm = (v.reshape(shape).cpu() for v in (magnitude(cond, uncond), _norm(uncond)))
+    return NoiseTrace(tuple(prompts), tuple(seeds), text, norm, model.evaluations - before)
+
+
+def noise_gap_along(
+    model: DiffusionModel,
+    prompts: Sequence[str],
+    *,
+    seeds: Sequence[int],
+    steps: int = 50,
+    window: tuple[int, int],
+    guidance: float = 7.5,
+    batch: int = 32,
+) -> NoiseTrace:
+    """The magnitude at sampling steps `window[0]` to `window[1] - 1`, two evaluations a step up to the last of them.
+
+    Paper: Wen et al. 2024 average over all 50 steps.
+    Differs: every prompt sees the same seeds, so that scores of two prompts differ by the prompts alone.
+
+    Raises:
+        NotApplicable: Guidance is off, so there is no unconditional prediction along the way.
+    """
+    before = model.evaluations
+    cond = model.encode(prompts)
+    rows = torch.arange(len(prompts) * len(seeds), device=cond.embeds.device)
+    text, norm = [], []
+    for part in rows.split(batch):
+        chosen = [seeds[i] for i in (part % len(seeds)).tolist()]
+        path = trajectory(model, cond[part // len(seeds)], seeds=chosen, steps=steps, guidance=guidance)
+        pairs = [(magnitude(s.cond, _uncond(s)), _norm(_uncond(s))) for s in islice(path, *window)]
+        text.append(torch.stack([m for m, _ in pairs], dim=1))
+        norm.append(torch.stack([n for _, n in pairs], dim=1))
+    shape = (len(prompts), len(seeds), -1)
+    values, control = (torch.cat(parts).reshape(shape).cpu() for parts in (text, norm))
+    return NoiseTrace(tuple(prompts), tuple(seeds), values, control, model.evaluations - before)
+
+
+def _uncond(step: Step) -> Prediction:
+    if step.uncond is None:
+        raise NotApplicable("noise-gap needs the unconditional prediction: sample with guidance above 1")
+    return step.uncond
+
+
+def _norm(prediction: Prediction) -> Tensor:
+    return prediction.eps.float().flatten(1).norm(dim=1)

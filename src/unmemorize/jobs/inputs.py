@@ -7,6 +7,7 @@ from pathlib import Path
 
 from unmemorize.core.errors import UserError
 from unmemorize.core.run import Source, digest
+from unmemorize.data.ordinary import ordinary_prompts
 from unmemorize.data.source import Prompt, read_prompts
 from unmemorize.models.load import EMBEDDED
 from unmemorize.testbed import embedded
@@ -23,6 +24,19 @@ def prompts_of(model: str, file: str = "", column: str = "") -> list[Prompt]:
     if model not in EMBEDDED:
         raise UserError(f"{model}: which prompts? name a file of captions with --prompts")
     return embedded.prompts(embedded.shipped_plan())
+
+
+def ordinary_of(model: str, file: str = "") -> list[str]:
+    """Ordinary prompts to calibrate on: those in `file`, an embedded model's negatives, or plain descriptions.
+
+    Raises:
+        UserError: The file cannot be used.
+    """
+    if file:
+        return [p.text for p in read_prompts(Path(file))]
+    if model in EMBEDDED:
+        return [p.text for p in prompts_of(model) if p.kind == "negative"]
+    return ordinary_prompts()
 
 
 def prompt_source(source: str, prompts: Sequence[Prompt]) -> Source:

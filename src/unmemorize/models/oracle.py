@@ -84,6 +84,10 @@ class OracleModel:
                 embeds[row, 0, list(self._prompts[prompt])] = 0
         return Condition(embeds)
 
+    def spans(self, prompt: str) -> list[tuple[int, int]]:
+        """The whole prompt is one token."""
+        return [(0, len(prompt))]
+
     def noise(self, generators: Sequence[torch.Generator]) -> Tensor:
         """One standard normal latent per generator."""
         buffers = dict(self.denoiser.named_buffers())

@@ -81,6 +81,18 @@ class UNetModel:
             embeds, _ = self.pipe.encode_prompt(list(prompts), self.device, 1, do_classifier_free_guidance=False)
         return Condition(embeds, tokens.input_ids.to(self.device), tokens.attention_mask.to(self.device))
 
+    def spans(self, prompt: str) -> list[tuple[int, int]]:
+        """The characters of the prompt behind each token position, as the pipeline's tokenizer cut them."""
+        longest = self.pipe.tokenizer.model_max_length
+        how = {"padding": "max_length", "truncation": True, "max_length": longest, "return_offsets_mapping": True}
+        return [tuple(pair) for pair in self.pipe.tokenizer(prompt, **how).offset_mapping]
+
+    @property
+    def vocabulary(self) -> list[str]:
+        """The words that are one token of their own, in alphabetical order."""
+        tokens = (t.removesuffix("</w>") for t in self.pipe.tokenizer.get_vocab() if t.endswith("</w>"))
+        return sorted(t for t in tokens if len(t) > 2 and t.isascii() and t.isalpha())
+
     def noise(self, generators: Sequence[torch.Generator]) -> Tensor:
         """One standard normal latent per generator."""
         shape = (len(generators), self.denoiser.config.in_channels, *self._latent_size)
@@ -98,7 +110,10 @@ class UNetModel:
     def predict(self, x: Tensor, t: Tensor, cond: Condition) -> Prediction:
         """Evaluate the UNet once per row."""
         self.evaluations += len(x)
-        output = self.denoiser(x, t, encoder_hidden_states=cond.embeds, return_dict=False)[0]
+        return self.interpret(self.denoiser(x, t, encoder_hidden_states=cond.embeds, return_dict=False)[0], x, t)
+
+    def interpret(self, output: Tensor, x: Tensor, t: Tensor) -> Prediction:
+        """What the UNet's output for input `x` at `t` means."""
         return Prediction(output, self.pipe.scheduler.config.prediction_type, x, *self._alpha_sigma(t, x))
 
     def decode(self, x: Tensor) -> Tensor:

@@ -1,0 +1,79 @@
+"""`unmemorize detect`."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.markup import escape
+from rich.table import Table
+
+from unmemorize.cli.app import Column, Json, Model, Prompts, app, bars, out, window
+
+
+class Format(StrEnum):
+    """What `detect` prints."""
+
+    table = "table"
+    json = "json"
+    wen_jsonl = "wen-jsonl"
+
+
+@app.command()
+def detect(
+    model: Model = "testbed",
+    prompts: Prompts = "",
+    column: Column = "",
+    method: Annotated[str, typer.Option(help="Detector.")] = "noise-gap",
+    seeds: Annotated[int, typer.Option(min=1, help="Seeds per prompt.")] = 4,
+    steps: Annotated[str, typer.Option(help="Sampling steps to read: the first N, or FIRST:LAST.")] = "1",
+    sampling_steps: Annotated[int, typer.Option(min=1, max=1000, help="Sampling steps in all.")] = 50,
+    guidance: Annotated[float, typer.Option(min=0, help="Guidance scale, for more than the first step.")] = 7.5,
+    run: Annotated[str, typer.Option(help="Run directory for the scores, where a killed run continues.")] = "",
+    top: Annotated[int, typer.Option(min=1, help="Rows of the table.")] = 25,
+    as_format: Annotated[Format, typer.Option("--format", help="What to print.")] = Format.table,
+    as_json: Json = False,
+) -> None:
+    """Rank prompts by how memorized they look."""
+    from unmemorize.jobs.detect import DetectSpec, wen_lines
+    from unmemorize.jobs.detect import detect as run_detect
+
+    first, last = window(steps)
+    spec = DetectSpec(
+        model=model,
+        prompts=prompts,
+        column=column,
+        method=method,
+        seeds=tuple(range(seeds)),
+        first=first,
+        last=last,
+        steps=sampling_steps,
+        guidance=guidance,
+    )
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(run or scratch)
+        with bars() as progress:
+            rows = run_detect(spec, folder, progress)
+        lines = wen_lines(folder) if as_format is Format.wen_jsonl else []
+    if lines:
+        print("\n".join(lines))
+    elif as_json or as_format is Format.json:
+        print(json.dumps(rows, ensure_ascii=False))
+    else:
+        _print_table(rows, top, run)
+
+
+def _print_table(rows: list[dict], top: int, run: str) -> None:
+    table = Table("rank", "score", "prompt", box=None, pad_edge=False)
+    for rank, row in enumerate(rows[:top], 1):
+        table.add_row(str(rank), f"{row['score']:.3f}", escape(row["prompt"]))
+    out.print(table)
+    cost = sum(row["evaluations"] for row in rows)
+    rest = f", {len(rows) - top} more not shown" if len(rows) > top else ""
+    out.print(f"{len(rows)} prompts, {cost} denoiser evaluations{rest}", highlight=False)
+    if run:
+        out.print(f"scores: {Path(run) / 'scores' / 'detect.parquet'}", highlight=False, markup=False)

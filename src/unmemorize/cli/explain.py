@@ -1,0 +1,74 @@
+"""`unmemorize explain`."""
+
+from __future__ import annotations
+
+import json
+from enum import StrEnum
+from typing import Annotated, Any
+
+import typer
+from rich.table import Table
+from rich.text import Text
+
+from unmemorize.cli.app import Json, Model, app, errors, out, window
+
+
+class Pool(StrEnum):
+    """How the tokens of a word are put together."""
+
+    sum = "sum"
+    max = "max"
+    mean = "mean"
+
+
+@app.command()
+def explain(
+    model: Model,
+    prompt: Annotated[str, typer.Argument(help="The prompt.")],
+    seeds: Annotated[int, typer.Option(min=1, help="Seeds.")] = 4,
+    steps: Annotated[str, typer.Option(help="Sampling steps to average over: the first N, or FIRST:LAST.")] = "1",
+    sampling_steps: Annotated[int, typer.Option(min=1, max=1000, help="Sampling steps in all.")] = 50,
+    pool: Annotated[Pool, typer.Option(help="How the tokens of a word are put together.")] = Pool.sum,
+    check: Annotated[bool, typer.Option("--check", help="Also leave out each word: a second opinion.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Show which words of a prompt carry its memory."""
+    from unmemorize.jobs.explain import explain as run_explain
+
+    with errors.status("computing"):
+        found = run_explain(
+            model,
+            prompt,
+            seeds=range(seeds),
+            steps=sampling_steps,
+            window=window(steps),
+            pool=pool.value,
+            check=check,
+        )
+    if as_json:
+        print(json.dumps(found, ensure_ascii=False))
+    else:
+        _print_words(found)
+
+
+def _print_words(found: dict[str, Any]) -> None:
+    words = found["words"]
+    most = max([w["significance"] for w in words] + [1e-12])
+    out.print(Text(" ").join(Text(w["word"], _shade(w["significance"] / most)) for w in words), "\n")
+    lost = "magnitude_lost_without" in words[0]
+    table = Table("word", "significance", *(["magnitude lost without it"] if lost else []), box=None, pad_edge=False)
+    for w in words:
+        more = [f"{w['magnitude_lost_without']:+.3f}"] if lost else []
+        table.add_row(Text(w["word"]), f"{w['significance']:.4f}", *more)
+    for name, value in found["special"].items():
+        table.add_row(Text(f"({name})", "dim"), f"{value:.4f}")
+    out.print(table)
+    if lost:
+        agreement = found["rank_agreement"]
+        out.print("rank agreement: " + ("not applicable" if agreement is None else f"{agreement:.2f}"), highlight=False)
+
+
+def _shade(share: float) -> str:
+    """From white to red, with dark letters that stay readable on either."""
+    rest = round(255 * (1 - 0.75 * share))
+    return f"black on rgb(255,{rest},{rest})"

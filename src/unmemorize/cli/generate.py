@@ -1,0 +1,58 @@
+"""`unmemorize generate`."""
+
+from __future__ import annotations
+
+import json
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.table import Table
+
+from unmemorize.cli.app import Json, Model, app, out
+
+
+class GuardName(StrEnum):
+    """Mitigations at inference."""
+
+    wen = "wen"
+
+
+@app.command()
+def generate(
+    model: Model,
+    prompt: Annotated[str, typer.Argument(help="The prompt.")],
+    folder: Annotated[str, typer.Option("--out", help="A new folder for the pictures.")] = "pictures",
+    guard: Annotated[GuardName | None, typer.Option(help="Act on memorized prompts.")] = None,
+    seeds: Annotated[int, typer.Option(min=1, help="Pictures, one a seed.")] = 4,
+    steps: Annotated[int, typer.Option(min=1, max=1000, help="Sampling steps.")] = 50,
+    guidance: Annotated[float, typer.Option(min=0, help="Guidance scale.")] = 7.5,
+    ordinary: Annotated[str, typer.Option(help="File of ordinary prompts to calibrate the guard on.")] = "",
+    threshold: Annotated[float | None, typer.Option(min=0, help="Magnitude above which the guard acts.")] = None,
+    target: Annotated[float | None, typer.Option(min=0, help="Magnitude it brings a picture under.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Make pictures of a prompt, with a guard against memorized ones if asked."""
+    from unmemorize.jobs.generate import GenerateSpec
+    from unmemorize.jobs.generate import generate as run_generate
+
+    spec = GenerateSpec(
+        model=model,
+        prompt=prompt,
+        seeds=tuple(range(seeds)),
+        steps=steps,
+        guidance=guidance,
+        guard=guard.value if guard else "",
+        ordinary=ordinary,
+        threshold=threshold,
+        target=target,
+    )
+    rows = run_generate(spec, Path(folder))
+    if as_json:
+        print(json.dumps(rows))
+        return
+    table = Table(*rows[0], box=None, pad_edge=False)
+    for row in rows:
+        table.add_row(*(f"{v:.3f}" if isinstance(v, float) else str(v) for v in row.values()))
+    out.print(table, highlight=False)

@@ -1,0 +1,73 @@
+"""Generate pictures of a prompt, with or without a guard."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from unmemorize.core.errors import UserError
+from unmemorize.core.sample import generators
+from unmemorize.data.pictures import save_image
+from unmemorize.jobs.guard import Guard, Limits
+from unmemorize.jobs.inputs import ordinary_of
+from unmemorize.models.load import load
+
+
+@dataclass(frozen=True)
+class GenerateSpec:
+    """What to generate; `guard` is empty or `wen`. Limits that are not given are calibrated on ordinary prompts."""
+
+    model: str
+    prompt: str
+    seeds: tuple[int, ...] = (0, 1, 2, 3)
+    steps: int = 50
+    guidance: float = 7.5
+    guard: str = ""
+    ordinary: str = ""
+    threshold: float | None = None
+    target: float | None = None
+
+
+def generate(spec: GenerateSpec, out: Path) -> list[dict[str, Any]]:
+    """Write one PNG a seed to `out`; returns what was made and, under a guard, what it saw and did.
+
+    Raises:
+        UserError: The folder is not empty, only one limit is given, or the model or prompt cannot be used.
+    """
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UserError(f"{out}: not empty: name a new folder with --out")
+    if (spec.threshold is None) != (spec.target is None):
+        raise UserError("--threshold and --target come together: name both, or neither to have them calibrated")
+    pipe = load(spec.model).pipe
+    pipe.set_progress_bar_config(disable=False, leave=False)
+    call = Guard(pipe, ordinary=ordinary_of(spec.model, spec.ordinary), limits=_limits(spec)) if spec.guard else pipe
+    count = len(spec.seeds)
+    pictures = call(
+        [spec.prompt] * count,
+        generator=generators(spec.seeds),
+        num_inference_steps=spec.steps,
+        guidance_scale=spec.guidance,
+        output_type="pt",
+    ).images
+    rows = [{"seed": seed, "image": str(out / f"{seed}.png")} for seed in spec.seeds]
+    for row, picture in zip(rows, pictures, strict=True):
+        save_image(picture.float(), Path(row["image"]))
+    return rows if isinstance(call, type(pipe)) else _outcomes(rows, call)
+
+
+def _limits(spec: GenerateSpec) -> Limits | None:
+    if spec.threshold is None or spec.target is None:
+        return None
+    return Limits(spec.threshold, spec.target)
+
+
+def _outcomes(rows: Sequence[dict[str, Any]], guard: Guard) -> list[dict[str, Any]]:
+    seen = guard.outcome
+    assert seen is not None
+    limits = {"threshold": seen.limits.threshold, "target": seen.limits.target}
+    return [
+        row | {"acted": acted, "magnitude": before, "magnitude_after": after} | limits
+        for row, acted, before, after in zip(rows, seen.acted, seen.before, seen.after, strict=True)
+    ]

@@ -1,0 +1,99 @@
+"""Move a prompt's embedding, at the first sampling step, until the text says no more than an ordinary prompt does."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from unmemorize.core.hooks import frozen
+from unmemorize.core.model import Condition, DiffusionModel, Prediction
+from unmemorize.core.sample import first_unconditional
+from unmemorize.metrics.magnitude import magnitude
+
+
+@dataclass(frozen=True)
+class Lowered:
+    """Changed embeddings (n, tokens, width), and the magnitudes before, between and after the updates, (≥ 1, n)."""
+
+    embeds: Tensor
+    trace: Tensor
+
+    @property
+    def before(self) -> Tensor:
+        """Every picture's magnitude under the prompt, (n,)."""
+        return self.trace[0]
+
+    @property
+    def after(self) -> Tensor:
+        """Every picture's magnitude under its changed embedding, (n,)."""
+        return self.trace[-1]
+
+
+def lower_magnitude(
+    predict: Callable[[Tensor], Prediction],
+    embeds: Tensor,
+    empty: Prediction,
+    *,
+    target: float,
+    lr: float = 0.05,
+    iterations: int = 10,
+) -> Lowered:
+    """Descend each picture's magnitude until it is at most `target`, with AdamW on its own copy of the embedding.
+
+    The begin token's embedding stays what it is. Every row is optimised by itself: the result does not depend on how
+    many pictures are made together.
+
+    Paper: Wen et al. 2024, section 4.1 (learning rate 0.05, at most 10 updates).
+    Differs: the target is per picture. The public code compares one norm over the batch with it: its target 3 for four
+    pictures is 1.5 here.
+
+    Args:
+        predict: The conditional prediction at the first step for embeddings of this shape.
+        embeds: One row a picture, (n, tokens, width).
+        empty: The unconditional prediction there, one row a picture.
+        target: The magnitude to get under.
+        lr: Learning rate.
+        iterations: The largest number of updates.
+    """
+    moving = embeds.detach().float().clone().requires_grad_()
+    optimizer = torch.optim.AdamW([moving], lr=lr)
+    kept, active, trace = embeds.detach().clone(), torch.ones(len(embeds), dtype=torch.bool), []
+    while True:
+        with torch.enable_grad():
+            value = magnitude(predict(moving.to(embeds.dtype)), empty)
+            total = value.sum()
+        trace.append(torch.where(active, value.detach().cpu(), trace[-1] if trace else torch.nan))
+        if len(trace) > 1:  # a row that needs no update goes out in the very bits that came in
+            kept[active] = moving.detach()[active].to(kept)
+        active &= trace[-1] > target
+        if len(trace) > iterations or not active.any():
+            return Lowered(kept, torch.stack(trace))
+        (moving.grad,) = torch.autograd.grad(total, moving)
+        optimizer.step()
+        with torch.no_grad():
+            moving[:, 0] = embeds[:, 0]  # from gradient and weight decay alike
+
+
+def lower_at_start(
+    model: DiffusionModel,
+    cond: Condition,
+    *,
+    seeds: Sequence[int],
+    target: float,
+    steps: int = 50,
+    lr: float = 0.05,
+    iterations: int = 10,
+) -> tuple[Condition, Lowered]:
+    """`lower_magnitude` for one row of `cond` and one seed a picture: a condition to sample from with those seeds."""
+    empty = first_unconditional(model, seeds=seeds, steps=steps)
+    t = model.schedule(steps).timesteps[0]
+
+    def predict(embeds: Tensor) -> Prediction:
+        return model.predict(empty.x, t, replace(cond, embeds=embeds))
+
+    with frozen(model.denoiser):
+        found = lower_magnitude(predict, cond.embeds, empty, target=target, lr=lr, iterations=iterations)
+    return replace(cond, embeds=found.embeds), found
