@@ -79,10 +79,10 @@ def test_the_short_cut_equals_a_hand_computation_and_the_detector(tiny_model):
     """The score at the start is the first sampling step's, for every prompt and every seed, in that layout."""
     seeds = [3, 4, 5]
     empty = first_unconditional(tiny_model, seeds=seeds, steps=7)
-    scores = noise_gap_at_start(tiny_model, PROMPTS, empty, seeds=seeds, steps=7)
+    found = noise_gap_at_start(tiny_model, PROMPTS, empty, seeds=seeds, steps=7)
     assert found.scores.shape == (4, 3)
-    assert scores.prompts == tuple(PROMPTS)
-    assert scores.seeds == tuple(seeds)
+    assert found.prompts == tuple(PROMPTS)
+    assert found.seeds == tuple(seeds)
     for row, prompt in enumerate(PROMPTS):
         for column, seed in enumerate(seeds):
             step = next(trajectory(tiny_model, tiny_model.encode([prompt]), seeds=[seed], steps=7))
@@ -116,6 +116,34 @@ def test_what_the_model_was_trained_to_predict_does_not_matter(make_oracle, kind
 
 def test_scores_are_immutable(oracle):
     """A result cannot be changed after the fact."""
-    scores = noise_gap_at_start(oracle, ["one"], first_unconditional(oracle, seeds=[0]), seeds=[0])
+    found = noise_gap_at_start(oracle, ["one"], first_unconditional(oracle, seeds=[0]), seeds=[0])
     with pytest.raises(dataclasses.FrozenInstanceError):
-        scores.method = "other"
+        found.seeds = (1,)
+
+
+def test_a_window_reads_the_steps_it_names(tiny_model):
+    """Norms of a window are those of the sampling path at these steps, whatever the batch, at the stated cost."""
+    trace = noise_gap_along(tiny_model, PROMPTS[:2], seeds=[3, 4], steps=5, window=(1, 3), batch=3)
+    assert trace.text.shape == trace.uncond.shape == (2, 2, 2)
+    assert trace.evaluations == tiny_model.evaluations == 2 * 2 * 3 * 2  # up to the third step, both halves
+    for row, prompt in enumerate(PROMPTS[:2]):
+        for column, seed in enumerate([3, 4]):
+            steps = list(trajectory(tiny_model, tiny_model.encode([prompt]), seeds=[seed], steps=5))[1:3]
+            assert trace.scores[row, column].item() == pytest.approx(noise_gap.score(steps).item(), rel=1e-4)
+            norms = [step.uncond.eps.norm().item() for step in steps]
+            assert trace.uncond[row, column].tolist() == pytest.approx(norms, rel=1e-4)
+
+
+def test_a_window_of_one_step_is_the_short_cut(tiny_model):
+    """Both ways to the first step's magnitude agree."""
+    empty = first_unconditional(tiny_model, seeds=[0, 1], steps=6)
+    short = noise_gap_at_start(tiny_model, PROMPTS, empty, seeds=[0, 1], steps=6)
+    long = noise_gap_along(tiny_model, PROMPTS, seeds=[0, 1], steps=6, window=(0, 1))
+    assert torch.allclose(short.text, long.text, rtol=1e-4)
+    assert torch.allclose(short.uncond, long.uncond, rtol=1e-4)
+
+
+def test_a_window_without_guidance_does_not_apply(tiny_model):
+    """There is no unconditional prediction along a path without guidance."""
+    with pytest.raises(NotApplicable, match="guidance above 1"):
+        noise_gap_along(tiny_model, PROMPTS[:1], seeds=[0], steps=2, window=(0, 2), guidance=1.0)
