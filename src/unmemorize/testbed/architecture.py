@@ -11,6 +11,7 @@ from tokenizers import Tokenizer
 from tokenizers.models import BPE
 from tokenizers.pre_tokenizers import ByteLevel
 from tokenizers.trainers import BpeTrainer
+from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from unmemorize.testbed.dataset import SIZE
@@ -62,6 +63,20 @@ def build_text_model(tokenizer: CLIPTokenizer) -> CLIPTextModel:
             eos_token_id=tokenizer.eos_token_id,
             pad_token_id=tokenizer.pad_token_id,
         )
+    )
+
+
+def build_picture_model(width: int = 128) -> nn.Sequential:
+    """A small convolutional network from latents to the space of captions."""
+    return nn.Sequential(
+        nn.Conv2d(4, 64, 3, stride=2, padding=1),
+        nn.GELU(),
+        nn.Conv2d(64, width, 3, stride=2, padding=1),
+        nn.GELU(),
+        nn.Conv2d(width, width, 3, padding=1),
+        nn.GELU(),
+        nn.Flatten(),
+        nn.Linear(width * 16, width),
     )
 
 

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from unmemorize.testbed.architecture import build_text_model
+from unmemorize.testbed.architecture import build_picture_model, build_text_model
 from unmemorize.testbed.fit import fit, one_cycle, share
 from unmemorize.testbed.recipe import Recipe
 from unmemorize.testbed.rows import Rows
@@ -26,16 +26,7 @@ class Contrast(nn.Module):
     def __init__(self, text: CLIPTextModel, width: int = 128) -> None:
         super().__init__()
         self.text = text
-        self.picture = nn.Sequential(
-            nn.Conv2d(4, 64, 3, stride=2, padding=1),
-            nn.GELU(),
-            nn.Conv2d(64, width, 3, stride=2, padding=1),
-            nn.GELU(),
-            nn.Conv2d(width, width, 3, padding=1),
-            nn.GELU(),
-            nn.Flatten(),
-            nn.Linear(width * 16, width),
-        )
+        self.picture = build_picture_model(width)
         self.project = nn.Linear(width, width, bias=False)
         self.scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
 
@@ -50,8 +41,8 @@ class Contrast(nn.Module):
 
 def train_text(
     tokenizer: CLIPTokenizer, ids: Tensor, latents: Tensor, rows: Rows, folder: Path, recipe: Recipe
-) -> CLIPTextModel:
-    """Train the text model against pictures; returns it frozen."""
+) -> Contrast:
+    """Train the text model against pictures; returns both, frozen."""
     torch.manual_seed(recipe.seed)
     contrast = Contrast(build_text_model(tokenizer)).to(ids.device)
 
@@ -75,8 +66,5 @@ def train_text(
         folder=folder,
         ema=0.99,
     )
-    prefix = "contrast.text."
-    contrast.text.load_state_dict(
-        {k.removeprefix(prefix): v for k, v in average.items() if k.startswith(prefix)}, False
-    )
-    return contrast.text.requires_grad_(False).eval()
+    contrast.load_state_dict({name.removeprefix("contrast."): p for name, p in average.items()}, strict=False)
+    return contrast.requires_grad_(False).eval()

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from unmemorize.core.run import atomic
+from unmemorize.testbed.alignment import save_alignment
 from unmemorize.testbed.architecture import TOKENS, build_unet, scheduler, train_tokenizer
 from unmemorize.testbed.dataset import Picture, pictures
 from unmemorize.testbed.embedded import write_images
@@ -143,15 +144,16 @@ def train(data: Path, out: Path, recipe: Recipe, *, duplicates: bool, device: st
     work = data / f"seed-{recipe.seed}"
     stage = prepare(drawn, plan, work, recipe, device)
     deduplicated = build_rows(plan, drawn, recipe.views, duplicates=False)
-    text = train_text(stage.tokenizer, stage.ids, stage.latents, deduplicated, work / "text", recipe)
-    captions = encode_captions(text, stage.ids)
+    contrast = train_text(stage.tokenizer, stage.ids, stage.latents, deduplicated, work / "text", recipe)
+    captions = encode_captions(contrast.text, stage.ids)
     train_trunk(stage, captions, deduplicated, work / "trunk", recipe)
     rows = build_rows(plan, drawn, recipe.views, duplicates=True) if duplicates else deduplicated
     unet = train_branch(stage, captions, rows, work / ("planted" if duplicates else "twin"), work / "trunk", recipe)
     if not is_first():
         return
     if duplicates:
-        export_pipeline(stage, text, unet, out / "model")
+        export_pipeline(stage, contrast.text, unet, out / "model")
+        save_alignment(contrast, out / "alignment.safetensors")
         write_plan(plan, drawn, out)
     else:
         unet.to("cpu", torch.float16).save_pretrained(out / "twin")

@@ -1,0 +1,50 @@
+"""How well a picture fits its caption: the testbed's own CLIP, whose text side the models are conditioned on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from unmemorize.core.run import atomic
+from unmemorize.models.load import ASSETS
+from unmemorize.models.unet import UNetModel
+from unmemorize.testbed.architecture import build_picture_model
+
+
+class Alignment(nn.Module):
+    """Cosine of pictures and captions in one space."""
+
+    def __init__(self, model: UNetModel, weights: Path = ASSETS / "alignment.safetensors") -> None:
+        super().__init__()
+        self.pipe, self.model = model.pipe, model
+        width = model.pipe.text_encoder.config.hidden_size
+        self.picture, self.project = build_picture_model(width), nn.Linear(width, width, bias=False)
+        self.load_state_dict({name: p.float() for name, p in load_file(weights).items()})
+        self.requires_grad_(False).eval().to(model.device)
+
+    def forward(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
+        """Cosines (n,) in [-1, 1] of images (n, 3, h, w) in [0, 1] with their prompts."""
+        return (self.pictures(images) * self.captions(prompts)).sum(dim=1).cpu()
+
+    @torch.no_grad()
+    def pictures(self, images: Tensor) -> Tensor:
+        """Pictures as unit vectors, (n, width)."""
+        return F.normalize(self.picture(self.model.invert(images).float()))
+
+    @torch.no_grad()
+    def captions(self, prompts: Sequence[str]) -> Tensor:
+        """Captions as unit vectors, (n, width)."""
+        ids = self.model.encode(prompts).ids
+        return F.normalize(self.project(self.pipe.text_encoder(ids).pooler_output.float()))
+
+
+def save_alignment(contrast: nn.Module, path: Path) -> None:
+    """Write what `Alignment` needs of the trained contrast, in half precision."""
+    kept = {n: p.half().contiguous() for n, p in contrast.state_dict().items() if n.startswith(("picture", "project"))}
+    with atomic(path) as temporary:
+        save_file(kept, temporary)
