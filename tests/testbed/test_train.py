@@ -30,12 +30,14 @@ def module(extra=False):
         return nn.ModuleDict(parts | ({"extra": nn.Linear(3, 2)} if extra else {}))
 
 
-def train(folder, *, killed_at=None, steps=STEPS, extra=False):
+def train(folder, *, killed_at=None, steps=STEPS, extra=False, skipped=()):
     modules = module(extra)
 
     def loss(step):
         if step == killed_at:
             raise Killed
+        if step in skipped:
+            return None
         x = torch.randn(8, 3, generator=torch.Generator().manual_seed(step))
         return sum((part(x) - x[:, :2].sin()).square().mean() for part in modules.values())
 
@@ -47,17 +49,27 @@ def same(first, second):
     return first.keys() == second.keys() and all(torch.equal(first[k], second[k]) for k in first)
 
 
+@pytest.mark.parametrize(
+    "skipped", [(), (0, 5, 31, 40), range(12)], ids=["every step", "some skipped", "none at first"]
+)
 @pytest.mark.parametrize("killed_at", [7, 37, 52])
-def test_a_killed_training_ends_with_the_same_weights(tmp_path, killed_at):
+def test_a_killed_training_ends_with_the_same_weights(tmp_path, killed_at, skipped):
     """Killed anywhere between checkpoints and continued: weights, average, optimiser and log to the last bit."""
-    whole, average = train(tmp_path / "whole")
+    whole, average = train(tmp_path / "whole", skipped=skipped)
     with pytest.raises(Killed):
-        train(tmp_path / "killed", killed_at=killed_at)
-    resumed, resumed_average = train(tmp_path / "killed")
+        train(tmp_path / "killed", killed_at=killed_at, skipped=skipped)
+    resumed, resumed_average = train(tmp_path / "killed", skipped=skipped)
     assert same(whole.state_dict(), resumed.state_dict())
     assert same(average, resumed_average)
     assert same(*(load_file(tmp_path / n / "state.safetensors") for n in ("whole", "killed")))
     assert (tmp_path / "whole" / "loss.jsonl").read_bytes() == (tmp_path / "killed" / "loss.jsonl").read_bytes()
+
+
+def test_a_step_without_a_loss_moves_no_weight(tmp_path):
+    """No gradient, no momentum, no weight decay; the average still follows."""
+    modules, _ = train(tmp_path / "a", steps=20)
+    skipped, _ = train(tmp_path / "b", steps=30, skipped=range(20, 30))
+    assert same(modules.state_dict(), skipped.state_dict())
 
 
 def test_a_finished_training_is_not_repeated(tmp_path):
@@ -212,3 +224,21 @@ def test_the_text_model_fits_its_tokenizer(tokenizer):
     assert config.vocab_size == len(tokenizer)
     assert config.max_position_embeddings == TOKENS
     assert config.eos_token_id == tokenizer.eos_token_id
+
+
+def test_the_filter_leaves_memorized_samples_out_of_the_loss(rows, tiny_model):
+    """Under a threshold that nothing reaches the loss is the plain one; with zero there is no step."""
+    from dataclasses import replace
+
+    from unmemorize.testbed.recipe import Recipe
+    from unmemorize.testbed.train import denoising_loss
+
+    generator = torch.Generator().manual_seed(0)
+    rows, _ = rows
+    latents = torch.randn(int(rows.picture.max()) + 1, 4, 8, 8, generator=generator)
+    captions = torch.randn(len(rows.captions), 24, 16, generator=generator)
+    recipe = Recipe(batch=6)
+    unet = tiny_model.denoiser
+    plain = denoising_loss(unet, captions, latents, rows, recipe)(0)
+    assert denoising_loss(unet, captions, latents, rows, replace(recipe, filter=1e9))(0) == plain
+    assert denoising_loss(unet, captions, latents, rows, replace(recipe, filter=0.0))(0) is None

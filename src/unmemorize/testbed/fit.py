@@ -23,7 +23,7 @@ from tqdm import tqdm
 from unmemorize.core.errors import UserError
 from unmemorize.core.run import atomic
 
-Loss = Callable[[int], Tensor]
+Loss = Callable[[int], Tensor | None]
 
 
 def fit(
@@ -38,7 +38,8 @@ def fit(
 ) -> dict[str, Tensor]:
     """Minimise `loss(step)` over the modules' parameters with AdamW; returns their exponential moving average.
 
-    Resumes from `folder/state.safetensors` and appends to `folder/loss.jsonl`.
+    A loss of None is no step: the weights stay, the step counter and the average go on. Resumes from
+    `folder/state.safetensors` and appends to `folder/loss.jsonl`.
     """
     parameters = dict(modules.named_parameters())
     optimizer = torch.optim.AdamW(parameters.values(), lr=lr(0), betas=(0.9, 0.99), weight_decay=1e-2)
@@ -50,21 +51,30 @@ def fit(
         for step in bar:
             optimizer.param_groups[0]["lr"] = lr(step)
             value = loss(step)
-            optimizer.zero_grad(set_to_none=True)
-            value.backward()
-            average_gradients(parameters.values())
-            norm = nn.utils.clip_grad_norm_(parameters.values(), 1.0)
-            optimizer.step()
+            norm = 0.0 if value is None else _step(optimizer, value)
             decay = min(ema, (step + 1) / (step + 10))
             torch._foreach_lerp_(list(average.values()), [p.detach() for p in parameters.values()], 1 - decay)
             if step % 20 == 0:
-                log.write(json.dumps({"step": step, "loss": value.item(), "grad_norm": norm.item()}) + "\n")
+                log.write(
+                    json.dumps({"step": step, "loss": None if value is None else value.item(), "grad_norm": norm})
+                    + "\n"
+                )
             if is_first() and ((step + 1) % save_every == 0 or step + 1 == steps):
                 log.flush()
                 _save(folder / "state.safetensors", step + 1, parameters, optimizer, average)
     modules.eval()
     wait_for_all()
     return average
+
+
+def _step(optimizer: torch.optim.Optimizer, value: Tensor) -> float:
+    parameters = optimizer.param_groups[0]["params"]
+    optimizer.zero_grad(set_to_none=True)
+    value.backward()
+    average_gradients(parameters)
+    norm = nn.utils.clip_grad_norm_(parameters, 1.0)
+    optimizer.step()
+    return norm.item()
 
 
 def processes() -> tuple[int, int]:
@@ -107,13 +117,16 @@ def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
 
 
 def _save(path: Path, step: int, parameters: dict, optimizer: torch.optim.Optimizer, average: dict) -> None:
-    tensors = {}
+    tensors, updates = {}, 0  # fewer than steps where some had no loss
     for name, p in parameters.items():
         moments = optimizer.state[p]
+        updates = int(moments.get("step", 0))
         tensors |= {f"weight/{name}": p.detach(), f"ema/{name}": average[name]}
-        tensors |= {f"{key}/{name}": moments[key] for key in ("exp_avg", "exp_avg_sq")}
+        tensors |= {f"{key}/{name}": moments.get(key, torch.zeros_like(p)) for key in ("exp_avg", "exp_avg_sq")}
     with atomic(path) as temporary:
-        save_file({k: v.contiguous() for k, v in tensors.items()}, temporary, {"step": str(step)})
+        save_file(
+            {k: v.contiguous() for k, v in tensors.items()}, temporary, {"step": str(step), "updates": str(updates)}
+        )
 
 
 def _restore(path: Path, parameters: dict, optimizer: torch.optim.Optimizer, average: dict) -> int:
@@ -121,14 +134,16 @@ def _restore(path: Path, parameters: dict, optimizer: torch.optim.Optimizer, ave
         path.parent.mkdir(parents=True, exist_ok=True)
         return 0
     with safe_open(path, "pt") as file:
-        step = int(file.metadata()["step"])
+        counts = file.metadata()
+    step = int(counts["step"])
+    updates = float(counts.get("updates", step))
     state = load_file(path)
     with torch.no_grad():
         for name, p in parameters.items():
             p.copy_(state[f"weight/{name}"])
             average[name].copy_(state[f"ema/{name}"])
             optimizer.state[p] = {
-                "step": torch.tensor(float(step)),
+                "step": torch.tensor(updates),
                 "exp_avg": torch.empty_like(p).copy_(state[f"exp_avg/{name}"]),
                 "exp_avg_sq": torch.empty_like(p).copy_(state[f"exp_avg_sq/{name}"]),
             }

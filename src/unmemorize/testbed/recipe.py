@@ -27,3 +27,4 @@ class Recipe:
     caption_dropout: float = 0.1
     noise_offset: float = 0.1
     snr_gamma: float = 5.0
+    filter: float | None = None

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from unmemorize.core.run import atomic
+from unmemorize.mitigate.training import mean_of_kept, memorized_sample_filter
 from unmemorize.testbed.alignment import save_alignment
 from unmemorize.testbed.architecture import TOKENS, build_unet, scheduler, train_tokenizer
 from unmemorize.testbed.dataset import Picture, pictures
@@ -34,10 +35,13 @@ from unmemorize.testbed.vae import encode_all, planted_images, train_vae
 
 
 def denoising_loss(unet: UNet2DConditionModel, captions: Tensor, latents: Tensor, rows: Rows, recipe: Recipe) -> Loss:
-    """The loss of one training step: ε-prediction, min-SNR weighted, with offset noise and caption dropout."""
+    """The loss of one training step: ε-prediction, min-SNR weighted, with offset noise and caption dropout.
+
+    With `recipe.filter`, samples whose text-conditional magnitude reaches it are left out; None if that leaves none.
+    """
     alphas = scheduler().alphas_cumprod.to(latents.device)
 
-    def loss(step: int) -> Tensor:
+    def loss(step: int) -> Tensor | None:
         generator = torch.Generator().manual_seed(recipe.seed * 1_000_003 + step)
         noise = torch.randn(recipe.batch, *latents.shape[1:], generator=generator)
         # Offset noise hides the colour that Stable Diffusion's schedule leaves in its last step.
@@ -53,7 +57,12 @@ def denoising_loss(unet: UNet2DConditionModel, captions: Tensor, latents: Tensor
         prediction = unet(x, t, captions[caption.masked_fill(dropped, 0)]).sample
         snr = alphas[t] / (1 - alphas[t])
         weight = snr.clamp(max=recipe.snr_gamma) / snr
-        return (weight * (prediction - eps).square().mean(dim=(1, 2, 3))).mean()
+        losses = weight * (prediction - eps).square().mean(dim=(1, 2, 3))
+        if recipe.filter is None:
+            return losses.mean()
+        with torch.no_grad():
+            uncond = unet(x, t, captions[torch.zeros_like(caption)]).sample
+        return mean_of_kept(losses, memorized_sample_filter(prediction, uncond, threshold=recipe.filter))
 
     return loss
 

@@ -1,0 +1,168 @@
+"""What inference-time mitigations leave of the copies, and what they cost in alignment: ours and the baselines.
+
+    python benchmarks/mitigation.py
+
+Memorized prompts are those planted a hundred times or more. Every setting runs on all of them; none is chosen. Writes
+docs/results/mitigation.{json,md} and mitigation.svg.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+import torch
+from common import GUIDANCE, OUT, STEPS, halves, matches, often, planted, table, write
+from matplotlib.figure import Figure
+from tqdm import tqdm
+
+from unmemorize.core.model import Condition
+from unmemorize.core.sample import generate, generators
+from unmemorize.jobs.guard import Guard
+from unmemorize.metrics.ranking import rate_interval
+from unmemorize.mitigate.perturb import add_embedding_noise, add_random_numbers, add_random_words, repeat_random_words
+from unmemorize.mitigate.prompt import lower_at_start
+from unmemorize.models.load import load
+from unmemorize.testbed.alignment import Alignment
+
+SEEDS = (300, 301)
+Change = Callable[[list[str], list[int]], Condition]
+
+
+def changes(model, ordinary: float) -> dict[tuple[str, str], Change]:
+    """Every setting, by method and strength: prompts and seeds to a condition."""
+
+    def texts(change) -> Change:
+        return lambda prompts, seeds: model.encode([change(p, s) for p, s in zip(prompts, seeds, strict=True)])
+
+    def lowered(target: float) -> Change:
+        return lambda prompts, seeds: lower_at_start(
+            model, model.encode(prompts), seeds=seeds, target=target * ordinary, steps=STEPS, iterations=10
+        )[0]
+
+    def noisy(scale: float) -> Change:
+        def change(prompts: list[str], seeds: list[int]) -> Condition:
+            cond = model.encode(prompts)
+            rows = [add_embedding_noise(e, scale=scale, seed=s) for e, s in zip(cond.embeds, seeds, strict=True)]
+            return replace(cond, embeds=torch.stack(rows))
+
+        return change
+
+    vocabulary = model.vocabulary
+    every: dict[tuple[str, str], Change] = {("none", ""): texts(lambda p, s: p)}
+    for target in (2.0, 1.5, 1.25, 1.0, 0.75, 0.5):
+        every["lower the magnitude", f"{target}× ordinary"] = lowered(target)
+    for n in (1, 2, 4, 8):
+        every["random words", str(n)] = texts(lambda p, s, n=n: add_random_words(p, vocabulary, count=n, seed=s))
+        every["random numbers", str(n)] = texts(lambda p, s, n=n: add_random_numbers(p, count=n, seed=s))
+        every["repeated words", str(n)] = texts(lambda p, s, n=n: repeat_random_words(p, count=n, seed=s))
+    for scale in (0.1, 0.3, 1.0, 2.0):
+        every["embedding noise", str(scale)] = noisy(scale)
+    return every
+
+
+def run(model, change: Change, prompts, align: Alignment) -> dict:
+    """Copy rate, similarity and alignment of one setting, and its denoiser evaluations a picture."""
+    texts, seeds = [p.text for p in prompts for _ in SEEDS], list(SEEDS) * len(prompts)
+    before, images = model.evaluations, []
+    for i in range(0, len(texts), 16):
+        t, s = texts[i : i + 16], seeds[i : i + 16]
+        images.append(generate(model, change(t, s), seeds=s, steps=STEPS, guidance=GUIDANCE))
+    made = torch.cat(images)
+    copies, similarity = matches(made)
+    hits = np.reshape(copies, (len(prompts), -1)).sum(1)
+    rate = rate_interval(hits.tolist(), [len(SEEDS)] * len(prompts))
+    return {
+        "copy_rate": [rate.value, rate.low, rate.high],
+        "similarity": float(np.mean(similarity)),
+        "alignment": align(made, texts).mean().item(),
+        "evaluations": (model.evaluations - before) / len(texts),
+    }
+
+
+def guarded(model, memorized, ordinary, align: Alignment) -> dict:
+    """The guard as users meet it, calibrated on one half of the negatives, on memorized prompts and the other half."""
+    calibration, fresh = halves(ordinary)
+    pipe = model.pipe
+    pipe.set_progress_bar_config(disable=True)
+    guard = Guard(pipe, ordinary=[p.text for p in calibration])
+    result = {}
+    for name, prompts in (("memorized", memorized), ("fresh ordinary", fresh)):
+        acted, images, texts, plain = [], [], [], []
+        for seed in SEEDS:
+            for i in range(0, len(prompts), 16):
+                part = [p.text for p in prompts[i : i + 16]]
+                how = {"num_inference_steps": STEPS, "guidance_scale": GUIDANCE, "output_type": "pt"}
+                made = guard(part, generator=generators([seed] * len(part)), **how).images
+                acted += guard.outcome.acted
+                images.append(made)
+                if name == "memorized":
+                    plain.append(pipe(part, generator=generators([seed] * len(part)), **how).images)
+                texts += part
+        made = torch.cat(images)
+        copies, _ = matches(made)
+        result[name] = {"acted": float(np.mean(acted)), "copy_rate": float(np.mean(copies))}
+        if plain:
+            unguarded = torch.cat(plain)
+            result[name] |= {
+                "copy_rate_without": float(np.mean(matches(unguarded)[0])),
+                "alignment": align(made, texts).mean().item(),
+                "alignment_without": align(unguarded, texts).mean().item(),
+            }
+    limits = guard.outcome.limits
+    return result | {"threshold": limits.threshold, "target": limits.target}
+
+
+def figure(numbers: dict, path) -> None:
+    """Similarity against alignment, one line a method."""
+    chart = Figure(figsize=(6, 4), layout="constrained")
+    axis = chart.subplots()
+    for method in dict.fromkeys(row["method"] for row in numbers["settings"]):
+        rows = [row for row in numbers["settings"] if row["method"] == method]
+        style = {"color": "black", "marker": "*", "markersize": 12} if method == "none" else {"marker": "o"}
+        axis.plot([r["alignment"] for r in rows], [r["similarity"] for r in rows], label=method, **style)
+    axis.axhline(0.5, color="grey", linestyle=":", linewidth=1)
+    axis.set(xlabel="alignment with the prompt", ylabel="similarity to the nearest training picture")
+    axis.legend(frameon=False)
+    chart.savefig(path, metadata={"Date": None})
+
+
+def main() -> None:
+    model = load("testbed")
+    align = Alignment(model)
+    memorized, ordinary = planted(often), planted(lambda p: p.kind == "negative")
+    guard = guarded(model, memorized, ordinary, align)
+    rows = []
+    for (method, strength), change in tqdm(changes(model, guard["target"]).items(), "settings"):
+        rows.append({"method": method, "strength": strength} | run(model, change, memorized, align))
+    numbers = {"settings": rows, "guard": guard}
+    base = rows[0]
+    lines = [
+        [
+            row["method"],
+            row["strength"],
+            "{:.2f} [{:.2f}, {:.2f}]".format(*row["copy_rate"]),
+            f"{row['similarity']:.2f}",
+            f"{row['alignment']:.3f} ({row['alignment'] / base['alignment'] - 1:+.0%})",
+            f"{row['evaluations']:.0f}",
+        ]
+        for row in rows
+    ]
+    figure(numbers, OUT / "mitigation.svg")
+    head = ["method", "strength", "copy rate", "similarity", "alignment", "evaluations a picture"]
+    m, f = guard["memorized"], guard["fresh ordinary"]
+    summary = [
+        ["memorized", f"{m['acted']:.1%}", f"{m['copy_rate_without']:.2f}", f"{m['copy_rate']:.2f}",
+         f"{m['alignment'] / m['alignment_without'] - 1:+.1%}"],
+        ["fresh ordinary", f"{f['acted']:.1%}", "–", f"{f['copy_rate']:.2f}", "–"],
+    ]  # fmt: skip
+    heads = ["prompts", "the guard acted on", "copy rate without", "with the guard", "alignment"]
+    page = [*table(head, lines), "", "![Similarity against alignment](results/mitigation.svg)", "",
+            f"The guard, at threshold {guard['threshold']:.2f} and target {guard['target']:.2f}:", "",
+            *table(heads, summary)]  # fmt: skip
+    write("mitigation", numbers, page)
+
+
+if __name__ == "__main__":
+    main()
