@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 
@@ -141,3 +142,22 @@ def make_gaussian():
 def gaussian():
     """A model that memorizes nothing."""
     return build_gaussian()
+
+
+@pytest.fixture
+def call(monkeypatch, capsys):
+    """Run the command line in this process: exit code, what it printed, what it complained of."""
+
+    from unmemorize import cli
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["unmemorize", *map(str, arguments)])
+        code = 0
+        try:
+            cli.main()
+        except SystemExit as stop:
+            code = stop.code or 0
+        printed = capsys.readouterr()
+        return code, printed.out, printed.err
+
+    return run

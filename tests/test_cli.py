@@ -9,25 +9,6 @@ import sys
 import pytest
 from PIL import Image
 
-from unmemorize import cli
-
-
-@pytest.fixture
-def call(monkeypatch, capsys):
-    """Run the command line in this process: exit code, what it printed, what it complained of."""
-
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["unmemorize", *map(str, arguments)])
-        code = 0
-        try:
-            cli.main()
-        except SystemExit as stop:
-            code = stop.code or 0
-        printed = capsys.readouterr()
-        return code, printed.out, printed.err
-
-    return run
-
 
 @pytest.fixture
 def inputs(tmp_path):
