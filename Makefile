@@ -29,6 +29,12 @@ lint: $(READY) ## Check style, types, imports between layers, and sizes
 
 results: $(READY) ## Measure the published numbers again
 	$(BIN)/python benchmarks/testbed.py
+	$(BIN)/python benchmarks/detection.py
+	$(BIN)/python benchmarks/explanation.py
+	$(BIN)/python benchmarks/mitigation.py
+	$(BIN)/python benchmarks/training_filter.py
+	$(BIN)/python benchmarks/detection_speed.py
+	$(BIN)/python benchmarks/page.py
 
 docs: $(READY) ## Build the documentation into docs/_build
 	$(BIN)/sphinx-build --quiet --fail-on-warning --keep-going docs docs/_build

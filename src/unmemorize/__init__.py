@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from unmemorize.audit import AuditSpec, run_audit
     from unmemorize.core.sample import generate, trajectory
+    from unmemorize.jobs.guard import Guard as guard
     from unmemorize.models.load import load, wrap
 
 __version__ = "0.1.0"
@@ -15,11 +16,12 @@ _HOMES = {
     "AuditSpec": "unmemorize.audit",
     "run_audit": "unmemorize.audit",
     "generate": "unmemorize.core.sample",
+    "guard": "unmemorize.jobs.guard",
     "load": "unmemorize.models.load",
     "trajectory": "unmemorize.core.sample",
     "wrap": "unmemorize.models.load",
 }
-__all__ = ["AuditSpec", "__version__", "generate", "load", "run_audit", "trajectory", "wrap"]
+__all__ = ["AuditSpec", "__version__", "generate", "guard", "load", "run_audit", "trajectory", "wrap"]
 
 
 def __getattr__(name: str) -> Any:

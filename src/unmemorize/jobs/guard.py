@@ -156,6 +156,9 @@ class Guard:
         return Limits(conformal_threshold(scores, false_alarms=self._false_alarms), statistics.median(scores))
 
 
+guard = Guard  # in code it reads as a verb: guard(pipe)(prompt=…)
+
+
 class _Call:
     """A call of the UNet, which can be made again for some of its rows, with other embeddings or latents."""
 

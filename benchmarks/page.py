@@ -1,0 +1,58 @@
+"""Put the measured parts together as docs/results.md.
+
+    python benchmarks/page.py
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from common import OUT
+
+from unmemorize.core.run import atomic
+
+HEAD = """# Results
+
+Everything here was measured on the shipped testbed by `make results`; this page is put together from the parts it writes in
+`docs/results/`. Intervals are 95% bootstraps over clusters of related prompts. Small models show signs and orders of
+effects; their values do not carry over to large ones.
+"""
+PARTS = {
+    "testbed": ("What the models copy", "Every prompt of the plan, two seeds, 16 sampling steps, guidance 7.5."),
+    "detection": (
+        "Detection",
+        "The text-conditional magnitude (Wen et al. 2024) of planted prompts against the negatives, with the control "
+        "that sees the text alone. The twin was trained on the same pictures without the duplicates: what the score "
+        "finds there is not memory.",
+    ),
+    "explanation": (
+        "Explanation",
+        "Word families: captions that share one word, planted with near-duplicates of one picture. How often that word "
+        "has the highest significance.",
+    ),
+    "mitigation": (
+        "Mitigation at inference",
+        "Prompts planted a hundred times or more, two seeds. Targets are multiples of the median of ordinary prompts; "
+        "similarity is one minus the distance ratio, a copy is 0.5 or more; alignment is the cosine of picture and "
+        "prompt in the testbed's own CLIP.",
+    ),
+    "training-filter": (
+        "Mitigation in training",
+        "The twin, fine-tuned on twelve duplicated pictures that make a quarter of every batch.",
+    ),
+    "detection-speed": ("Speed of detection", "Ratios within one run."),
+}
+
+
+def main() -> None:
+    parts = [HEAD]
+    for name, (title, what) in PARTS.items():
+        path = OUT / f"{name}.md"
+        if path.exists():
+            parts.append(f"## {title}\n\n{what}\n\n{path.read_text(encoding='utf-8')}")
+    with atomic(Path("docs/results.md")) as temporary:
+        temporary.write_text("\n".join(parts), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
