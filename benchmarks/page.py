@@ -1,6 +1,6 @@
 """Put the measured parts together as docs/results.md.
 
-    python benchmarks/page.py
+python benchmarks/page.py
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from unmemorize.core.run import atomic
 
 HEAD = """# Results
 
-Everything here was measured on the shipped testbed by `make results`; this page is put together from the parts it writes in
-`docs/results/`. Intervals are 95% bootstraps over clusters of related prompts. Small models show signs and orders of
-effects; their values do not carry over to large ones.
+Everything here was measured on the shipped testbed by `make results`; this page is put together from the parts that it
+writes in `docs/results/`. Intervals are 95% bootstraps over clusters of related prompts. Small models show signs and
+orders of effects; their values do not carry over to large ones.
 """
 PARTS = {
     "testbed": ("What the models copy", "Every prompt of the plan, two seeds, 16 sampling steps, guidance 7.5."),

@@ -14,15 +14,19 @@ from collections import defaultdict
 from pathlib import Path
 
 import pyarrow.parquet as pq
+import torch
+from common import OUT, REFERENCES, write
 from matplotlib.figure import Figure
 from PIL import Image
 from tqdm import tqdm
 
 from unmemorize.audit import AuditSpec, run_audit
+from unmemorize.data.pictures import load_image
 from unmemorize.metrics.ranking import rate_interval
+from unmemorize.models.load import load
+from unmemorize.testbed.alignment import Alignment
 
 SEEDS = (100, 101, 102, 103)
-OUT = Path("docs/results")
 MODELS = {"planted": "testbed", "twin": "testbed-twin"}
 
 
@@ -77,11 +81,11 @@ def table(runs: dict[str, Path]) -> list[dict]:
     found = {model: copies_by_prompt(run) for model, run in runs.items()}
     return [
         {"group": name, "prompts": len(ids), **{model: rate(found[model], ids) for model in runs}}
-        for name, ids in groups(prompts).items()
+        for name, ids in sorted(groups(prompts).items(), key=lambda item: item[0].startswith("**"))
     ]
 
 
-def markdown(rows: list[dict], runs: dict[str, Path]) -> str:
+def markdown(rows: list[dict], runs: dict[str, Path], shares: dict[str, float]) -> list[str]:
     """The numbers as a page."""
     lines = ["| group | prompts | planted model: copy rate | twin: copy rate |", "|---|---|---|---|"]
     for row in rows:
@@ -93,7 +97,33 @@ def markdown(rows: list[dict], runs: dict[str, Path]) -> str:
         detector, control = summary["detector"], summary["text_control"]["auc"]
         cells = ["{value:.3f} [{low:.3f}, {high:.3f}]".format(**c) for c in (detector["auc"], detector["tpr"], control)]
         lines.append(f"| noise-gap, {model} | " + " | ".join(cells) + " |")
-    return "\n".join(lines) + "\n"
+    lines += ["", "| pictures of negatives | own caption among the best 5 of all |", "|---|---|"]
+    return lines + [f"| {name} | {share:.2f} |" for name, share in shares.items()]
+
+
+def recognised(runs: dict[str, Path], best: int = 5) -> dict[str, float]:
+    """Share of pictures of negatives whose own caption is among the best five of all negatives' captions.
+
+    Judged by the testbed's own CLIP; also for the training pictures themselves, and by chance.
+    """
+    model = load("testbed")
+    align = Alignment(model)
+    prompts = pq.read_table(runs["planted"] / "scores" / "prompts.parquet").to_pylist()
+    captions = {p["id"]: p["prompt"] for p in prompts if p["kind"] == "negative"}
+    columns, text = {i: k for k, i in enumerate(captions)}, align.captions(list(captions.values()))
+
+    def share(ids: list[str], images: torch.Tensor) -> float:
+        cosine = align.pictures(images) @ text.T
+        own = cosine[torch.arange(len(ids)), [columns[i] for i in ids]]
+        return float(((cosine > own[:, None]).sum(1) < best).double().mean())
+
+    shares = {"by chance": best / len(captions)}
+    for name, run in runs.items():
+        rows = [r for r in pq.read_table(run / "scores" / "verify.parquet").to_pylist() if r["id"] in captions]
+        shares[name] = share([r["id"] for r in rows], torch.stack([load_image(run / r["image"]) for r in rows]))
+    shipped = {name.removesuffix("-00.png"): k for k, name in enumerate(REFERENCES.names)}
+    shares["training pictures"] = share(list(captions), REFERENCES.images[[shipped[i] for i in captions]])
+    return shares
 
 
 def sheet(run: Path, kind: str, path: Path, columns: int = 24, rows: int = 8, copies: int = 0) -> None:
@@ -126,17 +156,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, help="folder of a training run, e.g. testbed-data/seed-0")
     data = parser.parse_args().data
-    OUT.mkdir(parents=True, exist_ok=True)
     runs = {model: measure(model) for model in MODELS}
-    rows = table(runs)
-    (OUT / "testbed.json").write_text(json.dumps(rows, indent=1), encoding="utf-8")
-    (OUT / "testbed.md").write_text(markdown(rows, runs), encoding="utf-8")
+    rows, shares = table(runs), recognised(runs)
+    write("testbed", rows, markdown(rows, runs, shares))
     sheet(runs["planted"], "negative", OUT / "negatives.png")
     sheet(runs["planted"], "verbatim", OUT / "copies.png", copies=100)
     sheet(runs["twin"], "verbatim", OUT / "twin.png", copies=100)
     if data:
         loss_curves(data, OUT / "loss.svg")
-    print((OUT / "testbed.md").read_text(encoding="utf-8"))
 
 
 if __name__ == "__main__":
