@@ -112,12 +112,14 @@ class Schedule(Protocol):
 class DiffusionModel(Protocol):
     """A text-to-image diffusion model, whatever its family.
 
-    `evaluations` counts denoiser evaluations, one for every row of every call of `predict`.
+    `evaluations` counts denoiser evaluations, one for every row of every call of `predict`; `training_timesteps` is how
+    many timesteps the noise schedule has.
     """
 
     name: str
     denoiser: nn.Module
     evaluations: int
+    training_timesteps: int
 
     def encode(self, prompts: Sequence[str]) -> Condition:
         """Prompts to their embeddings, as the family's own pipeline encodes them."""

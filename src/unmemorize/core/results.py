@@ -65,3 +65,20 @@ class Match:
     distance: float
     value: float
     verdict: str
+
+
+@dataclass(frozen=True)
+class Attack:
+    """Embeddings (pictures, tokens, width) by number of updates, losses (updates, pictures), and what it cost.
+
+    `evaluations` are the denoiser's, each with a backward pass to the embedding.
+    """
+
+    embeds: dict[int, Tensor]
+    losses: Tensor
+    evaluations: int
+
+    @property
+    def found(self) -> Tensor:
+        """The last embeddings, (pictures, tokens, width)."""
+        return self.embeds[max(self.embeds)]

@@ -73,6 +73,7 @@ class OracleModel:
             prediction_type=kind,
         )
         self._alphas = self._scheduler.alphas_cumprod.double()
+        self.training_timesteps = len(self._alphas)
 
     def encode(self, prompts: Sequence[str]) -> Condition:
         """Log priors over the images: 0 for those the prompt stands for, -10⁴ for the others."""

@@ -56,6 +56,7 @@ class UNetModel:
         # σ/α over training timesteps; samplers such as Euler may visit fractional ones.
         alphas = pipe.scheduler.alphas_cumprod.to(torch.float64)
         self._ratio = ((1 - alphas) / alphas).sqrt()
+        self.training_timesteps = len(alphas)
 
     @property
     def image_size(self) -> tuple[int, int]:

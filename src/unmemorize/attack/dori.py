@@ -1,0 +1,96 @@
+"""DoRI: search the text-embedding space for what brings a given picture back."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from unmemorize.core.hooks import frozen
+from unmemorize.core.model import Condition, DiffusionModel
+from unmemorize.core.results import Attack
+from unmemorize.core.sample import generators
+
+
+@dataclass(frozen=True)
+class Dori:
+    """The attack's settings: updates, learning rate, and noisy versions of the picture an update looks at."""
+
+    steps: int = 50
+    lr: float = 0.1
+    batch: int = 8
+
+
+def dori(
+    model: DiffusionModel,
+    latents: Tensor,
+    init: Tensor,
+    *,
+    seeds: Sequence[int],
+    how: Dori = Dori(),
+    keep: Collection[int] = (),
+    rows: int = 64,
+) -> Attack:
+    """Find, for each picture, an embedding under which the model denoises it from any noise.
+
+    Every update draws fresh noise and timesteps and lowers ‖ε − ε_θ(x_t, t, y)‖² by y alone, with Adam: without fresh
+    noise the embedding would fit one path. Whatever hooks and edits are active stay so. Pictures are attacked together,
+    and each with its own seed: what comes out does not depend on which others share the batch.
+
+    Paper: Kowalczuk et al. 2026, the adversarial embedding (50 updates, learning rate 0.1, batch 8).
+    Differs: the latent is the mode of the VAE's, once; the paper does not say.
+
+    Args:
+        model: The model to attack, with its edits applied.
+        latents: The pictures' latents, (n, c, h, w).
+        init: The embeddings to start from, (n, tokens, width).
+        seeds: One a picture, for noise and timesteps.
+        how: Settings.
+        keep: Numbers of updates after which to keep the embeddings too, 0 for the start; the last are always kept.
+        rows: The largest number of rows in one evaluation of the denoiser.
+
+    Returns:
+        The embeddings by number of updates, the losses and the denoiser evaluations.
+    """
+    before, size = model.evaluations, max(rows // how.batch, 1)
+    parts = [slice(i, i + size) for i in range(0, len(latents), size)]
+    with frozen(model.denoiser):
+        found = [_attack(model, latents[part], init[part], seeds[part], how, {*keep, how.steps}) for part in parts]
+    embeds = {step: torch.cat([part[0][step] for part in found]) for step in found[0][0]}
+    return Attack(embeds, torch.cat([part[1] for part in found], dim=1), model.evaluations - before)
+
+
+def _attack(
+    model: DiffusionModel, latents: Tensor, init: Tensor, seeds: Sequence[int], how: Dori, keep: set[int]
+) -> tuple[dict[int, Tensor], Tensor]:
+    """Pictures whose rows fit into one evaluation together."""
+    streams = generators(seeds)
+    x0 = latents.repeat_interleave(how.batch, dim=0)
+    y = init.detach().float().clone().requires_grad_()
+    optimizer = torch.optim.Adam([y], lr=how.lr)
+    kept, losses = {0: init.detach().clone()} if 0 in keep else {}, []
+    for step in range(1, how.steps + 1):
+        t, noise = _draw(model, latents, streams, how.batch)
+        x = model.add_noise(x0, noise, t)
+        with torch.enable_grad():
+            cond = Condition(y.to(init.dtype).repeat_interleave(how.batch, dim=0))
+            errors = (model.predict(x, t, cond).eps.float() - noise.float()).square().mean(dim=(1, 2, 3))
+            loss = errors.reshape(len(latents), how.batch).mean(dim=1)
+            total = loss.sum()
+        (y.grad,) = torch.autograd.grad(total, y)
+        optimizer.step()
+        losses.append(loss.detach().cpu())
+        if step in keep:
+            kept[step] = y.detach().to(init.dtype).clone()
+    return kept, torch.stack(losses) if losses else torch.empty(0, len(latents))
+
+
+def _draw(
+    model: DiffusionModel, latents: Tensor, streams: Sequence[torch.Generator], batch: int
+) -> tuple[Tensor, Tensor]:
+    """Timesteps and noise for `batch` rows of every picture, from the picture's own stream."""
+    times = [torch.randint(1, model.training_timesteps, (batch,), generator=g) for g in streams]
+    noise = [torch.randn(batch, *latents.shape[1:], generator=g, dtype=torch.float32) for g in streams]
+    return torch.cat(times).to(latents.device), torch.cat(noise).to(latents)
