@@ -8,18 +8,20 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from unmemorize.audit import AuditSpec, run_audit
     from unmemorize.core.sample import generate, trajectory
+    from unmemorize.mitigate.weights import Edit
     from unmemorize.models.load import load, wrap
 
 __version__ = "0.1.0"
 _HOMES = {
     "AuditSpec": "unmemorize.audit",
+    "Edit": "unmemorize.mitigate.weights",
     "run_audit": "unmemorize.audit",
     "generate": "unmemorize.core.sample",
     "load": "unmemorize.models.load",
     "trajectory": "unmemorize.core.sample",
     "wrap": "unmemorize.models.load",
 }
-__all__ = ["AuditSpec", "__version__", "generate", "load", "run_audit", "trajectory", "wrap"]
+__all__ = ["AuditSpec", "Edit", "__version__", "generate", "load", "run_audit", "trajectory", "wrap"]
 
 
 def __getattr__(name: str) -> Any:

@@ -1,0 +1,1 @@
+"""Ways to keep a model from repeating what it memorized. One technique per file."""
