@@ -9,11 +9,13 @@ if TYPE_CHECKING:
     from unmemorize.audit import AuditSpec, run_audit
     from unmemorize.core.sample import generate, trajectory
     from unmemorize.jobs.guard import Guard as guard
+    from unmemorize.mitigate.weights import Edit
     from unmemorize.models.load import load, wrap
 
 __version__ = "0.1.0"
 _HOMES = {
     "AuditSpec": "unmemorize.audit",
+    "Edit": "unmemorize.mitigate.weights",
     "run_audit": "unmemorize.audit",
     "generate": "unmemorize.core.sample",
     "guard": "unmemorize.jobs.guard",
@@ -21,7 +23,7 @@ _HOMES = {
     "trajectory": "unmemorize.core.sample",
     "wrap": "unmemorize.models.load",
 }
-__all__ = ["AuditSpec", "__version__", "generate", "guard", "load", "run_audit", "trajectory", "wrap"]
+__all__ = ["AuditSpec", "Edit", "__version__", "generate", "guard", "load", "run_audit", "trajectory", "wrap"]
 
 
 def __getattr__(name: str) -> Any:

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from unmemorize.core.hooks import frozen, patched, record, replaced
+from unmemorize.core.hooks import frozen, observed, patched, record, replaced
 
 
 class Boom(Exception):
@@ -61,6 +61,26 @@ def test_hooks_are_gone_afterwards_even_after_an_exception(net, how):
         raise Boom
     assert hooks(net) == 0
     assert torch.equal(net(X), before)
+
+
+def test_observed_sees_the_input_of_every_call_and_changes_nothing(net):
+    """What goes into a submodule is shown call by call; afterwards no hook is left, after an exception either."""
+    before, seen = net(X), []
+
+    def block():
+        with observed(net, {"2": seen.append}):
+            assert torch.equal(net(X), before)
+            net(2 * X)
+            raise Boom
+
+    with pytest.raises(Boom):
+        block()
+    net(X)
+    assert [torch.equal(x, torch.relu(net[0](k * X))) for x, k in zip(seen, (1, 2), strict=True)] == [True, True]
+    assert not any(module._forward_pre_hooks for module in net.modules())
+    with pytest.raises(KeyError), observed(net, {"0": seen.append, "nowhere": seen.append}):
+        pass
+    assert not any(module._forward_pre_hooks for module in net.modules())
 
 
 def test_hooks_placed_before_an_unknown_name_are_removed(net):

@@ -45,6 +45,21 @@ def patched(module: nn.Module, changes: Mapping[str, Callable[[Tensor], Tensor]]
 
 
 @contextmanager
+def observed(module: nn.Module, watchers: Mapping[str, Callable[[Tensor], None]]) -> Iterator[None]:
+    """Show the input of each named submodule, call by call, to a function each.
+
+    Raises:
+        KeyError: A name is not a submodule's.
+    """
+    submodules = dict(module.named_modules())
+    with ExitStack() as stack:
+        for name, watch in watchers.items():
+            handle = submodules[name].register_forward_pre_hook(lambda _m, given, watch=watch: watch(given[0]))
+            stack.callback(handle.remove)
+        yield
+
+
+@contextmanager
 def replaced(module: nn.Module, weights: Mapping[str, Tensor]) -> Iterator[None]:
     """Put other values into the named parameters; the old ones come back bit for bit.
 

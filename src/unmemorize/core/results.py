@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from torch import Tensor
+
+Units = Literal["channels", "weights"]
 
 
 @dataclass(frozen=True)
@@ -82,3 +86,50 @@ class Attack:
     def found(self) -> Tensor:
         """The last embeddings, (pictures, tokens, width)."""
         return self.embeds[max(self.embeds)]
+
+
+@dataclass(frozen=True)
+class PromptUnits:
+    """The units found for one prompt, as in `Localization`, and what was measured on the way."""
+
+    prompt: str
+    masks: Mapping[str, Tensor]
+    facts: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Localization:
+    """Where a denoiser holds what it memorized, by module name.
+
+    A mask is boolean: (out,) for the output channels of a value projection, (out, in) for the entries of a weight
+    matrix, as `units` says. Modules without any are left out. `evaluations` is what the search cost the denoiser.
+    """
+
+    method: str
+    units: Units
+    masks: Mapping[str, Tensor]
+    parameters: Mapping[str, bool | int | float | str]
+    seeds: tuple[int, ...]
+    prompts: tuple[str, ...]
+    evaluations: int
+    per_prompt: tuple[PromptUnits, ...] = ()
+
+    @property
+    def per_layer(self) -> dict[str, int]:
+        """How many units each module has."""
+        return {name: int(mask.sum()) for name, mask in self.masks.items()}
+
+    @property
+    def selected(self) -> int:
+        """How many units there are."""
+        return sum(self.per_layer.values())
+
+
+def union(parts: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """The units that are in any of the parts; modules without any are left out."""
+    masks: dict[str, Tensor] = {}
+    for part in parts:
+        for name, mask in part.items():
+            if mask.any():
+                masks[name] = masks[name] | mask if name in masks else mask
+    return dict(sorted(masks.items()))

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
-import json
 import os
 from pathlib import Path
 
@@ -14,7 +12,7 @@ from safetensors import SafetensorError
 from transformers.utils import logging as transformers_logging
 
 from unmemorize.core.errors import NotApplicable, UserError
-from unmemorize.core.run import digest
+from unmemorize.core.fingerprint import pipeline_fingerprint
 from unmemorize.models.unet import UNetModel
 
 ASSETS = Path(__file__).parent.parent / "testbed" / "assets"
@@ -50,17 +48,7 @@ def load(path: str, *, dtype: torch.dtype | None = None, device: str | None = No
 
 def fingerprint(model: UNetModel) -> str:
     """A hash of the weights of denoiser, text encoder and VAE, and of the noise schedule."""
-    modules = {"denoiser": model.denoiser, "text_encoder": model.pipe.text_encoder, "vae": model.pipe.vae}
-    tensors = ((f"{k}.{name}", p) for k, m in modules.items() for name, p in sorted(m.state_dict().items()))
-    # diffusers' own notes in a config start with an underscore: its version, and a list in an order of chance.
-    settings = {k: v for k, v in model.pipe.scheduler.config.items() if not k.startswith("_")}
-    schedule = json.dumps([type(model.pipe.scheduler).__name__, settings], sort_keys=True, default=str).encode()
-    weights = (part for name, p in tensors for part in (name.encode(), _bytes(p)))
-    return digest(itertools.chain([schedule], weights))
-
-
-def _bytes(tensor: torch.Tensor) -> bytes:
-    return tensor.detach().cpu().flatten().view(torch.uint8).numpy().tobytes()
+    return pipeline_fingerprint(model.pipe)
 
 
 def _pipeline(path: str, dtype: torch.dtype) -> StableDiffusionPipeline:

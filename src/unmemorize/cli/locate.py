@@ -1,0 +1,81 @@
+"""`unmemorize locate` and `unmemorize apply`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+from rich.table import Table
+
+from unmemorize.cli.app import Column, Json, Model, Prompts, app, bars, out
+
+
+@app.command()
+def locate(
+    model: Model = "testbed",
+    method: Annotated[Literal["nemo", "wanda"], typer.Option(help="How to look.")] = "nemo",
+    prompts: Prompts = "",
+    column: Column = "",
+    edit: Annotated[str, typer.Option("--out", help="Where to write the edit: NAME.safetensors.")] = "edit.safetensors",
+    ordinary: Annotated[str, typer.Option(help="NeMo: file of prompts that are not memorized.")] = "",
+    layers: Annotated[
+        Literal["down-mid", "all"], typer.Option(help="NeMo: as the paper, or every cross-attention.")
+    ] = "down-mid",
+    threshold: Annotated[float | None, typer.Option(help="NeMo: SSIM that counts as memorized; calibrated.")] = None,
+    min_theta: Annotated[float, typer.Option(help="NeMo: smallest z-score of an unusual channel.")] = 1.0,
+    refine: Annotated[bool, typer.Option(help="NeMo: free what the channels do without.")] = True,
+    sparsity: Annotated[float, typer.Option(help="Wanda: share of each weight row.")] = 0.01,
+    per_prompt: Annotated[bool, typer.Option("--per-prompt", help="Wanda: choose prompt by prompt.")] = False,
+    cache: Annotated[str, typer.Option(help="Folder for statistics; the user's cache folder by default.")] = "",
+    as_json: Json = False,
+) -> None:
+    """Find the channels (NeMo) or weights (Wanda) that hold memorized pictures, and save their removal as an edit."""
+    # Imported here so that --help and mistakes in options answer at once.
+    from unmemorize.jobs.locate import LocateSpec
+    from unmemorize.jobs.locate import locate as run_locate
+
+    spec = LocateSpec(
+        model=model,
+        method=method,
+        prompts=prompts,
+        column=column,
+        ordinary=ordinary,
+        layers=layers,
+        threshold=threshold,
+        min_theta=min_theta,
+        refine=refine,
+        sparsity=sparsity,
+        per_prompt=per_prompt,
+        cache=cache,
+    )
+    with bars() as progress:
+        found, _ = run_locate(spec, Path(edit), progress)
+    if as_json:
+        keys = ("method", "units", "selected", "per_layer", "evaluations")
+        print(json.dumps({key: getattr(found, key) for key in keys}))
+        return
+    table = Table("layer", found.units)
+    for name, count in found.per_layer.items():
+        table.add_row(name, str(count))
+    if found.selected:
+        out.print(table)
+    else:
+        out.print("none of the prompts is memorized: the edit is empty")
+    out.print(f"{found.selected} {found.units}, {found.evaluations} denoiser evaluations", highlight=False)
+    out.print(f"edit: {edit}", highlight=False, markup=False, soft_wrap=True)
+
+
+@app.command()
+def apply(
+    model: Model,
+    edit: Annotated[str, typer.Argument(help="An edit: NAME.safetensors, with its .json beside it.")],
+    folder: Annotated[str, typer.Option("--out", help="A new folder for the edited pipeline.")],
+    force: Annotated[bool, typer.Option("--force", help="Also if the edit was made for another model.")] = False,
+) -> None:
+    """Write a model with an edit applied, as a folder that from_pretrained loads."""
+    from unmemorize.jobs.locate import apply_edit
+
+    apply_edit(model, Path(edit), Path(folder), force=force)
+    print(folder)

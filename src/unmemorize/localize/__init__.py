@@ -1,0 +1,1 @@
+"""Where a denoiser holds what it memorized. One technique per file."""

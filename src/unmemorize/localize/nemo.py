@@ -1,0 +1,161 @@
+"""NeMo: the value channels of cross-attention that make a prompt's noise predictions alike whatever the seed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+
+import torch
+from torch import Tensor
+
+from unmemorize.core.errors import UserError
+from unmemorize.core.model import DiffusionModel
+from unmemorize.core.results import Localization, PromptUnits, union
+from unmemorize.core.run import Progress
+from unmemorize.localize.layers import Reach, check_finite, value_projections
+from unmemorize.localize.probe import Probe, refine
+from unmemorize.localize.reference import SEEDS, Reference, Start, activations
+from unmemorize.metrics.ssim import pairwise_ssim, scales_for
+
+PAPER_THRESHOLD = 0.428  # Stable Diffusion 1.4
+SLACK = 1e-3  # or rounding decides whether a channel without effect is freed, where the limit is what was just measured
+ROUNDS = 8  # of the sweep tested at a time
+
+
+@dataclass(frozen=True)
+class NemoSettings:
+    """How to search: layers, seeds, the similarity that counts as memorized, and the sweep of z-scores.
+
+    The sweep goes from `start` down to `minimum` in steps of `decrement`; without `refine` all that it chose is kept.
+    No `threshold` stands for the calibrated one. `batch` is how many rows the denoiser is given at a time, which
+    changes no result.
+    """
+
+    layers: Reach = "down-mid"
+    seeds: tuple[int, ...] = SEEDS
+    threshold: float | None = None
+    start: float = 5.0
+    decrement: float = 0.25
+    minimum: float = 1.0
+    refine: bool = True
+    batch: int = 64
+
+
+def nemo(
+    model: DiffusionModel,
+    prompts: Sequence[str],
+    reference: Reference,
+    settings: NemoSettings | None = None,
+    progress: Progress = lambda stage, done, total: None,
+) -> Localization:
+    """Find, prompt by prompt, the value channels whose blocking makes a memorized prompt's predictions differ by seed.
+
+    A prompt is memorized where two seeds' noise differences have an SSIM above the threshold; others get no channels.
+    Channels are blocked that are unusual for the prompt, |a − μ| / σ > θ, or among the k strongest of their layer,
+    with θ falling and k rising until SSIM(free, blocked) ≤ threshold at every memorized seed. Then whole layers and
+    then single channels are freed again, deepest first, wherever it stays so. Where no θ suffices, the SSIM that the
+    last one reached takes the threshold's place, and the prompt's fact `hidden` is 0.
+
+    Paper: Hintersdorf et al. 2024, "Finding NeMo".
+    Reference implementation: ml-research/localizing_memorization_in_diffusion_models.
+    Differs: predictions are those of the first sampling step and none is discarded; the SSIM of a pair depends on that
+    pair alone; θ = `minimum` is tried, too; small latents have fewer scales; sets are tested in batches, and at the
+    seed that was hardest first, which changes the cost and not the result.
+
+    Raises:
+        NotApplicable: The model has no cross-attention in these layers.
+        UserError: Fewer than two seeds, an empty sweep, weights that are not finite, or another model's statistics.
+    """
+    settings = settings or NemoSettings()
+    if len(settings.seeds) < 2 or settings.decrement <= 0 or not 0 <= settings.minimum <= settings.start:
+        raise UserError("NeMo needs two seeds or more, and a minimum z-score between 0 and the start of the sweep")
+    check_finite(model.denoiser)
+    before, layers = model.evaluations, value_projections(model.denoiser, settings.layers)
+    if any(reference.mean[n].shape != (m.out_features,) if n in reference.mean else True for n, m in layers.items()):
+        raise UserError("the statistics of ordinary prompts are another model's: measure this one's")
+    start = Start.of(model, settings.seeds)
+    threshold = reference.threshold if settings.threshold is None else settings.threshold
+    found = []
+    for prompt in prompts:
+        cond = model.encode([prompt])
+        free, values = start.unblocked(model, cond)[0], activations(layers, cond)
+        strength = pairwise_ssim(free, scales_for(*free.shape[-2:])).amax(1).cpu()
+        kept = strength.argsort(descending=True, stable=True)[: int((strength > threshold).sum())]
+        facts: dict[str, float] = {"strength": float(strength.max()), "seeds": len(kept)}
+        masks: dict[str, Tensor] = {}
+        if len(kept):
+            widths = {name: layer.out_features for name, layer in layers.items()}
+            probe = Probe(model, cond, start, free, kept, widths, settings.batch)
+            blocked, more = search(probe, sweep(values, reference, settings), threshold, refined=settings.refine)
+            masks, facts = union([probe.by_name(blocked)]), facts | more
+        found.append(PromptUnits(prompt, masks, facts))
+        progress("locate", len(found), len(prompts))
+    return _localization(found, settings, reference, threshold, start, model.evaluations - before)
+
+
+def _localization(
+    found: Sequence[PromptUnits],
+    settings: NemoSettings,
+    reference: Reference,
+    threshold: float,
+    start: Start,
+    evaluations: int,
+) -> Localization:
+    scales = scales_for(*start.x.shape[-2:])
+    sweep_settings = {k: v for k, v in asdict(settings).items() if k not in ("seeds", "batch")}
+    measured = {"threshold": threshold, "scales": scales.count, "window": scales.window, "ordinary": reference.prompts}
+    return Localization(
+        method="nemo",
+        units="channels",
+        masks=union([prompt.masks for prompt in found]),
+        parameters=sweep_settings | measured,
+        seeds=settings.seeds,
+        prompts=tuple(prompt.prompt for prompt in found),
+        evaluations=evaluations,
+        per_prompt=tuple(found),
+    )
+
+
+def sweep(values: Mapping[str, Tensor], reference: Reference, settings: NemoSettings) -> Tensor:
+    """The channels that each θ and k choose for one prompt's activations: (rounds, channels), each round once."""
+    rounds = []
+    for k in range(int((settings.start - settings.minimum) / settings.decrement + 1e-9) + 1):
+        chosen = []
+        for name, (a,) in values.items():
+            mean, std = reference.mean[name].to(a), reference.std[name].to(a)
+            mask = (a - mean).abs() / std.clamp(min=1e-12) > settings.start - k * settings.decrement
+            mask[a.topk(min(k, len(a))).indices] = True
+            chosen.append(mask.cpu())
+        rounds.append(torch.cat(chosen))
+    return torch.stack(rounds).unique_consecutive(dim=0)
+
+
+def search(probe: Probe, rounds: Tensor, threshold: float, *, refined: bool = True) -> tuple[Tensor, dict[str, float]]:
+    """The first round that brings the strength down to the threshold, less what it does without: (channels,), facts."""
+    blocked, limit, reached = rounds[-1], threshold, None
+    for some in rounds.split(ROUNDS):
+        values = probe.strengths(some, threshold, expected=False)
+        if values[-1] <= threshold:
+            blocked, reached = some[len(values) - 1], values[-1]
+            break
+    hidden = reached is not None
+    if reached is None:
+        reached = probe.strength(blocked)
+        limit = reached + SLACK
+    facts = {"hidden": float(hidden), "initial": int(blocked.sum()), "initial_ssim": reached}
+    for items in (_by_layer(probe), _by_channel(probe)) if refined else ():
+        items = items & blocked
+        blocked, reached = refine(probe, blocked, items[items.any(1)], limit, reached)
+    return blocked, facts | {"channels": int(blocked.sum()), "ssim": reached}
+
+
+def _by_layer(probe: Probe) -> Tensor:
+    """The channels of each layer, deepest first: (layers, channels)."""
+    layer = torch.repeat_interleave(torch.arange(len(probe.widths)), torch.tensor(list(probe.widths.values())))
+    return layer == torch.arange(len(probe.widths)).flip(0)[:, None]
+
+
+def _by_channel(probe: Probe) -> Tensor:
+    """Single channels, those of the deepest layer first: (channels, channels)."""
+    layer = _by_layer(probe).int().argmax(0)
+    return torch.eye(len(layer), dtype=torch.bool)[layer.argsort(stable=True)]

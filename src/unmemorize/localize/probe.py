@@ -1,0 +1,111 @@
+"""Block sets of value channels and see how alike the noise predictions stay: many sets in one call of the denoiser."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from unmemorize.core.hooks import patched
+from unmemorize.core.model import Condition, DiffusionModel
+from unmemorize.localize.reference import Start
+from unmemorize.metrics.ssim import scales_for, ssim
+
+WIDEST = 32  # sets tested ahead of need
+
+
+class Probe:
+    """One prompt's noise differences with value channels blocked.
+
+    A set of channels is a boolean vector over all layers of `widths` in their order, (channels,); several are rows. All
+    are on the CPU.
+
+    Args:
+        model: The model.
+        cond: The prompt, one row.
+        start: The first sampling step.
+        free: Differences with nothing blocked, (seeds, c, h, w).
+        seeds: Which of the seeds to look at, the hardest to change first.
+        widths: Channels by module name.
+        batch: Rows per call.
+    """
+
+    def __init__(
+        self,
+        model: DiffusionModel,
+        cond: Condition,
+        start: Start,
+        free: Tensor,
+        seeds: Tensor,
+        widths: Mapping[str, int],
+        batch: int = 64,
+    ) -> None:
+        self._model, self._cond, self._start, self._free, self._batch = model, cond, start, free, batch
+        self._order = seeds
+        self._scales = scales_for(*free.shape[-2:])
+        self.widths = dict(widths)
+
+    def by_name(self, blocked: Tensor) -> dict[str, Tensor]:
+        """A set, or rows of them, cut into layers."""
+        parts = blocked.split(list(self.widths.values()), dim=-1)
+        return dict(zip(self.widths, parts, strict=True))
+
+    def similarity(self, blocked: Tensor, seeds: Tensor) -> Tensor:
+        """SSIM of the differences with and without each set blocked at all tokens: (sets, seeds)."""
+        found = []
+        for rows in torch.arange(len(blocked) * len(seeds)).split(self._batch):
+            sets, seed = blocked[rows // len(seeds)], seeds[rows % len(seeds)]
+            masks = {n: part[:, None].to(self._free.device) for n, part in self.by_name(sets).items() if part.any()}
+            with patched(self._model.denoiser, {n: lambda v, m=m: v.masked_fill(m, 0) for n, m in masks.items()}):
+                differences = self._start.differences(self._model, self._cond[torch.zeros_like(rows)], seed)
+            found.append(ssim(self._free[seed], differences, self._scales).cpu())
+        return torch.cat(found).reshape(len(blocked), len(seeds))
+
+    def strength(self, blocked: Tensor) -> float:
+        """The highest SSIM of all seeds with one set blocked."""
+        return float(self.similarity(blocked[None], self._order).max())
+
+    def strengths(self, blocked: Tensor, limit: float, *, expected: bool) -> list[float]:
+        """`strength` of each set in order, up to the first that is not as expected: at most `limit` or above it.
+
+        One seed above the limit settles a set, so all are tested at the seed that was hardest last, and only those that
+        pass there at the others: the value of a set that fails is a lower bound.
+        """
+        order = self._order
+        hardest = self.similarity(blocked, order[:1])
+        values: list[float] = []
+        while len(values) < len(blocked) and all((value <= limit) == expected for value in values):
+            rest = hardest[len(values) :, 0]
+            failing = (rest > limit).nonzero()
+            ahead = int(failing[0]) if len(failing) else len(rest)  # so many pass at the hardest seed
+            if not ahead:
+                values.append(float(rest[0]))
+                continue
+            ahead = ahead if expected else 1
+            at = slice(len(values), len(values) + ahead)
+            table = torch.cat([hardest[at], self.similarity(blocked[at], order[1:])], dim=1)
+            self._order = order[table[-1].argsort(descending=True, stable=True)]
+            values += table.amax(1).tolist()
+        surprises = [i for i, value in enumerate(values) if (value <= limit) != expected]
+        return values[: surprises[0] + 1] if surprises else values
+
+
+def refine(probe: Probe, blocked: Tensor, items: Tensor, limit: float, reached: float) -> tuple[Tensor, float]:
+    """Free item after item (rows of channels) of a blocked set wherever the strength stays at most `limit`.
+
+    Returns what stays blocked and its strength, `reached` if that is all. The sets tested in one call are those that
+    one-at-a-time search would test if each item turned out like the last; what a surprise makes void is tested again.
+    """
+    expected, ahead = True, 2
+    while len(items):
+        some = items[:ahead]
+        freed = some.cumsum(0).bool() if expected else some
+        values = probe.strengths(blocked & ~freed, limit, expected=expected)
+        for item, value in zip(some, values, strict=False):
+            if value <= limit:
+                blocked, reached = blocked & ~item, value
+        surprised = (values[-1] <= limit) != expected
+        expected, ahead = expected != surprised, 2 if surprised else min(2 * ahead, WIDEST)
+        items = items[len(values) :]
+    return blocked, reached

@@ -1,0 +1,159 @@
+"""What is usual for ordinary prompts: activations of value channels, and how alike noise differences are."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from unmemorize.core.errors import UserError
+from unmemorize.core.model import Condition, DiffusionModel
+from unmemorize.core.run import Progress, atomic
+from unmemorize.core.sample import generators
+from unmemorize.localize.layers import check_finite, value_projections
+from unmemorize.metrics.ssim import pairwise_ssim, scales_for
+
+SEEDS = tuple(range(10))
+
+
+@dataclass(frozen=True)
+class Reference:
+    """Mean and standard deviation of every value channel over ordinary prompts, by module name, (width,) each.
+
+    `threshold` is the calibrated one, `prompts` how many there were, `evaluations` what calibration cost.
+    """
+
+    mean: Mapping[str, Tensor]
+    std: Mapping[str, Tensor]
+    threshold: float
+    prompts: int
+    evaluations: int
+
+
+@dataclass(frozen=True)
+class Start:
+    """The first sampling step at some seeds: noise and state (seeds, c, h, w), timestep."""
+
+    noise: Tensor
+    x: Tensor
+    t: Tensor
+
+    @classmethod
+    def of(cls, model: DiffusionModel, seeds: Sequence[int], steps: int = 50) -> Start:
+        """The first of `steps` sampling steps."""
+        schedule, noise = model.schedule(steps), model.noise(generators(seeds))
+        t = schedule.timesteps[0]
+        return cls(noise, schedule.scale(noise * schedule.initial_scale, t), t)
+
+    def differences(self, model: DiffusionModel, cond: Condition, seeds: Tensor) -> Tensor:
+        """ε(x, t, e) − noise, each channel of each row scaled to [0, 1]: (n, c, h, w) in float32.
+
+        `seeds` (n,) says which seed each row of `cond` starts from. Guidance is off.
+
+        Paper: NeMo (2024), noise differences.
+        Differs: at the first sampling step; the reference code is at the second one's timestep, with the first one's x.
+
+        Raises:
+            UserError: The model predicts NaN.
+        """
+        with torch.no_grad():
+            eps = model.predict(self.x[seeds], self.t, cond).eps
+        difference = eps.float() - self.noise[seeds].float()
+        low, high = difference.amin((2, 3), keepdim=True), difference.amax((2, 3), keepdim=True)
+        if not (low.isfinite() & high.isfinite()).all():
+            raise UserError("the model predicts NaN or infinite noise: name a sound checkpoint, or another precision")
+        return (difference - low) / (high - low).clamp(min=1e-12)
+
+    def unblocked(self, model: DiffusionModel, cond: Condition) -> Tensor:
+        """Differences of every prompt at every seed: (prompts, seeds, c, h, w)."""
+        count = len(self.x)
+        rows = torch.arange(len(cond) * count, device=self.x.device)
+        return self.differences(model, cond[rows // count], rows % count).unflatten(0, (len(cond), count))
+
+
+def activations(layers: Mapping[str, nn.Linear], cond: Condition) -> dict[str, Tensor]:
+    """Mean of |value| over all tokens, padding included, of every channel: (prompts, width) by module name."""
+    with torch.no_grad():
+        return {name: layer(cond.embeds).abs().float().mean(1) for name, layer in layers.items()}
+
+
+def reference(
+    model: DiffusionModel,
+    prompts: Sequence[str],
+    *,
+    seeds: Sequence[int] = SEEDS,
+    batch: int = 64,
+    progress: Progress = lambda stage, done, total: None,
+) -> Reference:
+    """Measure all cross-attention layers on ordinary prompts, and calibrate the threshold.
+
+    Raises:
+        NotApplicable: The model has no cross-attention.
+        UserError: There are fewer than two prompts, or the model's weights are not finite.
+    """
+    if len(prompts) < 2:
+        raise UserError("statistics of ordinary prompts need two prompts at the least: name a file of more")
+    check_finite(model.denoiser)
+    layers, before = value_projections(model.denoiser), model.evaluations
+    pieces = [activations(layers, model.encode(prompts[i : i + batch])) for i in range(0, len(prompts), batch)]
+    joined = {name: torch.cat([piece[name] for piece in pieces]) for name in layers}
+    return Reference(
+        mean={name: values.mean(0) for name, values in joined.items()},
+        std={name: values.std(0) for name, values in joined.items()},
+        threshold=calibrate(model, prompts, seeds=seeds, batch=batch, progress=progress),
+        prompts=len(prompts),
+        evaluations=model.evaluations - before,
+    )
+
+
+def calibrate(
+    model: DiffusionModel,
+    prompts: Sequence[str],
+    *,
+    seeds: Sequence[int] = SEEDS,
+    batch: int = 64,
+    progress: Progress = lambda stage, done, total: None,
+) -> float:
+    """The similarity above which seeds are unusually alike: mean + 1 standard deviation over ordinary prompts' pairs.
+
+    Paper: NeMo (2024), threshold of the memorization strength: 0.428 for Stable Diffusion 1.4.
+    Differs: without guidance, as in the search that it is used for.
+    """
+    start, found = Start.of(model, seeds), []
+    scales = scales_for(*start.x.shape[-2:])
+    first, second = torch.triu_indices(len(seeds), len(seeds), 1)
+    step = max(batch // len(seeds), 1)
+    for i in range(0, len(prompts), step):
+        differences = start.unblocked(model, model.encode(prompts[i : i + step]))
+        found += [pairwise_ssim(images, scales)[first, second] for images in differences]
+        progress("calibrate", min(i + step, len(prompts)), len(prompts))
+    values = torch.cat(found).double()
+    return float(values.mean() + values.std())
+
+
+def save_reference(path: Path, found: Reference, key: str) -> None:
+    """Write safetensors that `load_reference` reads back under the same key."""
+    tensors = {f"{what}/{name}": v for what in ("mean", "std") for name, v in getattr(found, what).items()}
+    facts = {"key": key, "threshold": found.threshold, "prompts": found.prompts, "evaluations": found.evaluations}
+    with atomic(path) as temporary:  # one entry: safetensors writes several in an order of chance
+        save_file({k: v.cpu().contiguous() for k, v in tensors.items()}, temporary, {"reference": json.dumps(facts)})
+
+
+def load_reference(path: Path, key: str) -> Reference | None:
+    """What `save_reference` wrote, or None where there is nothing usable: it can be measured again."""
+    try:
+        with safe_open(path, "pt") as file:
+            facts = json.loads(file.metadata()["reference"])
+            names = file.keys()
+            mean, std = (
+                {n[len(what) :]: file.get_tensor(n) for n in names if n.startswith(what)} for what in ("mean/", "std/")
+            )
+        return Reference(mean, std, **facts) if facts.pop("key") == key and mean.keys() == std.keys() else None
+    except (OSError, SafetensorError, TypeError, KeyError, ValueError):
+        return None

@@ -1,0 +1,221 @@
+"""Edits: channels and weights of a denoiser set to zero. They apply, save, load, combine and can be taken back."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict, ValidationError
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+from torch import Tensor, nn
+
+from unmemorize.core.errors import UserError
+from unmemorize.core.fingerprint import pipeline_fingerprint
+from unmemorize.core.hooks import replaced
+from unmemorize.core.model import DiffusionModel
+from unmemorize.core.results import Localization, PromptUnits, union
+from unmemorize.core.run import atomic, digest
+
+_KINDS = ("channels/", "weights/")
+
+
+class Origin(BaseModel):
+    """Where an edit came from; prompts are kept as hashes, since they may be private."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    method: str
+    parameters: dict[str, bool | int | float | str]
+    seeds: tuple[int, ...]
+    prompts: tuple[str, ...]
+
+
+class EditRecord(BaseModel):
+    """The JSON beside an edit: the model it is for, where it came from, shapes of its masks, hash of the other file."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    schema_version: Literal[1] = 1
+    fingerprint: str
+    origins: tuple[Origin, ...]
+    shapes: dict[str, tuple[int, ...]]
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Edit:
+    """What is set to zero in the denoiser of one model, by module name.
+
+    A mask of shape (out,) zeroes output channels, with their bias; one of shape (out, in) zeroes entries of the weight.
+    `fingerprint` names the model.
+    """
+
+    channels: Mapping[str, Tensor]
+    weights: Mapping[str, Tensor]
+    fingerprint: str
+    origins: tuple[Origin, ...] = ()
+
+    @classmethod
+    def of(cls, found: Localization, fingerprint: str, *, prompt: PromptUnits | None = None) -> Edit:
+        """The edit that removes what was found in the model of that fingerprint: all of it, or one prompt's."""
+        masks = union([(prompt or found).masks])
+        texts = (prompt.prompt,) if prompt else found.prompts
+        hashes = tuple(hashlib.sha256(text.encode()).hexdigest() for text in texts)
+        origin = Origin(method=found.method, parameters=dict(found.parameters), seeds=found.seeds, prompts=hashes)
+        whole = found.units == "channels"
+        return cls(masks if whole else {}, {} if whole else masks, fingerprint, (origin,))
+
+    @property
+    def selected(self) -> int:
+        """How many channels and weights it zeroes."""
+        return sum(int(mask.sum()) for mask in (*self.channels.values(), *self.weights.values()))
+
+    def __or__(self, other: Edit) -> Edit:
+        """Both edits at once.
+
+        Raises:
+            UserError: They are for different models.
+        """
+        if self.fingerprint != other.fingerprint:
+            raise UserError("these edits are for different models: combine edits of one model")
+        channels, weights = union([self.channels, other.channels]), union([self.weights, other.weights])
+        return Edit(channels, weights, self.fingerprint, self.origins + other.origins)
+
+    @contextmanager
+    def applied(self, model: DiffusionModel) -> Iterator[None]:
+        """The model with the edit, for the length of a block; afterwards its weights are the old ones bit for bit.
+
+        Raises:
+            UserError: The model has no such modules, or of other shapes.
+        """
+        with replaced(model.denoiser, self._edited(model.denoiser)):
+            yield
+
+    def apply(self, pipe: Any, *, force: bool = False) -> None:
+        """Change the weights of a diffusers pipeline for good.
+
+        Raises:
+            UserError: The pipeline's model is another one and `force` is not set, or it lacks the modules.
+        """
+        if not force and pipeline_fingerprint(pipe) != self.fingerprint:
+            raise UserError(
+                "the edit was made for another model, or for this one in another precision: load the one it was made "
+                "for, or force it"
+            )
+        edited, parameters = self._edited(pipe.unet), dict(pipe.unet.named_parameters())
+        with torch.no_grad():
+            for name, value in edited.items():
+                parameters[name].copy_(value)
+
+    def save(self, path: Path) -> None:
+        """Write the masks as safetensors to `path`, and what they are as JSON beside it.
+
+        Raises:
+            UserError: The name does not end in .safetensors, or is a folder's.
+        """
+        check_name(path)
+        # As places in the flattened mask, which take a hundredth of the room where a hundredth is set.
+        places = {name: mask.flatten().nonzero()[:, 0].int().cpu() for name, mask in self._named().items()}
+        data = save(places)
+        shapes = {name: tuple(mask.shape) for name, mask in sorted(self._named().items())}
+        hashed = hashlib.sha256(data).hexdigest()
+        record = EditRecord(fingerprint=self.fingerprint, origins=self.origins, shapes=shapes, sha256=hashed)
+        with atomic(path) as weights, atomic(path.with_suffix(".json")) as text:
+            weights.write_bytes(data)
+            text.write_text(record.model_dump_json(indent=1), encoding="utf-8")
+
+    @classmethod
+    def load(cls, path: Path | str) -> Edit:
+        """Read what `save` wrote.
+
+        Raises:
+            UserError: A file is missing, damaged or not an edit's, or the two do not belong together.
+        """
+        path = Path(path)
+        beside = path.with_suffix(".json")
+        for file in (path, beside):
+            if not file.is_file():
+                raise UserError(f"{file}: no such file: an edit is a .safetensors file with a .json file beside it")
+        try:
+            record, data = EditRecord.model_validate_json(beside.read_bytes()), path.read_bytes()
+        except ValidationError as error:
+            raise UserError(f"{beside}: not an edit's record: copy both files of the edit again") from error
+        if hashlib.sha256(data).hexdigest() != record.sha256:
+            raise UserError(f"{path}: damaged, or {beside.name} is another edit's: copy both files of the edit again")
+        try:
+            masks = _masks(load(data), record.shapes)
+        except (SafetensorError, ValueError, KeyError, RuntimeError) as error:
+            raise UserError(f"{path}: not an edit: name a file that `unmemorize locate` wrote") from error
+        parts = ({n.split("/", 1)[1]: m for n, m in masks.items() if n.startswith(kind)} for kind in _KINDS)
+        return cls(*parts, record.fingerprint, record.origins)
+
+    def _named(self) -> dict[str, Tensor]:
+        parts = zip(_KINDS, (self.channels, self.weights), strict=True)
+        return {f"{kind}{name}": mask for kind, part in parts for name, mask in part.items() if mask.any()}
+
+    def _edited(self, denoiser: nn.Module) -> dict[str, Tensor]:
+        """New values of the parameters that the edit changes."""
+        parameters = dict(denoiser.named_parameters())
+        edited: dict[str, Tensor] = {}
+        for kind, part in zip(_KINDS, (self.channels, self.weights), strict=True):
+            for name, mask in part.items():
+                weight = parameters.get(f"{name}.weight")
+                if weight is None or weight.shape[: mask.ndim] != mask.shape:
+                    raise UserError(f"the edit does not fit this model, which has no such layer {name} of its shape")
+                names = [f"{name}.weight", f"{name}.bias"] if kind == "channels/" else [f"{name}.weight"]
+                for key in (key for key in names if key in parameters):
+                    value = edited.get(key, parameters[key].detach())
+                    cover = mask.to(value.device).reshape(*mask.shape, *[1] * (value.ndim - mask.ndim))
+                    edited[key] = value.masked_fill(cover, 0)
+        return edited
+
+
+def random_like(edit: Edit, seed: int) -> Edit:
+    """A control: as many channels and weights in every module, drawn at random from those that the edit leaves alone.
+
+    Weights are drawn row by row, as many in each. Where too few are left alone, the rest is drawn from the edit's own.
+    """
+    generator = torch.Generator().manual_seed(seed)
+
+    def draw(mask: Tensor) -> Tensor:
+        chances = torch.rand(mask.shape, generator=generator) + mask.cpu()
+        rank = chances.argsort(dim=-1).argsort(dim=-1)
+        return rank < mask.cpu().sum(-1, keepdim=True)
+
+    channels = {name: draw(mask) for name, mask in sorted(edit.channels.items())}
+    weights = {name: draw(mask) for name, mask in sorted(edit.weights.items())}
+    like = digest(part for o in edit.origins for part in (o.model_dump_json().encode(),))
+    origin = Origin(method="random", parameters={"like": like}, seeds=(seed,), prompts=())
+    return Edit(channels, weights, edit.fingerprint, (origin,))
+
+
+def check_name(path: Path) -> None:
+    """Refuse a name that no edit can be saved under.
+
+    Raises:
+        UserError: It does not end in .safetensors, or is a folder's.
+    """
+    if path.suffix != ".safetensors" or path.is_dir():
+        raise UserError(f"{path}: not a name for an edit: end it in .safetensors")
+
+
+def _masks(places: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Tensor]:
+    if places.keys() != shapes.keys():
+        raise ValueError("other modules than the record's")
+    masks = {}
+    for name, index in places.items():
+        shape = shapes[name]
+        size = torch.Size(shape).numel()
+        expected = {"channels/": 1, "weights/": 2}[name.split("/", 1)[0] + "/"]
+        if len(shape) != expected or index.ndim != 1 or index.dtype != torch.int32 or not len(index):
+            raise ValueError("no mask")
+        if size > 2**31 or int(index.min()) < 0 or int(index.max()) >= size:
+            raise ValueError("places outside of the mask")
+        masks[name] = torch.zeros(size, dtype=torch.bool).index_fill(0, index.long(), True).reshape(shape)
+    return masks

@@ -1,0 +1,79 @@
+"""Batched tests of channel sets say what one at a time says."""
+
+from __future__ import annotations
+
+import hashlib
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from unmemorize.localize.layers import value_projections
+from unmemorize.localize.probe import Probe, refine
+from unmemorize.localize.reference import Start
+
+CHANNELS, SEEDS = 12, 4
+
+
+class Table(Probe):
+    """Strengths without rhyme or reason: freeing more may lower them."""
+
+    def __init__(self, salt, scale):
+        self._order = torch.arange(SEEDS)
+        self.salt, self.scale = salt, scale
+
+    def value(self, blocked, seed):
+        return hashlib.sha256(bytes([self.salt, int(seed), *blocked.tolist()])).digest()[0] / 255 * self.scale
+
+    def similarity(self, blocked, seeds):
+        return torch.tensor([[self.value(row, seed) for seed in seeds] for row in blocked]).reshape(-1, len(seeds))
+
+
+def one_at_a_time(table, blocked, items, limit, reached):
+    for item in items:
+        strength = max(table.value(blocked & ~item, seed) for seed in range(SEEDS))
+        if strength <= limit:
+            blocked, reached = blocked & ~item, strength
+    return blocked, reached
+
+
+@given(st.integers(0, 255), st.sampled_from([0.501, 0.55, 0.7, 1.0]), st.permutations(range(CHANNELS)))
+def test_refining_ahead_is_refining_one_at_a_time(salt, scale, order):
+    """Whatever the strengths, the same channels stay blocked, with the same strength."""
+    blocked, items = torch.ones(CHANNELS, dtype=torch.bool), torch.eye(CHANNELS, dtype=torch.bool)[list(order)]
+    found, strength = refine(Table(salt, scale), blocked, items, 0.5, 9.0)
+    expected, expected_strength = one_at_a_time(Table(salt, scale), blocked, items, 0.5, 9.0)
+    assert torch.equal(found, expected)
+    assert strength == pytest.approx(expected_strength)
+
+
+@given(st.integers(0, 255), st.booleans(), st.sampled_from([0.501, 0.55, 0.7, 1.0]))
+def test_strengths_end_with_the_first_surprise(salt, expected, scale):
+    """Verdicts are those of the highest seed; a value that meets the limit is exact, another a lower bound above it."""
+    sets = torch.rand(9, CHANNELS, generator=torch.Generator().manual_seed(salt)) > 0.5
+    table = Table(salt, scale)
+    values = table.strengths(sets, 0.5, expected=expected)
+    full = table.similarity(sets, torch.arange(SEEDS)).amax(1)
+    verdicts = (full <= 0.5).tolist()
+    end = verdicts.index(not expected) + 1 if (not expected) in verdicts else len(verdicts)
+    assert [value <= 0.5 for value in values] == verdicts[:end]
+    for value, exact in zip(values, full.tolist(), strict=False):
+        assert value == pytest.approx(exact) if exact <= 0.5 else 0.5 < value <= exact + 1e-6
+
+
+def test_many_sets_in_one_call_are_each_set_alone(tiny_model):
+    """SSIM of every set and seed is that of a call of its own, and no hook is left."""
+    widths = {name: layer.out_features for name, layer in value_projections(tiny_model.denoiser).items()}
+    cond, start = tiny_model.encode(["an owl on a fence"]), Start.of(tiny_model, (0, 1, 2))
+    free = start.unblocked(tiny_model, cond)[0]
+    sets = torch.rand(5, sum(widths.values()), generator=torch.Generator().manual_seed(0)) > 0.5
+    sets[0] = False
+    seeds = torch.arange(3)
+    table = Probe(tiny_model, cond, start, free, seeds, widths).similarity(sets, seeds)
+    single = Probe(tiny_model, cond, start, free, seeds, widths, batch=1)
+    alone = torch.cat([single.similarity(sets[i : i + 1], seeds) for i in range(5)])
+    assert torch.allclose(table, alone, atol=1e-4)
+    assert torch.allclose(table[0], torch.ones(3), atol=1e-4)
+    assert (table[1:] < 1).all()
+    assert not any(module._forward_hooks for module in tiny_model.denoiser.modules())
