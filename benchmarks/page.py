@@ -38,7 +38,7 @@ PARTS = {
     ),
     "training-filter": (
         "Mitigation in training",
-        "The twin, fine-tuned on twelve duplicated pictures that make a quarter of every batch.",
+        "The twin, fine-tuned on eight duplicated pictures that make a quarter of every batch.",
     ),
     "detection-speed": ("Speed of detection", "Ratios within one run."),
 }

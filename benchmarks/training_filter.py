@@ -2,7 +2,7 @@
 
     python benchmarks/training_filter.py
 
-Twelve pictures that the twin does not copy make a quarter of every batch, as in Wen et al. 2024; the rest are shipped
+Eight pictures that the twin does not copy make a quarter of every batch, as in Wen et al. 2024; the rest are shipped
 pictures once each. The trainer, the seed and the steps are the same; the filter's threshold is the 95th percentile of
 the magnitude of ordinary samples under the twin, before any training. Checkpoints lie in runs/training-filter and a
 killed run continues.
@@ -28,8 +28,8 @@ from unmemorize.testbed.rows import Rows
 from unmemorize.testbed.train import denoising_loss
 
 RUNS = Path("runs/training-filter")
-RECIPE = Recipe(batch=24, lr=5e-4, steps=1200, seed=1)
-DUPLICATES, SEEDS = 12, (400, 401, 402, 403)
+RECIPE = Recipe(batch=24, lr=5e-4, steps=600, seed=1)
+DUPLICATES, SEEDS = 8, (400, 401, 402, 403)
 
 
 def table_of_rows(prompts, vocabulary, augment: int) -> tuple[list[str], Rows, list[str]]:
@@ -80,7 +80,7 @@ def train(name: str, recipe: Recipe, augment: int = 0) -> tuple[dict, float]:
     result = {"name": name}
     if recipe.steps:
         loss = denoising_loss(unet, embeds, latents, rows, recipe)
-        rate = lambda step: recipe.lr * min(1.0, (recipe.steps - step) / 200 + 0.02)  # noqa: E731
+        rate = lambda step: recipe.lr * min(1.0, (recipe.steps - step) / 150 + 0.02)  # noqa: E731
         average = fit(nn.ModuleDict({"unet": unet}), loss, steps=recipe.steps, lr=rate, folder=RUNS / name, ema=0.99)
         unet.load_state_dict({k.removeprefix("unet."): v for k, v in average.items()})
     unet.eval()
