@@ -18,7 +18,8 @@ from matplotlib.figure import Figure
 from tqdm import tqdm
 
 from unmemorize.core.model import Condition
-from unmemorize.core.sample import generate, generators
+from unmemorize.core.sample import first_unconditional, generate, generators
+from unmemorize.detect.noise import noise_gap_at_start
 from unmemorize.jobs.guard import Guard
 from unmemorize.metrics.ranking import rate_interval
 from unmemorize.mitigate.perturb import add_embedding_noise, add_random_numbers, add_random_words, repeat_random_words
@@ -36,10 +37,9 @@ def changes(model, ordinary: float) -> dict[tuple[str, str], Change]:
     def texts(change) -> Change:
         return lambda prompts, seeds: model.encode([change(p, s) for p, s in zip(prompts, seeds, strict=True)])
 
-    def lowered(target: float) -> Change:
-        return lambda prompts, seeds: lower_at_start(
-            model, model.encode(prompts), seeds=seeds, target=target * ordinary, steps=STEPS, iterations=10
-        )[0]
+    def lowered(target: float, iterations: int) -> Change:
+        how = {"target": target * ordinary, "steps": STEPS, "iterations": iterations}
+        return lambda prompts, seeds: lower_at_start(model, model.encode(prompts), seeds=seeds, **how)[0]
 
     def noisy(scale: float) -> Change:
         def change(prompts: list[str], seeds: list[int]) -> Condition:
@@ -52,7 +52,9 @@ def changes(model, ordinary: float) -> dict[tuple[str, str], Change]:
     vocabulary = model.vocabulary
     every: dict[tuple[str, str], Change] = {("none", ""): texts(lambda p, s: p)}
     for target in (2.0, 1.5, 1.25, 1.0, 0.75, 0.5):
-        every["lower the magnitude", f"{target}× ordinary"] = lowered(target)
+        every["lower the magnitude", f"{target}× ordinary"] = lowered(target, 10)
+    for target in (0.75, 0.6, 0.5):
+        every["lower the magnitude, 40 updates", f"{target}× ordinary"] = lowered(target, 40)
     for n in (1, 2, 4, 8):
         every["random words", str(n)] = texts(lambda p, s, n=n: add_random_words(p, vocabulary, count=n, seed=s))
         every["random numbers", str(n)] = texts(lambda p, s, n=n: add_random_numbers(p, count=n, seed=s))
@@ -81,35 +83,30 @@ def run(model, change: Change, prompts, align: Alignment) -> dict:
     }
 
 
-def guarded(model, memorized, ordinary, align: Alignment) -> dict:
-    """The guard as users meet it, calibrated on one half of the negatives, on memorized prompts and the other half."""
-    calibration, fresh = halves(ordinary)
+def guarded(model, groups: dict, calibration, align: Alignment, false_alarms: float) -> dict:
+    """The guard as users meet it, calibrated on one half of the negatives, on prompts it has not seen."""
     pipe = model.pipe
     pipe.set_progress_bar_config(disable=True)
-    guard = Guard(pipe, ordinary=[p.text for p in calibration])
-    result = {}
-    for name, prompts in (("memorized", memorized), ("fresh ordinary", fresh)):
-        acted, images, texts, plain = [], [], [], []
-        for seed in SEEDS:
-            for i in range(0, len(prompts), 16):
-                part = [p.text for p in prompts[i : i + 16]]
-                how = {"num_inference_steps": STEPS, "guidance_scale": GUIDANCE, "output_type": "pt"}
-                made = guard(part, generator=generators([seed] * len(part)), **how).images
-                acted += guard.outcome.acted
-                images.append(made)
-                if name == "memorized":
-                    plain.append(pipe(part, generator=generators([seed] * len(part)), **how).images)
-                texts += part
-        made = torch.cat(images)
-        copies, _ = matches(made)
-        result[name] = {"acted": float(np.mean(acted)), "copy_rate": float(np.mean(copies))}
-        if plain:
-            unguarded = torch.cat(plain)
-            result[name] |= {
-                "copy_rate_without": float(np.mean(matches(unguarded)[0])),
-                "alignment": align(made, texts).mean().item(),
-                "alignment_without": align(unguarded, texts).mean().item(),
-            }
+    guard = Guard(pipe, ordinary=[p.text for p in calibration], false_alarms=false_alarms)
+    how = {"num_inference_steps": STEPS, "guidance_scale": GUIDANCE, "output_type": "pt"}
+    result: dict = {"false_alarms": false_alarms}
+    for name, prompts in groups.items():
+        texts, seeds = [p.text for p in prompts for _ in SEEDS], list(SEEDS) * len(prompts)
+        acted, images, plain = [], [], []
+        for i in range(0, len(texts), 16):
+            part, streams = texts[i : i + 16], seeds[i : i + 16]
+            images.append(guard(part, generator=generators(streams), **how).images)
+            acted += guard.outcome.acted
+            same = not any(guard.outcome.acted)  # then the pipeline alone gives the same bytes
+            plain.append(images[-1] if same else pipe(part, generator=generators(streams), **how).images)
+        made, alone = torch.cat(images), torch.cat(plain)
+        result[name] = {
+            "acted": float(np.mean(acted)),
+            "copy_rate": float(np.mean(matches(made)[0])),
+            "copy_rate_without": float(np.mean(matches(alone)[0])),
+            "alignment": align(made, texts).mean().item(),
+            "alignment_without": align(alone, texts).mean().item(),
+        }
     limits = guard.outcome.limits
     return result | {"threshold": limits.threshold, "target": limits.target}
 
@@ -131,37 +128,62 @@ def figure(numbers: dict, path) -> None:
 def main() -> None:
     model = load("testbed")
     align = Alignment(model)
-    memorized, ordinary = planted(often), planted(lambda p: p.kind == "negative")
-    guard = guarded(model, memorized, ordinary, align)
-    rows = []
-    for (method, strength), change in tqdm(changes(model, guard["target"]).items(), "settings"):
-        rows.append({"method": method, "strength": strength} | run(model, change, memorized, align))
-    numbers = {"settings": rows, "guard": guard}
-    base = rows[0]
+    memorized, negatives = planted(often), planted(lambda p: p.kind == "negative")
+    calibration, fresh = halves(negatives)
+    groups = {"verbatim, 100 copies or more": memorized} | {
+        kind: planted(lambda p, kind=kind: p.kind == kind) for kind in ("repeat", "template")
+    }
+    groups["fresh ordinary"] = fresh
+    guards = [guarded(model, groups, calibration, align, share) for share in (0.01, 0.05)]
+    empty = first_unconditional(model, seeds=SEEDS, steps=STEPS)
+    found = noise_gap_at_start(model, [p.text for p in calibration], empty, seeds=SEEDS, steps=STEPS)
+    ordinary = found.scores.median().item()
+    every = tqdm(changes(model, ordinary).items(), "settings")
+    rows = [{"method": m, "strength": s} | run(model, change, memorized, align) for (m, s), change in every]
+    numbers = {"settings": rows, "guards": guards, "ordinary_magnitude": ordinary}
+    figure(numbers, OUT / "mitigation.svg")
+    write("mitigation", numbers, page(numbers, guards[0]["fresh ordinary"]["alignment_without"]))
+
+
+def page(numbers: dict, ordinary: float) -> list[str]:
+    """Both tables and the figure."""
+    rows, base = numbers["settings"], numbers["settings"][0]["alignment"]
     lines = [
         [
             row["method"],
             row["strength"],
             "{:.2f} [{:.2f}, {:.2f}]".format(*row["copy_rate"]),
             f"{row['similarity']:.2f}",
-            f"{row['alignment']:.3f} ({row['alignment'] / base['alignment'] - 1:+.0%})",
+            f"{row['alignment']:.3f} ({row['alignment'] / base - 1:+.0%})",
             f"{row['evaluations']:.0f}",
         ]
         for row in rows
     ]
-    figure(numbers, OUT / "mitigation.svg")
     head = ["method", "strength", "copy rate", "similarity", "alignment", "evaluations a picture"]
-    m, f = guard["memorized"], guard["fresh ordinary"]
-    summary = [
-        ["memorized", f"{m['acted']:.1%}", f"{m['copy_rate_without']:.2f}", f"{m['copy_rate']:.2f}",
-         f"{m['alignment'] / m['alignment_without'] - 1:+.1%}"],
-        ["fresh ordinary", f"{f['acted']:.1%}", "–", f"{f['copy_rate']:.2f}", "–"],
-    ]  # fmt: skip
-    heads = ["prompts", "the guard acted on", "copy rate without", "with the guard", "alignment"]
-    page = [*table(head, lines), "", "![Similarity against alignment](results/mitigation.svg)", "",
-            f"The guard, at threshold {guard['threshold']:.2f} and target {guard['target']:.2f}:", "",
-            *table(heads, summary)]  # fmt: skip
-    write("mitigation", numbers, page)
+    guards = [
+        [
+            f"{g['false_alarms']:.0%} ({g['threshold']:.2f}; {g['target']:.2f})",
+            name,
+            f"{r['acted']:.1%}",
+            f"{r['copy_rate_without']:.2f} → {r['copy_rate']:.2f}",
+            f"{r['alignment_without']:.3f} → {r['alignment']:.3f}",
+        ]
+        for g in numbers["guards"]
+        for name, r in g.items()
+        if isinstance(r, dict)
+    ]
+    heads = ["false alarms (threshold; target)", "prompts", "acted on", "copy rate", "alignment"]
+    return [
+        *table(head, lines),
+        "",
+        f"For comparison, what the model makes of ordinary prompts has an alignment of {ordinary:.3f}.",
+        "",
+        "![Similarity against alignment](results/mitigation.svg)",
+        "",
+        "The guard as it comes, calibrated on one half of the negatives:",
+        "",
+        *table(heads, guards),
+    ]
 
 
 if __name__ == "__main__":

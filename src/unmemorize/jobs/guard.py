@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -23,6 +23,9 @@ from unmemorize.models.unet import UNetModel
 
 if TYPE_CHECKING:
     from diffusers import StableDiffusionPipeline
+
+# The target is a score that few ordinary prompts stay under: brought down to their median, most copies are still made.
+LOW_SCORE = 0.05
 
 
 @dataclass(frozen=True)
@@ -153,7 +156,9 @@ class Guard:
             )
             scores += magnitude(*pair).tolist()
         call.evaluations = before  # once for all calls like this one: no cost of this call
-        return Limits(conformal_threshold(scores, false_alarms=self._false_alarms), statistics.median(scores))
+        return Limits(
+            conformal_threshold(scores, false_alarms=self._false_alarms), float(np.quantile(scores, LOW_SCORE))
+        )
 
 
 guard = Guard  # in code it reads as a verb: guard(pipe)(prompt=…)
