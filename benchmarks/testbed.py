@@ -2,14 +2,16 @@
 
     python benchmarks/testbed.py [--data testbed-data]
 
-Generates from every prompt of the plan with both models, at seeds used nowhere else, and writes docs/results/. The two
-runs lie in runs/ and continue where they were killed. `--data`, the folder of a training run, adds its loss curves.
+Generates from every prompt of the plan with both models, at seeds used nowhere else, and writes docs/results/ and the
+dose-response curve that the data audit reads. The two runs lie in runs/ and continue where they were killed. `--data`,
+the folder of a training run, adds its loss curves.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import re
 from collections import defaultdict
 from pathlib import Path
 
@@ -19,7 +21,9 @@ from PIL import Image
 from tqdm import tqdm
 
 from unmemorize.audit import AuditSpec, run_audit
+from unmemorize.core.run import write_json
 from unmemorize.metrics.ranking import rate_interval
+from unmemorize.testbed.dose import CURVE
 
 SEEDS = (100, 101, 102, 103)
 OUT = Path("docs/results")
@@ -81,6 +85,16 @@ def table(runs: dict[str, Path]) -> list[dict]:
     ]
 
 
+def dose(rows: list[dict]) -> dict:
+    """The planted model's dose-response curve, which the data audit predicts risks with."""
+    points = []
+    for row in rows:
+        if found := re.fullmatch(r"verbatim, (\d+) cop(?:y|ies)", row["group"]):
+            rate, low, high = row["planted"]
+            points.append({"copies": int(found[1]), "rate": rate, "low": low, "high": high, "pictures": row["prompts"]})
+    return {"points": sorted(points, key=lambda point: point["copies"])}
+
+
 def markdown(rows: list[dict], runs: dict[str, Path]) -> str:
     """The numbers as a page."""
     lines = ["| group | prompts | planted model: copy rate | twin: copy rate |", "|---|---|---|---|"]
@@ -130,6 +144,7 @@ def main() -> None:
     runs = {model: measure(model) for model in MODELS}
     rows = table(runs)
     (OUT / "testbed.json").write_text(json.dumps(rows, indent=1), encoding="utf-8")
+    write_json(CURVE, dose(rows))
     (OUT / "testbed.md").write_text(markdown(rows, runs), encoding="utf-8")
     sheet(runs["planted"], "negative", OUT / "negatives.png")
     sheet(runs["planted"], "verbatim", OUT / "copies.png", copies=100)

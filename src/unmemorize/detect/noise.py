@@ -13,15 +13,7 @@ from unmemorize.core.model import DiffusionModel, Prediction
 from unmemorize.core.registry import detector
 from unmemorize.core.results import Scores
 from unmemorize.core.sample import Step, first_conditional
-
-
-def magnitude(cond: Prediction, uncond: Prediction) -> Tensor:
-    """‖ε(x, t, e_p) − ε(x, t, e_∅)‖₂ over all of each image: (n,) in float32.
-
-    Paper: Wen et al. 2024, the detection metric.
-    Differs: one norm per image; a norm over the batch would depend on how many images share it.
-    """
-    return (cond.eps.float() - uncond.eps.float()).flatten(1).norm(dim=1)
+from unmemorize.metrics.magnitude import magnitude
 
 
 @detector("noise-gap", paper="Wen et al. 2024", steps=1)

@@ -1,0 +1,1 @@
+"""What it is in a prompt that makes a model copy."""
