@@ -29,6 +29,8 @@ lint: $(READY) ## Check style, types, imports between layers, and sizes
 
 results: $(READY) ## Measure the published numbers again
 	$(BIN)/python benchmarks/testbed.py
+	$(BIN)/python benchmarks/triggers.py $(if $(wildcard testbed-data/pictures.parquet),--data testbed-data)
+	$(BIN)/python benchmarks/data_scale.py
 
 docs: $(READY) ## Build the documentation into docs/_build
 	$(BIN)/sphinx-build --quiet --fail-on-warning --keep-going docs docs/_build

@@ -7,8 +7,8 @@ from itertools import combinations
 import numpy as np
 import pyarrow as pa
 import pytest
-from data_pictures import draw, png
 
+from data_pictures import draw, png
 from unmemorize.data.database import database, rows
 from unmemorize.data.duplicates import BITS, SAME, caption_groups, group_pictures, picture_groups
 from unmemorize.data.hashes import looks, similarity

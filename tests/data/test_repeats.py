@@ -16,7 +16,7 @@ def test_a_word_said_three_times_is_found_and_an_article_is_not(corpus):
     assert [(t.word, t.kind, t.captions, t.group) for t in found] == [("thirty", "within", 1, 0)]
     said = 4 + 60 * 9
     rate = 1 / (said - 4 + 1)
-    tested = 2 + 7 + 60 + len("a picture of on table".split())
+    tested = 2 + 7 + 60 + len(["a", "picture", "of", "on", "table"])
     harmonic = sum(1 / i for i in range(1, tested + 1))
     raw = binom.sf(2, 4, rate)
     assert found[0].lift == pytest.approx(3 / (4 * rate))

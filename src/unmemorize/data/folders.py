@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import csv
-import io
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -71,8 +70,11 @@ def _item(root: Path, name: str, caption: object) -> Item:
 
 
 def _rows(table: Path, column: str) -> Iterator[tuple[str, object, str]]:
-    with table.open("rb") as file:
-        parsed = _json_rows(file) if table.suffix == ".jsonl" else _csv_rows(file)
+    jsonl = table.suffix == ".jsonl"
+    # What is no UTF-8 in a csv becomes surrogates, which no caption may hold: the row is skipped and not the table.
+    text = {} if jsonl else {"encoding": "utf-8-sig", "errors": "surrogateescape", "newline": ""}
+    with table.open("rb" if jsonl else "r", **text) as file:
+        parsed = _json_rows(file) if jsonl else _csv_rows(file)
         for number, row in enumerate(parsed, 1):
             name = row.get("file_name") if row else None
             if row is None or not isinstance(name, str):
@@ -82,7 +84,7 @@ def _rows(table: Path, column: str) -> Iterator[tuple[str, object, str]]:
                 yield name, caption, ""
 
 
-def _json_rows(lines: Sequence[bytes] | io.BufferedReader) -> Iterator[dict[str, Any] | None]:
+def _json_rows(lines: Iterable[bytes]) -> Iterator[dict[str, Any] | None]:
     for line in lines:
         if line.strip():
             try:
@@ -92,11 +94,9 @@ def _json_rows(lines: Sequence[bytes] | io.BufferedReader) -> Iterator[dict[str,
             yield row if isinstance(row, dict) else None
 
 
-def _csv_rows(file: io.BufferedReader) -> Iterator[dict[str, Any] | None]:
+def _csv_rows(lines: Iterable[str]) -> Iterator[dict[str, Any] | None]:
     csv.field_size_limit(1 << 30)
-    # What is no UTF-8 becomes surrogates, which no caption may hold: the row is skipped and not the file.
-    text = io.TextIOWrapper(file, encoding="utf-8-sig", errors="surrogateescape", newline="")
-    rows = csv.DictReader(line.replace("\0", "") for line in text)
+    rows = csv.DictReader(line.replace("\0", "") for line in lines)
     while True:
         try:
             yield next(rows)
