@@ -68,7 +68,7 @@ def shared_words_of(plan: Plan) -> dict[int, list[tuple[str, str]]]:
 def case_a(plan: Plan, limit: int) -> dict[str, list[tuple[str, str]]]:
     """Group name to (text, word): each word after names it was never trained with."""
     rng = np.random.default_rng(0)
-    names = [e.prompts[0] for e in plan.planted if e.kind == "negative" and ", " not in e.prompts[0]]
+    names = [e.prompts[0] for e in plan.planted if e.id.startswith("negative-name")]
     groups = {}
     for count, found in shared_words_of(plan).items():
         groups[str(count)] = [

@@ -125,10 +125,11 @@ def measure(
     seeds: Sequence[int],
     steps: int = 50,
     guidance: float = 7.5,
+    batch: int = 16,
 ) -> list[Outcome]:
     """Score and generate each text at each seed; `copied` says of pictures (n, 3, h, w) which are copies.
 
-    The magnitude is that of the first of `steps` sampling steps.
+    The magnitude is that of the first of `steps` sampling steps; `batch` pictures are generated at a time.
 
     Paper: Wen et al. 2024 for the magnitude.
     """
@@ -137,12 +138,15 @@ def measure(
     first = first_conditional(model, cond, empty, steps=steps)
     uncond = replace(empty, output=empty.output.repeat(len(texts), 1, 1, 1), x=first.x)
     scores = magnitude(first, uncond).reshape(len(texts), len(seeds)).mean(1).tolist()
-    outcomes = []
-    for text, score in zip(texts, scores, strict=True):
-        rows = model.encode([text] * len(seeds))
-        images = generate(model, rows, seeds=seeds, steps=steps, guidance=guidance)
-        outcomes.append(Outcome(score, sum(copied(images)), len(seeds)))
-    return outcomes
+    pairs = [(text, seed) for text in texts for seed in seeds]
+    copies: list[bool] = []
+    for start in range(0, len(pairs), batch):
+        piece = pairs[start : start + batch]
+        rows = model.encode([text for text, _ in piece])
+        images = generate(model, rows, seeds=[seed for _, seed in piece], steps=steps, guidance=guidance)
+        copies += copied(images)
+    hits = [sum(copies[i : i + len(seeds)]) for i in range(0, len(pairs), len(seeds))]
+    return [Outcome(score, hit, len(seeds)) for score, hit in zip(scores, hits, strict=True)]
 
 
 def word_effects(
