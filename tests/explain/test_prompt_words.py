@@ -111,7 +111,7 @@ def test_measured_on_a_model_that_holds_six_pictures(oracle):
     picture = oracle.decode(oracle.denoiser.images[:1].float())
 
     def copied(images):
-        return [bool((image - picture[0]).abs().max() < 0.05) for image in images]
+        return [bool((image - picture[0]).abs().mean() < 0.1) for image in images]
 
     one, other = measure(oracle, ["one", "other"], copied, seeds=[0, 1], steps=8, guidance=1.0)
     assert (one.copies, other.copies) == (2, 0)
