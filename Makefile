@@ -34,6 +34,8 @@ results: $(READY) ## Measure the published numbers again
 	$(BIN)/python benchmarks/mitigation.py
 	$(BIN)/python benchmarks/training_filter.py
 	$(BIN)/python benchmarks/detection_speed.py
+	$(BIN)/python benchmarks/triggers.py $(if $(wildcard testbed-data/pictures.parquet),--data testbed-data)
+	$(BIN)/python benchmarks/data_scale.py
 	$(BIN)/python benchmarks/page.py
 
 docs: $(READY) ## Build the documentation into docs/_build

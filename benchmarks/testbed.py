@@ -2,14 +2,16 @@
 
     python benchmarks/testbed.py [--data testbed-data]
 
-Generates from every prompt of the plan with both models, at seeds used nowhere else, and writes docs/results/. The two
-runs lie in runs/ and continue where they were killed. `--data`, the folder of a training run, adds its loss curves.
+Generates from every prompt of the plan with both models, at seeds used nowhere else, and writes docs/results/ and the
+dose-response curve that the data audit reads. The two runs lie in runs/ and continue where they were killed. `--data`,
+the folder of a training run, adds its loss curves.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import re
 from collections import defaultdict
 from pathlib import Path
 
@@ -21,10 +23,12 @@ from PIL import Image
 from tqdm import tqdm
 
 from unmemorize.audit import AuditSpec, run_audit
+from unmemorize.core.run import write_json
 from unmemorize.data.pictures import load_image
 from unmemorize.metrics.ranking import rate_interval
 from unmemorize.models.load import load
 from unmemorize.testbed.alignment import Alignment
+from unmemorize.testbed.dose import CURVE
 
 SEEDS = (100, 101, 102, 103)
 MODELS = {"planted": "testbed", "twin": "testbed-twin"}
@@ -83,6 +87,16 @@ def table(runs: dict[str, Path]) -> list[dict]:
         {"group": name, "prompts": len(ids), **{model: rate(found[model], ids) for model in runs}}
         for name, ids in sorted(groups(prompts).items(), key=lambda item: item[0].startswith("**"))
     ]
+
+
+def dose(rows: list[dict]) -> dict:
+    """The planted model's dose-response curve, which the data audit predicts risks with."""
+    points = []
+    for row in rows:
+        if found := re.fullmatch(r"verbatim, (\d+) cop(?:y|ies)", row["group"]):
+            rate, low, high = row["planted"]
+            points.append({"copies": int(found[1]), "rate": rate, "low": low, "high": high, "pictures": row["prompts"]})
+    return {"points": sorted(points, key=lambda point: point["copies"])}
 
 
 def markdown(rows: list[dict], runs: dict[str, Path], shares: dict[str, float]) -> list[str]:
@@ -159,6 +173,7 @@ def main() -> None:
     runs = {model: measure(model) for model in MODELS}
     rows, shares = table(runs), recognised(runs)
     write("testbed", rows, markdown(rows, runs, shares))
+    write_json(CURVE, dose(rows))
     sheet(runs["planted"], "negative", OUT / "negatives.png")
     sheet(runs["planted"], "verbatim", OUT / "copies.png", copies=100)
     sheet(runs["twin"], "verbatim", OUT / "twin.png", copies=100)

@@ -57,9 +57,9 @@ def audit(
 @app.command()
 def report(run: Annotated[str, typer.Argument(help="Run directory.")]) -> None:
     """Rebuild a run's report."""
-    from unmemorize.report.build import build_report
+    from unmemorize.report.rebuild import rebuild_report
 
-    print(build_report(Path(run)))
+    print(rebuild_report(Path(run)))
 
 
 def _print_summary(summary: dict, run: Path) -> None:

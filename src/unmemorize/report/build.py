@@ -58,7 +58,7 @@ def _render(run: Run) -> str:
     rest = [p for p in prompts if p.rank > WITH_PICTURES and not p.copied]
     script = (TEMPLATES / "table.js").read_text("utf-8")
     return (
-        _environment()
+        environment()
         .get_template("report.html.j2")
         .render(
             run=run,
@@ -82,7 +82,8 @@ def _render(run: Run) -> str:
     )
 
 
-def _environment() -> Environment:
+def environment() -> Environment:
+    """The templates, with every text escaped and the filters that write numbers."""
     environment = Environment(
         loader=FileSystemLoader(TEMPLATES),
         autoescape=True,

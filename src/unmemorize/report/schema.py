@@ -167,21 +167,26 @@ def load_run(path: Path) -> Run:
     """
     if not path.is_dir():
         raise UserError(f"{path}: no such run directory: name one that an audit wrote")
-    summary = _document(path / "summary.json", Summary)
+    summary = read_document(path / "summary.json", Summary)
     scores = path / "scores"
     return Run(
         path=path,
-        record=_document(path / "run.json", Record),
+        record=read_document(path / "run.json", Record),
         summary=summary,
-        timing=_document(path / "timing.json", Timing) if (path / "timing.json").exists() else Timing(),
-        prompts=_rows(scores / "prompts.parquet", PROMPTS),
-        detect=_rows(scores / "detect.parquet", DETECT, required=summary.detector is not None),
-        images=_rows(scores / "images.parquet", IMAGES, required=False),
-        verify=_rows(scores / "verify.parquet", VERIFY, required=summary.images > 0),
+        timing=read_document(path / "timing.json", Timing) if (path / "timing.json").exists() else Timing(),
+        prompts=read_rows(scores / "prompts.parquet", PROMPTS),
+        detect=read_rows(scores / "detect.parquet", DETECT, required=summary.detector is not None),
+        images=read_rows(scores / "images.parquet", IMAGES, required=False),
+        verify=read_rows(scores / "verify.parquet", VERIFY, required=summary.images > 0),
     )
 
 
-def _document(path: Path, kind: type[Loaded]) -> Loaded:
+def read_document(path: Path, kind: type[Loaded]) -> Loaded:
+    """Read a JSON file of the run.
+
+    Raises:
+        UserError: It is missing or damaged.
+    """
     try:
         return kind.model_validate_json(path.read_bytes())
     except OSError as error:
@@ -192,7 +197,12 @@ def _document(path: Path, kind: type[Loaded]) -> Loaded:
         raise UserError(f"{path}: {where}: {first['msg']}: restore the file or run the audit again") from error
 
 
-def _rows(path: Path, schema: pa.Schema, *, required: bool = True) -> list[Row]:
+def read_rows(path: Path, schema: pa.Schema, *, required: bool = True) -> list[Row]:
+    """Read a table of the run.
+
+    Raises:
+        UserError: It is missing, though required, or damaged.
+    """
     if not required and not path.exists():
         return []
     try:

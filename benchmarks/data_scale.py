@@ -1,0 +1,155 @@
+"""How long the data audit takes, and how much memory, for 10 thousand, 100 thousand and a million captions.
+
+    python benchmarks/data_scale.py [--rows 10000 100000 1000000]
+
+Captions of twelve words on average, drawn from Zipf's law over a vocabulary that grows with the corpus; planted:
+pictures repeated under one caption and pictures under several captions that share a rare word. Every row has the hashes
+that reading leaves, so what is measured is the analysis: duplicates, words, repeats, templates. Each size is a process
+of its own, so that its peak memory is its own. Writes docs/results/data_scale.{json,md}.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from unmemorize.core.run import atomic, write_json
+from unmemorize.data.database import database, open_parquet
+from unmemorize.data.duplicates import group_pictures
+from unmemorize.data.intake import ROWS
+from unmemorize.data.repeats import caption_templates, repeated_words
+from unmemorize.data.words import collect_captions, shared_words
+
+OUT = Path("docs/results")
+PLANTED = 50  # words, each in the captions of one picture
+SHARING = 8  # captions a word
+BATCH = 50_000
+
+
+def corpus(rows: int, path: Path) -> None:
+    """Write rows as reading leaves them: 1 in 100 repeats the picture and caption before it."""
+    rng = np.random.default_rng(0)
+    vocabulary = int(40 * rows**0.5)  # Heaps' law: 4 thousand words at 10 thousand captions, 40 thousand at a million
+    weights = 1 / np.arange(1, vocabulary + 1)
+    cumulative = np.cumsum(weights / weights.sum())
+    with pq.ParquetWriter(path, ROWS) as writer:
+        for start in range(0, rows, BATCH):
+            count = min(BATCH, rows - start)
+            lengths = rng.poisson(11, count) + 1
+            ids = np.searchsorted(cumulative, rng.random(lengths.sum())).clip(max=vocabulary - 1)
+            picture = np.arange(start, start + count)
+            words = [[f"w{i}" for i in part] for part in np.split(ids, np.cumsum(lengths)[:-1])]
+            for i in range(1, count):
+                if rng.random() < 0.01:
+                    picture[i], words[i] = picture[i - 1], words[i - 1]
+            if start == 0:
+                for i in range(PLANTED * SHARING):
+                    picture[i] = -1 - i // SHARING
+                    words[i] = [*words[i], f"planted{i // SHARING}"]
+            writer.write_table(_table(start, picture, words))
+
+
+def _table(start: int, picture: np.ndarray, words: list[list[str]]) -> pa.Table:
+    texts = [" ".join(w) for w in words]
+    hashes = [np.random.default_rng(p & 0xFFFFFFFF).integers(0, 2**64, 3, np.uint64) for p in picture]
+    pixels = [h[:2].tobytes() for h in hashes]
+    embedding = [h.tobytes() * 64 for h in hashes]  # never compared: random perceptual hashes are far apart
+    columns = {
+        "row": np.arange(start, start + len(words)),
+        "id": [str(i) for i in range(start, start + len(words))],
+        "caption": texts,
+        "text": texts,
+        "words": words,
+        "width": np.full(len(words), 64, np.int32),
+        "height": np.full(len(words), 64, np.int32),
+        "file": pixels,
+        "pixels": pixels,
+        "perceptual": np.array([h[2] for h in hashes]),
+        "embedding": embedding,
+    }
+    return pa.table(columns).cast(ROWS)
+
+
+def measure(path: Path) -> dict:
+    """Wall and processor seconds of every stage, and the peak resident memory of this process in GB.
+
+    On a machine that does other work at the same time, the processor seconds are what the audit itself takes.
+    """
+    seconds, cpu, found = {}, {}, {}
+    with tempfile.TemporaryDirectory() as work, database(Path(work) / "work") as connection:
+        open_parquet(connection, [path], "items")
+        for name, stage in (
+            ("pictures", group_pictures),
+            ("captions", collect_captions),
+            ("words", shared_words),
+            ("repeats", repeated_words),
+            ("slots", caption_templates),
+        ):
+            since, spent = time.perf_counter(), time.process_time()
+            found[name] = stage(connection)
+            seconds[name] = round(time.perf_counter() - since, 2)
+            cpu[name] = round(time.process_time() - spent, 2)
+    planted = {t.word for t in found["words"] if t.word.startswith("planted")}
+    return {
+        "seconds": seconds,
+        "cpu_seconds": cpu,
+        "word_audit_cpu_seconds": round(sum(cpu.values()) - cpu["pictures"], 2),
+        "word_audit_seconds": round(sum(seconds.values()) - seconds["pictures"], 2),
+        "peak_gb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 3),
+        "planted_found": len(planted),
+        "planted": PLANTED,
+        "other_words": len(found["words"]) - len(planted),
+    }
+
+
+def markdown(results: list[dict]) -> str:
+    lines = [
+        "| captions | duplicates, s | word audit, s | its processor time, s | captions / words / repeats / slots, s "
+        "| peak memory, GB | planted found | others |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for r in results:
+        parts = " / ".join(f"{r['seconds'][name]:.1f}" for name in ("captions", "words", "repeats", "slots"))
+        lines.append(
+            f"| {r['rows']:,} | {r['seconds']['pictures']:.1f} | {r['word_audit_seconds']:.1f} "
+            f"| {r['word_audit_cpu_seconds']:.1f} | {parts} | {r['peak_gb']:.2f} "
+            f"| {r['planted_found']} of {r['planted']} | {r['other_words']} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rows", type=int, nargs="+", default=[10_000, 100_000, 1_000_000])
+    parser.add_argument("--measure", type=Path, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.measure:
+        print(json.dumps(measure(options.measure)))
+        return
+    results = []
+    with tempfile.TemporaryDirectory() as folder:
+        for rows in options.rows:
+            path = Path(folder) / f"{rows}.parquet"
+            corpus(rows, path)
+            command = [sys.executable, __file__, "--measure", str(path)]
+            done = subprocess.run(command, capture_output=True, text=True, check=True)
+            results.append({"rows": rows} | json.loads(done.stdout))
+            print(results[-1], flush=True)
+    OUT.mkdir(parents=True, exist_ok=True)
+    write_json(OUT / "data_scale.json", {"results": results})
+    with atomic(OUT / "data_scale.md") as temporary:
+        temporary.write_text(markdown(results), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,78 @@
+"""`unmemorize triggers`: which words make a model copy."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.markup import escape
+from rich.table import Table
+
+from unmemorize.cli.app import Column, Json, Model, Prompts, app, bars, out
+
+SHOWN = 20
+
+
+@app.command()
+def triggers(
+    model: Model = "testbed",
+    prompts: Prompts = "",
+    column: Column = "",
+    images: Annotated[str, typer.Option(help="Folder of training pictures to compare with.")] = "",
+    run: Annotated[str, typer.Option(help="Run directory, where a killed probe continues.")] = "",
+    limit: Annotated[int, typer.Option(min=0, help="How many of the prompts to probe, evenly spread; 0 for all.")] = 20,
+    repeats: Annotated[int, typer.Option(min=1, max=20, help="How often each word is said at most.")] = 3,
+    seeds: Annotated[int, typer.Option(min=1, help="Seeds per text.")] = 2,
+    steps: Annotated[int, typer.Option(min=1, max=1000, help="Sampling steps.")] = 16,
+    guidance: Annotated[float, typer.Option(min=0, help="Guidance scale.")] = 7.5,
+    sscd: Annotated[str, typer.Option(help="SSCD file, .onnx or TorchScript (which runs the code inside it).")] = "",
+    recipe: Annotated[str, typer.Option(help="SSCD recipe.")] = "sscd-320",
+    as_json: Json = False,
+) -> None:
+    """Take prompts apart and find the words that make the model copy."""
+    from unmemorize.jobs.triggers import TriggerSpec, probe
+
+    spec = TriggerSpec(
+        model=model,
+        prompts=prompts,
+        column=column,
+        images=images,
+        limit=limit,
+        repeats=repeats,
+        seeds=tuple(range(seeds)),
+        steps=steps,
+        guidance=guidance,
+        sscd=sscd,
+        recipe=recipe,
+    )
+    folder = Path(run or Path("runs") / f"triggers-{Path(model).name}")
+    with bars() as progress:
+        result = probe(spec, folder, progress)
+    if as_json:
+        print(json.dumps(result | {"run": str(folder)}, ensure_ascii=False))
+        return
+    _print(result)
+    out.print(f"every text and its outcome: {folder}", highlight=False, markup=False)
+
+
+def _print(result: dict) -> None:
+    table = Table("word", "prompts", "copy rate with it", "without it", "alone", "moved", "random words", "trigger")
+    for word in result["words"][:SHOWN]:
+        rates = [_rate(word[name]) for name in ("holding", "without", "alone", "moved", "random")]
+        table.add_row(escape(word["word"]), str(word["prompts"]), *rates, "yes" if word["trigger"] else "")
+    out.print(table)
+    left = len(result["words"]) - SHOWN
+    rule = result["rule"]
+    out.print(
+        f"{len(result['triggers'])} of {len(result['words'])} words are triggers: with them more than "
+        f"{rule['share']:.0%} of pictures are copies, without them less than {rule['margin']:.0%}"
+        f"{f'; {left} words not shown' if left > 0 else ''}; "
+        f"{result['prompts']} of {result['prompts_given']} prompts probed, {result['texts']:,} texts",
+        highlight=False,
+    )
+
+
+def _rate(rate: dict | None) -> str:
+    return "–" if rate is None else f"{rate['value']:.2f} \\[{rate['low']:.2f}, {rate['high']:.2f}]"

@@ -1,0 +1,137 @@
+"""Any source, read row by row into Parquet shards; what cannot be used is written down with its reason and left out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Protocol
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from unmemorize.core.errors import UserError
+from unmemorize.core.run import Source, atomic, digest
+from unmemorize.core.text import normalise, words
+from unmemorize.data.folders import folder_pieces
+from unmemorize.data.hashes import Unusable, looks
+from unmemorize.data.items import ENDINGS, Item
+from unmemorize.data.tables import table_pieces
+from unmemorize.data.tars import TarPiece
+
+ARCHIVES, ARROW, PARQUET = (".tar", ".tgz", ".tar.gz"), (".arrow",), (".parquet",)
+BATCH = 1024
+SHIFT = 32  # a row's number is its piece's number, shifted, plus its place in the piece
+ROWS = pa.schema(
+    [
+        ("row", pa.int64()),
+        ("id", pa.string()),
+        ("caption", pa.string()),
+        ("text", pa.string()),
+        ("words", pa.list_(pa.string())),
+        ("width", pa.int32()),
+        ("height", pa.int32()),
+        ("file", pa.binary()),
+        ("pixels", pa.binary()),
+        ("perceptual", pa.uint64()),
+        ("embedding", pa.binary()),
+    ]
+)
+SKIPPED = pa.schema([("id", pa.string()), ("reason", pa.string())])
+
+
+class Piece(Protocol):
+    """A part of a source that is read in one go."""
+
+    def items(self) -> Iterator[Item]:
+        """Every row of it, usable or not, always in the same order."""
+        ...
+
+
+def pieces(source: Path, column: str = "") -> list[Piece]:
+    """What a source is made of: tars, Arrow or Parquet files, or pictures with captions, in this order of preference.
+
+    Raises:
+        UserError: It is not there, holds none of these, or its tables have no caption column.
+    """
+    if not source.exists():
+        raise UserError(f"{source}: no such file or folder: name a folder, a .parquet file or a .tar file")
+    root = source if source.is_dir() else source.parent
+    files = sorted(p for p in source.rglob("*") if p.is_file()) if source.is_dir() else [source]
+    if archives := _ending(files, ARCHIVES):
+        return [TarPiece(path) for path in archives]
+    if tables := _ending(files, ARROW) or _ending(files, PARQUET):
+        return list(table_pieces(tables, root, column))
+    if source.is_dir() and (found := folder_pieces(source, column)):
+        return list(found)
+    raise UserError(
+        f"{source}: nothing to audit in it: it should hold {', '.join(ENDINGS[:4])}, .parquet or .tar files"
+    )
+
+
+def _ending(files: list[Path], endings: tuple[str, ...]) -> list[Path]:
+    return [path for path in files if path.name.lower().endswith(endings)]
+
+
+def source_of(source: Path, column: str) -> Source:
+    """What a run's record says of a source: names, sizes and times of its files stand for their contents."""
+    files = sorted(p for p in source.rglob("*") if p.is_file()) if source.is_dir() else [source]
+    stamps = [(str(p.relative_to(source)), p.stat().st_size, p.stat().st_mtime_ns) for p in files]
+    facts = [repr(stamp).encode(errors="backslashreplace") for stamp in stamps]
+    return Source(source=str(source), sha256=digest([column.encode(), *facts]), count=len(files))
+
+
+def read_piece(piece: Piece, number: int, folder: Path) -> None:
+    """Write a piece's rows and skipped rows to `folder`, unless they are there already."""
+    target = folder / f"{number:05d}.rows.parquet"
+    if target.exists():
+        return
+    held: list[dict[str, Any]] = []
+    lost: list[dict[str, str]] = []
+    with (
+        atomic(target) as temporary,  # renamed last: that it is there says that both are whole
+        atomic(folder / f"{number:05d}.skipped.parquet") as left,
+        pq.ParquetWriter(left, SKIPPED) as skipped,
+        pq.ParquetWriter(temporary, ROWS) as kept,
+    ):
+        for place, item in enumerate(piece.items()):
+            row = _row(item, (number << SHIFT) + place)
+            if isinstance(row, str):
+                lost.append({"id": item.id, "reason": row})
+            else:
+                held.append(row)
+            if len(held) + len(lost) >= BATCH:
+                _flush(kept, held, ROWS)
+                _flush(skipped, lost, SKIPPED)
+        _flush(kept, held, ROWS)
+        _flush(skipped, lost, SKIPPED)
+
+
+def _flush(writer: pq.ParquetWriter, rows: list[dict[str, Any]], schema: pa.Schema) -> None:
+    if rows:
+        writer.write_table(pa.Table.from_pylist(rows, schema))
+        rows.clear()
+
+
+def _row(item: Item, number: int) -> dict[str, Any] | str:
+    """The row as it is stored, or why it is skipped."""
+    if item.problem:
+        return item.problem
+    text = normalise(item.caption)
+    row = {"row": number, "id": item.id, "caption": item.caption, "text": text, "words": words(text)}
+    if item.load is None:
+        return row
+    try:
+        return row | vars(looks(item.load()))
+    except (Unusable, OSError) as error:
+        return str(error) if isinstance(error, Unusable) or not error.errno else "file cannot be read"
+
+
+def picture_files(found: list[Piece], rows: set[int]) -> Iterator[tuple[int, bytes]]:
+    """The picture files of a few rows, by reading again the pieces that hold them."""
+    for number in sorted({row >> SHIFT for row in rows}):
+        wanted = {row & ((1 << SHIFT) - 1) for row in rows if row >> SHIFT == number}
+        for place, item in enumerate(found[number].items()):
+            if place in wanted and item.load is not None:
+                yield (number << SHIFT) + place, item.load()
+            if place >= max(wanted):
+                break

@@ -1,0 +1,205 @@
+"""Which words of a prompt make the model copy: the prompt taken apart, moved, repeated, against random words."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
+
+import numpy as np
+from torch import Tensor
+
+from unmemorize.core.model import DiffusionModel
+from unmemorize.core.results import Interval
+from unmemorize.core.sample import first_conditional, first_unconditional, generate
+from unmemorize.core.text import normalise, spans
+from unmemorize.metrics.magnitude import magnitude
+from unmemorize.metrics.ranking import rate_interval
+
+SHARE = 0.5  # a trigger: prompts that hold the word copy on more than this share of seeds,
+MARGIN = 0.1  # and without it on less than this
+CONTROLS = 2  # random texts of each length
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A text made from a prompt: full, word, bigram, without, moved, repeated or random.
+
+    `word` is what it is about, normalised; `times` how often the word is said, of a random text its number of words.
+    """
+
+    kind: str
+    word: str
+    text: str
+    times: int = 1
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a text did: its noise magnitude, the mean over seeds, and how many of its pictures were copies."""
+
+    magnitude: float
+    copies: int
+    seeds: int
+
+
+@dataclass(frozen=True)
+class WordEffect:
+    """What a word does: copy rates of the `prompts` that hold it, of the same without it, and of the word elsewhere.
+
+    `alone`, `moved` (into unrelated prompts) and `random` (as many random words) are None where nothing was tried.
+    """
+
+    word: str
+    prompts: int
+    holding: Interval
+    without: Interval
+    alone: Interval | None
+    moved: Interval | None
+    random: Interval | None
+    magnitude_holding: float
+    magnitude_without: float
+    trigger: bool
+
+
+def variants(
+    prompt: str, *, contexts: Sequence[str] = (), pool: Sequence[str] = (), repeats: int = 3, seed: int = 0
+) -> list[Variant]:
+    """Every text to try for a prompt.
+
+    Args:
+        prompt: The prompt; a word said twice is one word, taken out at both places.
+        contexts: Unrelated prompts that each word is appended to.
+        pool: Words that random texts of one word, of two, and of the prompt's length are drawn from.
+        repeats: How often each word is said at most.
+        seed: Draws the random words.
+    """
+    places = list(spans(prompt))
+    names = [normalise(prompt[a:b]) for a, b in places]
+    found = [Variant("full", "", prompt)]
+    for word in dict.fromkeys(names):
+        own = [place for place, name in zip(places, names, strict=True) if name == word]
+        said = prompt[slice(*own[-1])]
+        found.append(Variant("word", word, said))
+        found.append(Variant("without", word, without(prompt, own)))
+        found += [Variant("moved", word, f"{context}, {said}") for context in contexts]
+        found += [Variant("repeated", word, again(prompt, own[-1], k), k) for k in range(2, repeats + 1)]
+    for (a, _), (_, b) in pairwise(places):
+        found.append(Variant("bigram", normalise(prompt[a:b]), prompt[a:b]))
+    return found + _random_texts(sorted({1, 2, len(places)} - {0}), pool, seed)
+
+
+def without(prompt: str, places: Sequence[tuple[int, int]]) -> str:
+    """The prompt with some of its words taken out, and the commas and spaces they leave behind."""
+    for start, end in reversed(places):
+        prompt = prompt[:start] + prompt[end:]
+    tidy = re.sub(r"\s+(?=[,.;:!?])|([,;:])(?=\s*[,;:])", "", re.sub(r"\s+", " ", prompt))
+    return tidy.strip(" ,;:")
+
+
+def again(prompt: str, place: tuple[int, int], times: int) -> str:
+    """The prompt with the word at `place` said `times` times."""
+    start, end = place
+    word = prompt[start:end]
+    # A character of a script without spaces is a word of its own, and follows itself without one.
+    space = "" if end - start == 1 and ord(word) > 0xE00 else " "
+    return prompt[:end] + (space + word) * (times - 1) + prompt[end:]
+
+
+def _random_texts(lengths: Sequence[int], pool: Sequence[str], seed: int) -> list[Variant]:
+    rng = np.random.default_rng(seed)
+    return [
+        Variant("random", "", " ".join(pool[i] for i in rng.choice(len(pool), n, replace=len(pool) < n)), n)
+        for n in lengths
+        for _ in range(CONTROLS)
+        if pool
+    ]
+
+
+def measure(
+    model: DiffusionModel,
+    texts: Sequence[str],
+    copied: Callable[[Tensor], list[bool]],
+    *,
+    seeds: Sequence[int],
+    steps: int = 50,
+    guidance: float = 7.5,
+    batch: int = 16,
+) -> list[Outcome]:
+    """Score and generate each text at each seed; `copied` says of pictures (n, 3, h, w) which are copies.
+
+    The magnitude is that of the first of `steps` sampling steps; `batch` pictures are generated at a time.
+
+    Paper: Wen et al. 2024 for the magnitude.
+    """
+    cond = model.encode(texts)
+    empty = first_unconditional(model, seeds=seeds, steps=steps)
+    first = first_conditional(model, cond, empty, steps=steps)
+    uncond = replace(empty, output=empty.output.repeat(len(texts), 1, 1, 1), x=first.x)
+    scores = magnitude(first, uncond).reshape(len(texts), len(seeds)).mean(1).tolist()
+    pairs = [(text, seed) for text in texts for seed in seeds]
+    copies: list[bool] = []
+    for start in range(0, len(pairs), batch):
+        piece = pairs[start : start + batch]
+        rows = model.encode([text for text, _ in piece])
+        images = generate(model, rows, seeds=[seed for _, seed in piece], steps=steps, guidance=guidance)
+        copies += copied(images)
+    hits = [sum(copies[i : i + len(seeds)]) for i in range(0, len(pairs), len(seeds))]
+    return [Outcome(score, hit, len(seeds)) for score, hit in zip(scores, hits, strict=True)]
+
+
+def word_effects(
+    tried: Mapping[str, Sequence[Variant]],
+    outcomes: Mapping[str, Outcome],
+    *,
+    share: float = SHARE,
+    margin: float = MARGIN,
+) -> list[WordEffect]:
+    """What every word of the prompts does, those that make the model copy first.
+
+    `tried` holds each prompt's variants, `outcomes` the outcome of each text. A word is a trigger when the prompts that
+    hold it copy on more than `share` of their seeds and the same prompts without it on less than `margin`.
+    Intervals are over texts, not pictures.
+
+    Paper: Naseh, Roh and Houmansadr 2023 name words as triggers; only the abstract was read.
+    Differs: the texts that are tried and the rule are ours.
+    """
+    words = sorted({v.word for found in tried.values() for v in found if v.kind == "without"})
+    effects = [_effect(word, tried, outcomes, share, margin) for word in words]
+    return sorted(effects, key=lambda e: (not e.trigger, e.without.value - e.holding.value, e.word))
+
+
+def _effect(
+    word: str, tried: Mapping[str, Sequence[Variant]], outcomes: Mapping[str, Outcome], share: float, margin: float
+) -> WordEffect:
+    holders = [found for found in tried.values() if any(v.kind == "without" and v.word == word for v in found)]
+
+    def of(kind: str) -> list[Outcome]:
+        return [outcomes[v.text] for found in holders for v in found if v.kind == kind and v.word in (word, "")]
+
+    longest = [
+        outcomes[v.text]
+        for found in holders
+        for v in found
+        if v.kind == "random" and v.times == max(u.times for u in found if u.kind == "random")
+    ]
+    holding, removed = _rate(of("full")), _rate(of("without"))
+    assert holding is not None  # every prompt is tried as it is,
+    assert removed is not None  # and without each of its words
+    return WordEffect(
+        word=word,
+        prompts=len(holders),
+        holding=holding,
+        without=removed,
+        alone=_rate(of("word")),
+        moved=_rate(of("moved")),
+        random=_rate(longest),
+        magnitude_holding=float(np.mean([o.magnitude for o in of("full")])),
+        magnitude_without=float(np.mean([o.magnitude for o in of("without")])),
+        trigger=holding.value > share and removed.value < margin,
+    )
+
+
+def _rate(outcomes: Sequence[Outcome]) -> Interval | None:
+    return rate_interval([o.copies for o in outcomes], [o.seeds for o in outcomes]) if outcomes else None

@@ -1,0 +1,207 @@
+"""The data audit: any source to findings, the rows to drop or caption anew, and a page that shows them."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from PIL import Image
+
+from unmemorize.core.errors import UserError
+from unmemorize.core.run import Progress, RunRecord, atomic, open_run, versions, write_json
+from unmemorize.data.curation import actions, collect_stakes, group_rows, kept_rows
+from unmemorize.data.database import counts, database, open_parquet, require
+from unmemorize.data.duplicates import BITS, SAME, Group, caption_groups, group_pictures, picture_groups
+from unmemorize.data.hashes import Unusable, decode
+from unmemorize.data.intake import Piece, picture_files, pieces, read_piece, source_of
+from unmemorize.data.repeats import caption_templates, repeated_words
+from unmemorize.data.words import Trigger, collect_captions, shared_words
+from unmemorize.metrics.dose import predicted_risk
+from unmemorize.report.data import build_data_report
+from unmemorize.testbed.dose import dose_curve
+
+SHOWN = 40  # groups, and triggers of a kind, that the page shows with pictures
+SMALL = 128  # pixels of a picture on the page
+
+
+@dataclass(frozen=True)
+class DataSpec:
+    """What to audit: a file or folder, its caption column if unusually named, where to write the rows to keep."""
+
+    source: str
+    column: str = ""
+    export: str = ""
+
+
+def audit_data(spec: DataSpec, run: Path, progress: Progress = lambda stage, done, total: None) -> dict[str, Any]:
+    """Run or continue a data audit in `run`; returns its summary and leaves `report.html` there.
+
+    Raises:
+        UserError: The source cannot be used, `run` holds another run or lies in the source, or the export would
+            overwrite the source.
+        MissingExtra: duckdb or ImageHash is not installed.
+    """
+    require()
+    source = Path(spec.source)
+    _check_places(source, run, spec.export)
+    found = pieces(source, spec.column)
+    record = RunRecord(
+        status="running",
+        spec={"source": spec.source, "column": spec.column},
+        versions=versions() | {name: version(name) for name in ("duckdb", "imagehash")},
+        model={},
+        data={"source": source_of(source, spec.column)},
+        criterion={"name": "near-duplicate", "threshold": SAME, "recipe": f"phash-{BITS}-cosine-16px"},
+    )
+    open_run(run, record)
+    for number, piece in enumerate(found):
+        progress("read", number, len(found))
+        read_piece(piece, number, run / "shards" / "data")
+    progress("read", len(found), len(found))
+    summary = analyse(run, found, progress)
+    if spec.export:
+        _export(run, Path(spec.export))
+    record.model_copy(update={"status": "finished"}).save(run)
+    build_data_report(run)
+    return summary
+
+
+def _check_places(source: Path, run: Path, export: str) -> None:
+    root = source.resolve()
+    if source.is_dir() and run.resolve().is_relative_to(root):
+        raise UserError(f"{run}: lies in the source: name a directory elsewhere with --out")
+    target = Path(export).resolve()
+    if export and (target == root or target.is_relative_to(root)):
+        raise UserError(f"{export}: lies in the source: name another file with --export")
+    if export and (target.is_dir() or target.suffix != ".parquet" or not target.parent.is_dir()):
+        raise UserError(f"{export}: not a file to write: name a .parquet file in a folder that exists with --export")
+
+
+def analyse(run: Path, found: Sequence[Piece], progress: Progress) -> dict[str, Any]:
+    """Find duplicates and triggers in the rows that were read, and write them down."""
+    files = sorted((run / "shards" / "data").glob("*.rows.parquet"))
+    skipped = _skipped(run)
+    with database(run / "work") as connection:
+        open_parquet(connection, files, "items")
+        stages = (
+            ("pictures", group_pictures),
+            ("captions", collect_captions),
+            ("words", shared_words),
+            ("repeats", repeated_words),
+            ("slots", caption_templates),
+        )
+        results = {}
+        for done, (name, stage) in enumerate(stages):
+            progress("analyse", done, len(stages))
+            results[name] = stage(connection)
+        progress("analyse", len(stages), len(stages))
+        triggers: list[Trigger] = [*results["words"], *results["repeats"], *results["slots"]]
+        stakes = collect_stakes(connection, triggers)
+        groups = list(picture_groups(connection))
+        decided = actions(connection, triggers)
+        samples = group_rows(connection, _shown_groups(groups, triggers))
+        _write(run / "triggers.parquet", _trigger_table(triggers, stakes))
+        _write(run / "groups.parquet", _group_table(groups))
+        _write(run / "actions.parquet", decided)
+        _write(run / "keep.parquet", kept_rows(connection, decided))
+        total, pictures = counts(connection, "SELECT count(*), count(pixels) FROM items")
+        captions = caption_groups(connection, SHOWN)
+    write_json(run / "samples.json", {"groups": {str(k): v for k, v in samples.items()}, "captions": captions})
+    _thumbnails(run, list(found), {row["row"] for rows in samples.values() for row in rows})
+    summary = {
+        "triggers": [_public(t) for t in triggers],
+        "duplicate_groups": len(groups),
+        "rows": total,
+        "pictures": pictures,
+        "skipped": len(skipped),
+        "skipped_by_reason": dict(Counter(skipped["reason"].to_pylist()).most_common()),
+        "drop": decided["action"].to_pylist().count("drop"),
+        "recaption": decided["action"].to_pylist().count("recaption"),
+    }
+    write_json(run / "data.json", summary)
+    return summary
+
+
+def _public(t: Trigger) -> dict[str, Any]:
+    return {k: v for k, v in dataclasses.asdict(t).items() if k != "group"}
+
+
+def _skipped(run: Path) -> pa.Table:
+    files = sorted((run / "shards" / "data").glob("*.skipped.parquet"))
+    table = pa.concat_tables([pq.read_table(f) for f in files])
+    _write(run / "skipped.parquet", table)
+    return table
+
+
+def _write(path: Path, table: pa.Table) -> None:
+    with atomic(path) as temporary:
+        pq.write_table(table, temporary)
+
+
+def _risk(copies: int) -> dict[str, float]:
+    risk = predicted_risk(dose_curve(), copies)
+    return {"risk": risk.value, "risk_low": risk.low, "risk_high": risk.high}
+
+
+def _trigger_table(triggers: Sequence[Trigger], stakes: Sequence[dict[str, Any]]) -> pa.Table:
+    held = {stake["trigger"]: stake for stake in stakes}
+    lines = [
+        dataclasses.asdict(t) | {"rows": held[i]["rows"], "sample": held[i]["sample"]} | _risk(held[i]["rows"])
+        for i, t in enumerate(triggers)
+    ]
+    schema = pa.schema(
+        [("word", pa.string()), ("kind", pa.string()), ("captions", pa.int64()), ("image_groups", pa.int64())]
+        + [(name, pa.float64()) for name in ("concentration", "lift", "p_value")]
+        + [("group", pa.int64()), ("rows", pa.int64()), ("sample", pa.list_(pa.string()))]
+        + [(name, pa.float64()) for name in ("risk", "risk_low", "risk_high")]
+    )
+    return pa.Table.from_pylist(lines, schema)
+
+
+def _group_table(groups: Sequence[Group]) -> pa.Table:
+    pair = pa.struct([("first", pa.int64()), ("second", pa.int64()), ("cosine", pa.float64())])
+    lines = [
+        dataclasses.asdict(g) | {name: _pair(getattr(g, name)) for name in ("tightest", "loosest")} | _risk(g.rows)
+        for g in groups
+    ]
+    schema = pa.schema(
+        [(name, pa.int64()) for name in ("group", "rows", "files", "pixels", "captions")]
+        + [("tightest", pair), ("loosest", pair)]
+        + [(name, pa.float64()) for name in ("risk", "risk_low", "risk_high")]
+    )
+    return pa.Table.from_pylist(lines, schema)
+
+
+def _pair(pair: tuple[int, int, float] | None) -> dict[str, Any] | None:
+    return dict(zip(("first", "second", "cosine"), pair, strict=True)) if pair else None
+
+
+def _shown_groups(groups: Sequence[Group], triggers: Sequence[Trigger]) -> list[int]:
+    """Groups the page shows: the largest, and those of the first triggers of each kind."""
+    shown = [g.group for g in groups[:SHOWN]]
+    for kind in ("across", "within", "slot"):
+        shown += [t.group for t in triggers if t.kind == kind][:SHOWN]
+    return sorted(set(shown))
+
+
+def _thumbnails(run: Path, found: list[Piece], rows: set[int]) -> None:
+    missing = {row for row in rows if not (run / "pictures" / f"{row}.png").exists()}
+    for row, content in picture_files(found, missing):
+        try:
+            image = decode(content)
+        except Unusable:
+            continue
+        image.thumbnail((SMALL, SMALL), Image.Resampling.LANCZOS)
+        with atomic(run / "pictures" / f"{row}.png") as temporary:
+            image.save(temporary, "PNG")
+
+
+def _export(run: Path, target: Path) -> None:
+    _write(target, pq.read_table(run / "keep.parquet"))

@@ -1,0 +1,141 @@
+"""The prompt probe: which words of which prompts make a model copy its training pictures."""
+
+from __future__ import annotations
+
+import dataclasses
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from unmemorize.core.run import Progress, RunRecord, atomic, open_run, versions, write_json
+from unmemorize.core.shards import merge_shards, run_shards
+from unmemorize.core.text import normalise, spans
+from unmemorize.data.source import Prompt
+from unmemorize.explain.words import MARGIN, SHARE, Outcome, Variant, measure, variants, word_effects
+from unmemorize.jobs.copies import CopyCheck, copy_check
+from unmemorize.jobs.inputs import prompt_source, prompts_of
+from unmemorize.models.load import EMBEDDED, fingerprint, load
+from unmemorize.models.unet import UNetModel
+from unmemorize.testbed import embedded
+
+CONTEXTS = 2  # unrelated prompts a word is moved into
+NEUTRAL = ("a photograph of a street", "an oil painting of a river", "a drawing of a chair")
+
+
+@dataclass(frozen=True)
+class TriggerSpec:
+    """What to probe. Empty `prompts` and `images` stand for the testbed's own; `limit` 0 means all prompts.
+
+    Of more prompts than `limit` an even spread is taken.
+    """
+
+    model: str = "testbed"
+    prompts: str = ""
+    column: str = ""
+    images: str = ""
+    limit: int = 20
+    repeats: int = 3
+    seeds: tuple[int, ...] = (0, 1)
+    steps: int = 16
+    guidance: float = 7.5
+    sscd: str = ""
+    recipe: str = "sscd-320"
+
+
+def probe(spec: TriggerSpec, run: Path, progress: Progress = lambda stage, done, total: None) -> dict[str, Any]:
+    """Run or continue a probe in `run`; returns what every word does and leaves it in `triggers.json`.
+
+    Raises:
+        UserError: The model, the prompts or the pictures cannot be used, or `run` holds another run.
+    """
+    given = _prompts(spec)
+    picks = np.linspace(0, len(given) - 1, min(spec.limit or len(given), len(given))).round().astype(int)
+    chosen = [given[i] for i in picks]
+    model = load(spec.model)
+    copied = copy_check(model, spec.model, spec.images, spec.sscd, spec.recipe)
+    open_run(run, record := _record(spec, model, chosen, copied))
+    tried = _variants(chosen, _unrelated(spec, given), spec.repeats)
+    outcomes = _measure(model, tried, copied, spec, run, progress)
+    effects = [dataclasses.asdict(effect) for effect in word_effects(tried, outcomes)]
+    result = {
+        "triggers": [e for e in effects if e["trigger"]],
+        "words": effects,
+        "rule": {"share": SHARE, "margin": MARGIN},
+        "prompts": len(chosen),
+        "prompts_given": len(given),
+        "texts": len(outcomes),
+        "evaluations": model.evaluations,
+    }
+    write_json(run / "triggers.json", result)
+    record.model_copy(update={"status": "finished"}).save(run)
+    return result
+
+
+def _prompts(spec: TriggerSpec) -> list[Prompt]:
+    found = prompts_of(spec.model, spec.prompts, spec.column)
+    return found if spec.prompts else [p for p in found if p.kind == "word"]
+
+
+def _unrelated(spec: TriggerSpec, given: Sequence[Prompt]) -> list[str]:
+    """Prompts that words are moved into, and whose words are the random ones."""
+    if spec.model in EMBEDDED:
+        return [p.text for p in embedded.prompts(embedded.shipped_plan()) if p.kind == "negative"]
+    return [p.text for p in given]
+
+
+def _words(text: str) -> set[str]:
+    return {normalise(text[a:b]) for a, b in spans(text)}
+
+
+def _variants(chosen: Sequence[Prompt], unrelated: Sequence[str], repeats: int) -> dict[str, list[Variant]]:
+    tried = {}
+    for prompt in chosen:
+        own = _words(prompt.text)
+        others = [text for text in unrelated if not own & _words(text)]
+        pool = sorted({word for text in others for word in _words(text)})
+        seed = zlib.crc32(prompt.text.encode())  # the same draw in whichever file the prompt stands
+        order = np.random.default_rng(seed).permutation(len(others))
+        contexts = [*(others[i] for i in order[:CONTEXTS]), *NEUTRAL][:CONTEXTS]
+        tried[prompt.text] = variants(prompt.text, contexts=contexts, pool=pool, repeats=repeats, seed=seed)
+    return tried
+
+
+def _measure(
+    model: UNetModel,
+    tried: dict[str, list[Variant]],
+    copied: CopyCheck,
+    spec: TriggerSpec,
+    run: Path,
+    progress: Progress,
+) -> dict[str, Outcome]:
+    """The outcome of every text, each tried once however many prompts it comes from."""
+    texts = list(dict.fromkeys(v.text for found in tried.values() for v in found))
+
+    def work(piece: Sequence[str]) -> list[dict[str, Any]]:
+        outcomes = measure(model, piece, copied, seeds=spec.seeds, steps=spec.steps, guidance=spec.guidance)
+        return [{"text": t} | dataclasses.asdict(o) for t, o in zip(piece, outcomes, strict=True)]
+
+    for done in run_shards(texts, work, folder=run / "shards" / "probe", size=8):
+        progress("probe", done, len(texts))
+    table = merge_shards(run / "shards" / "probe", run / "outcomes.parquet")
+    rows = [{"prompt": p} | dataclasses.asdict(v) for p, found in tried.items() for v in found]
+    with atomic(run / "variants.parquet") as temporary:
+        pq.write_table(pa.Table.from_pylist(rows), temporary)
+    return {row["text"]: Outcome(row["magnitude"], row["copies"], row["seeds"]) for row in table.to_pylist()}
+
+
+def _record(spec: TriggerSpec, model: UNetModel, chosen: Sequence[Prompt], copied: CopyCheck) -> RunRecord:
+    return RunRecord(
+        status="running",
+        spec=dataclasses.asdict(spec) | {"seeds": list(spec.seeds)},
+        versions=versions(),
+        model={"name": model.name, "fingerprint": fingerprint(model)},
+        data={"prompts": prompt_source(spec.prompts or spec.model, chosen), "images": copied.source},
+        criterion=dataclasses.asdict(copied.criterion),
+    )

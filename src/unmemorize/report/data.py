@@ -1,0 +1,119 @@
+"""The data audit's page: groups of pictures as contact sheets, trigger words with their pictures.
+
+Captions, ids and file names are hostile text: Jinja escapes all of them, and the page runs no script at all.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+from pydantic import BaseModel
+
+from unmemorize.core.run import atomic
+from unmemorize.report.build import TEMPLATES, environment
+from unmemorize.report.pictures import picture_loader
+from unmemorize.report.schema import Record, read_document, read_rows
+
+KINDS = {
+    "across": (
+        "Words shared across captions",
+        "A word or phrase that captions of one picture share and other captions do not: the model can learn to answer "
+        "it with that picture in any prompt.",
+    ),
+    "within": (
+        "Words repeated within a caption",
+        "Said more often in one caption than chance would. Captions and pictures are those where it is most striking.",
+    ),
+    "slot": (
+        "Captions that differ in one slot",
+        "One sentence with one word exchanged, over one picture; ▢ is the word that differs.",
+    ),
+}
+SHOWN = 40
+REASONS = 200
+
+_TEXT, _REAL, _WHOLE = pa.string(), pa.float64(), pa.int64()
+_RISK = [("risk", _REAL), ("risk_low", _REAL), ("risk_high", _REAL)]
+_PAIR = pa.struct([("first", _WHOLE), ("second", _WHOLE), ("cosine", _REAL)])
+TRIGGERS = pa.schema(
+    [
+        *(("word", _TEXT), ("kind", _TEXT), ("captions", _WHOLE), ("image_groups", _WHOLE), ("concentration", _REAL)),
+        *(("lift", _REAL), ("p_value", _REAL), ("group", _WHOLE), ("rows", _WHOLE), ("sample", pa.list_(_TEXT))),
+        *_RISK,
+    ]
+)
+GROUPS = pa.schema(
+    [
+        *((name, _WHOLE) for name in ("group", "rows", "files", "pixels", "captions")),
+        *(("tightest", _PAIR), ("loosest", _PAIR)),
+        *_RISK,
+    ]
+)
+SKIPPED = pa.schema([("id", _TEXT), ("reason", _TEXT)])
+
+
+class DataSummary(BaseModel):
+    """`data.json`."""
+
+    triggers: list[dict[str, Any]]
+    duplicate_groups: int
+    rows: int
+    pictures: int
+    skipped: int
+    skipped_by_reason: dict[str, int]
+    drop: int
+    recaption: int
+
+
+class Samples(BaseModel):
+    """`samples.json`: a few rows of each group that is shown, and the captions said most often."""
+
+    groups: dict[int, list[dict[str, Any]]]
+    captions: list[dict[str, Any]]
+
+
+def build_data_report(run: Path) -> Path:
+    """Write `report.html` into a data audit's run directory, from what is there; returns its path.
+
+    Raises:
+        UserError: The run directory is incomplete or damaged.
+    """
+    summary = read_document(run / "data.json", DataSummary)
+    triggers = read_rows(run / "triggers.parquet", TRIGGERS)
+    page = (
+        environment()
+        .get_template("data.html.j2")
+        .render(
+            record=read_document(run / "run.json", Record),
+            s=summary,
+            sentence=sentence(summary),
+            kinds=[(k, *KINDS[k], [t for t in triggers if t["kind"] == k]) for k in KINDS],
+            groups=read_rows(run / "groups.parquet", GROUPS)[:SHOWN],
+            shown=SHOWN,
+            samples=read_document(run / "samples.json", Samples),
+            skipped=read_rows(run / "skipped.parquet", SKIPPED)[:REASONS],
+            picture=picture_loader(run),
+            style=(TEMPLATES / "style.css").read_text("utf-8"),
+        )
+    )
+    target = run / "report.html"
+    with atomic(target) as temporary:
+        temporary.write_bytes(page.encode())
+    return target
+
+
+def sentence(s: DataSummary) -> str:
+    """What was found, in a sentence."""
+    if not s.rows:
+        return "No row could be read, so nothing was audited."
+    groups = _count(s.duplicate_groups, "group of duplicate pictures", "groups of duplicate pictures")
+    words = len(s.triggers)
+    if not s.duplicate_groups and not words:
+        return f"No duplicate pictures and no trigger words among {_count(s.rows, 'row', 'rows')}."
+    return f"{groups} and {_count(words, 'trigger', 'triggers')} among {_count(s.rows, 'row', 'rows')}."
+
+
+def _count(n: int, one: str, many: str) -> str:
+    return f"{n:,} {one if n == 1 else many}"

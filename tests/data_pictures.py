@@ -1,0 +1,54 @@
+"""Pictures, and sources made of them, in every form the data audit reads."""
+
+from __future__ import annotations
+
+import io
+import json
+import tarfile
+
+import numpy as np
+from PIL import Image
+
+
+def draw(key: int, size: int = 48, noise: float = 0.0) -> Image.Image:
+    """A picture of smooth shapes that depends on `key`; `noise` changes pixels and not the picture."""
+    rng = np.random.default_rng(key)
+    y, x = np.mgrid[0 : 1 : complex(size), 0 : 1 : complex(size)]
+    channels = []
+    for _ in range(3):
+        waves = sum(rng.normal() * np.cos(np.pi * (rng.integers(1, 6) * x + rng.integers(1, 6) * y)) for _ in range(5))
+        channels.append(waves)
+    pixels = 128 + 40 * np.stack(channels, -1) + np.random.default_rng(7).normal(size=(size, size, 3)) * noise
+    return Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
+
+
+def png(image: Image.Image) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def tar_of(path, members):
+    """Write an archive of (name, bytes)."""
+    with tarfile.open(path, "w:gz" if path.suffix == ".tgz" else "w") as tar:
+        for name, content in members:
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            tar.addfile(info, io.BytesIO(content))
+    return path
+
+
+def folder_of(path, rows):
+    """A folder of pictures with a .txt beside each: (name, picture or bytes, caption or bytes)."""
+    path.mkdir(parents=True, exist_ok=True)
+    for name, picture, caption in rows:
+        if picture is not None:
+            (path / f"{name}.png").write_bytes(picture if isinstance(picture, bytes) else png(picture))
+        if caption is not None:
+            (path / f"{name}.txt").write_bytes(caption if isinstance(caption, bytes) else caption.encode())
+    return path
+
+
+def metadata(path, rows):
+    (path / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
