@@ -36,11 +36,23 @@ PARTS = {
         "similarity is one minus the distance ratio, a copy is 0.5 or more; alignment is the cosine of picture and "
         "prompt in the testbed's own CLIP.",
     ),
+    "pruning": (
+        "Pruning",
+        "NeMo and Wanda, the memorized prompts at seeds the search never saw, with random edits of equal size.",
+    ),
+    "triggers": (
+        "Memory triggers",
+        "The data audit of the testbed's own training rows, which is not told what is planted.",
+    ),
     "training-filter": (
         "Mitigation in training",
         "The twin, fine-tuned on eight duplicated pictures that make a quarter of every batch.",
     ),
     "detection-speed": ("Speed of detection", "Ratios within one run."),
+    "data_scale": (
+        "Scale of the data audit",
+        "Two cores; captions with Zipf's word frequencies and planted duplicates.",
+    ),
 }
 
 
