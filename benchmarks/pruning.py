@@ -1,6 +1,6 @@
 """What pruning does to the shipped testbed: copies left, what it costs ordinary prompts, and a random control.
 
-    python benchmarks/pruning.py [--prompts 48] [--ordinary 48] [--seeds 4]
+    python benchmarks/pruning.py [--prompts 18] [--ordinary 24] [--seeds 2]
 
 Writes docs/results/pruning.{json,md,png}. A setting that is already in the JSON, for the same model and options, is not
 measured again. Pictures come from seeds that no search looks at; the unpruned model's are the same for every setting.
@@ -198,9 +198,9 @@ def prepare(options: argparse.Namespace) -> Bench:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--prompts", type=int, default=48, help="memorized prompts")
-    parser.add_argument("--ordinary", type=int, default=48, help="ordinary prompts")
-    parser.add_argument("--seeds", type=int, default=4, help="pictures per prompt")
+    parser.add_argument("--prompts", type=int, default=18, help="memorized prompts")
+    parser.add_argument("--ordinary", type=int, default=24, help="ordinary prompts")
+    parser.add_argument("--seeds", type=int, default=2, help="pictures per prompt")
     parser.add_argument("--only", default="", help="measure settings whose name contains this")
     parser.add_argument("--out", type=Path, default=OUT)
     options = parser.parse_args()
