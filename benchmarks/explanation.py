@@ -6,7 +6,7 @@ python benchmarks/explanation.py
 from __future__ import annotations
 
 import numpy as np
-from common import planted, table, write
+from common import matches, pictures, planted, table, write
 from tqdm import tqdm
 
 from unmemorize.explain.tokens import leave_one_out, rank_agreement, word_significance
@@ -45,23 +45,52 @@ def measure(model, prompts) -> dict[str, list]:
     return rows
 
 
+def summary(rows: dict[str, list], prompts, kept: list[bool]) -> dict:
+    """Shares of the kept prompts, with intervals over families."""
+    found: dict = {
+        "prompts": sum(kept),
+        "chance": float(np.mean([c for c, k in zip(rows["chance"], kept, strict=True) if k])),
+    }
+    families_kept = sorted({p.cluster for p, k in zip(prompts, kept, strict=True) if k})
+    for method in ("gradient", "leave one out"):
+        hits, trials = ([0] * len(families_kept) for _ in range(2))
+        for p, hit, k in zip(prompts, rows[method], kept, strict=True):
+            if k:
+                hits[families_kept.index(p.cluster)] += hit
+                trials[families_kept.index(p.cluster)] += 1
+        interval = rate_interval(hits, trials)
+        found[method] = [interval.value, interval.low, interval.high]
+    agreements = [a for a, k in zip(rows["agreement"], kept, strict=True) if k and a is not None]
+    return found | {"agreement": float(np.mean(agreements))}
+
+
+def copied(model, prompts) -> list[bool]:
+    """Whether either of two pictures of each prompt is a copy."""
+    texts, seeds = [p.text for p in prompts for _ in range(2)], list(SEEDS[:2]) * len(prompts)
+    found = matches(pictures(model, texts, seeds))[0]
+    return [any(found[i : i + 2]) for i in range(0, len(found), 2)]
+
+
 def main() -> None:
     prompts = planted(lambda p: p.kind == "word")
-    clusters = sorted({p.cluster for p in prompts})
-    numbers, lines = {}, []
+    numbers = {}
     for name in ("testbed", "testbed-twin"):
-        rows = measure(load(name), prompts)
-        cells = []
-        for method in ("gradient", "leave one out"):
-            hits = [sum(h for h, p in zip(rows[method], prompts, strict=True) if p.cluster == c) for c in clusters]
-            trials = [sum(p.cluster == c for p in prompts) for c in clusters]
-            interval = rate_interval(hits, trials)
-            numbers[f"{name}, {method}"] = [interval.value, interval.low, interval.high]
-            cells.append(f"{interval.value:.2f} [{interval.low:.2f}, {interval.high:.2f}]")
-        agreement = float(np.mean([a for a in rows["agreement"] if a is not None]))
-        numbers[f"{name}, agreement"], numbers["chance"] = agreement, float(np.mean(rows["chance"]))
-        lines.append([name, *cells, f"{numbers['chance']:.2f}", f"{agreement:.2f}"])
-    head = ["model", "planted word first, by gradient", "by leaving out", "by chance", "mean rank agreement"]
+        model = load(name)
+        rows = measure(model, prompts)
+        numbers[name] = summary(rows, prompts, [True] * len(prompts))
+        if name == "testbed" and sum(kept := copied(model, prompts)) >= 5:
+            numbers["testbed, prompts that are copied"] = summary(rows, prompts, kept)
+    lines = [
+        [
+            name,
+            str(row["prompts"]),
+            *("{:.2f} [{:.2f}, {:.2f}]".format(*row[m]) for m in ("gradient", "leave one out")),
+            f"{row['chance']:.2f}",
+            f"{row['agreement']:.2f}",
+        ]
+        for name, row in numbers.items()
+    ]
+    head = ["model", "prompts", "planted word first, by gradient", "by leaving out", "by chance", "mean rank agreement"]
     write("explanation", numbers, table(head, lines))
 
 
