@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import shutil
+from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 
@@ -141,3 +143,17 @@ def make_gaussian():
 def gaussian():
     """A model that memorizes nothing."""
     return build_gaussian()
+
+
+@pytest.fixture(scope="session")
+def chromium():
+    """The path of a chromium: the system's, or the one that playwright installed."""
+    found = shutil.which("chromium")
+    if found is None:
+        from playwright.sync_api import sync_playwright
+
+        with sync_playwright() as playwright:
+            found = playwright.chromium.executable_path
+    if not Path(found).exists():
+        pytest.fail("no chromium on this machine: `make browser` installs one", pytrace=False)
+    return found

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 
-from unmemorize.cli import audit, detect, explain, generate, testbed  # noqa: F401 (each registers its commands)
+from unmemorize.cli import audit, detect, explain, generate, inspect, testbed  # noqa: F401 (each registers its commands)
 from unmemorize.cli.app import app, errors
 from unmemorize.core.errors import UnmemorizeError
 
