@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help audit test lint results docs
+.PHONY: help audit browser test lint results docs
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -16,8 +16,14 @@ $(READY): pyproject.toml constraints.txt
 audit: $(READY) ## Audit the shipped testbed model into runs/testbed
 	$(BIN)/unmemorize audit --run runs/testbed
 
+# The system's package where this may install it, for its libraries; else a build of its own in the user's cache.
+browser: $(READY) ## Install chromium for the browser tests, unless there is one
+	@command -v chromium >/dev/null \
+	|| { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && apt-get update -q && apt-get install -qy chromium; } \
+	|| $(BIN)/playwright install chromium
+
 # One thread per worker: torch's own threads would fight the workers for the cores.
-test: $(READY) ## Run the tests
+test: $(READY) browser ## Run the tests
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2
 
 lint: $(READY) ## Check style, types, imports between layers, and sizes

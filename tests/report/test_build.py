@@ -251,10 +251,7 @@ def test_a_report_is_rebuilt_without_torch(run):
     assert done.stdout.strip() == str(run / "report.html")
 
 
-def test_a_browser_opens_it_without_a_complaint_and_its_script_runs(full_run, tmp_path):
-    chromium = shutil.which("chromium")
-    if chromium is None:
-        pytest.skip("no chromium on this machine")
+def test_a_browser_opens_it_without_a_complaint_and_its_script_runs(full_run, tmp_path, chromium):
     flags = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"]
     flags += ["--disable-background-networking", "--disable-component-update", f"--user-data-dir={tmp_path}"]
     flags += ["--enable-logging=stderr", "--v=0", "--dump-dom"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 
 import numpy as np
@@ -23,8 +24,15 @@ def to_tensor(image: Image.Image) -> Tensor:
     return torch.from_numpy(np.asarray(image.convert("RGB")).copy()).permute(2, 0, 1).float() / 255
 
 
+def png(image: Tensor) -> bytes:
+    """An image (3, h, w) in [0, 1] as a PNG file."""
+    pixels = (image * 255).round().to(torch.uint8).permute(1, 2, 0).cpu().numpy()
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, format="png")
+    return file.getvalue()
+
+
 def save_image(image: Tensor, path: Path) -> None:
     """Write an image (3, h, w) in [0, 1] as PNG."""
-    pixels = (image * 255).round().to(torch.uint8).permute(1, 2, 0).cpu().numpy()
     with atomic(path) as temporary:
-        Image.fromarray(pixels).save(temporary, format="png")
+        temporary.write_bytes(png(image))

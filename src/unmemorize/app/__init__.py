@@ -1,0 +1,1 @@
+"""The interactive page: `page` wires it up with Gradio, `fragments` writes what it shows."""
