@@ -49,7 +49,7 @@ NEMO = [  # layers, minimum θ, refined or not
     ("all", 0.25, True),
     ("all", 0.25, False),
 ]
-WANDA = [0.01, 0.03, 0.1, 0.4]
+WANDA = [0.01, 0.03, 0.1, 0.4, 0.5]
 KINDS = ("verbatim", "repeat", "template", "word")  # in this order, as many prompts as asked for
 
 
