@@ -3,33 +3,20 @@
 from __future__ import annotations
 
 import json
-import sys
 
 import pytest
 import torch
 
-from unmemorize import cli
-
 
 @pytest.fixture
-def call(monkeypatch, capsys, tmp_path):
+def call(call, monkeypatch, tmp_path):
     """Run the command line in this process, in a folder of prompts: exit code, output, complaint."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.chdir(tmp_path)
     (tmp_path / "prompts.txt").write_text("an owl on a fence\n[red]the old harbour\n")
     (tmp_path / "ordinary.txt").write_text("a green bicycle\ntwo red kites over a field\na lighthouse\n")
 
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["unmemorize", *map(str, arguments)])
-        code = 0
-        try:
-            cli.main()
-        except SystemExit as stop:
-            code = stop.code or 0
-        printed = capsys.readouterr()
-        return code, printed.out, printed.err
-
-    return run
+    return call
 
 
 NEMO = ("--prompts", "prompts.txt", "--ordinary", "ordinary.txt", "--threshold", "-1", "--min-theta", "4.75")

@@ -9,7 +9,7 @@ import dataclasses
 import json
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -28,17 +28,14 @@ from unmemorize.core.sample import generate
 from unmemorize.core.shards import merge_shards, run_shards
 from unmemorize.data.pictures import load_image, save_image
 from unmemorize.data.source import Prompt, read_references
+from unmemorize.jobs.copies import LARGE, Matcher, matcher
 from unmemorize.jobs.detect import DetectSpec, score_prompts
-from unmemorize.jobs.inputs import prompt_source, prompts_of
-from unmemorize.metrics.similarity import PIXELS, References, load_sscd, match_pixels, match_sscd, sscd_criterion
-from unmemorize.models.load import EMBEDDED, fingerprint, load
+from unmemorize.jobs.inputs import images_folder, prompt_source, prompts_of
+from unmemorize.metrics.similarity import References
+from unmemorize.models.load import fingerprint, load
 from unmemorize.models.unet import UNetModel
 from unmemorize.report.build import build_report
-from unmemorize.testbed import embedded
 from unmemorize.verdict import summarise
-
-LARGE = 256  # pixels from which pictures are compared by a copy-detection network
-Matcher = Callable[[torch.Tensor, References], list[Match]]
 
 
 @dataclass(frozen=True)
@@ -69,7 +66,7 @@ def run_audit(spec: AuditSpec, run: Path, progress: Progress = lambda stage, don
         UserError: The model, the prompts, the pictures or the SSCD file cannot be used, or `run` holds another run.
     """
     prompts = prompts_of(spec.model, spec.prompts, spec.column)
-    criterion, match = _matcher(spec)
+    criterion, match = matcher(spec.sscd, spec.recipe)
     model = load(spec.model)
     references = _references(spec, model)
     record = _record(spec, model, prompts, references, criterion)
@@ -90,24 +87,13 @@ def run_audit(spec: AuditSpec, run: Path, progress: Progress = lambda stage, don
 
 
 def _references(spec: AuditSpec, model: UNetModel) -> References | None:
-    folder = _images_folder(spec)
+    folder = images_folder(spec.model, spec.images)
     if folder and not spec.sscd and max(model.image_size) >= LARGE:
         raise UserError(
             f"pictures of {max(model.image_size)} px are compared by a copy-detection network: name its file with "
             "--sscd, or leave out --images to score only"
         )
     return read_references(folder, model.image_size) if folder else None
-
-
-def _images_folder(spec: AuditSpec) -> Path | None:
-    return Path(spec.images) if spec.images else embedded.IMAGES if spec.model in EMBEDDED else None
-
-
-def _matcher(spec: AuditSpec) -> tuple[Criterion, Matcher]:
-    if not spec.sscd:
-        return PIXELS, match_pixels
-    criterion, embed = sscd_criterion(Path(spec.sscd), spec.recipe), load_sscd(Path(spec.sscd))
-    return criterion, lambda images, references: match_sscd(images, references, criterion, embed)
 
 
 def _record(
@@ -194,7 +180,7 @@ def _generate(model: UNetModel, chosen: Sequence[Prompt], spec: AuditSpec, run: 
 
 
 def _verify(run: Path, references: References | None, match: Matcher, spec: AuditSpec) -> list[dict[str, Any]] | None:
-    folder = _images_folder(spec)
+    folder = images_folder(spec.model, spec.images)
     if references is None or folder is None:
         return None
     rows = pq.read_table(run / "scores" / "images.parquet").to_pylist()

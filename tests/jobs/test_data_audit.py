@@ -5,14 +5,12 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
-import sys
 from html.parser import HTMLParser
 
 import pyarrow.parquet as pq
 import pytest
 
 from data_pictures import draw, folder_of, png
-from unmemorize import cli
 from unmemorize.core.errors import UserError
 from unmemorize.jobs.data import DataSpec, audit_data
 from unmemorize.report.rebuild import rebuild_report
@@ -182,23 +180,6 @@ def test_another_source_is_refused_in_a_run(source, tmp_path):
     (source / "new.txt").write_text("x")
     with pytest.raises(UserError, match="other settings, inputs or versions"):
         run(source, tmp_path / "run")
-
-
-@pytest.fixture
-def call(monkeypatch, capsys):
-    """Run the command line in this process: exit code, what it printed, what it complained of."""
-
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["unmemorize", *map(str, arguments)])
-        code = 0
-        try:
-            cli.main()
-        except SystemExit as stop:
-            code = stop.code or 0
-        printed = capsys.readouterr()
-        return code, printed.out, printed.err
-
-    return run
 
 
 def test_the_command_prints_json_alone(call, source, tmp_path):

@@ -25,6 +25,9 @@ errors = Console(stderr=True)
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for programs instead of text.")]
 Model = Annotated[str, typer.Argument(help="testbed, testbed-twin, a pipeline folder, or a hub id.")]
 Prompts = Annotated[str, typer.Option(help="File of prompts: txt, csv, tsv, jsonl or parquet.")]
+Images = Annotated[str, typer.Option(help="Folder of training pictures to compare with.")]
+Sscd = Annotated[str, typer.Option(help="SSCD file, .onnx or TorchScript (which runs the code inside it).")]
+Recipe = Annotated[str, typer.Option(help="SSCD recipe.")]
 Column = Annotated[str, typer.Option(help="Caption column, where its name is unusual.")]
 
 

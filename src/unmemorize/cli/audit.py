@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 from rich.markup import escape
 
-from unmemorize.cli.app import Column, Json, Model, Prompts, app, bars, out
+from unmemorize.cli.app import Column, Images, Json, Model, Prompts, Recipe, Sscd, app, bars, out
 
 
 @app.command()
@@ -17,15 +17,15 @@ def audit(
     model: Model = "testbed",
     prompts: Prompts = "",
     column: Column = "",
-    images: Annotated[str, typer.Option(help="Folder of training pictures to compare with.")] = "",
+    images: Images = "",
     run: Annotated[str, typer.Option(help="Run directory, where a killed run continues; runs/MODEL by default.")] = "",
     seeds: Annotated[int, typer.Option(min=1, help="Seeds per prompt for the score.")] = 4,
     images_per_prompt: Annotated[int, typer.Option(min=1, help="Pictures generated per chosen prompt.")] = 2,
     generate: Annotated[int, typer.Option(min=1, help="How many prompts to generate.")] = 100,
     steps: Annotated[int, typer.Option(min=1, max=1000, help="Sampling steps.")] = 16,
     guidance: Annotated[float, typer.Option(min=0, help="Guidance scale.")] = 7.5,
-    sscd: Annotated[str, typer.Option(help="SSCD file, .onnx or TorchScript (which runs the code inside it).")] = "",
-    recipe: Annotated[str, typer.Option(help="SSCD recipe.")] = "sscd-320",
+    sscd: Sscd = "",
+    recipe: Recipe = "sscd-320",
     as_json: Json = False,
 ) -> None:
     """Score prompts, generate, compare with the training pictures, and write a report."""

@@ -10,7 +10,7 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from unmemorize.cli.app import Column, Json, Model, Prompts, app, bars, out
+from unmemorize.cli.app import Column, Images, Json, Model, Prompts, Recipe, Sscd, app, bars, out
 
 SHOWN = 20
 
@@ -20,15 +20,15 @@ def triggers(
     model: Model = "testbed",
     prompts: Prompts = "",
     column: Column = "",
-    images: Annotated[str, typer.Option(help="Folder of training pictures to compare with.")] = "",
+    images: Images = "",
     run: Annotated[str, typer.Option(help="Run directory, where a killed probe continues.")] = "",
     limit: Annotated[int, typer.Option(min=0, help="How many of the prompts to probe, evenly spread; 0 for all.")] = 20,
     repeats: Annotated[int, typer.Option(min=1, max=20, help="How often each word is said at most.")] = 3,
     seeds: Annotated[int, typer.Option(min=1, help="Seeds per text.")] = 2,
     steps: Annotated[int, typer.Option(min=1, max=1000, help="Sampling steps.")] = 16,
     guidance: Annotated[float, typer.Option(min=0, help="Guidance scale.")] = 7.5,
-    sscd: Annotated[str, typer.Option(help="SSCD file, .onnx or TorchScript (which runs the code inside it).")] = "",
-    recipe: Annotated[str, typer.Option(help="SSCD recipe.")] = "sscd-320",
+    sscd: Sscd = "",
+    recipe: Recipe = "sscd-320",
     as_json: Json = False,
 ) -> None:
     """Take prompts apart and find the words that make the model copy."""

@@ -13,12 +13,13 @@ from unmemorize.core.errors import UserError
 from unmemorize.core.results import Match
 from unmemorize.core.run import Source, digest
 from unmemorize.data.source import read_references
-from unmemorize.metrics.similarity import PIXELS, load_sscd, match_pixels, match_sscd, sscd_criterion
-from unmemorize.models.load import EMBEDDED
+from unmemorize.jobs.inputs import images_folder
+from unmemorize.metrics.similarity import PIXELS, References, load_sscd, match_pixels, match_sscd, sscd_criterion
 from unmemorize.models.unet import UNetModel
-from unmemorize.testbed import embedded
 
 LARGE = 256  # pixels from which pictures are compared by a copy-detection network
+
+Matcher = Callable[[Tensor, References], list[Match]]
 
 
 @dataclass(frozen=True)
@@ -34,27 +35,34 @@ class CopyCheck:
         return [m.verdict != "none" for m in self.match(images)]
 
 
+def matcher(sscd: str, recipe: str) -> tuple[Criterion, Matcher]:
+    """The copy criterion and its comparison: an SSCD file's, or pixels where none is named.
+
+    Raises:
+        UserError: The file or the recipe cannot be used.
+    """
+    if not sscd:
+        return PIXELS, match_pixels
+    criterion, embed = sscd_criterion(Path(sscd), recipe), load_sscd(Path(sscd))
+    return criterion, lambda images, references: match_sscd(images, references, criterion, embed)
+
+
 def copy_check(model: UNetModel, name: str, images: str, sscd: str = "", recipe: str = "sscd-320") -> CopyCheck:
     """Comparison with the pictures in a folder, or with an embedded model's own.
 
     Raises:
         UserError: There are no pictures to compare with, they cannot be read, or they need an SSCD file.
     """
-    if not images and name not in EMBEDDED:
+    folder = images_folder(name, images)
+    if folder is None:
         raise UserError(f"{name}: copies of what? name the folder of training pictures with --images")
     if not sscd and max(model.image_size) >= LARGE:
         raise UserError(
             f"pictures of {max(model.image_size)} px are compared by a copy-detection network: "
             "name its file with --sscd"
         )
-    criterion = sscd_criterion(Path(sscd), recipe) if sscd else PIXELS
-    embed = load_sscd(Path(sscd)) if sscd else None
-    references = read_references(Path(images) if images else embedded.IMAGES, model.image_size)
+    criterion, match = matcher(sscd, recipe)
+    references = read_references(folder, model.image_size)
     pixels = digest(image.numpy().tobytes() for image in references.images)
-
-    def match(found: Tensor) -> list[Match]:
-        if embed is None:
-            return match_pixels(found, references)
-        return match_sscd(found, references, criterion, embed)
-
-    return CopyCheck(criterion, Source(source=images or name, sha256=pixels, count=len(references.names)), match)
+    source = Source(source=images or name, sha256=pixels, count=len(references.names))
+    return CopyCheck(criterion, source, lambda found: match(found, references))

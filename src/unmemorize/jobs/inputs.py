@@ -26,14 +26,19 @@ def prompts_of(model: str, file: str = "", column: str = "") -> list[Prompt]:
     return embedded.prompts(embedded.shipped_plan())
 
 
-def ordinary_of(model: str, file: str = "") -> list[str]:
+def images_folder(model: str, images: str = "") -> Path | None:
+    """The folder of training pictures: the named one, an embedded model's own, or None."""
+    return Path(images) if images else embedded.IMAGES if model in EMBEDDED else None
+
+
+def ordinary_of(model: str, file: str = "", column: str = "") -> list[str]:
     """Ordinary prompts to calibrate on: those in `file`, an embedded model's negatives, or plain descriptions.
 
     Raises:
         UserError: The file cannot be used.
     """
     if file:
-        return [p.text for p in read_prompts(Path(file))]
+        return [p.text for p in read_prompts(Path(file), column or None)]
     if model in EMBEDDED:
         return [p.text for p in prompts_of(model) if p.kind == "negative"]
     return ordinary_prompts()

@@ -9,7 +9,6 @@ import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
@@ -22,12 +21,11 @@ from unmemorize.data.source import read_references
 from unmemorize.detect.noise import noise_gap_at_start
 from unmemorize.explain.tokens import word_significance
 from unmemorize.jobs.guard import Guard, Outcome
-from unmemorize.jobs.inputs import ordinary_of
+from unmemorize.jobs.inputs import images_folder, ordinary_of
 from unmemorize.metrics.calibrate import conformal_threshold
 from unmemorize.metrics.similarity import References, match_pixels
-from unmemorize.models.load import EMBEDDED, load
+from unmemorize.models.load import load
 from unmemorize.models.unet import UNetModel
-from unmemorize.testbed import embedded
 
 if TYPE_CHECKING:
     from diffusers import StableDiffusionPipeline
@@ -216,7 +214,7 @@ def open_inspector(spec: InspectSpec, progress: Progress) -> Inspector:
     """
     ordinary = ordinary_of(spec.model, spec.ordinary)
     model = load(spec.model)
-    folder = Path(spec.images) if spec.images else embedded.IMAGES if spec.model in EMBEDDED else None
+    folder = images_folder(spec.model, spec.images)
     references = read_references(folder, model.image_size) if folder else None
     return Inspector(model, ordinary, spec, references=references, progress=progress)
 

@@ -12,8 +12,7 @@ from typing import Literal
 from unmemorize.core.errors import UserError
 from unmemorize.core.results import Localization
 from unmemorize.core.run import Progress, digest
-from unmemorize.data.source import read_prompts
-from unmemorize.jobs.inputs import prompts_of
+from unmemorize.jobs.inputs import ordinary_of, prompts_of
 from unmemorize.localize.layers import Reach
 from unmemorize.localize.nemo import PAPER_THRESHOLD, NemoSettings, nemo
 from unmemorize.localize.reference import SEEDS, Reference, load_reference, reference, save_reference
@@ -21,7 +20,6 @@ from unmemorize.localize.wanda import wanda
 from unmemorize.mitigate.weights import Edit, check_name
 from unmemorize.models.load import EMBEDDED, fingerprint, load
 from unmemorize.models.unet import UNetModel
-from unmemorize.testbed import embedded
 
 PAPER_MODEL = "CompVis/stable-diffusion-v1-4"  # whose threshold the paper gives
 
@@ -86,14 +84,12 @@ def ordinary_prompts(spec: LocateSpec) -> list[str]:
     Raises:
         UserError: No file is given and the model has none.
     """
-    if spec.ordinary:
-        return [p.text for p in read_prompts(Path(spec.ordinary), spec.column or None)]
-    if spec.model not in EMBEDDED:
+    if not spec.ordinary and spec.model not in EMBEDDED:
         raise UserError(
             f"{spec.model}: NeMo compares with ordinary prompts: name a file of captions that are not memorized with "
             "--ordinary, the more the better"
         )
-    return [p.text for p in embedded.prompts(embedded.shipped_plan()) if p.kind == "negative"]
+    return ordinary_of(spec.model, spec.ordinary, spec.column)
 
 
 def cache_folder() -> Path:

@@ -19,10 +19,9 @@ from unmemorize.core.text import normalise, spans
 from unmemorize.data.source import Prompt
 from unmemorize.explain.words import MARGIN, SHARE, Outcome, Variant, measure, variants, word_effects
 from unmemorize.jobs.copies import CopyCheck, copy_check
-from unmemorize.jobs.inputs import prompt_source, prompts_of
+from unmemorize.jobs.inputs import ordinary_of, prompt_source, prompts_of
 from unmemorize.models.load import EMBEDDED, fingerprint, load
 from unmemorize.models.unet import UNetModel
-from unmemorize.testbed import embedded
 
 CONTEXTS = 2  # unrelated prompts a word is moved into
 NEUTRAL = ("a photograph of a street", "an oil painting of a river", "a drawing of a chair")
@@ -85,7 +84,7 @@ def _prompts(spec: TriggerSpec) -> list[Prompt]:
 def _unrelated(spec: TriggerSpec, given: Sequence[Prompt]) -> list[str]:
     """Prompts that words are moved into, and whose words are the random ones."""
     if spec.model in EMBEDDED:
-        return [p.text for p in embedded.prompts(embedded.shipped_plan()) if p.kind == "negative"]
+        return ordinary_of(spec.model)
     return [p.text for p in given]
 
 
