@@ -35,6 +35,16 @@ class Condition:
         return Condition(torch.cat([self.embeds, other.embeds]), *extras)
 
 
+def names_of(given: Sequence[str] | Condition) -> list[str]:
+    """Prompts as they are, embeddings by their numbers."""
+    return [f"embedding {i}" for i in range(len(given))] if isinstance(given, Condition) else list(given)
+
+
+def encoded(model: DiffusionModel, given: Sequence[str] | Condition) -> Condition:
+    """Prompts encoded, embeddings as they are."""
+    return given if isinstance(given, Condition) else model.encode(given)
+
+
 @dataclass(frozen=True)
 class Prediction:
     """What a denoiser said of x = α·x0 + σ·ε, in whichever parameterisation it was trained in.

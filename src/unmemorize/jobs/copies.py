@@ -28,6 +28,7 @@ class CopyCheck:
 
     criterion: Criterion
     source: Source
+    references: References
     match: Callable[[Tensor], list[Match]]
 
     def __call__(self, images: Tensor) -> list[bool]:
@@ -65,4 +66,4 @@ def copy_check(model: UNetModel, name: str, images: str, sscd: str = "", recipe:
     references = read_references(folder, model.image_size)
     pixels = digest(image.numpy().tobytes() for image in references.images)
     source = Source(source=images or name, sha256=pixels, count=len(references.names))
-    return CopyCheck(criterion, source, lambda found: match(found, references))
+    return CopyCheck(criterion, source, references, lambda found: match(found, references))

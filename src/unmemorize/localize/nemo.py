@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from unmemorize.core.errors import UserError
-from unmemorize.core.model import DiffusionModel
+from unmemorize.core.model import Condition, DiffusionModel, encoded, names_of
 from unmemorize.core.results import Localization, PromptUnits, union
 from unmemorize.core.run import Progress
 from unmemorize.localize.layers import Reach, check_finite, value_projections
@@ -43,7 +43,7 @@ class NemoSettings:
 
 def nemo(
     model: DiffusionModel,
-    prompts: Sequence[str],
+    prompts: Sequence[str] | Condition,
     reference: Reference,
     settings: NemoSettings | None = None,
     progress: Progress = lambda stage, done, total: None,
@@ -54,7 +54,7 @@ def nemo(
     Channels are blocked that are unusual for the prompt, |a − μ| / σ > θ, or among the k strongest of their layer,
     with θ falling and k rising until SSIM(free, blocked) ≤ threshold at every memorized seed. Then whole layers and
     then single channels are freed again, deepest first, wherever it stays so. Where no θ suffices, the SSIM that the
-    last one reached takes the threshold's place, and the prompt's fact `hidden` is 0.
+    last one reached takes the threshold's place, and the prompt's fact `hidden` is 0. Embeddings may stand for prompts.
 
     Paper: Hintersdorf et al. 2024, "Finding NeMo".
     Reference implementation: ml-research/localizing_memorization_in_diffusion_models.
@@ -76,8 +76,8 @@ def nemo(
     start = Start.of(model, settings.seeds)
     threshold = reference.threshold if settings.threshold is None else settings.threshold
     found = []
-    for prompt in prompts:
-        cond = model.encode([prompt])
+    for i, prompt in enumerate(names_of(prompts)):
+        cond = encoded(model, prompts[i : i + 1])
         free, values = start.unblocked(model, cond)[0], activations(layers, cond)
         strength = pairwise_ssim(free, scales_for(*free.shape[-2:])).amax(1).cpu()
         kept = strength.argsort(descending=True, stable=True)[: int((strength > threshold).sum())]

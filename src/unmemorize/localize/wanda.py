@@ -9,7 +9,7 @@ from torch import Tensor
 
 from unmemorize.core.errors import UserError
 from unmemorize.core.hooks import observed
-from unmemorize.core.model import DiffusionModel
+from unmemorize.core.model import Condition, DiffusionModel, encoded, names_of
 from unmemorize.core.results import Localization, PromptUnits, union
 from unmemorize.core.run import Progress
 from unmemorize.core.sample import trajectory
@@ -22,7 +22,7 @@ STEPS, GUIDANCE = 50, 7.5
 
 def wanda(
     model: DiffusionModel,
-    prompts: Sequence[str],
+    prompts: Sequence[str] | Condition,
     *,
     sparsity: float = PRESETS["weak"],
     seeds: Sequence[int] = (0,),
@@ -38,7 +38,7 @@ def wanda(
 
     Args:
         model: The model.
-        prompts: Memorized prompts.
+        prompts: Memorized prompts, or embeddings in their place.
         sparsity: Share of each output row, 0 to 1.
         seeds: Seeds of every prompt's sampling run.
         per_prompt: Choose for every prompt by itself, and join the choices.
@@ -63,7 +63,7 @@ def wanda(
     check_finite(model.denoiser)
     before = model.evaluations
     weights = {name: layer.weight.detach().abs().float() for name, layer in layers.items()}
-    base = _energies(model, [""], seeds)
+    names, base = names_of(prompts), _energies(model, [""], seeds)
     total: dict[str, Tensor] = {}
     found = []
     step = max(batch // len(seeds), 1)
@@ -71,7 +71,7 @@ def wanda(
         some = prompts[i : i + step]
         energies = _energies(model, some, seeds)
         if per_prompt:
-            for row, prompt in enumerate(some):
+            for row, prompt in enumerate(names[i : i + step]):
                 one = {name: energy[row] for name, energy in energies.items()}
                 found.append(PromptUnits(prompt, choose(weights, one, _times(base, 1), sparsity), {}))
         total = {name: total.get(name, 0) + energy.sum(0) for name, energy in energies.items()}
@@ -89,7 +89,7 @@ def wanda(
             "per_prompt": per_prompt,
         },
         seeds=tuple(seeds),
-        prompts=tuple(prompts),
+        prompts=tuple(names),
         evaluations=model.evaluations - before,
         per_prompt=tuple(found),
     )
@@ -116,7 +116,7 @@ def _times(base: Mapping[str, Tensor], prompts: int) -> dict[str, Tensor]:
     return {name: energy[0] * prompts for name, energy in base.items()}
 
 
-def _energies(model: DiffusionModel, prompts: Sequence[str], seeds: Sequence[int]) -> dict[str, Tensor]:
+def _energies(model: DiffusionModel, prompts: Sequence[str] | Condition, seeds: Sequence[int]) -> dict[str, Tensor]:
     """Squared norms of each layer's inputs by prompt and step, summed over tokens, halves and seeds: (n, calls, in)."""
     layers = feed_forward_outputs(model.denoiser)
     found: dict[str, list[Tensor]] = {name: [] for name in layers}
@@ -129,7 +129,7 @@ def _energies(model: DiffusionModel, prompts: Sequence[str], seeds: Sequence[int
 
         return add
 
-    cond = model.encode([prompt for prompt in prompts for _ in seeds])
+    cond = encoded(model, prompts)[torch.arange(len(prompts)).repeat_interleave(len(seeds))]
     steps = trajectory(model, cond, seeds=list(seeds) * len(prompts), steps=STEPS, guidance=GUIDANCE)
     with observed(model.denoiser, {name: watch(name) for name in layers}):
         for step in steps:

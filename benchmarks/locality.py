@@ -1,0 +1,139 @@
+"""Is the memory of one picture local? The embedding attack from random starts on two pictures of the shipped testbed.
+
+    python benchmarks/locality.py [--inits 100] [--more 30] [--runs runs/locality]
+
+Writes docs/results/locality.{json,md,svg}; the drawing is of the first picture. A run that was killed continues. The
+pictures are the first by name of those planted 100 times and of those planted 1000 times: chosen before any attack.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from common import GUIDANCE, OUT, STEPS, Row, table, write
+from tqdm import tqdm
+
+from unmemorize.core.run import atomic
+from unmemorize.jobs.locality import LocalitySpec, locality
+from unmemorize.report.locality import short
+
+PICTURES = ("verbatim-0100-00-00.png", "verbatim-1000-00-00.png")
+# Kowalczuk et al. 2026, read off a figure: layers in which same > different, of 7. Stable Diffusion 1.4.
+PUBLISHED = {"nemo": {"discrepancy": 7, "agreement": 3}, "wanda": {"discrepancy": 1, "agreement": 7}}
+GROUPS = {
+    "adversarial": "embeddings of this picture",
+    "inits": "their random inits",
+    "memorized": "prompts of different memorized pictures",
+    "ordinary": "ordinary prompts",
+}
+METHODS = {"nemo": "NeMo", "wanda": "Wanda"}
+
+
+def study(picture: str, inits: int, runs: Path) -> Row:
+    spec = LocalitySpec("testbed", picture, inits=inits, sampling_steps=STEPS, guidance=GUIDANCE)
+    with tqdm(desc=picture) as bar:
+
+        def progress(stage: str, done: int, total: int) -> None:
+            bar.set_postfix_str(f"{stage} {done}/{total}")
+            bar.update()
+
+        return locality(spec, runs / Path(picture).stem, progress)
+
+
+def show(found: Row, digits: int = 2) -> str:
+    return f"{found['value']:.{digits}f} [{found['low']:.{digits}f}, {found['high']:.{digits}f}]"
+
+
+def ratio(measure: Row, above: str, below: str) -> str:
+    return f"{measure[above]['value'] / measure[below]['value']:.2f}"
+
+
+def markdown(results: list[Row]) -> list[str]:
+    page = []
+    for found in results:
+        distance, counts = found["distance"], found["embeddings"]
+        page += [
+            f"**{Path(found['image']).stem}**: {counts['adversarial']} of {found['inits']} random inits lead to copies "
+            f"(at least half of the held-out pictures) after {found['steps']} updates; share of copies among all "
+            f"pictures {show(found['copy_rate'])}. The attack moved an embedding by {show(found['moved'], 1)}.",
+            "",
+            *table(
+                ("embeddings", "number", "L2 between two", "÷ inits'"),
+                [
+                    (name, str(counts[g]), show(distance[g], 1), ratio(distance, g, "inits"))
+                    for g, name in GROUPS.items()
+                ],
+            ),
+            "",
+            *layers(found),
+            "",
+            *between(found),
+            "",
+        ]
+    return [
+        *page,
+        *published(results),
+        "",
+        "![Map of the embeddings, and both measures by layer](results/locality.svg)",
+    ]
+
+
+def layers(found: Row) -> list[str]:
+    columns = ("method", "layer", "distance: same picture", "different pictures", "same ÷ different", "same ÷ inits")
+    columns += ("overlap: same picture", "different pictures", "inits", "random sets", "selected of")
+    rows = []
+    for layer in found["layers"]:
+        far, alike = layer["discrepancy"], layer["agreement"]
+        cells = [
+            METHODS[layer["method"]],
+            short(layer["layer"]),
+            show(far["adversarial"], 1),
+            show(far["memorized"], 1),
+        ]
+        cells += [ratio(far, "adversarial", "memorized"), ratio(far, "adversarial", "inits")]
+        cells += [show(alike[g]) for g in ("adversarial", "memorized", "inits")]
+        cells += [
+            f"{layer['chance']['adversarial']:.2f}",
+            f"{layer['selected']['adversarial']:.0f} of {layer['units']}",
+        ]
+        rows.append(cells)
+    return table(columns, rows)
+
+
+def between(found: Row) -> list[str]:
+    rows = [
+        (GROUPS[g], show(alike["same"]), f"{alike['different']:.2f}") for g, alike in found["between_methods"].items()
+    ]
+    return table(("NeMo's and Wanda's shares over blocks", "of the same embedding", "of two embeddings"), rows)
+
+
+def published(results: list[Row]) -> list[str]:
+    """In how many layers embeddings of one picture lie above prompts of different pictures, ours and read off."""
+    rows = []
+    for method, paper in PUBLISHED.items():
+        for measure, count in paper.items():
+            ours = []
+            for found in results:
+                own = [layer[measure] for layer in found["layers"] if layer["method"] == method]
+                above = sum(m["adversarial"]["value"] > m["memorized"]["value"] for m in own)
+                ours.append(f"{above} of {len(own)}")
+            rows.append((METHODS[method], measure, *ours, f"{count} of 7"))
+    names = [Path(found["image"]).stem for found in results]
+    return table(("layers where same > different", "measure", *names, "published, read off a figure"), rows)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--inits", type=int, default=100, help="random embeddings for the first picture")
+    parser.add_argument("--more", type=int, default=30, help="random embeddings for the second")
+    parser.add_argument("--runs", type=Path, default=Path("runs/locality"))
+    options = parser.parse_args()
+    results = [study(p, n, options.runs) for p, n in zip(PICTURES, (options.inits, options.more), strict=True)]
+    with atomic(OUT / "locality.svg") as temporary:
+        temporary.write_bytes((options.runs / Path(PICTURES[0]).stem / "locality.svg").read_bytes())
+    write("locality", results, markdown(results))
+
+
+if __name__ == "__main__":
+    main()

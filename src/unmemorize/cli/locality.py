@@ -1,0 +1,104 @@
+"""`unmemorize locality`: whether a picture's memory lies in one place."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+from rich.table import Table
+
+from unmemorize.cli.app import Column, Images, Json, Model, Prompts, Recipe, Sscd, app, bars, out
+
+NAMES = {
+    "adversarial": "embeddings of this picture",
+    "inits": "their random inits",
+    "memorized": "prompts of different memorized pictures",
+    "ordinary": "ordinary prompts",
+}
+
+
+@app.command()
+def locality(
+    model: Model = "testbed",
+    image: Annotated[str, typer.Option(help="The training picture: a file in the folder of pictures.")] = "",
+    images: Images = "",
+    prompts: Prompts = "",
+    column: Column = "",
+    ordinary: Annotated[str, typer.Option(help="File of prompts that are not memorized.")] = "",
+    inits: Annotated[int, typer.Option(min=2, help="Random embeddings to attack from.")] = 100,
+    steps: Annotated[int, typer.Option(min=1, help="Updates of the attack.")] = 50,
+    seeds: Annotated[int, typer.Option(min=1, help="Held-out pictures of each embedding; half must be copies.")] = 2,
+    sampling_steps: Annotated[int, typer.Option(min=1, max=1000, help="Sampling steps of these.")] = 16,
+    guidance: Annotated[float, typer.Option(min=0, help="Guidance scale of these.")] = 7.5,
+    layers: Annotated[
+        Literal["down-mid", "all"], typer.Option(help="NeMo: every cross-attention, or as the paper.")
+    ] = "all",
+    refine: Annotated[bool, typer.Option(help="NeMo: free what the channels do without; slow.")] = False,
+    sparsity: Annotated[float, typer.Option(help="Wanda: share of each weight row.")] = 0.01,
+    sscd: Sscd = "",
+    recipe: Recipe = "sscd-320",
+    run: Annotated[str, typer.Option(help="Run directory, where a killed study continues.")] = "",
+    as_json: Json = False,
+) -> None:
+    """Attack one picture from many starts and measure how alike the embeddings, activations and weights are."""
+    from unmemorize.jobs.locality import LocalitySpec
+    from unmemorize.jobs.locality import locality as run_locality
+
+    spec = LocalitySpec(
+        model=model,
+        image=image,
+        images=images,
+        prompts=prompts,
+        column=column,
+        ordinary=ordinary,
+        inits=inits,
+        steps=steps,
+        seeds=seeds,
+        sampling_steps=sampling_steps,
+        guidance=guidance,
+        layers=layers,
+        refine=refine,
+        sparsity=sparsity,
+        sscd=sscd,
+        recipe=recipe,
+    )
+    folder = Path(run or Path("runs") / f"locality-{Path(model).name}-{Path(image).stem}")
+    with bars() as progress:
+        result = run_locality(spec, folder, progress)
+    if as_json:
+        print(json.dumps(result | {"run": str(folder)}, ensure_ascii=False))
+        return
+    _print(result)
+    out.print(f"picture, embeddings and every distance: {folder}", highlight=False, markup=False)
+
+
+def _print(result: dict) -> None:
+    found, distance = result["embeddings"], result["distance"]
+    out.print(f"{found['adversarial']} of {result['inits']} random inits lead to copies", highlight=False)
+    table = Table("group", "embeddings", "distance between two", "÷ inits'", title="Embeddings")
+    for group, name in NAMES.items():
+        ratio = distance[group]["value"] / distance["inits"]["value"]
+        table.add_row(name, str(found[group]), _interval(distance[group], 1), f"{ratio:.2f}")
+    out.print(table)
+    out.print(f"distance that the attack moved an embedding: {_interval(result['moved'], 1)}", highlight=False)
+    table = Table("layer", *("distance: same", "different", "÷ inits'", "overlap: same", "different", "random sets"))
+    table.title = "Activations and selected units: embeddings of this picture, prompts of different pictures"
+    for layer in result["layers"]:
+        far, alike = layer["discrepancy"], layer["agreement"]
+        cells = [f"{far[group]['value']:.1f}" for group in ("adversarial", "memorized")]
+        cells += [f"{far['adversarial']['value'] / far['inits']['value']:.2f}"]
+        cells += [f"{alike[group]['value']:.2f}" for group in ("adversarial", "memorized")]
+        table.add_row(layer["layer"], *cells, f"{layer['chance']['adversarial']:.2f}")
+    out.print(table)
+    alike = result["between_methods"]["adversarial"]
+    out.print(
+        f"NeMo and Wanda spread over blocks alike: {_interval(alike['same'], 2)} for the same embedding, "
+        f"{alike['different']:.2f} for two",
+        highlight=False,
+    )
+
+
+def _interval(found: dict, digits: int) -> str:
+    return f"{found['value']:.{digits}f} \\[{found['low']:.{digits}f}, {found['high']:.{digits}f}]"

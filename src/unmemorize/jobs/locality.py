@@ -1,0 +1,331 @@
+"""Attack one picture from many starts, and measure how alike the embeddings are that bring it back."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections import Counter
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from safetensors.torch import load_file, save_file
+
+from unmemorize.attack.dori import Dori, dori
+from unmemorize.core.errors import UserError
+from unmemorize.core.model import Condition
+from unmemorize.core.results import Match
+from unmemorize.core.run import Progress, RunRecord, Source, atomic, digest, open_run, versions, write_json
+from unmemorize.core.sample import generate, generators
+from unmemorize.core.shards import merge_shards, run_shards
+from unmemorize.data.source import Prompt
+from unmemorize.jobs.copies import CopyCheck, copy_check
+from unmemorize.jobs.inputs import images_folder, ordinary_of, prompt_source, prompts_of
+from unmemorize.jobs.locate import PAPER_MODEL, cache_folder, cached_reference
+from unmemorize.localize.layers import Reach
+from unmemorize.localize.locality import (
+    Floats,
+    Units,
+    distances,
+    feed_forward_activations,
+    layer_units,
+    mean_over,
+    measure,
+    selections,
+    tsne,
+    value_activations,
+)
+from unmemorize.localize.nemo import PAPER_THRESHOLD, NemoSettings
+from unmemorize.metrics.ranking import rate_interval
+from unmemorize.metrics.similarity import DUPLICATE, References
+from unmemorize.models.load import fingerprint, load
+from unmemorize.models.unet import UNetModel
+from unmemorize.report.locality import draw
+
+Row = dict[str, Any]
+ADVERSARIAL, INITS, MEMORIZED, ORDINARY = "adversarial", "inits", "memorized", "ordinary"
+FIRST_INIT, FIRST_HELD_OUT = 1_000_000, 1000  # seeds that neither the attack nor NeMo and Wanda draw from
+PIECE = 8  # embeddings between two saves
+
+
+@dataclass(frozen=True)
+class LocalitySpec:
+    """Which picture to study and how. Empty `images`, `prompts` and `ordinary` stand for the testbed's own.
+
+    `steps` are the attack's updates; an embedding counts if half of its pictures at `seeds` held-out seeds are copies.
+    Of memorized prompts, at most `prompt_limit` are tried, one of each cluster. `layers` and `refine` are NeMo's,
+    `sparsity` is Wanda's.
+    """
+
+    model: str
+    image: str
+    images: str = ""
+    prompts: str = ""
+    column: str = ""
+    ordinary: str = ""
+    inits: int = 100
+    steps: int = 50
+    prompt_limit: int = 100
+    seeds: int = 2
+    sampling_steps: int = 16
+    guidance: float = 7.5
+    layers: Reach = "all"
+    refine: bool = False
+    sparsity: float = 0.01
+    sscd: str = ""
+    recipe: str = "sscd-320"
+
+
+@dataclass(frozen=True)
+class _Study:
+    """What every part of a run needs."""
+
+    spec: LocalitySpec
+    model: UNetModel
+    copied: CopyCheck
+    run: Path
+    progress: Progress
+
+    def pieces(
+        self, stage: str, items: Sequence[Any], work: Callable[[Sequence[Any]], list[Row]], size: int = PIECE
+    ) -> pa.Table:
+        """The rows that `work` makes of all items, `size` at a time and each piece once, also in STAGE.parquet."""
+        folder = self.run / "shards" / stage
+        for done in run_shards(items, work, folder=folder, size=size):
+            self.progress(stage, done, len(items))
+        return merge_shards(folder, self.run / f"{stage}.parquet")
+
+    def matches(self, cond: Condition) -> list[list[Match]]:
+        """What the pictures of each embedding at the held-out seeds are nearest to."""
+        seeds = list(range(FIRST_HELD_OUT, FIRST_HELD_OUT + self.spec.seeds))
+        rows = cond[torch.arange(len(cond)).repeat_interleave(len(seeds))]
+        how = {"steps": self.spec.sampling_steps, "guidance": self.spec.guidance}
+        found = self.copied.match(generate(self.model, rows, seeds=seeds * len(cond), **how))
+        return [found[i : i + len(seeds)] for i in range(0, len(found), len(seeds))]
+
+
+def locality(spec: LocalitySpec, run: Path, progress: Progress = lambda stage, done, total: None) -> Row:
+    """Run or continue the three tests of locality in `run`; returns what it leaves in `locality.json`.
+
+    Raises:
+        UserError: The model, the picture or the prompts cannot be used, `run` holds another run, or fewer than two
+            embeddings or two prompts give copies.
+        NotApplicable: The model lacks the layers that NeMo or Wanda look at.
+    """
+    if spec.inits < 2 or spec.seeds < 1 or spec.steps < 1:
+        raise UserError("locality compares embeddings in pairs: name two inits or more, and a seed and a step at least")
+    prompts, ordinary = _memorized(spec), ordinary_of(spec.model, spec.ordinary)
+    model = load(spec.model)
+    layers = layer_units(model, spec.layers)  # before anything is computed: a model may lack them
+    study = _Study(spec, model, copy_check(model, spec.model, spec.images, spec.sscd, spec.recipe), run, progress)
+    target = _target(spec, study.copied.references)
+    record = _record(study, prompts, ordinary)
+    open_run(run, record)
+    attacked, groups = _groups(study, target, prompts, ordinary)
+    spread, chosen = _distances(study, groups), _selections(study, groups, ordinary)
+    copies = [row["copies"] for row in attacked]
+    result = {
+        "image": target,
+        "inits": spec.inits,
+        "copy_rate": dataclasses.asdict(rate_interval(copies, [spec.seeds] * len(copies))),
+        "embeddings": {group: len(cond) for group, cond in groups.items()},
+        "moved": dataclasses.asdict(mean_over(_moved(groups))),
+        **dataclasses.asdict(measure(spread, chosen, layers)),
+        "steps": spec.steps,
+        "evaluations": sum(row["evaluations"] for row in attacked),
+    }
+    points = _map(groups, run / "map.parquet")
+    with atomic(run / "locality.svg") as temporary:
+        temporary.write_text(draw(result, points), encoding="utf-8")
+    write_json(run / "locality.json", result)
+    record.model_copy(update={"status": "finished"}).save(run)
+    return result
+
+
+def _memorized(spec: LocalitySpec) -> list[Prompt]:
+    """The prompts in the file, or the embedded model's memorable ones; one of each cluster, evenly spread."""
+    given = [p for p in prompts_of(spec.model, spec.prompts, spec.column) if spec.prompts or p.memorable]
+    unrelated = list({p.cluster or p.id: p for p in reversed(given)}.values())[::-1]
+    count = min(spec.prompt_limit, len(unrelated))
+    return [unrelated[i] for i in np.linspace(0, len(unrelated) - 1, count).round().astype(int)]
+
+
+def _target(spec: LocalitySpec, references: References) -> str:
+    """The picture's name among the training pictures.
+
+    Raises:
+        UserError: It is not one of them.
+    """
+    folder = images_folder(spec.model, spec.images)
+    assert folder is not None  # or there would be no references
+    path = Path(spec.image).resolve()
+    inside = path.is_file() and path.is_relative_to(folder.resolve())
+    name = str(path.relative_to(folder.resolve())) if inside else spec.image
+    if name not in references.names:
+        raise UserError(f"{spec.image}: not one of the {len(references.names)} pictures in {folder}: name one of them")
+    return name
+
+
+def _record(study: _Study, prompts: Sequence[Prompt], ordinary: Sequence[str]) -> RunRecord:
+    spec = study.spec
+    usual = Source(source=spec.ordinary or "built in", sha256=digest(t.encode() for t in ordinary), count=len(ordinary))
+    return RunRecord(
+        status="running",
+        spec=dataclasses.asdict(spec),
+        versions=versions(),
+        model={"name": study.model.name, "fingerprint": fingerprint(study.model)},
+        data={
+            "prompts": prompt_source(spec.prompts or spec.model, prompts),
+            "ordinary": usual,
+            "images": study.copied.source,
+        },
+        criterion=dataclasses.asdict(study.copied.criterion),
+    )
+
+
+def _groups(
+    study: _Study, target: str, prompts: Sequence[Prompt], ordinary: Sequence[str]
+) -> tuple[list[Row], dict[str, Condition]]:
+    """Every attack's row, and the embeddings to compare, which `embeddings.safetensors` holds by the same names."""
+    spec, model = study.spec, study.model
+    attacked = _attack(study, target)
+    kept = [i for i, row in enumerate(attacked) if 2 * row["copies"] >= spec.seeds]
+    if len(kept) < 2:
+        raise UserError(
+            f"{spec.image}: {len(kept)} of {spec.inits} inits lead to copies after {spec.steps} steps, and pairs are "
+            "compared: name more --steps or --inits in another --run, or another picture"
+        )
+    texts = _copying(study, prompts)
+    if len(texts) < 2:
+        raise UserError(
+            f"{len(texts)} of {len(prompts)} prompts copy a training picture, each another: name a file of memorized "
+            "captions with --prompts"
+        )
+    folder = study.run / "shards" / "attack"
+    parts = [load_file(path) for path in sorted(folder.glob("*.safetensors"))]
+    groups = {name: Condition(torch.cat([part[name] for part in parts])[kept]) for name in (ADVERSARIAL, INITS)}
+    usual = [ordinary[i] for i in np.linspace(0, len(ordinary) - 1, min(spec.inits, len(ordinary))).astype(int)]
+    groups |= {MEMORIZED: model.encode(texts), ORDINARY: model.encode(usual)}
+    with atomic(study.run / "embeddings.safetensors") as temporary:
+        save_file({name: cond.embeds.cpu().contiguous() for name, cond in groups.items()}, temporary)
+    return attacked, {name: Condition(cond.embeds.to(model.device)) for name, cond in groups.items()}
+
+
+def _attack(study: _Study, target: str) -> list[Row]:
+    """Attack from random starts; the embeddings are left beside the pieces."""
+    spec, model, references = study.spec, study.model, study.copied.references
+    own = _same_picture(references, target)
+    with torch.no_grad():
+        latent = model.invert(references.images[references.names.index(target)][None])
+    like = model.encode([""]).embeds
+
+    def work(piece: Sequence[int]) -> list[Row]:
+        drawn = [torch.randn(like.shape[1:], generator=g) for g in generators([FIRST_INIT + i for i in piece])]
+        inits = torch.stack(drawn).to(like)
+        attack = dori(model, latent.expand(len(piece), -1, -1, -1), inits, seeds=piece, how=Dori(steps=spec.steps))
+        with atomic(study.run / "shards" / "attack" / f"{piece[0]:05d}.safetensors") as temporary:
+            found = {ADVERSARIAL: attack.found, INITS: inits}
+            save_file({name: embeds.cpu().contiguous() for name, embeds in found.items()}, temporary)
+        rows = zip(piece, study.matches(Condition(attack.found)), attack.losses.T.tolist(), strict=True)
+        each = attack.evaluations // len(piece)
+        return [
+            {"init": i, "copies": sum(_copies(m, own) for m in found), "loss": losses[-1], "evaluations": each}
+            for i, found, losses in rows
+        ]
+
+    return study.pieces("attack", range(spec.inits), work).to_pylist()
+
+
+def _copies(match: Match, own: Collection[str]) -> bool:
+    return match.verdict != "none" and match.nearest in own
+
+
+def _same_picture(references: References, name: str) -> list[str]:
+    """The picture and its duplicates in the folder, in the folder's order."""
+    picture = references.images[references.names.index(name)]
+    near = DUPLICATE * picture.flatten(1).var(1).mean().sqrt()
+    return [
+        other
+        for other, image in zip(references.names, references.images, strict=True)
+        if other == name or (image - picture).square().mean().sqrt() < near
+    ]
+
+
+def _copying(study: _Study, prompts: Sequence[Prompt]) -> list[str]:
+    """Prompts that copy at half of the held-out seeds, one for each picture."""
+
+    def work(piece: Sequence[Prompt]) -> list[Row]:
+        found = study.matches(study.model.encode([p.text for p in piece]))
+        copied = [[m.nearest for m in some if m.verdict != "none"] for some in found]
+        return [
+            {"prompt": p.text, "copies": len(names), "picture": Counter(names).most_common(1)[0][0] if names else ""}
+            for p, names in zip(piece, copied, strict=True)
+        ]
+
+    rows = [r for r in study.pieces("prompts", prompts, work).to_pylist() if 2 * r["copies"] >= study.spec.seeds]
+    pictures = [_same_picture(study.copied.references, row["picture"])[0] for row in rows]
+    return list({name: row["prompt"] for name, row in reversed(list(zip(pictures, rows, strict=True)))}.values())[::-1]
+
+
+def _distances(study: _Study, groups: Mapping[str, Condition]) -> dict[str, dict[str, Floats]]:
+    """Distances of all pairs by group and layer; the layer is empty for the embeddings' own."""
+
+    def work(piece: Sequence[str]) -> list[Row]:
+        (group,) = piece
+        cond = groups[group]
+        values = value_activations(study.model, cond, study.spec.layers)
+        activations = itertools.chain([("", cond.embeds)], values, feed_forward_activations(study.model, cond))
+        return [{"group": group, "layer": name, "distances": distances(a)} for name, a in activations]
+
+    found: dict[str, dict[str, Floats]] = {group: {} for group in groups}
+    for row in study.pieces("distances", list(groups), work, size=1).to_pylist():
+        found[row["group"]][row["layer"]] = np.array(row["distances"])
+    return found
+
+
+def _selections(
+    study: _Study, groups: Mapping[str, Condition], ordinary: Sequence[str]
+) -> dict[str, list[dict[str, Units]]]:
+    """What NeMo and Wanda select for each embedding of each group, by layer; layers without any are left out."""
+    spec, model = study.spec, study.model
+    usual = cached_reference(model, ordinary, fingerprint(model), cache_folder(), study.progress)
+    threshold = PAPER_THRESHOLD if spec.model == PAPER_MODEL else None
+    settings = NemoSettings(layers=spec.layers, threshold=threshold, refine=spec.refine)
+    items = [(group, i) for group, cond in groups.items() for i in range(len(cond))]
+
+    def work(piece: Sequence[tuple[str, int]]) -> list[Row]:
+        cond = Condition(torch.stack([groups[group].embeds[i] for group, i in piece]))
+        found = selections(model, cond, usual, settings, sparsity=spec.sparsity)
+        return [
+            {"group": group, "embedding": i, "layer": name, "units": units}
+            for (group, i), chosen in zip(piece, found, strict=True)
+            for name, units in (chosen or {"": np.zeros(0, np.int32)}).items()
+        ]
+
+    table = study.pieces("selections", items, work)
+    chosen: dict[str, list[dict[str, Units]]] = {group: [{} for _ in range(len(c))] for group, c in groups.items()}
+    columns = (table[name].to_pylist() for name in ("group", "embedding", "layer"))
+    for group, i, layer, units in zip(*columns, table["units"], strict=True):
+        chosen[group][i][layer] = units.values.to_numpy()
+    return chosen
+
+
+def _moved(groups: Mapping[str, Condition]) -> Floats:
+    """How far the attack moved each embedding."""
+    difference = groups[ADVERSARIAL].embeds.float() - groups[INITS].embeds.float()
+    return difference.flatten(1).norm(dim=1).double().cpu().numpy()
+
+
+def _map(groups: Mapping[str, Condition], path: Path) -> list[Row]:
+    """The place of every embedding in the plane."""
+    names = [(group, i) for group, cond in groups.items() for i in range(len(cond))]
+    points = tsne(torch.cat([cond.embeds for cond in groups.values()]))
+    rows = [{"group": group, "embedding": i, "x": x, "y": y} for (group, i), (x, y) in zip(names, points, strict=True)]
+    with atomic(path) as temporary:
+        pq.write_table(pa.Table.from_pylist(rows), temporary)
+    return rows
