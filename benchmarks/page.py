@@ -40,6 +40,12 @@ PARTS = {
         "Pruning",
         "NeMo and Wanda, the memorized prompts at seeds the search never saw, with random edits of equal size.",
     ),
+    "locality": (
+        "Locality",
+        "What brings one picture back, from many random starts, on the unpruned model: distances between embeddings and "
+        "between activations, and the overlap of what NeMo (without refinement) and Wanda (1%) select. Published values "
+        "are of a large model and read off a figure: only which side is higher can be compared.",
+    ),
     "triggers": (
         "Memory triggers",
         "The data audit of the testbed's own training rows, which is not told what is planted.",

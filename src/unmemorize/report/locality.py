@@ -15,10 +15,10 @@ from unmemorize.report.figures import ACCENT, FAINT, INK, LINE, MUTED, STYLE
 
 # group: what it is called, colour, marker, and where it stands beside its layer
 GROUPS = {
-    "adversarial": ("embeddings of this picture", ACCENT, "o", -0.18),
-    "inits": ("the random inits they grew from", FAINT, "o", 0.0),
-    "memorized": ("prompts of different memorized pictures", INK, "D", 0.18),
-    "ordinary": ("ordinary prompts", MUTED, "x", 0.36),
+    "adversarial": ("embeddings of this picture", ACCENT, "o", -0.27),
+    "inits": ("the random inits they grew from", FAINT, "o", -0.09),
+    "memorized": ("prompts of different memorized pictures", INK, "D", 0.09),
+    "ordinary": ("ordinary prompts", MUTED, "x", 0.27),
 }
 METHODS = {"nemo": "NeMo: value projections", "wanda": "Wanda: feed-forwards"}
 
@@ -45,7 +45,7 @@ def draw(result: Mapping[str, Any], points: Sequence[Mapping[str, Any]]) -> str:
             _layers(axes[f"a {method}"], layers, "agreement")
             axes[f"d {method}"].set(title=title, ylabel="L2 between activations", ylim=(0, None))
             axes[f"a {method}"].set(ylabel="overlap (IoU) of what is selected", ylim=(-0.03, 1.03))
-        canvas.legend(*axes["map"].get_legend_handles_labels(), loc="outside lower center", ncols=5, frameon=False)
+        canvas.legend(*axes["map"].get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False)
         canvas.savefig(buffer, format="svg", metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
     return buffer.getvalue()
 
