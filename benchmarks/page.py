@@ -42,9 +42,9 @@ PARTS = {
     ),
     "locality": (
         "Locality",
-        "What brings one picture back, from many random starts, on the unpruned model: distances between embeddings and "
-        "between activations, and the overlap of what NeMo (without refinement) and Wanda (1%) select. Published values "
-        "are of a large model and read off a figure: only which side is higher can be compared.",
+        "What brings one picture back, from many random starts, on the unpruned model: distances of embeddings and of "
+        "activations, and the overlap of what NeMo (without refinement) and Wanda (1%) select. Published values are of "
+        "a large model and read off a figure: only which side is higher can be compared.",
     ),
     "triggers": (
         "Memory triggers",
