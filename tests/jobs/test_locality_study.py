@@ -83,7 +83,7 @@ def test_what_is_done_is_not_done_again(call, copying, tiny_folder, tmp_path, mo
         raise AssertionError("attacked again")
 
     monkeypatch.setattr(job, "dori", attacked)
-    assert call("locality", tiny_folder, *RED, "--json")[1] == first
+    assert call("locality", tiny_folder, *RED, "--batch", 8, "--json")[1] == first
     code, out, _ = call("locality", tiny_folder, *RED)
     assert code == 0
     assert "random inits lead to copies" in out
@@ -92,7 +92,7 @@ def test_what_is_done_is_not_done_again(call, copying, tiny_folder, tmp_path, mo
 
 WRONG = {
     "no such picture": (("--image", "images/yellow.png", *GIVEN), "not one of the 3 pictures"),
-    "no picture": (GIVEN, "not one of the 3 pictures"),
+    "no picture": (GIVEN, "--image"),
     "no copies": (RED, "0 of 4 inits lead to copies"),
     "no prompts": (("--image", "images/red.png", "--images", "images"), "--prompts"),
     "no pictures": (("--image", "red.png", "--prompts", "prompts.txt"), "--images"),

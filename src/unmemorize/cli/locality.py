@@ -11,6 +11,7 @@ from rich.table import Table
 
 from unmemorize.cli.app import Column, Images, Json, Model, Prompts, Recipe, Sscd, app, bars, out
 
+Layers = Annotated[Literal["down-mid", "all"], typer.Option(help="NeMo: every cross-attention, or as the paper.")]
 NAMES = {
     "adversarial": "embeddings of this picture",
     "inits": "their random inits",
@@ -21,8 +22,8 @@ NAMES = {
 
 @app.command()
 def locality(
-    model: Model = "testbed",
-    image: Annotated[str, typer.Option(help="The training picture: a file in the folder of pictures.")] = "",
+    model: Model,
+    image: Annotated[str, typer.Option(help="The training picture: a file in the folder of pictures.")],
     images: Images = "",
     prompts: Prompts = "",
     column: Column = "",
@@ -32,13 +33,12 @@ def locality(
     seeds: Annotated[int, typer.Option(min=1, help="Held-out pictures of each embedding; half must be copies.")] = 2,
     sampling_steps: Annotated[int, typer.Option(min=1, max=1000, help="Sampling steps of these.")] = 16,
     guidance: Annotated[float, typer.Option(min=0, help="Guidance scale of these.")] = 7.5,
-    layers: Annotated[
-        Literal["down-mid", "all"], typer.Option(help="NeMo: every cross-attention, or as the paper.")
-    ] = "all",
+    layers: Layers = "all",
     refine: Annotated[bool, typer.Option(help="NeMo: free what the channels do without; slow.")] = False,
     sparsity: Annotated[float, typer.Option(help="Wanda: share of each weight row.")] = 0.01,
     sscd: Sscd = "",
     recipe: Recipe = "sscd-320",
+    batch: Annotated[int, typer.Option(min=1, help="Rows per denoiser evaluation; changes no result.")] = 64,
     run: Annotated[str, typer.Option(help="Run directory, where a killed study continues.")] = "",
     as_json: Json = False,
 ) -> None:
@@ -63,6 +63,7 @@ def locality(
         sparsity=sparsity,
         sscd=sscd,
         recipe=recipe,
+        batch=batch,
     )
     folder = Path(run or Path("runs") / f"locality-{Path(model).name}-{Path(image).stem}")
     with bars() as progress:

@@ -59,7 +59,7 @@ class LocalitySpec:
 
     `steps` are the attack's updates; an embedding counts if half of its pictures at `seeds` held-out seeds are copies.
     Of memorized prompts, at most `prompt_limit` are tried, one of each cluster. `layers` and `refine` are NeMo's,
-    `sparsity` is Wanda's.
+    `sparsity` is Wanda's. `batch` is how many rows the denoiser is given at a time, which changes no result.
     """
 
     model: str
@@ -79,6 +79,7 @@ class LocalitySpec:
     sparsity: float = 0.01
     sscd: str = ""
     recipe: str = "sscd-320"
+    batch: int = 64
 
 
 @dataclass(frozen=True)
@@ -103,9 +104,13 @@ class _Study:
     def matches(self, cond: Condition) -> list[list[Match]]:
         """What the pictures of each embedding at the held-out seeds are nearest to."""
         seeds = list(range(FIRST_HELD_OUT, FIRST_HELD_OUT + self.spec.seeds))
-        rows = cond[torch.arange(len(cond)).repeat_interleave(len(seeds))]
         how = {"steps": self.spec.sampling_steps, "guidance": self.spec.guidance}
-        found = self.copied.match(generate(self.model, rows, seeds=seeds * len(cond), **how))
+        parts = torch.arange(len(cond) * len(seeds)).split(max(self.spec.batch // 2, 1))  # guidance doubles them
+        pictures = [
+            generate(self.model, cond[rows // len(seeds)], seeds=[seeds[i % len(seeds)] for i in rows.tolist()], **how)
+            for rows in parts
+        ]
+        found = self.copied.match(torch.cat(pictures))
         return [found[i : i + len(seeds)] for i in range(0, len(found), len(seeds))]
 
 
@@ -119,7 +124,7 @@ def locality(spec: LocalitySpec, run: Path, progress: Progress = lambda stage, d
     """
     if spec.inits < 2 or spec.seeds < 1 or spec.steps < 1:
         raise UserError("locality compares embeddings in pairs: name two inits or more, and a seed and a step at least")
-    prompts, ordinary = _memorized(spec), ordinary_of(spec.model, spec.ordinary)
+    prompts, ordinary = _memorized(spec), ordinary_of(spec.model, spec.ordinary, spec.column)
     model = load(spec.model)
     layers = layer_units(model, spec.layers)  # before anything is computed: a model may lack them
     study = _Study(spec, model, copy_check(model, spec.model, spec.images, spec.sscd, spec.recipe), run, progress)
@@ -176,7 +181,7 @@ def _record(study: _Study, prompts: Sequence[Prompt], ordinary: Sequence[str]) -
     usual = Source(source=spec.ordinary or "built in", sha256=digest(t.encode() for t in ordinary), count=len(ordinary))
     return RunRecord(
         status="running",
-        spec=dataclasses.asdict(spec),
+        spec={name: value for name, value in dataclasses.asdict(spec).items() if name != "batch"},
         versions=versions(),
         model={"name": study.model.name, "fingerprint": fingerprint(study.model)},
         data={
@@ -227,7 +232,8 @@ def _attack(study: _Study, target: str) -> list[Row]:
     def work(piece: Sequence[int]) -> list[Row]:
         drawn = [torch.randn(like.shape[1:], generator=g) for g in generators([FIRST_INIT + i for i in piece])]
         inits = torch.stack(drawn).to(like)
-        attack = dori(model, latent.expand(len(piece), -1, -1, -1), inits, seeds=piece, how=Dori(steps=spec.steps))
+        latents = latent.expand(len(piece), -1, -1, -1)
+        attack = dori(model, latents, inits, seeds=piece, how=Dori(steps=spec.steps), rows=spec.batch)
         with atomic(study.run / "shards" / "attack" / f"{piece[0]:05d}.safetensors") as temporary:
             found = {ADVERSARIAL: attack.found, INITS: inits}
             save_file({name: embeds.cpu().contiguous() for name, embeds in found.items()}, temporary)
@@ -257,14 +263,14 @@ def _same_picture(references: References, name: str) -> list[str]:
 
 
 def _copying(study: _Study, prompts: Sequence[Prompt]) -> list[str]:
-    """Prompts that copy at half of the held-out seeds, one for each picture."""
+    """Prompts that copy one picture at half of the held-out seeds, one for each picture."""
 
     def work(piece: Sequence[Prompt]) -> list[Row]:
         found = study.matches(study.model.encode([p.text for p in piece]))
-        copied = [[m.nearest for m in some if m.verdict != "none"] for some in found]
+        copied = [Counter(m.nearest for m in some if m.verdict != "none").most_common(1) for some in found]
         return [
-            {"prompt": p.text, "copies": len(names), "picture": Counter(names).most_common(1)[0][0] if names else ""}
-            for p, names in zip(piece, copied, strict=True)
+            {"prompt": p.text, "copies": most[0][1] if most else 0, "picture": most[0][0] if most else ""}
+            for p, most in zip(piece, copied, strict=True)
         ]
 
     rows = [r for r in study.pieces("prompts", prompts, work).to_pylist() if 2 * r["copies"] >= study.spec.seeds]
@@ -279,7 +285,8 @@ def _distances(study: _Study, groups: Mapping[str, Condition]) -> dict[str, dict
         (group,) = piece
         cond = groups[group]
         values = value_activations(study.model, cond, study.spec.layers)
-        activations = itertools.chain([("", cond.embeds)], values, feed_forward_activations(study.model, cond))
+        inner = feed_forward_activations(study.model, cond, batch=study.spec.batch)
+        activations = itertools.chain([("", cond.embeds)], values, inner)
         return [{"group": group, "layer": name, "distances": distances(a)} for name, a in activations]
 
     found: dict[str, dict[str, Floats]] = {group: {} for group in groups}
@@ -295,7 +302,7 @@ def _selections(
     spec, model = study.spec, study.model
     usual = cached_reference(model, ordinary, fingerprint(model), cache_folder(), study.progress)
     threshold = PAPER_THRESHOLD if spec.model == PAPER_MODEL else None
-    settings = NemoSettings(layers=spec.layers, threshold=threshold, refine=spec.refine)
+    settings = NemoSettings(layers=spec.layers, threshold=threshold, refine=spec.refine, batch=spec.batch)
     items = [(group, i) for group, cond in groups.items() for i in range(len(cond))]
 
     def work(piece: Sequence[tuple[str, int]]) -> list[Row]:

@@ -144,7 +144,8 @@ def selections(
 ) -> list[dict[str, Units]]:
     """What NeMo and Wanda each select for every embedding by itself: numbers of channels and of weights by layer."""
     channels = nemo(model, cond, usual, settings).per_prompt
-    weights = wanda(model, cond, sparsity=sparsity, per_prompt=True).per_prompt
+    batch = max(settings.batch // 4, 1)  # a row of Wanda's is a sampling run, with guidance
+    weights = wanda(model, cond, sparsity=sparsity, per_prompt=True, batch=batch).per_prompt
     return [
         {name: mask.flatten().nonzero()[:, 0].int().numpy() for name, mask in {**c.masks, **w.masks}.items()}
         for c, w in zip(channels, weights, strict=True)
