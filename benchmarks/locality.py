@@ -81,7 +81,7 @@ def markdown(results: list[Row]) -> list[str]:
 
 def layers(found: Row) -> list[str]:
     columns = ("method", "layer", "distance: same picture", "different pictures", "same ÷ different", "same ÷ inits")
-    columns += ("overlap: same picture", "different pictures", "inits", "random sets", "selected of")
+    columns += ("overlap: same picture", "random sets", "different pictures", "random sets", "inits", "selected of")
     rows = []
     for layer in found["layers"]:
         far, alike = layer["discrepancy"], layer["agreement"]
@@ -92,11 +92,9 @@ def layers(found: Row) -> list[str]:
             show(far["memorized"], 1),
         ]
         cells += [ratio(far, "adversarial", "memorized"), ratio(far, "adversarial", "inits")]
-        cells += [show(alike[g]) for g in ("adversarial", "memorized", "inits")]
-        cells += [
-            f"{layer['chance']['adversarial']:.2f}",
-            f"{layer['selected']['adversarial']:.0f} of {layer['units']}",
-        ]
+        for group in ("adversarial", "memorized"):
+            cells += [show(alike[group]), f"{layer['chance'][group]:.2f}"]
+        cells += [show(alike["inits"]), f"{layer['selected']['adversarial']:.0f} of {layer['units']}"]
         rows.append(cells)
     return table(columns, rows)
 

@@ -76,6 +76,8 @@ def locality(
 
 
 def _print(result: dict) -> None:
+    from unmemorize.report.locality import short
+
     found, distance = result["embeddings"], result["distance"]
     out.print(f"{found['adversarial']} of {result['inits']} random inits lead to copies", highlight=False)
     table = Table("group", "embeddings", "distance between two", "÷ inits'", title="Embeddings")
@@ -84,14 +86,17 @@ def _print(result: dict) -> None:
         table.add_row(name, str(found[group]), _interval(distance[group], 1), f"{ratio:.2f}")
     out.print(table)
     out.print(f"distance that the attack moved an embedding: {_interval(result['moved'], 1)}", highlight=False)
-    table = Table("layer", *("distance: same", "different", "÷ inits'", "overlap: same", "different", "random sets"))
-    table.title = "Activations and selected units: embeddings of this picture, prompts of different pictures"
+    table = Table(
+        "method", "layer", "L2: same", "different", "÷ inits'", "IoU: same", "random", "different", "random", box=None
+    )
+    table.title = "Activations (L2) and selected units (IoU): same picture, and prompts of different ones"
     for layer in result["layers"]:
         far, alike = layer["discrepancy"], layer["agreement"]
         cells = [f"{far[group]['value']:.1f}" for group in ("adversarial", "memorized")]
         cells += [f"{far['adversarial']['value'] / far['inits']['value']:.2f}"]
-        cells += [f"{alike[group]['value']:.2f}" for group in ("adversarial", "memorized")]
-        table.add_row(layer["layer"], *cells, f"{layer['chance']['adversarial']:.2f}")
+        for group in ("adversarial", "memorized"):
+            cells += [f"{alike[group]['value']:.2f}", f"{layer['chance'][group]:.2f}"]
+        table.add_row(layer["method"], short(layer["layer"]), *cells)
     out.print(table)
     alike = result["between_methods"]["adversarial"]
     out.print(
