@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
+from rich.table import Column as Head
 from rich.table import Table
 
 from unmemorize.cli.app import Column, Images, Json, Model, Prompts, Recipe, Sscd, app, bars, out
@@ -86,9 +87,8 @@ def _print(result: dict) -> None:
         table.add_row(name, str(found[group]), _interval(distance[group], 1), f"{ratio:.2f}")
     out.print(table)
     out.print(f"distance that the attack moved an embedding: {_interval(result['moved'], 1)}", highlight=False)
-    table = Table(
-        "method", "layer", "L2: same", "different", "÷ inits'", "IoU: same", "random", "different", "random", box=None
-    )
+    heads = ("method", "L2: same", "other", "÷ inits'", "IoU: same", "random", "other", "random")
+    table = Table(Head("layer", no_wrap=True), *heads, box=None, pad_edge=False)
     table.title = "Activations (L2) and selected units (IoU): same picture, and prompts of different ones"
     for layer in result["layers"]:
         far, alike = layer["discrepancy"], layer["agreement"]
@@ -96,7 +96,7 @@ def _print(result: dict) -> None:
         cells += [f"{far['adversarial']['value'] / far['inits']['value']:.2f}"]
         for group in ("adversarial", "memorized"):
             cells += [f"{alike[group]['value']:.2f}", f"{layer['chance'][group]:.2f}"]
-        table.add_row(layer["method"], short(layer["layer"]), *cells)
+        table.add_row(short(layer["layer"]), layer["method"], *cells)
     out.print(table)
     alike = result["between_methods"]["adversarial"]
     out.print(
