@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 
-from unmemorize.cli import audit, data, detect, explain, generate, inspect, locate, testbed, triggers  # noqa: F401
+from unmemorize.cli import attack, audit, data, detect, explain, generate, inspect, locate, testbed, triggers  # noqa: F401
 from unmemorize.cli.app import app, errors
 from unmemorize.core.errors import UnmemorizeError
 
