@@ -1,6 +1,6 @@
 """What the embedding attack brings back on the shipped testbed, pruned and not, always beside its controls.
 
-    python benchmarks/attack.py [--pictures 18] [--seeds 2] [--only TEXT]
+    python benchmarks/attack.py [--pictures 12] [--seeds 2] [--only TEXT]
 
 Writes docs/results/attack.{json,md,svg,png}. Every setting is a run of `unmemorize attack` in runs/attack-results, which
 continues where it was stopped; settings that have not been run yet are missing on the page.
@@ -63,10 +63,9 @@ class Setting:
 
 def settings(pictures: int, refined: bool) -> list[Setting]:
     """In the order of what is most wanted."""
-    edits = ["NeMo", "Wanda 40%", "Wanda 10%", "Wanda 1%", *(["NeMo, refined"] if refined else [])]
-    first = [Setting("none", "prompt", 150, pictures), *(Setting(e, "prompt", 50, pictures) for e in edits)]
-    random = [Setting(e, "random", 50, pictures) for e in ("none", *edits)]
-    return [*first, *random, Setting("none", "prompt", 500, min(pictures, 6))]
+    edits = ["none", "Wanda 40%", "NeMo", "Wanda 1%", "Wanda 10%", *(["NeMo, refined"] if refined else [])]
+    prompt, random = ([Setting(edit, init, 50, pictures) for edit in edits] for init in ("prompt", "random"))
+    return [*prompt, Setting("none", "prompt", 500, min(pictures, 6)), *random]
 
 
 def edit_file(name: str) -> str:
@@ -165,7 +164,7 @@ def costs(rows: list[dict]) -> list[str]:
 
 def figure(rows: list[dict]) -> None:
     """Copy rate by number of updates, a panel a mitigation, from the prompt."""
-    shown = [row for row in rows if row["init"] == "prompt" and row["steps"] <= 150]
+    shown = [row for row in rows if row["init"] == "prompt" and row["steps"] == 50]
     with matplotlib.rc_context(STYLE | {"figure.facecolor": "white"}):
         canvas = Figure(figsize=(3.4 * len(shown), 3.2), layout="constrained")
         for axes, row in zip(canvas.subplots(1, len(shown), squeeze=False)[0], shown, strict=True):
@@ -194,7 +193,7 @@ def page(rows: list[dict], seeds: int) -> Iterator[str]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--pictures", type=int, default=18)
+    parser.add_argument("--pictures", type=int, default=12)
     parser.add_argument("--seeds", type=int, default=2)
     parser.add_argument("--only", default="", help="run settings whose name contains this; the page shows all done")
     parser.add_argument("--refined", action="store_true", help="also NeMo with refinement, a search of ten minutes")

@@ -40,6 +40,10 @@ PARTS = {
         "Pruning",
         "NeMo and Wanda, the memorized prompts at seeds the search never saw, with random edits of equal size.",
     ),
+    "attack": (
+        "Attacking",
+        "The embedding attack (Kowalczuk et al. 2026), every picture judged against its own target.",
+    ),
     "triggers": (
         "Memory triggers",
         "The data audit of the testbed's own training rows, which is not told what is planted.",
@@ -49,6 +53,10 @@ PARTS = {
         "The twin, fine-tuned on eight duplicated pictures that make a quarter of every batch.",
     ),
     "detection-speed": ("Speed of detection", "Ratios within one run."),
+    "attack-speed": (
+        "Speed of the attack",
+        "Ratios within one run. The floor is the denoiser's forward and its backward to the embedding.",
+    ),
     "data_scale": (
         "Scale of the data audit",
         "Two cores; captions with Zipf's word frequencies and planted duplicates.",

@@ -40,13 +40,13 @@ def test_stored_pictures_come_back_and_others_do_not(oracle):
     stored = oracle.decode(oracle.denoiser.images[[1, 4]]).float()
     other = torch.rand(1, 3, 8, 8, generator=torch.Generator().manual_seed(11))
     targets = references(torch.cat([stored, other]), ["x", "y", "z"])
-    how = Trial(curve=(0, 150), seeds=(100, 101), sampling=20, guidance=1.0)
-    found, evidence = extraction(oracle, targets, partial(dori, how=Dori(steps=150)), judge, how)
+    how = Trial(curve=(0, 300), seeds=(100, 101), sampling=20, guidance=1.0)
+    found, evidence = extraction(oracle, targets, partial(dori, how=Dori(steps=300)), judge, how)
     assert found.copied[:2, 0, 1].all()
     assert not found.copied[2].any()
     assert (evidence.attacked[:2] - stored).abs().max() < 0.15
-    assert found.evaluations == 150 * 8
-    assert found.spent == [0, 1200]
+    assert found.evaluations == 300 * 8
+    assert found.spent == [0, 2400]
 
 
 def test_pictures_do_not_depend_on_those_attacked_with_them(tiny_model, three):
