@@ -2,8 +2,8 @@
 
     python benchmarks/attack.py [--pictures 12] [--seeds 2] [--only TEXT]
 
-Writes docs/results/attack.{json,md,svg,png}. Every setting is a run of `unmemorize attack` in runs/attack-results, which
-continues where it was stopped; settings that have not been run yet are missing on the page.
+Writes docs/results/attack.{json,md,svg,png}. Every setting is a run of `unmemorize attack` in runs/attack-results,
+which continues where it was stopped; settings that have not been run yet are missing on the page.
 """
 
 from __future__ import annotations

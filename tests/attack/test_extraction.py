@@ -11,6 +11,7 @@ import torch
 from unmemorize.attack.dori import Dori, dori
 from unmemorize.attack.extraction import Trial, extraction, starts
 from unmemorize.core.errors import UserError
+from unmemorize.core.model import Condition
 from unmemorize.core.sample import generate
 from unmemorize.metrics.similarity import References, match_targets
 
@@ -73,8 +74,6 @@ def test_shapes_and_what_the_prompt_itself_gives(tiny_model, three):
     assert (found.moved[:, :, 1:] > 0).all()
     embeds = tiny_model.encode(["one"]).embeds
     assert found.start[0, 0] == pytest.approx(embeds.norm().item(), rel=1e-5)
-    from unmemorize.core.model import Condition
-
     made = generate(tiny_model, Condition(evidence.embeds[:1, 0]), seeds=[100], steps=2)
     assert torch.allclose(made[0], evidence.attacked[0], atol=1e-3)
 

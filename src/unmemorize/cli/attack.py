@@ -51,29 +51,11 @@ def attack(
     from unmemorize.attack.extraction import SEEDS
     from unmemorize.jobs.attack import AttackSpec, run_attack
 
-    spec = AttackSpec(
-        model=model,
-        images=images,
-        method=method,
-        edit=edit,
-        init=init,
-        steps=steps,
-        restarts=restarts,
-        lr=lr,
-        batch=batch,
-        limit=limit,
-        controls=controls,
-        held_out=held_out,
-        ordinary=ordinary,
-        seeds=tuple(range(SEEDS[0], SEEDS[0] + seeds)),
-        sampling=sampling,
-        guidance=guidance,
-        bound=bound,
-        sscd=sscd,
-        recipe=recipe,
-        dtype=dtype,
-        checkpointing=checkpointing,
-    )
+    pictures = {"images": images, "limit": limit, "controls": controls, "held_out": held_out, "ordinary": ordinary}
+    search = {"method": method, "edit": edit, "init": init, "steps": steps, "restarts": restarts, "lr": lr}
+    judged = {"seeds": tuple(range(SEEDS[0], SEEDS[0] + seeds)), "sampling": sampling, "guidance": guidance}
+    means = {"batch": batch, "dtype": dtype, "checkpointing": checkpointing}
+    spec = AttackSpec(model, **pictures, **search, **judged, **means, bound=bound, sscd=sscd, recipe=recipe)
     folder = Path(run or Path("runs") / f"attack-{Path(model).name}")
     with bars() as progress:
         summary = run_attack(spec, folder, progress)
