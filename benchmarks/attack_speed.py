@@ -91,7 +91,7 @@ def main() -> None:
         "pictures × updates × batch",
         "seconds a picture, 50 updates",
         "share of the floor",
-        "against one a time",
+        "against one by one",
     ]
     write("attack-speed", numbers, table(columns, [cells]))
 
