@@ -40,8 +40,10 @@ results: $(READY) ## Measure the published numbers again
 	$(BIN)/python benchmarks/mitigation.py
 	$(BIN)/python benchmarks/pruning.py
 	$(BIN)/python benchmarks/locality.py
+	$(BIN)/python benchmarks/attack.py
 	$(BIN)/python benchmarks/training_filter.py
 	$(BIN)/python benchmarks/detection_speed.py
+	$(BIN)/python benchmarks/attack_speed.py
 	$(BIN)/python benchmarks/triggers.py $(if $(wildcard testbed-data/pictures.parquet),--data testbed-data)
 	$(BIN)/python benchmarks/data_scale.py
 	$(BIN)/python benchmarks/page.py

@@ -46,6 +46,10 @@ PARTS = {
         "activations, and the overlap of what NeMo (without refinement) and Wanda (1%) select. Published values are of "
         "a large model and read off a figure: only which side is higher can be compared.",
     ),
+    "attack": (
+        "Attacking",
+        "The embedding attack (Kowalczuk et al. 2026), every picture judged against its own target.",
+    ),
     "triggers": (
         "Memory triggers",
         "The data audit of the testbed's own training rows, which is not told what is planted.",
@@ -55,6 +59,10 @@ PARTS = {
         "The twin, fine-tuned on eight duplicated pictures that make a quarter of every batch.",
     ),
     "detection-speed": ("Speed of detection", "Ratios within one run."),
+    "attack-speed": (
+        "Speed of the attack",
+        "Ratios within one run. The floor is the denoiser's forward and its backward to the embedding.",
+    ),
     "data_scale": (
         "Scale of the data audit",
         "Two cores; captions with Zipf's word frequencies and planted duplicates.",

@@ -19,6 +19,8 @@ from unmemorize.metrics.similarity import (
     load_sscd,
     match_pixels,
     match_sscd,
+    match_sscd_targets,
+    match_targets,
     pixel_distances,
     prepare,
     sscd_criterion,
@@ -274,3 +276,61 @@ def test_a_corrupt_network_is_the_users_to_mend(weights, tmp_path, content):
     with pytest.raises(UserError, match=r"network\.pt: not a TorchScript file") as error:
         load_sscd(path)
     assert "\n" not in str(error.value)
+
+
+def test_a_target_is_judged_even_where_another_picture_is_nearer(references):
+    """A copy of another training picture is a copy, but not of the target; the target's own copy has the same value."""
+    images, targets = references.images[[7, 9]], references[[7, 8]]
+    own, other = match_targets(images, targets, references)
+    assert (own.nearest, own.verdict) == ("picture-7", "verbatim")
+    assert (other.nearest, other.verdict) == ("picture-8", "none")
+    assert other.value > 0.9
+    noisy = (images + 0.1 * pictures(2, 4)).clamp(0, 1)
+    (found,), (nearest,) = match_targets(noisy[:1], references[[7]], references), match_pixels(noisy[:1], references)
+    assert (found.nearest, found.verdict) == (nearest.nearest, nearest.verdict)
+    assert found.value == pytest.approx(nearest.value, rel=1e-9)
+
+
+def test_a_target_that_was_never_trained_on_is_judged_in_the_same_way(references):
+    """Whether the target is among the references changes nothing, and neither do the others asked for with it."""
+    without, images = references[range(1, 60)], (references.images[[0, 5]] + 0.3 * pictures(2, 8)).clamp(0, 1)
+    (inside,) = match_targets(images[:1], references[[0]], references)
+    together = match_targets(images, references[[0, 5]], without)
+    assert together[0].value == pytest.approx(inside.value, rel=1e-9)
+    (alone,) = match_targets(images[1:], references[[5]], without)
+    assert alone.value == pytest.approx(together[1].value, rel=1e-9)
+
+
+def test_of_a_template_target_the_fixed_part_is_judged(references):
+    """Another patch in the box that varies is a template copy; another layout is none; all of it is verbatim."""
+    image = references.images[[1]].clone()
+    image[:, :, 4:14, :] = pictures(1, 3)[:, :, 4:14, :]
+    shown = torch.cat([references.images[[1]], image, pictures(1, 9)])
+    found = match_targets(shown, references[[1, 1, 1]], references)
+    assert [m.verdict for m in found] == ["verbatim", "template", "none"]
+
+
+def test_a_flat_target_is_its_own_duplicate():
+    """A picture of one colour has no contrast, and is still no neighbour of its own."""
+    images = torch.cat([torch.full((1, 3, 64, 64), 0.3), pictures(29, 2, 64)])
+    flat = References(tuple("x" * 30), images, (None,) * 30, (None,) * 30)
+    near = flat.images[:1] + 0.02
+    (inside,) = match_targets(near, flat[[0]], flat)
+    (outside,) = match_targets(near, flat[[0]], flat[range(1, 30)])
+    assert inside.value == pytest.approx(outside.value)
+    assert inside.verdict == "verbatim"
+
+
+def test_sscd_against_the_own_target():
+    """The cosine to the own target, not to the nearest picture."""
+    criterion = Criterion("sscd", 0.7, "sscd-320", "0" * 64, higher_is_closer=True)
+    images = pictures(3, size=32)
+    targets = References(tuple("abc"), images[[0, 2, 2]], (None,) * 3, (None,) * 3)
+
+    def embed(x):
+        return F.normalize(F.adaptive_avg_pool2d(x, 4).flatten(1) - x.mean(dim=(1, 2, 3))[:, None])
+
+    found = match_sscd_targets(images, targets, criterion, embed, batch=2)
+    assert [m.verdict for m in found] == ["verbatim", "none", "verbatim"]
+    assert [m.nearest for m in found] == ["a", "b", "c"]
+    assert found[0].value == pytest.approx(1)

@@ -5,7 +5,19 @@ from __future__ import annotations
 import os
 import sys
 
-from unmemorize.cli import audit, data, detect, explain, generate, inspect, locality, locate, testbed, triggers  # noqa: F401
+from unmemorize.cli import (  # noqa: F401
+    attack,
+    audit,
+    data,
+    detect,
+    explain,
+    generate,
+    inspect,
+    locality,
+    locate,
+    testbed,
+    triggers,
+)
 from unmemorize.cli.app import app, errors
 from unmemorize.core.errors import UnmemorizeError
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -92,3 +93,16 @@ def frozen(module: nn.Module) -> Iterator[None]:
             m.training = training
         for p, flag in flags.items():
             p.requires_grad_(flag)
+
+
+@contextmanager
+def checkpointed(module: Any, wanted: bool = True) -> Iterator[None]:
+    """Compute activations again in the backward pass instead of keeping them: a diffusers model in less memory."""
+    if not wanted or module.is_gradient_checkpointing:
+        yield
+        return
+    module.enable_gradient_checkpointing()
+    try:
+        yield
+    finally:
+        module.disable_gradient_checkpointing()

@@ -14,22 +14,36 @@ from unmemorize.core.results import Match
 from unmemorize.core.run import Source, digest
 from unmemorize.data.source import read_references
 from unmemorize.jobs.inputs import images_folder
-from unmemorize.metrics.similarity import PIXELS, References, load_sscd, match_pixels, match_sscd, sscd_criterion
+from unmemorize.metrics.similarity import (
+    PIXELS,
+    References,
+    load_sscd,
+    match_pixels,
+    match_sscd,
+    match_sscd_targets,
+    match_targets,
+    sscd_criterion,
+)
 from unmemorize.models.unet import UNetModel
 
 LARGE = 256  # pixels from which pictures are compared by a copy-detection network
 
-Matcher = Callable[[Tensor, References], list[Match]]
+Matcher = Callable[[Tensor, References], list[Match]]  # pictures and references
+TargetMatcher = Callable[[Tensor, References, References], list[Match]]  # pictures, the target of each, references
 
 
 @dataclass(frozen=True)
 class CopyCheck:
-    """The criterion, the pictures it compares with, and the comparison: pictures (n, 3, h, w) to their matches."""
+    """The criterion, the pictures it compares with, and two comparisons.
+
+    `match` takes pictures (n, 3, h, w) to their nearest, `against` each to its own target, one a row of the second.
+    """
 
     criterion: Criterion
     source: Source
     references: References
     match: Callable[[Tensor], list[Match]]
+    against: Callable[[Tensor, References], list[Match]]
 
     def __call__(self, images: Tensor) -> list[bool]:
         """Which of the pictures are copies, verbatim or of a template."""
@@ -42,10 +56,18 @@ def matcher(sscd: str, recipe: str) -> tuple[Criterion, Matcher]:
     Raises:
         UserError: The file or the recipe cannot be used.
     """
+    return _comparisons(sscd, recipe)[:2]
+
+
+def _comparisons(sscd: str, recipe: str) -> tuple[Criterion, Matcher, TargetMatcher]:
     if not sscd:
-        return PIXELS, match_pixels
+        return PIXELS, match_pixels, match_targets
     criterion, embed = sscd_criterion(Path(sscd), recipe), load_sscd(Path(sscd))
-    return criterion, lambda images, references: match_sscd(images, references, criterion, embed)
+    return (
+        criterion,
+        lambda images, references: match_sscd(images, references, criterion, embed),
+        lambda images, targets, _: match_sscd_targets(images, targets, criterion, embed),
+    )
 
 
 def copy_check(model: UNetModel, name: str, images: str, sscd: str = "", recipe: str = "sscd-320") -> CopyCheck:
@@ -62,8 +84,14 @@ def copy_check(model: UNetModel, name: str, images: str, sscd: str = "", recipe:
             f"pictures of {max(model.image_size)} px are compared by a copy-detection network: "
             "name its file with --sscd"
         )
-    criterion, match = matcher(sscd, recipe)
     references = read_references(folder, model.image_size)
     pixels = digest(image.numpy().tobytes() for image in references.images)
     source = Source(source=images or name, sha256=pixels, count=len(references.names))
-    return CopyCheck(criterion, source, references, lambda found: match(found, references))
+    criterion, match, against = _comparisons(sscd, recipe)
+    return CopyCheck(
+        criterion,
+        source,
+        references,
+        lambda found: match(found, references),
+        lambda found, targets: against(found, targets, references),
+    )

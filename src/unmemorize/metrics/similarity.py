@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,6 +26,14 @@ class References:
     images: Tensor
     masks: tuple[Box | None, ...]
     captions: tuple[str | None, ...]
+
+    def __getitem__(self, rows: Sequence[int]) -> References:
+        """Some of the pictures, in the order asked for, also more than once."""
+        names, masks, captions = (tuple(v[i] for i in rows) for v in (self.names, self.masks, self.captions))
+        return References(names, self.images[list(rows)], masks, captions)
+
+    def __len__(self) -> int:
+        return len(self.names)
 
 
 SIZE = 64  # pictures are compared at this size: pixels of a large picture shift without its being another picture
@@ -61,7 +69,7 @@ def match_pixels(images: Tensor, references: References, criterion: Criterion = 
     """
     images, pictures, keep = _small(images), _small(references.images), _kept_pixels(references)
     plain, masked = pixel_distances(images, pictures), pixel_distances(images, pictures, keep)
-    ratios = plain.min(1).values / _neighbourhood(plain, plain.argmin(1), pictures)
+    ratios = plain.min(1).values / _neighbourhood(plain, pictures[plain.argmin(1)], pictures)
     matches = []
     for row, image in enumerate(images):
         nearest, template = int(plain[row].argmin()), int(masked[row].argmin())
@@ -70,10 +78,37 @@ def match_pixels(images: Tensor, references: References, criterion: Criterion = 
             verdict = "verbatim"
         elif references.masks[template] is not None:
             fixed_part = _fixed_part(image, keep[template], pictures)
-            value = float(masked[row, template] / _neighbourhood(fixed_part, torch.tensor([template]), pictures))
+            value = float(masked[row, template] / _neighbourhood(fixed_part, pictures[[template]], pictures))
             if criterion(value):
                 nearest, ratio, distance, verdict = template, value, float(masked[row, template]), "template"
         matches.append(Match(references.names[nearest], distance, ratio, verdict))
+    return matches
+
+
+def match_targets(
+    images: Tensor, targets: References, references: References, criterion: Criterion = PIXELS
+) -> list[Match]:
+    """Match each image with its own target, row by row, whichever training picture is nearest.
+
+    The value is that of `match_pixels`. A target need not be among the references, and does not count as its own
+    neighbour where it is. Of a template the fixed part is judged; a copy of all of it is verbatim.
+    """
+    images, own, pictures, keep = (
+        _small(images),
+        _small(targets.images),
+        _small(references.images),
+        _kept_pixels(targets),
+    )
+    distances = (images.double() - own.double()).square().mean(dim=(1, 2, 3)).sqrt()
+    ratios = distances / _neighbourhood(pixel_distances(images, pictures), own, pictures)
+    matches = []
+    for row, name in enumerate(targets.names):
+        ratio, distance, copied = float(ratios[row]), float(distances[row]), "verbatim"
+        if targets.masks[row] is not None and not criterion(ratio):
+            image, fixed = images[row : row + 1], keep[row : row + 1]
+            distance, copied = float(pixel_distances(image, own[row : row + 1], fixed)), "template"
+            ratio = float(distance / _neighbourhood(_fixed_part(image[0], fixed[0], pictures), own[[row]], pictures))
+        matches.append(Match(name, distance, ratio, copied if criterion(ratio) else "none"))
     return matches
 
 
@@ -86,12 +121,12 @@ def _fixed_part(image: Tensor, keep: Tensor, pictures: Tensor) -> Tensor:
     return pixel_distances(image[None], pictures, keep.expand(len(pictures), *keep.shape))
 
 
-def _neighbourhood(distances: Tensor, nearest: Tensor, pictures: Tensor) -> Tensor:
-    """Mean of each row's 50 smallest distances, leaving out the nearest picture and its duplicates: (n,)."""
-    closest = pictures[nearest]
+def _neighbourhood(distances: Tensor, closest: Tensor, pictures: Tensor) -> Tensor:
+    """Mean of each row's 50 smallest distances, leaving out the closest picture and its duplicates: (n,)."""
     contrast = closest.flatten(2).var(2, correction=0).mean(1).sqrt()
-    duplicates = pixel_distances(closest, pictures) < DUPLICATE * contrast[:, None]
-    others = distances.masked_fill(duplicates.scatter(1, nearest[:, None], True), torch.inf)
+    alike = (DUPLICATE * contrast).clamp(min=1e-3)  # less than a grey level: a flat picture is its own duplicate
+    duplicates = pixel_distances(closest, pictures) < alike[:, None]
+    others = distances.masked_fill(duplicates, torch.inf)
     near = others.topk(min(NEIGHBOURS, others.shape[1]), largest=False).values
     count = near.isfinite().sum(1)
     missing = (FEW - count).clamp(min=0)
@@ -197,14 +232,22 @@ def match_sscd(
     images: Tensor, references: References, criterion: Criterion, embed: Callable[[Tensor], Tensor], batch: int = 16
 ) -> list[Match]:
     """Match each image with the reference of highest SSCD cosine. It cannot see templates."""
-    recipe = SSCD_RECIPES[criterion.recipe]
-
-    def features(x: Tensor) -> Tensor:
-        return torch.cat([embed(prepare(part, recipe)) for part in x.split(batch)])
-
-    cosine = features(images) @ features(references.images).T
+    cosine = _features(images, criterion, embed, batch) @ _features(references.images, criterion, embed, batch).T
     best = cosine.max(dim=1)
     return [_sscd_match(references.names[i], v, criterion) for v, i in zip(best[0].tolist(), best[1], strict=True)]
+
+
+def match_sscd_targets(
+    images: Tensor, targets: References, criterion: Criterion, embed: Callable[[Tensor], Tensor], batch: int = 16
+) -> list[Match]:
+    """Match each image with its own target by SSCD cosine: row i of one with row i of the other."""
+    cosine = (_features(images, criterion, embed, batch) * _features(targets.images, criterion, embed, batch)).sum(1)
+    return [_sscd_match(name, v, criterion) for name, v in zip(targets.names, cosine.tolist(), strict=True)]
+
+
+def _features(images: Tensor, criterion: Criterion, embed: Callable[[Tensor], Tensor], batch: int) -> Tensor:
+    recipe = SSCD_RECIPES[criterion.recipe]
+    return torch.cat([embed(prepare(part, recipe)) for part in images.split(batch)])
 
 
 def _sscd_match(name: str, cosine: float, criterion: Criterion) -> Match:

@@ -1,0 +1,224 @@
+"""Attack pictures, generate from what was found, and see which come back: by number of updates, over several starts."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from unmemorize.core.errors import UserError
+from unmemorize.core.model import Condition, DiffusionModel
+from unmemorize.core.results import Attack, Match
+from unmemorize.core.sample import generate, generators
+from unmemorize.metrics.similarity import References
+
+Init = Literal["prompt", "random", "ordinary"]
+Method = Callable[..., Attack]  # (model, latents, init, *, seeds, keep), as `dori` with its settings bound
+Judge = Callable[[Tensor, References], list[Match]]  # pictures, and the target of each
+Floats = NDArray[np.float64]
+Texts = NDArray[np.str_]
+CURVE = (0, 1, 10, 25, 50, 150, 500)
+SEEDS = (100, 101, 102, 103)  # of generation: an attack's own start at 2³²
+ROWS = 16  # pictures generated together
+
+
+@dataclass(frozen=True)
+class Trial:
+    """How pictures are attacked and judged.
+
+    Attributes:
+        curve: Numbers of updates after which pictures are generated; the last is the attack's own.
+        init: Where an attack starts: the picture's prompt, N(0, I), or an ordinary prompt.
+        restarts: Attacks of a picture, each with its own noise, and its own start where that is random.
+        seeds: Generation seeds.
+        sampling: Sampling steps.
+        guidance: Guidance scale of generation; the attack uses none.
+    """
+
+    curve: tuple[int, ...] = (0, 1, 10, 25, 50)
+    init: Init = "prompt"
+    restarts: int = 1
+    seeds: tuple[int, ...] = SEEDS
+    sampling: int = 50
+    guidance: float = 7.5
+
+
+@dataclass(frozen=True)
+class Extraction:
+    """What an attack brought back of n pictures, after each of its kept numbers of updates.
+
+    Attributes:
+        names: The pictures.
+        steps: Numbers of updates.
+        seeds: Generation seeds.
+        values: What the criterion judged, (n, restarts, steps, seeds).
+        verdicts: Verbatim, template or none, (n, restarts, steps, seeds).
+        moved: L2 distance of the embedding from its start, (n, restarts, steps).
+        start: L2 norm of the start, (n, restarts).
+        original_values: The same judgement of the prompts themselves, (n, seeds); NaN where none is known.
+        original_verdicts: Likewise, (n, seeds).
+        evaluations: Of the denoiser, in one attack of one picture.
+    """
+
+    names: tuple[str, ...]
+    steps: tuple[int, ...]
+    seeds: tuple[int, ...]
+    values: Floats
+    verdicts: Texts
+    moved: Floats
+    start: Floats
+    original_values: Floats
+    original_verdicts: Texts
+    evaluations: float
+
+    @property
+    def copied(self) -> NDArray[np.bool_]:
+        """Which generated pictures are copies of their target, (n, restarts, steps, seeds)."""
+        return self.verdicts != "none"
+
+    @property
+    def spent(self) -> list[float]:
+        """Evaluations that an attack of one picture had made after each of `steps`."""
+        return [self.evaluations * step / max(self.steps[-1], 1) for step in self.steps]
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What there is to look at: last embeddings (n, restarts, tokens, width), and pictures (n, 3, h, w) in [0, 1].
+
+    `attacked` was generated with the last embedding of the first restart, `original` with the prompt, both with the
+    first seed.
+    """
+
+    embeds: Tensor
+    attacked: Tensor
+    original: Tensor
+
+
+def extraction(
+    model: DiffusionModel,
+    targets: References,
+    attack: Method,
+    judge: Judge,
+    how: Trial = Trial(),
+    *,
+    ordinary: Sequence[str] = (),
+) -> tuple[Extraction, Evidence]:
+    """Attack every picture, and judge what its embeddings give over seeds that the attack never used.
+
+    What a picture gives does not depend on which others are asked for: its attacks' seeds come from its name. Edits and
+    hooks that are active stay so.
+
+    Args:
+        model: The model, with its edits applied.
+        targets: The pictures; their captions are their prompts.
+        attack: The method, its settings bound.
+        judge: The comparison of pictures with their own targets.
+        how: Starts, restarts, and how pictures are generated.
+        ordinary: Prompts to start from where `how.init` is `ordinary`.
+
+    Raises:
+        UserError: A start from the prompt is asked for and a picture has none.
+    """
+    with torch.no_grad():
+        latents = torch.cat([model.invert(part) for part in targets.images.split(ROWS)])
+    steps = tuple(sorted({0, *how.curve}))
+    prompts = model.encode([caption or "" for caption in targets.captions]).embeds
+    original = _judge(model, prompts, targets, judge, how)
+    attacks, judged, moved, norms = [], [], [], []
+    for restart in range(how.restarts):
+        init = starts(model, targets, how.init, restart, ordinary)
+        seeds = [_seed(name, restart) for name in targets.names]
+        attacks.append(found := attack(model, latents, init, seeds=seeds, keep=steps))
+        known = {0: original} if how.init == "prompt" else {}
+        judged.append([known.get(s) or _judge(model, found.embeds[s], targets, judge, how) for s in steps])
+        moved.append([_norm(found.embeds[s] - init) for s in steps])
+        norms.append(_norm(init))
+    unknown = np.array([[caption is None] for caption in targets.captions])
+    numbers = Extraction(
+        names=targets.names,
+        steps=steps,
+        seeds=how.seeds,
+        values=np.moveaxis(np.array([[j.values for j in row] for row in judged]), 2, 0),
+        verdicts=np.moveaxis(np.array([[j.verdicts for j in row] for row in judged]), 2, 0),
+        moved=np.moveaxis(np.array(moved), 2, 0),
+        start=np.array(norms).T,
+        original_values=np.where(unknown, np.nan, original.values),
+        original_verdicts=np.where(unknown, "none", original.verdicts),
+        evaluations=sum(a.evaluations for a in attacks) / (len(targets) * how.restarts),
+    )
+    embeds = torch.stack([a.embeds[steps[-1]] for a in attacks], dim=1)
+    return numbers, Evidence(embeds.cpu(), judged[0][-1].first, original.first)
+
+
+def starts(
+    model: DiffusionModel, targets: References, init: Init, restart: int = 0, ordinary: Sequence[str] = ()
+) -> Tensor:
+    """The embeddings that attacks start from, (n, tokens, width).
+
+    Raises:
+        UserError: A prompt is asked for and not known.
+    """
+    seeds = [_seed(name, restart, "start") for name in targets.names]
+    if init == "random":
+        like = model.encode([""]).embeds[0]
+        return torch.stack([torch.randn(like.shape, generator=g) for g in generators(seeds)]).to(like)
+    if init == "ordinary":
+        return model.encode([ordinary[seed % len(ordinary)] for seed in seeds]).embeds
+    require_prompts(targets)
+    return model.encode([caption or "" for caption in targets.captions]).embeds
+
+
+def require_prompts(targets: References) -> None:
+    """Refuse pictures without a prompt.
+
+    Raises:
+        UserError: A picture has none.
+    """
+    for name, caption in zip(targets.names, targets.captions, strict=True):
+        if caption is None:
+            raise UserError(
+                f"{name}: its prompt is not known: write it to a .txt file of the same name or to metadata.jsonl, or "
+                "start with --init random"
+            )
+
+
+def _seed(name: str, *of: int | str) -> int:
+    """A seed above those of generation."""
+    hashed = hashlib.sha256(repr((name, *of)).encode()).digest()
+    return 2**32 + int.from_bytes(hashed[:6], "big")
+
+
+@dataclass(frozen=True)
+class _Judged:
+    """Values and verdicts (n, seeds), and the first seed's pictures (n, 3, h, w)."""
+
+    values: Floats
+    verdicts: Texts
+    first: Tensor
+
+
+def _judge(model: DiffusionModel, embeds: Tensor, targets: References, judge: Judge, how: Trial) -> _Judged:
+    """Pictures of every embedding at every seed, each against its own target."""
+    n, g = len(embeds), len(how.seeds)
+    rows, seeds = torch.arange(n).repeat_interleave(g), list(how.seeds) * n
+    parts = []
+    for i in range(0, n * g, ROWS):
+        cond = Condition(embeds[rows[i : i + ROWS].to(embeds.device)])
+        made = generate(model, cond, seeds=seeds[i : i + ROWS], steps=how.sampling, guidance=how.guidance)
+        parts.append(made.float().cpu())
+    pictures = torch.cat(parts)
+    matches = judge(pictures, targets[rows.tolist()])
+    values = np.array([m.value for m in matches]).reshape(n, g)
+    verdicts = np.array([m.verdict for m in matches]).reshape(n, g)
+    return _Judged(values, verdicts, pictures[::g])
+
+
+def _norm(embeds: Tensor) -> Floats:
+    return embeds.double().flatten(1).norm(dim=1).cpu().numpy()

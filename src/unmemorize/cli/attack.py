@@ -1,0 +1,89 @@
+"""`unmemorize attack`: does the picture come back?"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+from rich.table import Table
+
+from unmemorize.cli.app import Json, Model, Recipe, Sscd, app, bars, out
+
+KEYS = ("copy_rate", "original_copy_rate", "control_copy_rate", "search_budget", "evaluations", "steps")
+GROUPS = {"attacked": "attacked", "control": "trained on, not memorized", "unseen": "never trained on"}
+
+
+@app.command()
+def attack(
+    model: Model = "testbed",
+    images: Annotated[
+        str, typer.Option(help="Folder of training pictures to bring back, or 'plan': the testbed's memorized ones.")
+    ] = "plan",
+    method: Annotated[str, typer.Option(help="The attack.")] = "dori",
+    edit: Annotated[str, typer.Option(help="An edit to attack the model under: NAME.safetensors.")] = "",
+    init: Annotated[
+        Literal["prompt", "random", "ordinary"], typer.Option(help="Start from its prompt, N(0, I), or another prompt.")
+    ] = "prompt",
+    steps: Annotated[int, typer.Option(min=1, help="Updates of the embedding.")] = 50,
+    restarts: Annotated[int, typer.Option(min=1, help="Attacks of each picture.")] = 1,
+    lr: Annotated[float | None, typer.Option(help="Learning rate; the method's own by default.")] = None,
+    batch: Annotated[int | None, typer.Option(min=1, help="Noisy versions of a picture in an update.")] = None,
+    limit: Annotated[int, typer.Option(min=0, help="How many of the pictures, evenly spread; 0 for all.")] = 0,
+    controls: Annotated[str, typer.Option(help="Folder of training pictures not believed memorized.")] = "",
+    held_out: Annotated[str, typer.Option(help="Folder of pictures never trained on; made from the controls.")] = "",
+    ordinary: Annotated[str, typer.Option(help="File of ordinary prompts to start from.")] = "",
+    seeds: Annotated[int, typer.Option(min=1, help="Pictures to generate from each embedding.")] = 4,
+    sampling: Annotated[int, typer.Option(min=0, help="Sampling steps; 0: 16 for the testbed, else 50.")] = 0,
+    guidance: Annotated[float, typer.Option(min=0, help="Guidance scale of generation.")] = 7.5,
+    bound: Annotated[
+        float, typer.Option(min=0, max=1, help="Control copy rate that an extraction stays under.")
+    ] = 0.05,
+    sscd: Sscd = "",
+    recipe: Recipe = "sscd-320",
+    dtype: Annotated[str, typer.Option(help="float32, float16 or bfloat16; by the device where empty.")] = "",
+    checkpointing: Annotated[bool, typer.Option("--checkpointing", help="Less memory, more time.")] = False,
+    run: Annotated[str, typer.Option(help="Run directory, where a killed attack continues.")] = "",
+    as_json: Json = False,
+) -> None:
+    """Search for embeddings that bring training pictures back, under an edit or without, always beside controls."""
+    from unmemorize.attack.extraction import SEEDS
+    from unmemorize.jobs.attack import AttackSpec, run_attack
+
+    pictures = {"images": images, "limit": limit, "controls": controls, "held_out": held_out, "ordinary": ordinary}
+    search = {"method": method, "edit": edit, "init": init, "steps": steps, "restarts": restarts, "lr": lr}
+    judged = {"seeds": tuple(range(SEEDS[0], SEEDS[0] + seeds)), "sampling": sampling, "guidance": guidance}
+    means = {"batch": batch, "dtype": dtype, "checkpointing": checkpointing}
+    spec = AttackSpec(model, **pictures, **search, **judged, **means, bound=bound, sscd=sscd, recipe=recipe)
+    folder = Path(run or Path("runs") / f"attack-{Path(model).name}")
+    with bars() as progress:
+        summary = run_attack(spec, folder, progress)
+    if as_json:
+        print(json.dumps({key: summary[key] for key in KEYS}))
+        return
+    _print(summary)
+    out.print(f"embeddings, pictures and numbers: {folder}", highlight=False, markup=False, soft_wrap=True)
+
+
+def _print(summary: dict) -> None:
+    table = Table("updates", *(f"{label}: copy rate" for label in GROUPS.values()), "similarity", "moved / start")
+    for rows in zip(*(summary["curve"][group] for group in GROUPS), strict=True):
+        similar, moved = ([f"{row[key]:.2f}" for row in rows] for key in ("similarity", "relative"))
+        rates = [_rate(row["copies"]) for row in rows]
+        table.add_row(str(rows[0]["steps"]), *rates, " / ".join(similar), " / ".join(moved))
+    out.print(table)
+    for group, label in GROUPS.items():
+        original, work = summary["original"][group], summary["work"][group]
+        median = "–" if work["median"] is None else f"{work['median']:,.0f}"
+        out.print(
+            f"{label}: {summary['pictures'][group]} pictures, own prompts copy {_rate(original)}; "
+            f"evaluations to the first copy {median} (median), never copied {work['never']}",
+            highlight=False,
+        )
+    out.print(f"never trained on: {summary['unseen_from']}", highlight=False, markup=False)
+    out.print(summary["sentence"], highlight=False, markup=False)
+
+
+def _rate(rate: dict | None) -> str:
+    return "–" if rate is None else f"{rate['value']:.2f} \\[{rate['low']:.2f}, {rate['high']:.2f}]"

@@ -1,0 +1,199 @@
+"""Attack a model's training pictures, with controls, and say how many come back for how much work."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+
+from unmemorize.attack.dori import Dori, dori
+from unmemorize.attack.extraction import CURVE, SEEDS, Init, Judge, Method, Trial, extraction, require_prompts
+from unmemorize.core.errors import UserError
+from unmemorize.core.hooks import checkpointed
+from unmemorize.core.run import Progress, RunRecord, Source, atomic, digest, open_run, versions, write_json
+from unmemorize.core.shards import merge_shards, run_shards
+from unmemorize.data.pictures import save_image
+from unmemorize.jobs.copies import CopyCheck, copy_check
+from unmemorize.jobs.extracted import Row, from_rows, summarise, to_rows
+from unmemorize.jobs.inputs import ordinary_of
+from unmemorize.jobs.subjects import PLAN, Subjects, choose_subjects
+from unmemorize.metrics.similarity import References
+from unmemorize.mitigate.weights import Edit
+from unmemorize.models.load import EMBEDDED, fingerprint, load
+from unmemorize.models.unet import UNetModel
+from unmemorize.report.attack import draw_curves, draw_sheet
+
+# A method and its default settings, which have `steps`, `lr` and `batch`.
+METHODS: dict[str, tuple[Callable[..., Any], Any]] = {"dori": (dori, Dori())}
+DTYPES = ("float32", "float16", "bfloat16")
+SHARD = 8  # pictures: a killed attack loses no more
+
+
+@dataclass(frozen=True)
+class AttackSpec:
+    """What to attack and how; empty, 0 and None stand for defaults, most of which depend on the model.
+
+    `images` is a folder or `plan`, `limit` the largest number of its pictures, `bound` the control's copy rate up to
+    which an attack's copies count as extracted.
+    """
+
+    model: str = "testbed"
+    images: str = PLAN
+    method: str = "dori"
+    edit: str = ""
+    init: Init = "prompt"
+    steps: int = 50
+    restarts: int = 1
+    lr: float | None = None
+    batch: int | None = None
+    limit: int = 0
+    controls: str = ""
+    held_out: str = ""
+    ordinary: str = ""
+    seeds: tuple[int, ...] = SEEDS
+    sampling: int = 0
+    guidance: float = 7.5
+    bound: float = 0.05
+    sscd: str = ""
+    recipe: str = "sscd-320"
+    dtype: str = ""
+    checkpointing: bool = False
+
+    @property
+    def trial(self) -> Trial:
+        """How pictures are attacked and judged."""
+        curve = (*(step for step in CURVE if step < self.steps), self.steps)
+        sampling = self.sampling or (16 if self.model in EMBEDDED else 50)
+        return Trial(curve, self.init, self.restarts, self.seeds, sampling, self.guidance)
+
+
+def run_attack(spec: AttackSpec, run: Path, progress: Progress = lambda stage, done, total: None) -> Row:
+    """Run or continue an attack in `run`; returns its summary.
+
+    Raises:
+        UserError: The model, the edit or the pictures cannot be used, a setting is out of range, a prompt to start from
+            is not known, or `run` holds another run.
+    """
+    attack = method_of(spec)
+    edit = Edit.load(spec.edit) if spec.edit else None
+    model = load(spec.model, dtype=getattr(torch, spec.dtype) if spec.dtype else None)
+    hashed = fingerprint(model)
+    if edit is not None and edit.fingerprint != hashed:
+        raise UserError(
+            f"{spec.edit}: made for another model, or for this one in another precision (--dtype): name its own model"
+        )
+    images = "" if spec.model in EMBEDDED or spec.images == PLAN else spec.images
+    check = copy_check(model, spec.model, images, spec.sscd, spec.recipe)
+    named = {"images": spec.images, "controls": spec.controls, "held_out": spec.held_out}
+    subjects = choose_subjects(spec.model, model.image_size, check, **named, limit=spec.limit)
+    for pictures in subjects.groups.values() if spec.init == "prompt" else ():
+        require_prompts(pictures)
+    open_run(run, record := _record(spec, hashed, subjects, check))
+    with edit.applied(model) if edit else nullcontext(), checkpointed(model.denoiser, spec.checkpointing):
+        table = _attack(model, subjects, attack, check.against, spec, run, progress)
+    found = {group: from_rows([row for row in table if row["group"] == group]) for group in subjects.groups}
+    facts = {"method": spec.method, "init": spec.init, "restarts": spec.restarts, "unseen_from": subjects.unseen_from}
+    summary = summarise(found, check.criterion, spec.bound) | facts
+    write_json(run / "summary.json", summary)
+    draw_curves(summary["curve"], run / "curves.svg", bound=spec.bound)
+    draw_sheet(_sheet(table), run)
+    record.model_copy(update={"status": "finished"}).save(run)
+    return summary
+
+
+def method_of(spec: AttackSpec) -> Method:
+    """The attack of a specification, its settings bound.
+
+    Raises:
+        UserError: There is no such method, or a number is out of range.
+    """
+    if spec.method not in METHODS:
+        raise UserError(f"{spec.method}: no such attack: choose one of {', '.join(METHODS)}")
+    if spec.dtype not in ("", *DTYPES):
+        raise UserError(f"{spec.dtype}: no such precision: choose one of {', '.join(DTYPES)}")
+    for name in ("steps", "restarts", "batch", "lr"):
+        value = getattr(spec, name)
+        if value is not None and value <= 0:
+            raise UserError(f"--{name} {value}: it has to be above 0")
+    attack, settings = METHODS[spec.method]
+    given = {"steps": spec.steps, "lr": spec.lr, "batch": spec.batch}
+    return partial(attack, how=dataclasses.replace(settings, **{k: v for k, v in given.items() if v is not None}))
+
+
+def _attack(
+    model: UNetModel,
+    subjects: Subjects,
+    attack: Method,
+    judge: Judge,
+    spec: AttackSpec,
+    run: Path,
+    progress: Progress,
+) -> list[Row]:
+    """One row a picture, restart, kept number of updates and seed."""
+    ordinary = ordinary_of(spec.model, spec.ordinary) if spec.init == "ordinary" else []
+
+    def work(piece: Sequence[tuple[str, int]]) -> list[Row]:
+        targets = _joined([subjects.groups[group][[index]] for group, index in piece])
+        found, evidence = extraction(model, targets, attack, judge, spec.trial, ordinary=ordinary)
+        ids = [f"{group}-{index:04d}" for group, index in piece]
+        for name, images in (("attacked", evidence.attacked), ("original", evidence.original)):
+            for key, image in zip(ids, images, strict=True):
+                save_image(image, run / "images" / f"{key}-{name}.png")
+        for key, image in zip(ids, targets.images, strict=True):
+            save_image(image, run / "images" / f"{key}-target.png")
+        with atomic(run / "embeds" / f"{ids[0]}.safetensors") as temporary:
+            save_file({key: part.contiguous() for key, part in zip(ids, evidence.embeds, strict=True)}, temporary)
+        facts = zip(ids, (group for group, _ in piece), targets.captions, strict=True)
+        return to_rows(found, [{"id": k, "group": g, "prompt": p, "embeds": ids[0]} for k, g, p in facts])
+
+    items = [(group, i) for group, pictures in subjects.groups.items() for i in range(len(pictures))]
+    folder = run / "shards" / "attack"
+    for done in run_shards(items, work, folder=folder, size=SHARD):
+        progress("attack", done, len(items))
+    return merge_shards(folder, run / "scores" / "attack.parquet").to_pylist()
+
+
+def _joined(parts: Sequence[References]) -> References:
+    names, masks, captions = (
+        tuple(v for part in parts for v in getattr(part, f)) for f in ("names", "masks", "captions")
+    )
+    return References(names, torch.cat([part.images for part in parts]), masks, captions)
+
+
+def _sheet(table: Sequence[Row]) -> dict[str, tuple[float, float]]:
+    """For every picture the values of the original prompt's and the attacked one's picture that are shown."""
+    last = max(row["step"] for row in table if row["step"] is not None)
+    seed = table[0]["seed"]
+    original = {row["id"]: row["value"] for row in table if row["step"] is None and row["seed"] == seed}
+    found = {r["id"]: r["value"] for r in table if r["step"] == last and r["seed"] == seed and r["restart"] == 0}
+    return {key: (original[key], found[key]) for key in found}
+
+
+def _record(spec: AttackSpec, hashed: str, subjects: Subjects, check: CopyCheck) -> RunRecord:
+    data = {group: _source(group, pictures) for group, pictures in subjects.groups.items()}
+    if spec.edit:
+        path = Path(spec.edit)
+        data["edit"] = Source(source=spec.edit, sha256=digest([path.read_bytes()]), count=1)
+    if spec.ordinary:
+        data["ordinary"] = Source(source=spec.ordinary, sha256=digest([Path(spec.ordinary).read_bytes()]), count=1)
+    return RunRecord(
+        status="running",
+        spec=dataclasses.asdict(spec) | {"seeds": list(spec.seeds)},
+        versions=versions(),
+        model={"name": spec.model, "fingerprint": hashed},
+        data=data | {"images": check.source},
+        criterion=dataclasses.asdict(check.criterion),
+    )
+
+
+def _source(name: str, pictures: References) -> Source:
+    facts = repr((pictures.names, pictures.captions)).encode(errors="surrogateescape")
+    pixels = digest([facts, *(image.numpy().tobytes() for image in pictures.images)])
+    return Source(source=name, sha256=pixels, count=len(pictures))

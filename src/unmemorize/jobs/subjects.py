@@ -1,0 +1,120 @@
+"""The pictures of an attack: those attacked, and its controls, trained on but not memorized, and never trained on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from unmemorize.core.errors import UserError
+from unmemorize.core.results import Match
+from unmemorize.data.source import read_references
+from unmemorize.jobs.copies import CopyCheck
+from unmemorize.metrics.similarity import References
+from unmemorize.models.load import EMBEDDED
+from unmemorize.testbed import embedded
+
+PLAN = "plan"
+FEWEST = 6  # controls, however few pictures are attacked: one alone says little
+DERIVED = "the controls, mirrored and with their colour channels exchanged"
+
+
+@dataclass(frozen=True)
+class Subjects:
+    """The pictures, their captions as prompts; `unseen_from` says where those never trained on come from."""
+
+    attacked: References
+    control: References
+    unseen: References
+    unseen_from: str
+
+    @property
+    def groups(self) -> dict[str, References]:
+        """All three by name."""
+        return {"attacked": self.attacked, "control": self.control, "unseen": self.unseen}
+
+
+def choose_subjects(
+    model: str,
+    size: tuple[int, int],
+    check: CopyCheck,
+    *,
+    images: str = PLAN,
+    controls: str = "",
+    held_out: str = "",
+    limit: int = 0,
+) -> Subjects:
+    """Pictures to attack, and as many of either control; an even spread where there are more.
+
+    Args:
+        model: The model's name: an embedded one brings pictures and controls.
+        size: Height and width to read pictures at.
+        check: The copy check, which tells derived pictures from training pictures.
+        images: Folder of pictures to attack, or `plan` for an embedded model's memorable verbatim ones.
+        controls: Folder of training pictures that are not believed memorized.
+        held_out: Folder of pictures never trained on; made from the controls by default.
+        limit: The largest number of pictures to attack; 0 for all.
+
+    Raises:
+        UserError: There are no pictures, or no controls, or they cannot be read.
+    """
+    if images == PLAN and model not in EMBEDDED:
+        raise UserError(f"{model}: attack which pictures? name a folder of training pictures with --images")
+    attacked = _planted(check.references) if images == PLAN else read_references(Path(images), size)
+    attacked = _spread(attacked, limit or len(attacked))
+    others = _without(_trained(model, size, check, controls), attacked)
+    if not len(others):
+        raise UserError(f"{controls}: holds attacked pictures only: name other training pictures with --controls")
+    control = _spread(others, max(len(attacked), FEWEST))
+    if held_out:
+        unseen = _spread(read_references(Path(held_out), size), max(len(attacked), FEWEST))
+        return Subjects(attacked, control, unseen, held_out)
+    return Subjects(attacked, control, derive(control, check.match), DERIVED)
+
+
+def derive(pictures: References, match: Callable[[Tensor], Sequence[Match]]) -> References:
+    """Pictures like these that no training set holds; what comes out near a training picture is left out.
+
+    Raises:
+        UserError: None is left.
+    """
+    images = pictures.images.flip(-1).roll(1, dims=1)
+    left = [i for i, found in enumerate(match(images)) if found.verdict == "none"]
+    if not left:
+        raise UserError("no control differs enough from its mirror image: name pictures never trained on: --held-out")
+    names = tuple(f"derived from {name}" for name in pictures.names)
+    return References(names, images, (None,) * len(names), pictures.captions)[left]
+
+
+def _planted(references: References) -> References:
+    """The embedded model's memorable verbatim pictures."""
+    entries = embedded.shipped_plan().planted
+    wanted = {e.file(0) for e in entries if e.kind == "verbatim" and e.memorable}
+    return references[[i for i, name in enumerate(references.names) if name in wanted]]
+
+
+def _trained(model: str, size: tuple[int, int], check: CopyCheck, controls: str) -> References:
+    """Training pictures that are not memorized: those named, or negatives whose prompt is a name."""
+    if controls:
+        return read_references(Path(controls), size)
+    if model not in EMBEDDED:
+        raise UserError(
+            f"{model}: an attack says nothing without a control: name a folder of training pictures that are not "
+            "believed memorized with --controls"
+        )
+    wanted = {e.file(0) for e in embedded.shipped_plan().planted if e.id.startswith("negative-name")}
+    return check.references[[i for i, name in enumerate(check.references.names) if name in wanted]]
+
+
+def _without(pictures: References, attacked: References) -> References:
+    same = [any(torch.equal(image, other) for other in attacked.images) for image in pictures.images]
+    return pictures[[i for i, found in enumerate(same) if not found]]
+
+
+def _spread(pictures: References, count: int) -> References:
+    picks = np.linspace(0, len(pictures) - 1, min(count, len(pictures))).round().astype(int)
+    return pictures[picks.tolist()]

@@ -1,0 +1,100 @@
+"""Attacks of many pictures with generation and judgement: on a model that knows its pictures, and batch by batch."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+
+from unmemorize.attack.dori import Dori, dori
+from unmemorize.attack.extraction import Trial, extraction, starts
+from unmemorize.core.errors import UserError
+from unmemorize.core.model import Condition
+from unmemorize.core.sample import generate
+from unmemorize.metrics.similarity import References, match_targets
+
+QUICK = partial(dori, how=Dori(steps=2, batch=2))
+SHORT = Trial(curve=(0, 1, 2), restarts=2, seeds=(100, 101), sampling=2)
+
+
+def references(images, captions):
+    return References(tuple(f"{i}.png" for i in range(len(images))), images, (None,) * len(images), tuple(captions))
+
+
+def judge(images, targets):
+    """Against the own target, among unrelated pictures."""
+    others = torch.rand(20, 3, *images.shape[-2:], generator=torch.Generator().manual_seed(5))
+    return match_targets(images, targets, references(others, [None] * 20))
+
+
+@pytest.fixture
+def three(tiny_model):
+    """Three pictures with prompts."""
+    images = torch.rand(3, 3, 32, 32, generator=torch.Generator().manual_seed(3))
+    return references(images, ["one", "two", "three"])
+
+
+def test_stored_pictures_come_back_and_others_do_not(oracle):
+    """From a prompt that favours no picture: the stored ones within the attack, the one that is not stored never."""
+    stored = oracle.decode(oracle.denoiser.images[[1, 4]]).float()
+    other = torch.rand(1, 3, 8, 8, generator=torch.Generator().manual_seed(11))
+    targets = references(torch.cat([stored, other]), ["x", "y", "z"])
+    how = Trial(curve=(0, 300), seeds=(100, 101), sampling=20, guidance=1.0)
+    found, evidence = extraction(oracle, targets, partial(dori, how=Dori(steps=300)), judge, how)
+    assert found.copied[:2, 0, 1].all()
+    assert not found.copied[2].any()
+    assert (evidence.attacked[:2] - stored).abs().max() < 0.15
+    assert found.evaluations == 300 * 8
+    assert found.spent == [0, 2400]
+
+
+def test_pictures_do_not_depend_on_those_attacked_with_them(tiny_model, three):
+    """One at a time or all at once: the same embeddings and judgements, from prompts and from N(0, I)."""
+    for init in ("prompt", "random"):
+        how = Trial(SHORT.curve, init, SHORT.restarts, SHORT.seeds, SHORT.sampling)
+        together, seen = extraction(tiny_model, three, QUICK, judge, how)
+        for i in range(3):
+            alone, shown = extraction(tiny_model, three[[i]], QUICK, judge, how)
+            assert torch.allclose(seen.embeds[i], shown.embeds[0], atol=1e-4)
+            assert np.allclose(together.values[i], alone.values[0], atol=1e-3)
+            assert np.allclose(together.moved[i], alone.moved[0], rtol=1e-3)
+
+
+def test_shapes_and_what_the_prompt_itself_gives(tiny_model, three):
+    """At no update an attack from the prompt is the prompt; the last embedding gives the picture that is shown."""
+    found, evidence = extraction(tiny_model, three, QUICK, judge, SHORT)
+    assert found.values.shape == found.verdicts.shape == (3, 2, 3, 2)
+    assert found.moved.shape == (3, 2, 3)
+    assert found.start.shape == (3, 2)
+    for restart in range(2):
+        assert np.array_equal(found.values[:, restart, 0], found.original_values)
+    assert np.allclose(found.moved[:, :, 0], 0)
+    assert (found.moved[:, :, 1:] > 0).all()
+    embeds = tiny_model.encode(["one"]).embeds
+    assert found.start[0, 0] == pytest.approx(embeds.norm().item(), rel=1e-5)
+    made = generate(tiny_model, Condition(evidence.embeds[:1, 0]), seeds=[100], steps=2)
+    assert torch.allclose(made[0], evidence.attacked[0], atol=1e-3)
+
+
+def test_starts_differ_between_pictures_and_restarts_and_are_standard_normal(tiny_model, three):
+    """N(0, I) of the embedding's shape, drawn again for each picture and restart, the same every time."""
+    first, second = (starts(tiny_model, three, "random", restart) for restart in (0, 1))
+    assert torch.equal(first, starts(tiny_model, three, "random", 0))
+    together = torch.stack([*first, *second])
+    assert len(torch.unique(together.flatten(1)[:, 0])) == 6
+    assert together.mean().abs() < 0.1
+    assert together.std() == pytest.approx(1, abs=0.1)
+    ordinary = starts(tiny_model, three, "ordinary", 0, ["an owl", "a kite"])
+    pool = tiny_model.encode(["an owl", "a kite"]).embeds
+    assert all(any(torch.allclose(row, other, atol=1e-5) for other in pool) for row in ordinary)
+
+
+def test_a_picture_without_a_prompt(tiny_model, three):
+    """It cannot be started from, and the message says which and what to do; from elsewhere it has no original rate."""
+    unknown = References(three.names, three.images, three.masks, ("one", None, "three"))
+    with pytest.raises(UserError, match=r"1\.png: its prompt is not known.*--init random"):
+        extraction(tiny_model, unknown, QUICK, judge, SHORT)
+    found, _ = extraction(tiny_model, unknown, QUICK, judge, Trial((0, 2), "random", seeds=(100,), sampling=2))
+    assert np.isnan(found.original_values).ravel().tolist() == [False, True, False]

@@ -1,0 +1,46 @@
+"""What copies mean beside the control."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from unmemorize.core.results import Interval
+from unmemorize.metrics.budget import rates, search_budget, work_to_extract
+
+
+def curve(*values):
+    return [Interval(v, v, v) for v in values]
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "budget"),
+    [
+        ((0, 0, 0.05), (0, 0, 0), 25),  # at the bound is still within
+        ((0, 0.06, 0), (0, 0, 0), 0),  # what comes after a step beyond it does not count
+        ((0, 0, 0.1), (0, 0.1, 0), 0),  # the worse control decides
+        ((0.1, 0, 0), (0, 0, 0), None),
+    ],
+)
+def test_the_budget_ends_where_a_control_is_copied(first, second, budget):
+    assert search_budget([0, 10, 25], [curve(*first), curve(*second)], 0.05) == budget
+
+
+def test_rates_are_over_pictures_restarts_and_seeds():
+    """Two pictures, one restart, two steps, two seeds: no copy at first, then three of four."""
+    copied = np.array([[[[0, 0], [1, 1]]], [[[0, 0], [0, 1]]]], dtype=bool)
+    first, last = rates(copied)
+    assert first.value == 0
+    assert first.high == pytest.approx(1 - 0.05**0.5)
+    assert last.value == 0.75
+    assert (last.low, last.high) == (0.5, 1.0)
+
+
+def test_work_is_the_median_over_restarts_and_infinite_in_vain():
+    """First copies at 10, 25 and never give 25; in vain for most restarts is never; a copy at the start is free."""
+    steps = [0.0, 80.0, 200.0]
+    found = np.zeros((3, 3, 3, 2), dtype=bool)
+    found[0, 0, 1:, 0] = found[0, 1, 2, 1] = True
+    found[1, 2, 1, 0] = True
+    found[2, :, 0] = True
+    assert work_to_extract(found, steps).tolist() == [200.0, np.inf, 0.0]
