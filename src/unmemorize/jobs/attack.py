@@ -92,7 +92,7 @@ def run_attack(spec: AttackSpec, run: Path, progress: Progress = lambda stage, d
     images = "" if spec.model in EMBEDDED or spec.images == PLAN else spec.images
     check = copy_check(model, spec.model, images, spec.sscd, spec.recipe)
     named = {"images": spec.images, "controls": spec.controls, "held_out": spec.held_out}
-    subjects = choose_subjects(spec.model, model.image_size, check, **named, limit=spec.limit)
+    subjects = choose_subjects(model, spec.model, check, **named, limit=spec.limit)
     for pictures in subjects.groups.values() if spec.init == "prompt" else ():
         require_prompts(pictures)
     open_run(run, record := _record(spec, hashed, subjects, check))

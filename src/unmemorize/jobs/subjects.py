@@ -16,6 +16,7 @@ from unmemorize.data.source import read_references
 from unmemorize.jobs.copies import CopyCheck
 from unmemorize.metrics.similarity import References
 from unmemorize.models.load import EMBEDDED
+from unmemorize.models.unet import UNetModel
 from unmemorize.testbed import embedded
 
 PLAN = "plan"
@@ -39,8 +40,8 @@ class Subjects:
 
 
 def choose_subjects(
-    model: str,
-    size: tuple[int, int],
+    model: UNetModel,
+    name: str,
     check: CopyCheck,
     *,
     images: str = PLAN,
@@ -50,9 +51,11 @@ def choose_subjects(
 ) -> Subjects:
     """Pictures to attack, and as many of either control; an even spread where there are more.
 
+    A picture that the model's VAE does not give back recognisably could never be copied: it is no control.
+
     Args:
-        model: The model's name: an embedded one brings pictures and controls.
-        size: Height and width to read pictures at.
+        model: The model.
+        name: What it was loaded by: an embedded one brings pictures and controls.
         check: The copy check, which tells derived pictures from training pictures.
         images: Folder of pictures to attack, or `plan` for an embedded model's memorable verbatim ones.
         controls: Folder of training pictures that are not believed memorized.
@@ -62,18 +65,28 @@ def choose_subjects(
     Raises:
         UserError: There are no pictures, or no controls, or they cannot be read.
     """
-    if images == PLAN and model not in EMBEDDED:
-        raise UserError(f"{model}: attack which pictures? name a folder of training pictures with --images")
+    if images == PLAN and name not in EMBEDDED:
+        raise UserError(f"{name}: attack which pictures? name a folder of training pictures with --images")
+    size = model.image_size
     attacked = _planted(check.references) if images == PLAN else read_references(Path(images), size)
     attacked = _spread(attacked, limit or len(attacked))
-    others = _without(_trained(model, size, check, controls), attacked)
+    count = max(len(attacked), FEWEST)
+    others = _without(_trained(name, size, check, controls), attacked)
     if not len(others):
         raise UserError(f"{controls}: holds attacked pictures only: name other training pictures with --controls")
-    control = _spread(others, max(len(attacked), FEWEST))
-    if held_out:
-        unseen = _spread(read_references(Path(held_out), size), max(len(attacked), FEWEST))
-        return Subjects(attacked, control, unseen, held_out)
-    return Subjects(attacked, control, derive(control, check.match), DERIVED)
+    others = _within_reach(model, others, check)
+    control = _spread(others, count)
+    unseen = read_references(Path(held_out), size) if held_out else derive(others, check.match)
+    unseen = _spread(_within_reach(model, unseen, check), count)
+    return Subjects(attacked, control, unseen, held_out or DERIVED)
+
+
+@torch.no_grad()
+def _within_reach(model: UNetModel, pictures: References, check: CopyCheck) -> References:
+    """Those that are still copies of themselves when the VAE has coded them; all where it gives none back."""
+    coded = torch.cat([model.decode(model.invert(part)).float().cpu() for part in pictures.images.split(16)])
+    left = [i for i, found in enumerate(check.against(coded, pictures)) if found.verdict != "none"]
+    return pictures[left] if left else pictures
 
 
 def derive(pictures: References, match: Callable[[Tensor], Sequence[Match]]) -> References:
