@@ -59,7 +59,8 @@ def test_forbidden_words_are_not_typed(spelled):
     """Without one of the two, the other is still found."""
     found = prompt_search(spelled, spelled.denoiser.images[:1], "oak elm", seed=0, how=HOW, forbidden=["Red"])
     first, second = found.prompt.split()
-    assert first != "red" and second == "fox"
+    assert first != "red"
+    assert second == "fox"
 
 
 def test_how_many_rows_go_together_changes_nothing(spelled):
@@ -83,7 +84,8 @@ def test_what_is_found_reads_as_typed(tiny_model):
     words = tiny_model.vocabulary
     found = prompt_search(tiny_model, latent, " ".join(words[:3]), seed=0, how=PromptSearch(rounds=3, tried=6))
     ids = tiny_model.encode([found.prompt]).ids[0]
-    assert len(found.prompt.split()) == 3 and set(found.prompt.split()) <= set(words)
+    assert len(found.prompt.split()) == 3
+    assert set(found.prompt.split()) <= set(words)
     assert tiny_model.pipe.tokenizer.decode(ids, skip_special_tokens=True).split() == found.prompt.split()
 
 

@@ -38,7 +38,8 @@ def test_timesteps_stay_in_their_part(tiny_model):
     """None below the lowest, all up to the last."""
     how = HighNoise(batch=5000, lowest=0.6)
     times = how.times(tiny_model.training_timesteps, generators([0])[0])
-    assert times.min() == 600 and times.max() == 999
+    assert times.min() == 600
+    assert times.max() == 999
 
 
 def test_the_rate_falls_to_zero():
@@ -96,7 +97,8 @@ def test_the_adaptive_attack_counts_and_keeps_to_its_budget(tiny_model, targets)
     attack = adaptive(tiny_model, latents, mixed(own, [own], seeds=[5, 6, 7]), seeds=[5, 6, 7], how=SMALL)
     assert attack.evaluations == tiny_model.evaluations
     assert 0.7 * 3 * SMALL.budget < attack.evaluations <= 3 * SMALL.budget
-    assert attack.losses.shape == (4, 3) and (attack.losses.diff(dim=0) <= 0).all()
+    assert attack.losses.shape == (4, 3)
+    assert (attack.losses.diff(dim=0) <= 0).all()
     assert attack.found.shape == own.shape
 
 
