@@ -16,9 +16,9 @@ class HighNoise(Dori):
     """Settings for `dori` that need a third of its denoiser evaluations on the testbed, or fewer.
 
     Three things differ from the paper. Timesteps come from the noisiest part of the schedule, above `lowest` of it:
-    what a picture becomes is decided there. The error is that of the clean latent, ‖x0 − x̂0‖² = (σ/α)² ‖ε − ε_θ‖², which is
-    largest there, where DoRI's all but vanishes. Two rows an update instead of eight give four times as many updates
-    for the same evaluations, with a learning rate that falls to zero, so that the last ones average the noise out.
+    what a picture becomes is decided there. The error is that of the clean latent, ‖x0 − x̂0‖² = (σ/α)² ‖ε − ε_θ‖²,
+    which is largest there, where DoRI's all but vanishes. Two rows an update instead of eight give four times as many
+    updates for the same evaluations, with a learning rate that falls to zero, so that the last average the noise out.
     """
 
     steps: int = 64
