@@ -77,7 +77,12 @@ def main() -> None:
         f"{numbers['share_of_floor']:.2f}",
         f"{numbers['against_one_at_a_time']:.2f}×",
     ]
-    columns = ["pictures × updates × batch", "seconds a picture, 50 updates", "share of the floor", "against one by one"]
+    columns = [
+        "pictures × updates × batch",
+        "seconds a picture, 50 updates",
+        "share of the floor",
+        "against one by one",
+    ]
     write("attack-speed", numbers, table(columns, [cells]))
 
 
