@@ -61,9 +61,9 @@ def searched(model: UNetModel, target: References, start: str, allowed: str, wor
 def page(results: dict) -> Iterator[str]:
     options = results["options"]
     yield (
-        f"{options['words']} words, {HOW.rounds} rounds of {HOW.tried} swaps, {HOW.batch} noisy versions a round; seeds "
-        f"{options['seeds']} of the pictures that are judged, each against its own target. A prompt suffices where one of "
-        "them is a copy."
+        f"{options['words']} words, {HOW.rounds} rounds of {HOW.tried} swaps, {HOW.batch} noisy versions a round. "
+        f"Pictures with seeds {options['seeds']}, each judged against its own target. A prompt suffices where one of them "
+        "is a copy."
     )
     rows, examples = [], []
     for name, found in results["settings"].items():
