@@ -39,6 +39,8 @@ results: $(READY) ## Measure the published numbers again
 	$(BIN)/python benchmarks/explanation.py
 	$(BIN)/python benchmarks/mitigation.py
 	$(BIN)/python benchmarks/pruning.py
+	$(BIN)/python benchmarks/stronger.py
+	$(BIN)/python benchmarks/prompt_search.py
 	$(BIN)/python benchmarks/training_filter.py
 	$(BIN)/python benchmarks/detection_speed.py
 	$(BIN)/python benchmarks/triggers.py $(if $(wildcard testbed-data/pictures.parquet),--data testbed-data)

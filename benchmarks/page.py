@@ -40,6 +40,14 @@ PARTS = {
         "Pruning",
         "NeMo and Wanda, the memorized prompts at seeds the search never saw, with random edits of equal size.",
     ),
+    "stronger": (
+        "Cheaper and dearer attacks",
+        "DoRI at high noise against plain DoRI by denoiser evaluations, and the adaptive attack, all beside controls.",
+    ),
+    "prompt-search": (
+        "A prompt, not only an embedding",
+        "Words that anybody can type, searched by gradient.",
+    ),
     "triggers": (
         "Memory triggers",
         "The data audit of the testbed's own training rows, which is not told what is planted.",

@@ -62,8 +62,8 @@ def page(results: dict) -> Iterator[str]:
     options = results["options"]
     yield (
         f"{options['words']} words, {HOW.rounds} rounds of {HOW.tried} swaps, {HOW.batch} noisy versions a round. "
-        f"Pictures with seeds {options['seeds']}, each judged against its own target. A prompt suffices where one of them "
-        "is a copy."
+        f"Pictures with seeds {options['seeds']}, each judged against its own target. A prompt suffices where one of "
+        "them is a copy."
     )
     rows, examples = [], []
     for name, found in results["settings"].items():
