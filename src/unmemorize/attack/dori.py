@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from unmemorize.core.hooks import frozen
-from unmemorize.core.model import Condition, DiffusionModel
+from unmemorize.core.model import Condition, DiffusionModel, Prediction
 from unmemorize.core.results import Attack
 from unmemorize.core.sample import generators
 
@@ -21,6 +21,18 @@ class Dori:
     steps: int = 50
     lr: float = 0.1
     batch: int = 8
+
+    def rate(self, done: int) -> float:
+        """The learning rate after `done` updates."""
+        return self.lr
+
+    def times(self, total: int, generator: torch.Generator) -> Tensor:
+        """One update's timesteps of a schedule with `total`, (batch,)."""
+        return torch.randint(1, total, (self.batch,), generator=generator)
+
+    def errors(self, prediction: Prediction, x0: Tensor, noise: Tensor) -> Tensor:
+        """What is lowered, a row: (n,)."""
+        return (prediction.eps.float() - noise.float()).square().mean(dim=(1, 2, 3))
 
 
 def dori(
@@ -72,11 +84,12 @@ def _attack(
     optimizer = torch.optim.Adam([y], lr=how.lr)
     kept, losses = {0: init.detach().clone()} if 0 in keep else {}, []
     for step in range(1, how.steps + 1):
-        t, noise = _draw(model, latents, streams, how.batch)
+        optimizer.param_groups[0]["lr"] = how.rate(step - 1)
+        t, noise = _draw(model, latents, streams, how)
         x = model.add_noise(x0, noise, t)
         with torch.enable_grad():
             cond = Condition(y.to(init.dtype).repeat_interleave(how.batch, dim=0))
-            errors = (model.predict(x, t, cond).eps.float() - noise.float()).square().mean(dim=(1, 2, 3))
+            errors = how.errors(model.predict(x, t, cond), x0, noise)
             loss = errors.reshape(len(latents), how.batch).mean(dim=1)
             total = loss.sum()
         (y.grad,) = torch.autograd.grad(total, y)
@@ -88,9 +101,9 @@ def _attack(
 
 
 def _draw(
-    model: DiffusionModel, latents: Tensor, streams: Sequence[torch.Generator], batch: int
+    model: DiffusionModel, latents: Tensor, streams: Sequence[torch.Generator], how: Dori
 ) -> tuple[Tensor, Tensor]:
-    """Timesteps and noise for `batch` rows of every picture, from the picture's own stream."""
-    times = [torch.randint(1, model.training_timesteps, (batch,), generator=g) for g in streams]
-    noise = [torch.randn(batch, *latents.shape[1:], generator=g, dtype=torch.float32) for g in streams]
+    """Timesteps and noise for every picture's rows, from the picture's own stream."""
+    times = [how.times(model.training_timesteps, g) for g in streams]
+    noise = [torch.randn(how.batch, *latents.shape[1:], generator=g, dtype=torch.float32) for g in streams]
     return torch.cat(times).to(latents.device), torch.cat(noise).to(latents)

@@ -162,3 +162,17 @@ class DiffusionModel(Protocol):
     def invert(self, images: Tensor) -> Tensor:
         """Images in [0, 1] to latents."""
         ...
+
+
+class TypedModel(DiffusionModel, Protocol):
+    """A model whose text encoder can be differentiated down to what each token puts in.
+
+    `vocabulary` is the words that are one token of their own; `token_table` what every token puts in, (tokens, width).
+    """
+
+    vocabulary: list[str]
+    token_table: Tensor
+
+    def encode_tokens(self, ids: Tensor, inputs: Tensor) -> Condition:
+        """What `encode` gives for the prompt with these ids (n, tokens), with gradients to `inputs` = table[ids]."""
+        ...

@@ -12,6 +12,7 @@ from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
 from unmemorize.core.errors import NotApplicable
+from unmemorize.core.hooks import patched
 from unmemorize.core.model import Condition, Prediction
 
 
@@ -93,6 +94,18 @@ class UNetModel:
         """The words that are one token of their own, in alphabetical order."""
         tokens = (t.removesuffix("</w>") for t in self.pipe.tokenizer.get_vocab() if t.endswith("</w>"))
         return sorted(t for t in tokens if len(t) > 2 and t.isascii() and t.isalpha())
+
+    @property
+    def token_table(self) -> Tensor:
+        """What each token puts into the text encoder, before its position is added: (tokens, width)."""
+        return self.pipe.text_encoder.get_input_embeddings().weight.detach()
+
+    def encode_tokens(self, ids: Tensor, inputs: Tensor) -> Condition:
+        """What `encode` gives for the prompt with these ids, with gradients to `inputs` = token_table[ids]."""
+        encoder = self.pipe.text_encoder
+        name = next(n for n, module in encoder.named_modules() if module is encoder.get_input_embeddings())
+        with patched(encoder, {name: lambda _: inputs}):
+            return Condition(encoder(ids)[0], ids)
 
     def noise(self, generators: Sequence[torch.Generator]) -> Tensor:
         """One standard normal latent per generator."""

@@ -1,0 +1,111 @@
+"""How often a prompt that anybody can type brings a picture back: words found by gradient, on the testbed.
+
+    python benchmarks/prompt_search.py [--pictures 6] [--words 3] [--seeds 2] [--only TEXT]
+
+Writes docs/results/prompt-search.{json,md}. Searches start from random words, or from the words nearest to an embedding
+that the cheap attack found from noise; with all words, or without those of the picture's own caption. A setting that is
+in the JSON already, for the same model and options, is not measured again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+from collections.abc import Iterator
+from contextlib import nullcontext
+from itertools import product
+
+import torch
+from common import OUT, REFERENCES, often, pictures, planted, show, table, write
+from stronger import FIRST_SEED, GROUPS, edits_of, subjects
+
+from unmemorize.attack.dori import dori
+from unmemorize.attack.high_noise import HighNoise
+from unmemorize.attack.prompt import PromptSearch, Words, nearest_words, prompt_search
+from unmemorize.metrics.ranking import rate_interval
+from unmemorize.metrics.similarity import PIXELS, References, match_targets
+from unmemorize.models.load import fingerprint, load
+from unmemorize.models.unet import UNetModel
+
+HOW = PromptSearch()
+STARTS, VOCABULARIES = ("random words", "nearest words"), ("all words", "not the caption's")
+
+
+def start_of(model: UNetModel, latent: torch.Tensor, start: str, words: int, forbidden: list[str], seed: int) -> str:
+    """The words a search begins with."""
+    if start == "random words":
+        return " ".join(random.Random(seed).sample(Words(model, forbidden).words, words))
+    like = model.encode([""]).embeds
+    noise = torch.randn(like.shape, generator=torch.Generator().manual_seed(seed)).to(like)
+    found = dori(model, latent, noise, seeds=[seed], how=HighNoise()).found[0]
+    return nearest_words(model, found, words, forbidden=forbidden)
+
+
+def searched(model: UNetModel, target: References, start: str, allowed: str, words: int, seeds: list[int]) -> dict:
+    """One picture's prompt, and what it gives over seeds that the search has not seen, beside the caption's own."""
+    caption, before = target.captions[0] or "", model.evaluations
+    forbidden = [] if allowed == "all words" else caption.replace("-", " ").split()
+    seed = 1000 + REFERENCES.captions.index(caption)
+    with torch.no_grad():
+        latent = model.invert(target.images)
+    first = start_of(model, latent, start, words, forbidden, seed)
+    found = prompt_search(model, latent, first, seed=seed, how=HOW, forbidden=forbidden)
+    row = {"caption": caption, "start": first, "prompt": found.prompt, "evaluations": model.evaluations - before}
+    for name, prompt in (("copied", found.prompt), ("own", caption), ("before", first)):
+        made = match_targets(pictures(model, [prompt] * len(seeds), seeds), target[[0] * len(seeds)], REFERENCES)
+        row[name] = [PIXELS(match.value) for match in made]
+    return row | {"losses": [round(loss, 4) for loss in found.losses]}
+
+
+def page(results: dict) -> Iterator[str]:
+    options = results["options"]
+    yield (
+        f"{options['words']} words, {HOW.rounds} rounds of {HOW.tried} swaps, {HOW.batch} noisy versions a round. "
+        f"Pictures with seeds {options['seeds']}, each judged against its own target. A prompt suffices where one of "
+        "them is a copy."
+    )
+    rows, examples = [], []
+    for name, found in results["settings"].items():
+        rate, own, before = (
+            rate_interval([sum(row[key]) for row in found], [len(row[key]) for row in found])
+            for key in ("copied", "own", "before")
+        )
+        suffices = f"{sum(any(row['copied']) for row in found)} of {len(found)}"
+        spent = sum(row["evaluations"] for row in found) / len(found)
+        rows.append([*name.split(" | "), suffices, *(show(r, 2) for r in (rate, before, own)), f"{spent:.0f}"])
+        examples += [[name, row["caption"], row["prompt"]] for row in found if any(row["copied"])][:3]
+    columns = "model | pictures | start | words | a prompt suffices | copy rate | of the start | of the caption"
+    yield from ("", *table([*columns.split(" | "), "evaluations"], rows), "", "Some of the prompts that suffice:", "")
+    yield from table(["setting", "caption", "found"], [[c.replace(" | ", ", ") for c in cells] for cells in examples])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--pictures", type=int, default=6, help="of each group")
+    parser.add_argument("--words", type=int, default=3)
+    parser.add_argument("--seeds", type=int, default=2)
+    parser.add_argument("--only", default="", help="measure settings whose name contains this")
+    options = parser.parse_args()
+    model, prompts = load("testbed"), [p.text for p in planted(often)]
+    seeds = list(range(FIRST_SEED, FIRST_SEED + options.seeds))
+    asked = {"pictures": options.pictures, "words": options.words, "seeds": seeds, "how": str(HOW)}
+    results = {"fingerprint": fingerprint(model), "options": asked, "settings": {}}
+    path = OUT / "prompt-search.json"
+    before = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    if all(before.get(key) == results[key] for key in ("fingerprint", "options")):
+        results = before
+    groups = subjects(model, options.pictures)
+    for edit, allowed, start, group in product(("none", "Wanda 40%"), VOCABULARIES, STARTS, GROUPS[:2]):
+        name = " | ".join((edit, group, start, allowed))
+        if name in results["settings"] or options.only not in name:
+            continue
+        edits = edits_of(model, edit, prompts)
+        with edits[0].applied(model) if edits else nullcontext():
+            several = (groups[group][[i]] for i in range(len(groups[group])))
+            results["settings"][name] = [searched(model, t, start, allowed, options.words, seeds) for t in several]
+        write("prompt-search", results, list(page(results)))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,113 @@
+"""The cheaper and the dearer attack: on a model that knows its pictures, batch by batch, and what they cost."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from unmemorize.attack.adaptive import Adaptive, adaptive, mixed
+from unmemorize.attack.dori import Dori, dori
+from unmemorize.attack.high_noise import HighNoise
+from unmemorize.core.model import Condition
+from unmemorize.core.sample import generate, generators
+
+SMALL = Adaptive(budget=300, ways=(Dori(batch=4), HighNoise(batch=2)), seeds=(90,), steps=2)
+
+
+@pytest.fixture
+def targets(tiny_model):
+    """Latents of three pictures, and embeddings to start from."""
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(3, 4, 8, 8, generator=generator), tiny_model.encode(["one", "two", "three"]).embeds
+
+
+@pytest.mark.parametrize("kind", ["epsilon", "sample", "v_prediction"])
+def test_a_stored_picture_is_found_at_high_noise(make_oracle, kind):
+    """From an embedding that favours no picture, in every parameterisation."""
+    oracle = make_oracle(kind)
+    latent = oracle.denoiser.images[3:4]
+    found = dori(oracle, latent, torch.zeros(1, 1, 6, dtype=torch.float64), seeds=[0], how=HighNoise()).found
+    assert found.argmax().item() == 3
+    image = generate(oracle, Condition(found), seeds=[1], steps=20, guidance=1.0)
+    assert (image - oracle.decode(latent)).square().mean().sqrt() < 0.03
+
+
+def test_timesteps_stay_in_their_part(tiny_model):
+    """None below the lowest, all up to the last."""
+    how = HighNoise(batch=5000, lowest=0.6)
+    times = how.times(tiny_model.training_timesteps, generators([0])[0])
+    assert times.min() == 600
+    assert times.max() == 999
+
+
+def test_the_rate_falls_to_zero():
+    """From the full rate to one step from zero."""
+    how = HighNoise(steps=10, lr=0.5)
+    assert [how.rate(0), how.rate(9)] == pytest.approx([0.5, 0.05])
+
+
+def test_the_error_is_the_noise_error_scaled(tiny_model, targets):
+    """‖x0 − x̂0‖² = (σ/α)² ‖ε − ε_θ‖², where α² + σ² = 1."""
+    latents, init = targets
+    t = torch.tensor([400, 700, 999])
+    noise = torch.randn(latents.shape, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        said = tiny_model.predict(tiny_model.add_noise(latents, noise, t), t, Condition(init))
+    alphas = tiny_model.pipe.scheduler.alphas_cumprod[t]
+    expected = Dori().errors(said, latents, noise) * (1 - alphas) / alphas
+    assert HighNoise().errors(said, latents, noise) == pytest.approx(expected, rel=1e-3)
+
+
+def test_the_adaptive_attack_takes_the_start_that_leads_there(oracle):
+    """Among starts that all but exclude the picture, and one that does not, the one that does not."""
+    latent = oracle.denoiser.images[2:3]
+    inits = torch.zeros(1, 4, 1, 6, dtype=torch.float64)
+    inits[0, :, 0, 2] = torch.tensor([-400.0, -400.0, 0.0, -400.0])
+    attack = adaptive(oracle, latent, inits, seeds=[0], how=replace(SMALL, budget=1500, guidance=1.0))
+    assert attack.found.argmax().item() == 2
+    image = generate(oracle, Condition(attack.found), seeds=[1], steps=20, guidance=1.0)
+    assert (image - oracle.decode(latent)).square().mean().sqrt() < 0.05
+
+
+def test_a_picture_that_is_not_stored_stays_away(oracle):
+    """However much is spent: the model has no embedding for it."""
+    latent = torch.rand(1, 3, 8, 8, generator=torch.Generator().manual_seed(9), dtype=torch.float64) * 2 - 1
+    inits = torch.zeros(1, 4, 1, 6, dtype=torch.float64)
+    attack = adaptive(oracle, latent, inits, seeds=[0], how=replace(SMALL, budget=1500, guidance=1.0))
+    image = generate(oracle, Condition(attack.found), seeds=[1], steps=20, guidance=1.0)
+    assert (image - oracle.decode(latent)).square().mean().sqrt() > 0.2
+
+
+def test_the_adaptive_attack_does_not_depend_on_batching(tiny_model, targets):
+    """One picture at a time or all at once, few rows or many."""
+    latents, own = targets
+    inits = mixed(own, [own], seeds=[5, 6, 7])
+    together = adaptive(tiny_model, latents, inits, seeds=[5, 6, 7], how=SMALL).found
+    split = adaptive(tiny_model, latents, inits, seeds=[5, 6, 7], how=SMALL, rows=6).found
+    assert torch.allclose(together, split, atol=1e-4)
+    alone = adaptive(tiny_model, latents[1:2], inits[1:2], seeds=[6], how=SMALL).found
+    assert torch.allclose(together[1:2], alone, atol=1e-4)
+
+
+def test_the_adaptive_attack_counts_and_keeps_to_its_budget(tiny_model, targets):
+    """All evaluations, those of the checks too; distances never rise."""
+    latents, own = targets
+    attack = adaptive(tiny_model, latents, mixed(own, [own], seeds=[5, 6, 7]), seeds=[5, 6, 7], how=SMALL)
+    assert attack.evaluations == tiny_model.evaluations
+    assert 0.7 * 3 * SMALL.budget < attack.evaluations <= 3 * SMALL.budget
+    assert attack.losses.shape == (4, 3)
+    assert (attack.losses.diff(dim=0) <= 0).all()
+    assert attack.found.shape == own.shape
+
+
+def test_mixed_starts(tiny_model, targets):
+    """The own prompt first, then noise, then one of each pool; the same for a seed whatever the company."""
+    _, own = targets
+    pool = tiny_model.encode(["four", "five"]).embeds
+    starts = mixed(own, [pool, pool], seeds=[1, 2, 3], random=3)
+    assert starts.shape == (3, 6, *own.shape[1:])
+    assert torch.equal(starts[:, 0], own)
+    assert all((drawn == pool).flatten(1).all(1).any() for drawn in starts[:, 4:].flatten(0, 1))
+    assert torch.equal(starts[1:2], mixed(own[1:2], [pool, pool], seeds=[2], random=3))
