@@ -7,7 +7,6 @@ import math
 import pytest
 import torch
 
-from conftest import build_pipe
 from unmemorize.mitigate.denoising import Pairs
 from unmemorize.mitigate.finetune import Team, global_norm
 from unmemorize.mitigate.siss import Siss, against, siss_weights
@@ -58,9 +57,9 @@ def test_the_forgetting_gradient_has_its_share_of_the_norm():
     assert all(math.isfinite(t.item()) for t in against(keep, [torch.zeros(1), torch.zeros(1, 1)], 0.1))
 
 
-def test_backward_leaves_the_combination_of_both_gradients():
+def test_backward_leaves_the_combination_of_both_gradients(make_pipe):
     """Against the two losses differentiated one by one."""
-    model = wrap(build_pipe())
+    model = wrap(make_pipe())
     generator = torch.Generator().manual_seed(0)
     latents, embeds = torch.randn(2, 4, 8, 8, generator=generator), model.encode(["one", "two"]).embeds
     kept = Surrogates(torch.randn(4, 4, 8, 8, generator=generator), torch.tensor([0, 0, 1, 1]))

@@ -6,6 +6,7 @@ import os
 import sys
 
 from unmemorize.cli import (  # noqa: F401
+from unmemorize.cli import (  # noqa: F401
     attack,
     audit,
     data,
@@ -15,6 +16,23 @@ from unmemorize.cli import (  # noqa: F401
     inspect,
     locality,
     locate,
+    mitigate,
+    testbed,
+    triggers,
+)
+    audit,
+    data,
+    detect,
+    explain,
+    generate,
+    inspect,
+<<<<<<< HEAD
+    locality,
+    locate,
+=======
+    locate,
+    mitigate,
+>>>>>>> f60dccf (unmemorize mitigate: fine-tune memorized pictures out, measure what an attack brings back, and say so in the model card)
     testbed,
     triggers,
 )
