@@ -236,9 +236,8 @@ def _surrogates(job: _Job, targets: References) -> Surrogates:
 
     def make() -> dict[str, Tensor]:
         hashed = fingerprint(model)
-        edit = (
-            Edit.load(spec.edit) if spec.edit else Edit.of(wanda(model, captions_of(targets), sparsity=PRUNED), hashed)
-        )
+        prompts = captions_of(targets)
+        edit = Edit.load(spec.edit) if spec.edit else Edit.of(wanda(model, prompts, sparsity=PRUNED), hashed)
         if edit.fingerprint != hashed:
             raise UserError(f"{spec.edit}: made for another model, or for this one in another precision: name its own")
         sampling = Sampling(spec.steps, spec.guidance)
@@ -258,12 +257,8 @@ def _held_out_rate(job: _Job, targets: References, update: int) -> float:
     chosen = some(targets, sorted({(first + k) % count for k in range(min(CHECKED, count))}))
     judge = dataclasses.replace(job.judge, seeds=job.spec.seeds[:2])
     how = Dori(steps=job.spec.attack_steps)
-    return (
-        attacked_copies(job.model, some_targets, "random", judge, seed=TEST_SEED // 2 + update, how=how)
-        .double()
-        .mean()
-        .item()
-    )
+    found = attacked_copies(job.model, chosen, "random", judge, seed=TEST_SEED // 2 + update, how=how)
+    return found.double().mean().item()
 
 
 def _results(job: _Job, targets: References, before: dict[str, Tensor], made: Finetuned) -> dict[str, Any]:
