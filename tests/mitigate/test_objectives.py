@@ -128,7 +128,7 @@ def test_an_inner_loop_attacks_its_pictures(model, pairs):
         for update in range(2):
             rows = draw_rows(3, 3, slice(0, 3), update=update, name=(0, 1))
             found = loop.embeds(model, rows, update, TEAM)
-            latents, init, seeds = log[-1]
+            latents, init, _ = log[-1]
             assert torch.equal(latents, pairs.latents[rows.items])
             assert torch.equal(found, init + 1)
             if start is not None:

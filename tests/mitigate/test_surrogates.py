@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager, nullcontext
+
 import pytest
 import torch
 
@@ -21,7 +23,7 @@ def copies_of(oracle, index):
 
 def test_copies_are_left_out(oracle):
     """A prompt that stands for two pictures, one of them memorized: all surrogates are the other one."""
-    found = make_surrogates(oracle, ["pair"], copies_of(oracle, 1), count=3, tries=24, how=HOW)
+    found = make_surrogates(oracle, ["pair"], copies_of(oracle, 1), mitigated=[nullcontext()], count=3, how=HOW)
     other = oracle.denoiser.images[2]
     assert found.latents.shape == (3, 3, 8, 8)
     assert torch.allclose(found.latents, other.expand(3, -1, -1, -1), atol=0.1)
@@ -29,7 +31,9 @@ def test_copies_are_left_out(oracle):
 
 def test_they_are_the_first_seeds_s(oracle):
     """Nothing is a copy: seeds 0, 1 and 2 of each prompt, in order."""
-    found = make_surrogates(oracle, ["pair", "all"], lambda x: [False] * len(x), count=3, tries=3, how=HOW)
+    found = make_surrogates(
+        oracle, ["pair", "all"], lambda x: [False] * len(x), mitigated=[nullcontext()], count=3, how=HOW
+    )
     assert found.stands_for.tolist() == [0, 0, 0, 1, 1, 1]
     expected = generate(oracle, oracle.encode(["all"] * 3), seeds=[0, 1, 2], steps=8, guidance=1.0)
     assert torch.allclose(oracle.decode(found.latents[3:]), expected, atol=1e-6)
@@ -37,8 +41,28 @@ def test_they_are_the_first_seeds_s(oracle):
 
 def test_a_generator_that_still_copies_is_named(oracle):
     """A prompt that stands for the memorized picture alone."""
-    with pytest.raises(UserError, match=r"memorized picture 2, 'one': 0 of 6 .* 2 are needed .* --edit"):
-        make_surrogates(oracle, ["pair", "one"], copies_of(oracle, 0), count=2, tries=6, how=HOW)
+    with pytest.raises(UserError, match=r"memorized picture of 'one': fewer than 2 of 8 .* --edit"):
+        make_surrogates(oracle, ["pair", "one"], copies_of(oracle, 0), mitigated=[nullcontext()], count=2, how=HOW)
+
+
+def test_a_prompt_that_still_copies_gets_a_stronger_mitigation(oracle):
+    """And only that one: the other's surrogates are the weaker mitigation's."""
+    entered = []
+
+    @contextmanager
+    def block(name):
+        entered.append(name)
+        before = dict(oracle._prompts)
+        oracle._prompts["one"] = [0] if name == "weak" else [4]
+        oracle._prompts["pair"] = [1] if name == "weak" else [5]
+        yield
+        oracle._prompts = before
+
+    blocks = (block(name) for name in ("weak", "strong", "never"))
+    found = make_surrogates(oracle, ["pair", "one"], copies_of(oracle, 0), mitigated=blocks, count=2, how=HOW)
+    assert entered == ["weak", "strong"]
+    for row, picture in enumerate((1, 1, 4, 4)):
+        assert torch.allclose(found.latents[row], oracle.denoiser.images[picture], atol=0.1)
 
 
 def test_each_row_gets_a_surrogate_of_its_picture():

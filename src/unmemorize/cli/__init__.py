@@ -6,7 +6,6 @@ import os
 import sys
 
 from unmemorize.cli import (  # noqa: F401
-from unmemorize.cli import (  # noqa: F401
     attack,
     audit,
     data,
@@ -17,22 +16,6 @@ from unmemorize.cli import (  # noqa: F401
     locality,
     locate,
     mitigate,
-    testbed,
-    triggers,
-)
-    audit,
-    data,
-    detect,
-    explain,
-    generate,
-    inspect,
-<<<<<<< HEAD
-    locality,
-    locate,
-=======
-    locate,
-    mitigate,
->>>>>>> f60dccf (unmemorize mitigate: fine-tune memorized pictures out, measure what an attack brings back, and say so in the model card)
     testbed,
     triggers,
 )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -64,7 +64,7 @@ from unmemorize.models.unet import UNetModel
 
 Method = Literal["adversarial-finetune", "finetune", "siss", "neggrad", "deletion"]
 NEEDS_SURROGATES = ("adversarial-finetune", "finetune", "siss")
-PRUNED = 0.1  # of each weight row, by Wanda: the model that makes surrogates where no edit is named
+PRUNED = (0.1, 0.2, 0.4, 0.6, 0.8)  # of each weight row, by Wanda: the least that makes enough surrogates of a picture
 CHECKED = 6  # memorized pictures attacked by a check in training, in turn
 TEST_SEED = 1_000_000  # of the attacks that judge: no attack in training has it
 
@@ -231,23 +231,36 @@ def _pairs(model: UNetModel, pictures: References) -> Pairs:
 
 
 def _surrogates(job: _Job, targets: References) -> Surrogates:
-    """Pictures by the model under the named edit, or pruned by Wanda at a tenth of each row."""
-    spec, model = job.spec, job.model
+    """Pictures by the model under the named edit, or pruned by Wanda as far as they need."""
+    spec, model, prompts = job.spec, job.model, captions_of(targets)
 
     def make() -> dict[str, Tensor]:
-        hashed = fingerprint(model)
-        prompts = captions_of(targets)
-        edit = Edit.load(spec.edit) if spec.edit else Edit.of(wanda(model, prompts, sparsity=PRUNED), hashed)
-        if edit.fingerprint != hashed:
-            raise UserError(f"{spec.edit}: made for another model, or for this one in another precision: name its own")
-        sampling = Sampling(spec.steps, spec.guidance)
-        how: dict[str, Any] = {"count": spec.surrogates, "tries": 4 * spec.surrogates, "how": sampling}
-        with edit.applied(model):
-            found = make_surrogates(model, prompts, job.judge.copies, progress=job.progress, **how)
+        found = make_surrogates(
+            model,
+            prompts,
+            job.judge.copies,
+            mitigated=(edit.applied(model) for edit in _edits(spec, model, prompts)),
+            count=spec.surrogates,
+            how=Sampling(spec.steps, spec.guidance),
+            progress=job.progress,
+        )
         return {"latents": found.latents, "stands_for": found.stands_for}
 
     found = job.once("surrogates", make)
     return Surrogates(found["latents"].to(model.device), found["stands_for"])
+
+
+def _edits(spec: MitigateSpec, model: UNetModel, prompts: list[str]) -> Iterator[Edit]:
+    """The named edit, or Wanda's, each stronger than the one before."""
+    hashed = fingerprint(model)
+    if not spec.edit:
+        for share in PRUNED:
+            yield Edit.of(wanda(model, prompts, sparsity=share), hashed)
+        return
+    edit = Edit.load(spec.edit)
+    if edit.fingerprint != hashed:
+        raise UserError(f"{spec.edit}: made for another model, or for this one in another precision: name its own")
+    yield edit
 
 
 def _held_out_rate(job: _Job, targets: References, update: int) -> float:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 import torch
@@ -13,6 +14,8 @@ from unmemorize.core.model import DiffusionModel
 from unmemorize.core.run import Progress
 from unmemorize.core.sample import trajectory
 from unmemorize.mitigate.denoising import Rows
+
+TRIES = 4  # pictures made at most for one that is wanted
 
 
 @dataclass(frozen=True)
@@ -50,42 +53,45 @@ def make_surrogates(
     prompts: Sequence[str],
     is_copy: Callable[[Tensor], Sequence[bool]],
     *,
+    mitigated: Iterable[AbstractContextManager],
     count: int = 10,
-    tries: int = 40,
     how: Sampling = Sampling(),
     progress: Progress = lambda stage, done, total: None,
 ) -> Surrogates:
     """The first `count` pictures of every prompt, over seeds 0, 1, …, that are no copies.
 
-    The model is to be mitigated already, by an edit for example: it should make pictures that fit the prompt.
-
     Paper: Kowalczuk et al. 2026: pictures of the original prompt by a pruned model, made once before training.
-    Differs: none may be a copy; how many the paper makes and whether it looks is not known.
+    Differs: none may be a copy, and a prompt whose pictures are gets a model that is pruned further; how many the paper
+    makes and whether it looks is not known.
 
     Args:
-        model: The mitigated model.
+        model: The model.
         prompts: One a memorized picture.
         is_copy: Which of some pictures (n, 3, h, w) in [0, 1] are copies.
-        count: Surrogates of each.
-        tries: The largest number of pictures made for a prompt.
+        mitigated: Blocks in which the model is mitigated, weakest first; a prompt takes the first that serves.
+        count: Surrogates of each prompt; at most four times as many pictures are made for it in a block.
         how: Sampling.
         progress: Shows prompts done.
 
     Raises:
         UserError: A prompt gives too few pictures that are no copies.
     """
-    parts, owners = [], []
-    for number, prompt in enumerate(prompts):
-        kept = _of_prompt(model, prompt, is_copy, count, tries, how)
-        if len(kept) < count:
-            raise UserError(
-                f"memorized picture {number + 1}, {prompt!r}: {len(kept)} of {tries} pictures are no copies, {count} "
-                "are needed as surrogates: make them with a stronger --edit, or ask for fewer with --surrogates"
-            )
-        parts.append(kept)
-        owners += [number] * count
-        progress("surrogates", number + 1, len(prompts))
-    return Surrogates(torch.cat(parts), torch.tensor(owners))
+    found: dict[int, Tensor] = {}
+    for block in mitigated:
+        with block:
+            for number in (k for k in range(len(prompts)) if k not in found):
+                kept = _of_prompt(model, prompts[number], is_copy, count, how)
+                if len(kept) == count:
+                    found[number] = kept
+                    progress("surrogates", len(found), len(prompts))
+        if len(found) == len(prompts):
+            latents = torch.cat([found[k] for k in range(len(prompts))])
+            return Surrogates(latents, torch.arange(len(prompts)).repeat_interleave(count))
+    missing = next(k for k in range(len(prompts)) if k not in found)
+    raise UserError(
+        f"the memorized picture of {prompts[missing]!r}: fewer than {count} of {TRIES * count} pictures are no copies, "
+        "too few for surrogates: make them with a stronger --edit, or ask for fewer with --surrogates"
+    )
 
 
 def _of_prompt(
@@ -93,12 +99,11 @@ def _of_prompt(
     prompt: str,
     is_copy: Callable[[Tensor], Sequence[bool]],
     count: int,
-    tries: int,
     how: Sampling,
 ) -> Tensor:
     kept: list[Tensor] = []
-    for first in range(0, tries, how.batch):
-        seeds = range(first, min(first + how.batch, tries))
+    for first in range(0, TRIES * count, how.batch):
+        seeds = range(first, min(first + how.batch, TRIES * count))
         cond = model.encode([prompt] * len(seeds))
         for step in trajectory(model, cond, seeds=seeds, steps=how.steps, guidance=how.guidance):
             x = step.x_next
