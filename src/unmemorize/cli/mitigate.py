@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 from rich.table import Table
 
-from unmemorize.cli.app import Json, Model, Recipe, Sscd, app, bars, out
+from unmemorize.cli.app import Json, Model, Sscd, app, bars, out
 
 Method = Literal["adversarial-finetune", "finetune", "siss", "neggrad", "deletion"]
+RATES = ("copy_rate_before", "copy_rate_after", "attacked_copy_rate_after")
 
 
 @app.command()
@@ -23,23 +24,18 @@ def mitigate(
     ordinary: Annotated[str, typer.Option(help="Folder of ordinary pictures with captions, or plan.")] = "plan",
     run: Annotated[str, typer.Option(help="Folder of checkpoints and measurements; OUT.run by default.")] = "",
     edit: Annotated[str, typer.Option(help="Edit of the model that makes surrogates; Wanda's by default.")] = "",
-    surrogates: Annotated[int, typer.Option(min=1, help="Surrogates of each picture.")] = 10,
     updates: Annotated[int, typer.Option(min=1, help="Updates of the model.")] = 200,
     lr: Annotated[float, typer.Option(min=0, help="Learning rate; 1e-5, for the testbed 2e-4.")] = 0.0,
     batch: Annotated[int, typer.Option(min=1, help="Rows of either kind in an update.")] = 8,
     inner: Annotated[int, typer.Option(min=1, help="Attack updates before an update of the model.")] = 50,
     lora: Annotated[int, typer.Option(min=0, help="Rank of LoRA adapters; 0 trains all weights.")] = 0,
-    check_every: Annotated[int, typer.Option(min=0, help="Updates between held-out attacks; 0 for none.")] = 25,
     seed: Annotated[int, typer.Option(min=0, help="Seed of training.")] = 0,
     seeds: Annotated[int, typer.Option(min=1, help="Pictures a prompt in measurements.")] = 4,
     sampling: Annotated[int, typer.Option(min=0, max=1000, help="Sampling steps; 50, for the testbed 16.")] = 0,
-    guidance: Annotated[float, typer.Option(min=0, help="Guidance scale.")] = 7.5,
     attack_steps: Annotated[int, typer.Option(min=1, help="Updates of the attacks that judge.")] = 50,
-    precision: Annotated[Literal["float32", "bf16"], typer.Option(help="Of the denoiser's arithmetic.")] = "float32",
-    gradient_checkpointing: Annotated[bool, typer.Option("--gradient-checkpointing", help="Less memory.")] = False,
+    low_memory: Annotated[bool, typer.Option("--low-memory", help="bf16 and gradient checkpointing.")] = False,
     captions: Annotated[bool, typer.Option("--captions", help="Show removed captions in the model card.")] = False,
     sscd: Sscd = "",
-    recipe: Recipe = "sscd-320",
     as_json: Json = False,
 ) -> None:
     """Fine-tune memorized pictures out of a model and test what an attack still brings back."""
@@ -52,33 +48,31 @@ def mitigate(
         images=images,
         ordinary=ordinary,
         edit=edit,
-        surrogates=surrogates,
         updates=updates,
         lr=lr,
         batch=batch,
         inner=inner,
         lora=lora,
-        check_every=check_every,
         seed=seed,
         seeds=tuple(range(seeds)),
         sampling=sampling,
-        guidance=guidance,
         attack_steps=attack_steps,
-        precision=precision,
-        gradient_checkpointing=gradient_checkpointing,
+        low_memory=low_memory,
         captions=captions,
         sscd=sscd,
-        recipe=recipe,
     )
     with bars() as progress:
         found = run_mitigate(spec, Path(folder), Path(run or f"{folder}.run"), progress)
-    rates = ("copy_rate_before", "copy_rate_after", "attacked_copy_rate_after")
     if as_json:
-        shown = {name: found[name][0] for name in rates}
+        shown = {name: found[name][0] for name in RATES}
         print(json.dumps(shown | {name: found[name] for name in ("quality", "evaluations")}))
-        return
+    else:
+        _show(found, folder)
+
+
+def _show(found: dict[str, Any], folder: str) -> None:
     table = Table("copies", "share", "95% interval", box=None, pad_edge=False)
-    for name, (value, low, high) in ((name, found[name]) for name in rates):
+    for name, (value, low, high) in ((name, found[name]) for name in RATES):
         table.add_row(name.replace("_", " "), f"{value:.3f}", f"{low:.3f} to {high:.3f}")
     out.print(table, highlight=False)
     out.print(f"{found['updates']} updates, {found['evaluations']} denoiser evaluations", highlight=False)

@@ -74,8 +74,8 @@ class MitigateSpec:
     """What to remove and how; 0 and empty stand for defaults, most of which depend on the model.
 
     `images` and `ordinary` are folders of pictures with captions or `plan`, `inner` the attack's updates before an
-    update of the model, `captions` whether the model card may show what was removed.
-    """
+    update of the model; `low_memory` asks for bf16 and gradient checkpointing, `captions` for the removed captions in
+    the model card.
 
     model: str = "testbed"
     method: Method = "adversarial-finetune"
@@ -94,8 +94,7 @@ class MitigateSpec:
     sampling: int = 0
     guidance: float = 7.5
     attack_steps: int = 50
-    precision: Literal["float32", "bf16"] = "float32"
-    gradient_checkpointing: bool = False
+    low_memory: bool = False
     captions: bool = False
     sscd: str = ""
     recipe: str = "sscd-320"
@@ -109,8 +108,8 @@ class MitigateSpec:
             seed=self.seed,
             check_every=self.check_every or self.updates + 1,
             lora=self.lora or None,
-            precision=self.precision,
-            gradient_checkpointing=self.gradient_checkpointing,
+            precision="bf16" if self.low_memory else "float32",
+            gradient_checkpointing=self.low_memory,
         )
 
     @property

@@ -7,7 +7,6 @@ like.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -17,16 +16,14 @@ from typing import Any, Literal, Protocol
 import torch
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list, gather, reduce
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from unmemorize.core.errors import MissingExtra, UserError
 from unmemorize.core.hooks import replaced
 from unmemorize.core.model import DiffusionModel
-from unmemorize.core.run import Progress, atomic
+from unmemorize.core.run import Progress
+from unmemorize.mitigate.checkpoints import last_update, load_checkpoint, save_checkpoint
 
-KEPT = 2  # checkpoints: should the disk spoil the last one, there is another
 ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")  # where LoRA adds its matrices
 
 
@@ -229,7 +226,7 @@ class _Run:
         if not all(torch.isfinite(v) for v in (norm, *shown.values())):
             raise UserError(
                 f"update {self.update + 1}: the loss is not finite: lower --lr; {self.folder} holds the run up to "
-                f"update {self._saved()}"
+                f"update {last_update(self.folder)}"
             )
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
@@ -260,29 +257,18 @@ class _Run:
                 moments = self.optimizer.state[p]
                 tensors |= {f"weight/{name}": p.detach(), f"ema/{name}": self.average[name]}
                 tensors |= {f"{key}/{name}": moments[key] for key in _MOMENTS}
-            path = self.folder / f"update-{self.update:08d}.safetensors"
-            with _disk(self.folder), atomic(path) as temporary:
-                save_file({k: v.contiguous() for k, v in tensors.items()}, temporary, {"run": json.dumps(record)})
-            for old in _checkpoints(self.folder)[:-KEPT]:
-                old.unlink()
+            save_checkpoint(self.folder, self.update, record, tensors)
         self.team.wait()
 
     def resume(self, objective: Objective) -> None:
-        """Take up the newest checkpoint that can be read."""
-        with _disk(self.folder):
-            self.folder.mkdir(parents=True, exist_ok=True)
-        for path in reversed(_checkpoints(self.folder)):
-            try:
-                with safe_open(path, "pt") as file:
-                    record = json.loads(file.metadata()["run"])
-                tensors = load_file(path)
-            except (SafetensorError, OSError, KeyError, TypeError, ValueError):
-                continue  # damaged: the one before it is whole
-            if record["settings"] != _settings(self.how):
-                raise UserError(f"{self.folder}: holds a run with other settings: name another folder")
-            self._take(record, tensors)
-            objective.load_state(_part(tensors, "objective/"))
+        """Take up the newest checkpoint."""
+        found = load_checkpoint(self.folder)
+        if found is None:
             return
+        if found[0]["settings"] != _settings(self.how):
+            raise UserError(f"{self.folder}: holds a run with other settings: name another folder")
+        self._take(*found)
+        objective.load_state(_part(found[1], "objective/"))
 
     def _take(self, record: dict[str, Any], tensors: dict[str, Tensor]) -> None:
         self.update, self.checks = record["update"], [(u, r) for u, r in record["checks"]]
@@ -301,10 +287,6 @@ class _Run:
         evaluations, checking = self.team.gather(counts).reshape(-1, 2).sum(0).tolist()
         return {"evaluations": evaluations, "checking": checking}
 
-    def _saved(self) -> int:
-        paths = _checkpoints(self.folder)
-        return int(paths[-1].stem.split("-")[1]) if paths else 0
-
     def result(self) -> Finetuned:
         losses = {name: torch.tensor(values, dtype=torch.float64) for name, values in self.losses.items()}
         return Finetuned(self.update, tuple(self.checks), losses, **self._spent())
@@ -320,22 +302,6 @@ def _settings(how: Finetune) -> dict[str, Any]:
 
 def _part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
-
-
-def _checkpoints(folder: Path) -> list[Path]:
-    return sorted(folder.glob("update-*.safetensors"))
-
-
-@contextmanager
-def _disk(folder: Path) -> Iterator[None]:
-    """Whatever goes wrong with the disk is a line."""
-    try:
-        yield
-    except (OSError, SafetensorError) as error:
-        raise UserError(
-            f"{folder}: cannot be written: {error}: make room and start the same command again; it goes on from the "
-            "last checkpoint, which is whole"
-        ) from error
 
 
 @contextmanager

@@ -90,7 +90,7 @@ def make_surrogates(
     missing = next(k for k in range(len(prompts)) if k not in found)
     raise UserError(
         f"the memorized picture of {prompts[missing]!r}: fewer than {count} of {TRIES * count} pictures are no copies, "
-        "too few for surrogates: make them with a stronger --edit, or ask for fewer with --surrogates"
+        "too few for surrogates: make them with a stronger --edit"
     )
 
 
