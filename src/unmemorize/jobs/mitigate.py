@@ -76,6 +76,7 @@ class MitigateSpec:
     `images` and `ordinary` are folders of pictures with captions or `plan`, `inner` the attack's updates before an
     update of the model; `low_memory` asks for bf16 and gradient checkpointing, `captions` for the removed captions in
     the model card.
+    """
 
     model: str = "testbed"
     method: Method = "adversarial-finetune"
