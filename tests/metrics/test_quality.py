@@ -96,3 +96,10 @@ def test_no_change_is_no_change():
     x, y = draw(20), draw(20, seed=1)
     found = compare(kid(x, y), kid(x, y), [str(i) for i in range(20)], 20, rounds=50)
     assert (found.change.value, found.change.low, found.change.high) == (0.0, 0.0, 0.0)
+
+
+def test_draws_of_one_picture_alone_do_not_count():
+    """Of three pictures, one in nine bootstrap samples holds one alone and has no distance within."""
+    x, y = draw(3), draw(3, seed=1)
+    found = compare(kid(x, y), kid(x, y), ["0", "1", "2"], 3, rounds=50)
+    assert np.isfinite([found.before.low, found.before.high]).all()

@@ -23,6 +23,7 @@ from unmemorize.testbed.plan import Planted
 
 PLAN = "plan"  # in place of a folder: the testbed's
 HELD_OUT = 128  # ordinary pictures that quality is measured on, at most
+FEWEST = 3  # fewer have no spread to measure
 NEAR = 0.25  # of them, the share whose captions are nearest to memorized ones
 
 
@@ -65,7 +66,7 @@ def ordinary_pictures(model: UNetModel, name: str, folder: str) -> Split:
     chosen = set(names[::2])
     rows = [i for i, c in enumerate(clusters) if c in chosen][:HELD_OUT]
     rest = [i for i, c in enumerate(clusters) if c not in chosen]
-    if len(rows) < 2 or not rest:
+    if len(rows) < FEWEST or not rest:
         raise UserError(
             f"{folder}: too few ordinary pictures, or captions all alike: some are trained on, others measured"
         )
@@ -123,7 +124,7 @@ def neighbours(model: UNetModel, prompts: Sequence[str], memorized: Sequence[str
         return F.normalize((cond.embeds * weight).sum(1) / weight.sum(1))
 
     nearest = (means(prompts) @ means(memorized).T).max(dim=1).values
-    count = max(round(NEAR * len(prompts)), min(2, len(prompts)))
+    count = max(round(NEAR * len(prompts)), min(FEWEST, len(prompts)))
     rank = nearest.argsort(descending=True).argsort()
     return tuple((rank < count).tolist())
 

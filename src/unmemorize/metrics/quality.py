@@ -41,7 +41,8 @@ def _kernel(x: Floats, y: Floats) -> Floats:
 
 
 def _off_diagonal(kernel: Floats, w: Floats) -> float:
-    return float(w @ kernel @ w / (w.sum() ** 2 - (w**2).sum()))
+    pairs = w.sum() ** 2 - (w**2).sum()
+    return float(w @ kernel @ w / pairs) if pairs else float("nan")  # one picture, drawn every time
 
 
 def fid(pictures: Floats, real: Floats) -> Measure:
@@ -103,7 +104,7 @@ def compare(
         w = np.bincount(rng.integers(groups, size=groups), minlength=groups)[member].astype(np.float64)
         v = np.bincount(rng.integers(real, size=real), minlength=real).astype(np.float64)
         found.append(_three(before(w, v), after(w, v)))
-    low, high = np.quantile(found, [0.025, 0.975], axis=0)
+    low, high = np.nanquantile(found, [0.025, 0.975], axis=0)
     values = _three(before(np.ones(len(member)), ones), after(np.ones(len(member)), ones))
     return Change(*(Interval(v, float(a), float(b)) for v, a, b in zip(values, low, high, strict=True)))
 
