@@ -72,11 +72,12 @@ def pictures(model: UNetModel, cond: Condition, seeds: Sequence[int], judge: Jud
     return torch.cat(parts).float().cpu()
 
 
-def copies_of(model: UNetModel, cond: Condition, judge: Judge) -> Tensor:
-    """Which pictures are copies, of every row of `cond` at every seed: (rows, seeds), 0 or 1."""
-    seeds = list(judge.seeds) * len(cond)
+def copies_of(model: UNetModel, cond: Condition, targets: References, judge: Judge) -> Tensor:
+    """Which pictures are copies of their own target, a row of `cond` each, at every seed: (rows, seeds), 0 or 1."""
     rows = torch.arange(len(cond)).repeat_interleave(len(judge.seeds))
-    return torch.tensor(judge.copies(pictures(model, cond[rows], seeds, judge))).reshape(len(cond), -1).long()
+    made = pictures(model, cond[rows], list(judge.seeds) * len(cond), judge)
+    found = judge.copies.against(made, targets[rows.tolist()])
+    return torch.tensor([match.verdict != "none" for match in found]).reshape(len(cond), -1).long()
 
 
 def attacked_copies(
@@ -88,7 +89,7 @@ def attacked_copies(
     seeds = [seed + k for k in range(len(latents))]
     if init == "random":
         start = torch.stack([torch.randn(start.shape[1:], generator=g) for g in generators(seeds)]).to(start)
-    return copies_of(model, Condition(dori(model, latents, start, seeds=seeds, how=how).found), judge)
+    return copies_of(model, Condition(dori(model, latents, start, seeds=seeds, how=how).found), memorized, judge)
 
 
 @torch.no_grad()
@@ -100,7 +101,8 @@ def latents_of(model: UNetModel, images: Tensor) -> Tensor:
 def measure(model: UNetModel, subjects: Subjects, judge: Judge) -> dict[str, Tensor]:
     """Copies of the memorized prompts, (pictures, seeds), and features and fit of pictures of the ordinary ones."""
     prompts = [c or "" for c in subjects.ordinary.captions]
-    found = {"copies": copies_of(model, model.encode([c or "" for c in subjects.memorized.captions]), judge)}
+    memorized = subjects.memorized
+    found = {"copies": copies_of(model, model.encode([c or "" for c in memorized.captions]), memorized, judge)}
     made = pictures(model, model.encode(prompts), range(len(prompts)), judge)
     found["features"] = torch.cat([judge.features(part) for part in made.split(BATCH)]).cpu()
     if judge.alignment is not None:

@@ -46,7 +46,6 @@ from unmemorize.jobs.pairs import (
     memorized_pictures,
     neighbours,
     ordinary_pictures,
-    some,
 )
 from unmemorize.localize.wanda import wanda
 from unmemorize.metrics.ranking import rate_interval
@@ -165,7 +164,7 @@ def mitigate(
     memorized = before["copies"].any(dim=1).nonzero()[:, 0].tolist()
     if not memorized:
         raise UserError(f"{spec.images}: the model copies none of these pictures for their captions: nothing to remove")
-    targets = some(job.subjects.memorized, memorized)
+    targets = job.subjects.memorized[memorized]
     objective = _objective(job, targets)
     checking = spec.method == "adversarial-finetune" and spec.check_every > 0
     check = (lambda update: _held_out_rate(job, targets, update)) if checking else None
@@ -204,7 +203,7 @@ def _job(spec: MitigateSpec, run: Path, model: UNetModel, team: Team, progress: 
 
 def _source(name: str, pictures: References) -> Source:
     hashed = digest(text.encode() for row in hashes(pictures) for text in row.values())
-    return Source(source=name, sha256=hashed, count=len(pictures.names))
+    return Source(source=name, sha256=hashed, count=len(pictures))
 
 
 def _objective(job: _Job, targets: References) -> Objective:
@@ -265,9 +264,9 @@ def _edits(spec: MitigateSpec, model: UNetModel, prompts: list[str]) -> Iterator
 
 def _held_out_rate(job: _Job, targets: References, update: int) -> float:
     """The copy rate of attacks from random embeddings on some of the pictures, with seeds that no training saw."""
-    count = len(targets.names)
+    count = len(targets)
     first = update // job.spec.check_every * CHECKED
-    chosen = some(targets, sorted({(first + k) % count for k in range(min(CHECKED, count))}))
+    chosen = targets[sorted({(first + k) % count for k in range(min(CHECKED, count))})]
     judge = dataclasses.replace(job.judge, seeds=job.spec.seeds[:2])
     how = Dori(steps=job.spec.attack_steps)
     found = attacked_copies(job.model, chosen, "random", judge, seed=TEST_SEED // 2 + update, how=how)
@@ -291,8 +290,8 @@ def _results(job: _Job, targets: References, before: dict[str, Tensor], made: Fi
     chosen = before["copies"].any(dim=1)
     return {
         "method": spec.method,
-        "pictures": len(targets.names),
-        "not_memorized": len(job.subjects.memorized.names) - len(targets.names),
+        "pictures": len(targets),
+        "not_memorized": len(job.subjects.memorized) - len(targets),
         "copy_rate_before": _rate(before["copies"][chosen]),
         "copy_rate_after": _rate(after["copies"][chosen]),
         "attacked_copy_rate_after": worst,

@@ -70,8 +70,8 @@ def ordinary_pictures(model: UNetModel, name: str, folder: str) -> Split:
         raise UserError(
             f"{folder}: too few ordinary pictures, or captions all alike: some are trained on, others measured"
         )
-    train = some(held, rest)
-    return Split(joined(train, more) if more else train, some(held, rows), tuple(clusters[i] for i in rows))
+    train = held[rest]
+    return Split(joined(train, more) if more else train, held[rows], tuple(clusters[i] for i in rows))
 
 
 def _rare(entry: Planted) -> bool:
@@ -83,7 +83,7 @@ def _planted(model: UNetModel, name: str, keep: Callable[[Planted], bool], optio
         raise UserError(f"{name}: which pictures? name a folder of pictures with captions with {option}")
     wanted = {e.file(k) for e in embedded.shipped_plan().planted if keep(e) for k in range(len(e.pictures))}
     every = read_references(embedded.IMAGES, model.image_size)
-    return some(every, [i for i, file in enumerate(every.names) if file in wanted])
+    return every[[i for i, file in enumerate(every.names) if file in wanted]]
 
 
 def _captioned(folder: Path, model: UNetModel) -> References:
@@ -94,12 +94,6 @@ def _captioned(folder: Path, model: UNetModel) -> References:
                 f"{folder / name}: no caption: write it to a .txt file of the same name, or to metadata.jsonl"
             )
     return found
-
-
-def some(pictures: References, rows: Sequence[int]) -> References:
-    """Some of the pictures."""
-    names, masks, captions = (tuple(v[i] for i in rows) for v in (pictures.names, pictures.masks, pictures.captions))
-    return References(names, pictures.images[list(rows)], masks, captions)
 
 
 def joined(first: References, second: References) -> References:

@@ -19,7 +19,7 @@ from accelerate.utils import broadcast_object_list, gather, reduce
 from torch import Tensor, nn
 
 from unmemorize.core.errors import MissingExtra, UserError
-from unmemorize.core.hooks import replaced
+from unmemorize.core.hooks import checkpointed, replaced
 from unmemorize.core.model import DiffusionModel
 from unmemorize.core.run import Progress
 from unmemorize.mitigate.checkpoints import last_update, load_checkpoint, save_checkpoint
@@ -170,7 +170,7 @@ def finetune(
         MissingExtra: LoRA is asked for and peft is not installed.
     """
     team = team or Team(next(model.denoiser.parameters()).device)
-    with _trainable(model.denoiser, how) as parameters:
+    with checkpointed(model.denoiser, how.gradient_checkpointing), _trainable(model.denoiser, how) as parameters:
         run = _Run(parameters, how, folder, team)
         run.resume(objective)
         while run.update < how.updates and not run.clean():
@@ -309,8 +309,6 @@ def _trainable(denoiser: nn.Module, how: Finetune) -> Iterator[dict[str, nn.Para
     """The parameters to train: all, or those of LoRA adapters, which are merged at the end and gone after an error."""
     flags = {p: p.requires_grad for p in denoiser.parameters()}
     denoiser.requires_grad_(how.lora is None)
-    if how.gradient_checkpointing:
-        denoiser.enable_gradient_checkpointing()
     try:
         if how.lora is None:
             yield dict(denoiser.named_parameters())
@@ -322,8 +320,6 @@ def _trainable(denoiser: nn.Module, how: Finetune) -> Iterator[dict[str, nn.Para
         finally:
             denoiser.unload_lora()
     finally:
-        if how.gradient_checkpointing:
-            denoiser.disable_gradient_checkpointing()
         for p, flag in flags.items():
             p.grad = None
             p.requires_grad_(flag)
