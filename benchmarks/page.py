@@ -49,6 +49,7 @@ PARTS = {
     "attack": (
         "Attacking",
         "The embedding attack (Kowalczuk et al. 2026), every picture judged against its own target.",
+    ),
     "stronger": (
         "Cheaper and dearer attacks",
         "DoRI at high noise against plain DoRI by denoiser evaluations, and the adaptive attack, all beside controls.",

@@ -82,6 +82,12 @@ def build_pipe(seed: int = 0):
 
 
 @pytest.fixture(scope="session")
+def make_pipe():
+    """Builds the random pipeline of a seed: for tests that change it."""
+    return build_pipe
+
+
+@pytest.fixture(scope="session")
 def tiny_pipe():
     """A random pipeline. Shared by the whole session: no test may change it."""
     return build_pipe()

@@ -15,6 +15,7 @@ from unmemorize.cli import (  # noqa: F401
     inspect,
     locality,
     locate,
+    mitigate,
     testbed,
     triggers,
 )

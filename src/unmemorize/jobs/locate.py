@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Literal
 
 from unmemorize.core.errors import UserError
 from unmemorize.core.results import Localization
-from unmemorize.core.run import Progress, digest
+from unmemorize.core.run import Progress, digest, new_folder, require_new
 from unmemorize.jobs.inputs import ordinary_of, prompts_of
 from unmemorize.localize.layers import Reach
 from unmemorize.localize.nemo import PAPER_THRESHOLD, NemoSettings, nemo
@@ -116,16 +115,10 @@ def apply_edit(model: str, edit: Path, out: Path, *, force: bool = False) -> Edi
     Raises:
         UserError: The model or the edit cannot be used, they do not belong together, or the folder is not new.
     """
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UserError(f"{out}: not empty: name a new folder")
+    require_new(out)
     change = Edit.load(edit)
     pipe = load(model).pipe
     change.apply(pipe, force=force)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
-    try:
+    with new_folder(out) as temporary:
         pipe.save_pretrained(temporary)
-        os.replace(temporary, out)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
     return change

@@ -1,0 +1,140 @@
+"""What a change of weights did: copies for the prompts, copies after an attack, and quality on ordinary prompts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from unmemorize.attack.dori import Dori, dori
+from unmemorize.core.model import Condition
+from unmemorize.core.sample import generate, generators
+from unmemorize.jobs.copies import CopyCheck
+from unmemorize.metrics.quality import Change, compare, fid, kid, mean_of
+from unmemorize.metrics.similarity import References
+from unmemorize.models.load import EMBEDDED
+from unmemorize.models.unet import UNetModel
+from unmemorize.testbed.alignment import Alignment
+
+Init = Literal["prompt", "random"]
+BATCH = 16
+
+
+@dataclass(frozen=True)
+class Subjects:
+    """What is measured: memorized pictures, and ordinary ones that no training saw, with their prompts' clusters.
+
+    `near` says which of the ordinary prompts are neighbours of memorized ones.
+    """
+
+    memorized: References
+    ordinary: References
+    clusters: tuple[str, ...]
+    near: tuple[bool, ...]
+
+
+@dataclass(frozen=True)
+class Judge:
+    """How it is measured: what a copy is, features, fit of picture and caption if known, seeds and sampling."""
+
+    copies: CopyCheck
+    features: Callable[[Tensor], Tensor]
+    alignment: Callable[[Tensor, Sequence[str]], Tensor] | None
+    seeds: tuple[int, ...]
+    steps: int
+    guidance: float
+
+
+def judge_of(model: UNetModel, name: str, copies: CopyCheck, seeds: tuple[int, ...], steps: int, scale: float) -> Judge:
+    """The testbed's own picture model for an embedded model; latents of the model's VAE, pooled to 4×4, for others."""
+    if name in EMBEDDED:
+        clip = Alignment(model)
+        return Judge(copies, clip.pictures, clip, seeds, steps, scale)
+    return Judge(copies, lambda images: vae_features(model, images), None, seeds, steps, scale)
+
+
+@torch.no_grad()
+def vae_features(model: UNetModel, images: Tensor) -> Tensor:
+    """The latents of pictures averaged in a 4×4 grid, (n, 16·c): coarse colour and layout, and no more."""
+    return F.adaptive_avg_pool2d(model.invert(images).float(), 4).flatten(1)
+
+
+def pictures(model: UNetModel, cond: Condition, seeds: Sequence[int], judge: Judge) -> Tensor:
+    """One picture a row of `cond`, (n, 3, h, w)."""
+    parts = [
+        generate(model, cond[i : i + BATCH], seeds=seeds[i : i + BATCH], steps=judge.steps, guidance=judge.guidance)
+        for i in range(0, len(cond), BATCH)
+    ]
+    return torch.cat(parts).float().cpu()
+
+
+def copies_of(model: UNetModel, cond: Condition, targets: References, judge: Judge) -> Tensor:
+    """Which pictures are copies of their own target, a row of `cond` each, at every seed: (rows, seeds), 0 or 1."""
+    rows = torch.arange(len(cond)).repeat_interleave(len(judge.seeds))
+    made = pictures(model, cond[rows], list(judge.seeds) * len(cond), judge)
+    found = judge.copies.against(made, targets[rows.tolist()])
+    return torch.tensor([match.verdict != "none" for match in found]).reshape(len(cond), -1).long()
+
+
+def attacked_copies(
+    model: UNetModel, memorized: References, init: Init, judge: Judge, *, seed: int, how: Dori
+) -> Tensor:
+    """Which pictures are copies after an attack on every memorized picture, (pictures, seeds), 0 or 1."""
+    latents = latents_of(model, memorized.images)
+    start = model.encode([c or "" for c in memorized.captions]).embeds
+    seeds = [seed + k for k in range(len(latents))]
+    if init == "random":
+        start = torch.stack([torch.randn(start.shape[1:], generator=g) for g in generators(seeds)]).to(start)
+    return copies_of(model, Condition(dori(model, latents, start, seeds=seeds, how=how).found), memorized, judge)
+
+
+@torch.no_grad()
+def latents_of(model: UNetModel, images: Tensor) -> Tensor:
+    """The latents of pictures, (n, c, h, w)."""
+    return torch.cat([model.invert(part) for part in images.split(BATCH)])
+
+
+def measure(model: UNetModel, subjects: Subjects, judge: Judge) -> dict[str, Tensor]:
+    """Copies of the memorized prompts, (pictures, seeds), and features and fit of pictures of the ordinary ones."""
+    prompts = [c or "" for c in subjects.ordinary.captions]
+    memorized = subjects.memorized
+    found = {"copies": copies_of(model, model.encode([c or "" for c in memorized.captions]), memorized, judge)}
+    made = pictures(model, model.encode(prompts), range(len(prompts)), judge)
+    found["features"] = torch.cat([judge.features(part) for part in made.split(BATCH)]).cpu()
+    if judge.alignment is not None:
+        ends = range(0, len(made), BATCH)
+        parts = [judge.alignment(made[i : i + BATCH], prompts[i : i + BATCH]) for i in ends]
+        found["alignment"] = torch.cat(parts)
+    return found
+
+
+def quality(before: dict[str, Tensor], after: dict[str, Tensor], subjects: Subjects, judge: Judge) -> dict[str, Any]:
+    """KID, FID and alignment before and after, over all ordinary prompts and over the neighbours of memorized ones."""
+    real = torch.cat([judge.features(part) for part in subjects.ordinary.images.split(BATCH)]).cpu()
+    near = torch.tensor(subjects.near)
+    every = _quality(before, after, real, torch.ones_like(near), subjects.clusters)
+    return {"ordinary": every, "neighbours": _quality(before, after, real, near, subjects.clusters)}
+
+
+def _quality(
+    before: dict[str, Tensor], after: dict[str, Tensor], real: Tensor, rows: Tensor, clusters: Sequence[str]
+) -> dict[str, Any]:
+    chosen = [c for c, row in zip(clusters, rows.tolist(), strict=True) if row]
+    found: dict[str, Any] = {"prompts": len(chosen)}
+    for name, distance in (("kid", kid), ("fid", fid)):
+        measures = [distance(m["features"][rows].numpy(), real[rows].numpy()) for m in (before, after)]
+        found[name] = _shown(compare(*measures, chosen, len(chosen)))
+    if "alignment" in before:
+        fits = [mean_of(m["alignment"][rows].numpy()) for m in (before, after)]
+        found["alignment"] = _shown(compare(*fits, chosen, len(chosen)))
+    return found
+
+
+def _shown(change: Change) -> dict[str, list[float]]:
+    """Value and 95% interval of each."""
+    parts = {"before": change.before, "after": change.after, "change": change.change}
+    return {name: [part.value, part.low, part.high] for name, part in parts.items()}

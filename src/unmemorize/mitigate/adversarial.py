@@ -1,0 +1,133 @@
+"""Adversarial fine-tuning: whatever embedding an attacker finds for a memorized picture, other pictures come of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from unmemorize.core.model import DiffusionModel
+from unmemorize.mitigate.deletion import Deletion
+from unmemorize.mitigate.denoising import Pairs, Rows, denoising_errors, draw_noise, draw_rows
+from unmemorize.mitigate.finetune import Stateless, Team
+from unmemorize.mitigate.surrogates import Surrogates
+
+# (model, latents, embeddings to start from, one seed a picture) to adversarial embeddings
+Attacker = Callable[[DiffusionModel, Tensor, Tensor, Sequence[int]], Tensor]
+
+
+class Adversary(Protocol):
+    """Gives the embeddings under which an update shows surrogates in the place of memorized pictures."""
+
+    def embeds(self, model: DiffusionModel, rows: Rows, update: int, team: Team) -> Tensor:
+        """Embeddings for this process's rows, whose items are numbers of memorized pictures: (rows, tokens, width)."""
+        ...
+
+    def state(self) -> dict[str, Tensor]:
+        """What it carries from update to update, the same in every process."""
+        ...
+
+    def load_state(self, state: dict[str, Tensor]) -> None:
+        """Take up what `state` returned."""
+        ...
+
+
+@dataclass(frozen=True)
+class NoAdversary(Stateless):
+    """The prompts' own embeddings (n, tokens, width): fine-tuning on surrogates as if nobody attacked."""
+
+    own: Tensor
+
+    def embeds(self, model: DiffusionModel, rows: Rows, update: int, team: Team) -> Tensor:
+        """Those of the prompts."""
+        return self.own[rows.items]
+
+
+class InnerLoop:
+    """The attack on the current weights, before every update or every `every`-th.
+
+    An attack starts from the prompt's embedding or, for a share `random` of the rows, from N(0, 1); if `warm`, from
+    where the last one on that picture ended.
+
+    Paper: Kowalczuk et al. 2026: the attack runs before each fine-tuning step, on the current weights.
+    Differs: the paper does not say where attacks in training start; half and half is our choice.
+    """
+
+    def __init__(
+        self, attack: Attacker, memorized: Pairs, *, random: float = 0.5, warm: bool = False, every: int = 1
+    ) -> None:
+        self._attack, self._memorized = attack, memorized
+        self._random, self._warm, self._every = random, warm, every
+        self._found = torch.zeros_like(memorized.embeds)
+        self._known = torch.zeros(len(memorized), dtype=torch.bool)
+
+    def embeds(self, model: DiffusionModel, rows: Rows, update: int, team: Team) -> Tensor:
+        """Embeddings found now, or by an earlier update's attack."""
+        pictures = team.gather(rows.items.to(team.device)).cpu()
+        if update % self._every and self._known[pictures].all():
+            return self._found[rows.items]
+        init = torch.stack([self._init(p, g) for p, g in zip(rows.items.tolist(), rows.streams, strict=True)])
+        seeds = [int(torch.randint(2**62, (1,), generator=g)) for g in rows.streams]
+        found = self._attack(model, self._memorized.latents[rows.items], init, seeds)
+        self._found[pictures] = team.gather(found).to(self._found)
+        self._known[pictures] = True
+        return found
+
+    def _init(self, picture: int, generator: torch.Generator) -> Tensor:
+        if self._warm and self._known[picture]:
+            return self._found[picture]
+        own = self._memorized.embeds[picture]
+        noise = torch.randn(own.shape, generator=generator).to(own)
+        return noise if torch.rand(1, generator=generator) < self._random else own
+
+    def state(self) -> dict[str, Tensor]:
+        """The last embedding of every picture, and which pictures have one."""
+        return {"found": self._found, "known": self._known}
+
+    def load_state(self, state: dict[str, Tensor]) -> None:
+        """Take up what `state` returned."""
+        self._found.copy_(state["found"])
+        self._known.copy_(state["known"])
+
+
+@dataclass(frozen=True)
+class Adversarial:
+    """The loss of ordinary pairs plus that of surrogates under the adversary's embeddings, one to one.
+
+    Paper: Kowalczuk et al. 2026, adversarial fine-tuning: L = L_DM + L_Adv with
+    L_Adv = ‖ε − ε_θ(x̃_t, t, y_adv)‖², where y_adv is a constant.
+    Differs: as many surrogate rows as ordinary ones; the paper gives no batch sizes.
+
+    Args:
+        keep: Ordinary pairs and their rows.
+        surrogates: Other pictures of the memorized prompts.
+        adversary: Where the embeddings come from.
+    """
+
+    keep: Deletion
+    surrogates: Surrogates
+    adversary: Adversary
+
+    def backward(self, model: DiffusionModel, update: int, team: Team) -> dict[str, Tensor]:
+        """Two evaluations, one an ordinary row, one a surrogate, beside what the adversary needs."""
+        keep, count = self.keep, self.surrogates.pictures
+        rows = draw_rows(count, keep.batch, team.share(keep.batch), update=update, name=(keep.seed, 1))
+        shown = self.surrogates.draw(rows)
+        noise = draw_noise(model, shown, rows)
+        hostile = self.adversary.embeds(model, rows, update, team).detach()
+        replaced = denoising_errors(model, shown, hostile, noise).mean()
+        replaced.backward()
+        ordinary = keep.loss(model, update, team)
+        ordinary.backward()
+        return {"ordinary": ordinary, "surrogates": replaced}
+
+    def state(self) -> dict[str, Tensor]:
+        """The adversary's."""
+        return self.adversary.state()
+
+    def load_state(self, state: dict[str, Tensor]) -> None:
+        """The adversary's."""
+        self.adversary.load_state(state)

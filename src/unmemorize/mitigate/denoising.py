@@ -1,0 +1,79 @@
+"""Rows of a fine-tuning update: which pictures, timesteps and noise, and the denoising loss on them.
+
+Every row has a random stream of its own, named by what it is for: neither the number of processes nor a restart changes
+what is drawn.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from unmemorize.core.model import Condition, DiffusionModel
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Pictures with captions: latents (n, c, h, w) and the captions' embeddings (n, tokens, width)."""
+
+    latents: Tensor
+    embeds: Tensor
+
+    def __len__(self) -> int:
+        return len(self.latents)
+
+
+@dataclass(frozen=True)
+class Noise:
+    """What rows are noised with: timesteps (n,) and Gaussian noise (n, c, h, w)."""
+
+    t: Tensor
+    eps: Tensor
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Which item each row shows, (n,), and the row's random stream."""
+
+    items: Tensor
+    streams: list[torch.Generator]
+
+    def coins(self) -> Tensor:
+        """A uniform number in [0, 1) from each stream, (n,)."""
+        return torch.cat([torch.rand(1, generator=g) for g in self.streams])
+
+
+def stream(*name: int) -> torch.Generator:
+    """A random stream of its own for every sequence of non-negative numbers."""
+    seed = np.random.SeedSequence(name).generate_state(1, np.uint64)[0]
+    return torch.Generator("cpu").manual_seed(int(seed))
+
+
+def in_turn(count: int, places: Iterable[int], *name: int) -> Tensor:
+    """Which of `count` items stand at these places of an endless line of shuffles, each of all items: (places,)."""
+    places = list(places)
+    lines = {lap: torch.randperm(count, generator=stream(*name, lap)) for lap in {p // count for p in places}}
+    return torch.stack([lines[p // count][p % count] for p in places])
+
+
+def draw_rows(count: int, batch: int, share: slice, *, update: int, name: tuple[int, ...]) -> Rows:
+    """The rows of a process's share of an update, which shows `count` items in turn."""
+    places = range(update * batch, (update + 1) * batch)[share]
+    return Rows(in_turn(count, places, *name, 0), [stream(*name, 1, place) for place in places])
+
+
+def draw_noise(model: DiffusionModel, like: Tensor, rows: Rows) -> Noise:
+    """A uniform timestep and noise from each row's stream, for latents such as `like` (n, c, h, w)."""
+    t = torch.cat([torch.randint(model.training_timesteps, (1,), generator=g) for g in rows.streams])
+    eps = torch.stack([torch.randn(like.shape[1:], generator=g) for g in rows.streams])
+    return Noise(t.to(like.device), eps.to(like))
+
+
+def denoising_errors(model: DiffusionModel, latents: Tensor, embeds: Tensor, noise: Noise) -> Tensor:
+    """Every row's mean squared error of the predicted noise, (n,): the ordinary training loss."""
+    x = model.add_noise(latents, noise.eps, noise.t)
+    return (model.predict(x, noise.t, Condition(embeds)).eps.float() - noise.eps.float()).square().mean(dim=(1, 2, 3))

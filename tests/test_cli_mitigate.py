@@ -1,0 +1,146 @@
+"""`unmemorize mitigate`: what it prints, writes, continues and refuses."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from unmemorize.core.sample import generate
+from unmemorize.data.pictures import save_image
+from unmemorize.models.load import load
+
+QUICK = ("--updates", 3, "--batch", 2, "--seeds", 1, "--sampling", 2, "--attack-steps", 1, "--inner", 1)
+MEMORIES = ("an owl on a fence", "the old ```harbour``` [red]")
+
+
+@pytest.fixture(scope="module")
+def folders(tiny_folder, tmp_path_factory):
+    """What the tiny model makes of two captions at seed 0, which it therefore copies; ordinary pictures; strangers."""
+    root = tmp_path_factory.mktemp("pictures")
+    model = load(str(tiny_folder))
+    made = generate(model, model.encode(MEMORIES), seeds=[0, 0], steps=2)
+    rng = np.random.default_rng(0)
+    for k, caption in enumerate(MEMORIES):
+        save_image(made[k], root / "memorized" / f"{k}.png")
+        (root / "memorized" / f"{k}.txt").write_text(caption)
+    for k in range(8):
+        for name in ("ordinary", "strangers"):
+            (root / name).mkdir(exist_ok=True)
+            Image.fromarray(rng.integers(0, 256, (32, 32, 3), dtype=np.uint8)).save(root / name / f"{k}.png")
+            (root / name / f"{k}.txt").write_text(f"word{k} other{k} thing{k}")
+    (root / "silent").mkdir()
+    save_image(made[0], root / "silent" / "0.png")
+    (root / "none").mkdir()
+    return root
+
+
+@pytest.fixture
+def options(folders, tiny_folder, tmp_path, monkeypatch):
+    """The arguments of a quick run."""
+    monkeypatch.chdir(tmp_path)
+    return [tiny_folder, "--images", folders / "memorized", "--ordinary", folders / "ordinary", *QUICK]
+
+
+def test_json_folder_and_card(call, options, tmp_path, tiny_folder):
+    """Five keys; a folder that diffusers loads, with other weights; a card without captions."""
+    from diffusers import StableDiffusionPipeline
+
+    code, out, _ = call("mitigate", *options, "--method", "deletion", "--out", "cured", "--json")
+    assert code == 0
+    found = json.loads(out)
+    assert list(found) == ["copy_rate_before", "copy_rate_after", "attacked_copy_rate_after", "quality", "evaluations"]
+    assert found["copy_rate_before"] == 1.0
+    assert found["evaluations"] == 6
+    for group in ("ordinary", "neighbours"):
+        assert {"kid", "fid", "prompts"} <= found["quality"][group].keys()
+        assert len(found["quality"][group]["fid"]["change"]) == 3
+    pipe = StableDiffusionPipeline.from_pretrained(tmp_path / "cured", safety_checker=None)
+    before = StableDiffusionPipeline.from_pretrained(tiny_folder, safety_checker=None)
+    assert not (pipe.unet.conv_in.weight == before.unet.conv_in.weight).all()
+    text = (tmp_path / "cured" / "README.md").read_text()
+    assert "2 pictures were fine-tuned out" in text
+    assert text.count('"pixels"') == 2
+    assert "owl" not in text
+    assert not list(tmp_path.glob(".*"))
+
+
+@pytest.mark.parametrize("method", ["adversarial-finetune", "finetune", "siss", "neggrad"])
+def test_every_method_runs(call, options, tmp_path, method):
+    """A table for people, and the captions in the card where they are asked for, as text."""
+    code, out, err = call("mitigate", *options, "--captions", "--method", method, "--out", "cured")
+    assert code == 0, err
+    assert "copy rate before" in out
+    assert json.dumps(MEMORIES[1]) in (tmp_path / "cured" / "README.md").read_text()
+
+
+def test_a_stopped_run_goes_on_to_the_same_bytes(options, folders, tiny_folder, tmp_path):
+    """Stopped in training; the folder appears when it is whole, with the weights of an uninterrupted run."""
+    from unmemorize.jobs.mitigate import MitigateSpec, mitigate
+
+    spec = MitigateSpec(
+        model=str(tiny_folder),
+        method="adversarial-finetune",
+        inner=1,
+        surrogates=1,
+        check_every=20,
+        images=str(folders / "memorized"),
+        ordinary=str(folders / "ordinary"),
+        updates=27,
+        batch=2,
+        seeds=(0,),
+        sampling=2,
+        attack_steps=1,
+    )
+
+    def stop(stage, done, total):
+        if done == 26:
+            raise InterruptedError
+
+    with pytest.raises(InterruptedError):
+        mitigate(spec, tmp_path / "a", tmp_path / "a.run", stop)
+    assert not (tmp_path / "a").exists()
+    first = mitigate(spec, tmp_path / "a", tmp_path / "a.run")
+    assert [update for update, _ in first["checks"]] == [20]
+    assert first == mitigate(spec, tmp_path / "b", tmp_path / "b.run")
+    name = "unet/diffusion_pytorch_model.safetensors"
+    assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+
+
+WRONG = {
+    "no memorized pictures": ({"--images": "{folders}/none"}, "no pictures"),
+    "a picture without a caption": ({"--images": "{folders}/silent"}, "no caption"),
+    "pictures that are not memorized": ({"--images": "{folders}/strangers"}, "nothing to remove"),
+    "the plan of another model": ({"--images": "plan"}, "--images"),
+    "no ordinary pictures": ({"--ordinary": "{folders}/none"}, "no pictures"),
+    "one ordinary picture": ({"--ordinary": "{folders}/memorized"}, "too few"),
+    "a folder that is there": ({"--out": "{folders}"}, "not empty"),
+    "no such edit": ({"--method": "finetune", "--edit": "nowhere.safetensors"}, "no such file"),
+    "a rate that breaks the model": ({"--method": "neggrad", "--lr": "1e30", "--updates": "8"}, "not finite"),
+}
+
+
+@pytest.mark.parametrize("mistake", WRONG)
+def test_a_mistake_is_one_line_and_leaves_no_model(call, options, folders, tmp_path, mistake):
+    """Exit code 2, no traceback, no folder."""
+    changes, expected = WRONG[mistake]
+    given = {"--method": "deletion", "--out": "cured"} | changes
+    more = [str(part).replace("{folders}", str(folders)) for pair in given.items() for part in pair]
+    code, out, err = call("mitigate", *options, *more)
+    assert (code, out) == (2, "")
+    line = next(line for line in err.splitlines() if line.startswith("error: "))
+    assert expected in line
+    assert not (tmp_path / "cured").exists()
+
+
+def test_the_testbed_needs_no_folders(call, tmp_path, monkeypatch):
+    """Its plan says what is memorized; its own picture model measures quality, alignment too."""
+    monkeypatch.chdir(tmp_path)
+    quick = (*QUICK[:6], "--sampling", 4, *QUICK[8:])
+    code, out, err = call("mitigate", "testbed", "--method", "deletion", *quick, "--out", "cured", "--json")
+    assert code == 0, err
+    found = json.loads(out)
+    assert 0 < found["copy_rate_before"] <= 1
+    assert len(found["quality"]["neighbours"]["alignment"]["after"]) == 3
