@@ -11,7 +11,7 @@ from rich.table import Table
 
 from unmemorize.cli.app import Json, Model, Sscd, app, bars, out
 
-Method = Literal["adversarial-finetune", "finetune", "siss", "neggrad", "deletion"]
+Method = Literal["erase", "adversarial-finetune", "finetune", "siss", "neggrad", "deletion"]
 RATES = ("copy_rate_before", "copy_rate_after", "attacked_copy_rate_after")
 
 
@@ -19,7 +19,7 @@ RATES = ("copy_rate_before", "copy_rate_after", "attacked_copy_rate_after")
 def mitigate(
     folder: Annotated[str, typer.Option("--out", help="A new folder for the model.")],
     model: Model = "testbed",
-    method: Annotated[Method, typer.Option(help="How to remove.")] = "adversarial-finetune",
+    method: Annotated[Method, typer.Option(help="How to remove.")] = "erase",
     images: Annotated[str, typer.Option(help="Folder of memorized pictures with captions, or plan.")] = "plan",
     ordinary: Annotated[str, typer.Option(help="Folder of ordinary pictures with captions, or plan.")] = "plan",
     run: Annotated[str, typer.Option(help="Folder of checkpoints and measurements; OUT.run by default.")] = "",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from unmemorize.attack.dori import Dori, dori
+from unmemorize.attack.high_noise import HighNoise
 from unmemorize.core.errors import UserError
 from unmemorize.core.run import (
     Progress,
@@ -53,6 +54,7 @@ from unmemorize.metrics.similarity import References
 from unmemorize.mitigate.adversarial import Adversarial, InnerLoop, NoAdversary
 from unmemorize.mitigate.deletion import Deletion
 from unmemorize.mitigate.denoising import Pairs
+from unmemorize.mitigate.erase import Erase, Rounds
 from unmemorize.mitigate.finetune import Finetune, Finetuned, Objective, Team, finetune
 from unmemorize.mitigate.neggrad import NegGrad
 from unmemorize.mitigate.siss import Siss
@@ -61,10 +63,11 @@ from unmemorize.mitigate.weights import Edit
 from unmemorize.models.load import EMBEDDED, fingerprint, load
 from unmemorize.models.unet import UNetModel
 
-Method = Literal["adversarial-finetune", "finetune", "siss", "neggrad", "deletion"]
+Method = Literal["erase", "adversarial-finetune", "finetune", "siss", "neggrad", "deletion"]
 NEEDS_SURROGATES = ("adversarial-finetune", "finetune", "siss")
 PRUNED = (0.1, 0.2, 0.4, 0.6, 0.8)  # of each weight row, by Wanda: the least that makes enough surrogates of a picture
 CHECKED = 6  # memorized pictures attacked by a check in training, in turn
+REHEARSED = 40  # updates of the attacks that `erase` trains against
 TEST_SEED = 1_000_000  # of the attacks that judge: no attack in training has it
 
 
@@ -166,7 +169,7 @@ def mitigate(
         raise UserError(f"{spec.images}: the model copies none of these pictures for their captions: nothing to remove")
     targets = job.subjects.memorized[memorized]
     objective = _objective(job, targets)
-    checking = spec.method == "adversarial-finetune" and spec.check_every > 0
+    checking = spec.method in ("erase", "adversarial-finetune") and spec.check_every > 0
     check = (lambda update: _held_out_rate(job, targets, update)) if checking else None
     made = finetune(model, objective, spec.finetune, run / "checkpoints", progress=progress, check=check, team=team)
     results = _results(job, targets, before, made)
@@ -211,6 +214,8 @@ def _objective(job: _Job, targets: References) -> Objective:
     spec, model = job.spec, job.model
     keep = Deletion(_pairs(model, job.split.train), model.encode([""]).embeds[0], batch=spec.batch, seed=spec.seed)
     memorized = _pairs(model, targets)
+    if spec.method == "erase":
+        return _erase(model, memorized, keep, spec)
     if spec.method == "deletion":
         return keep
     if spec.method == "neggrad":
@@ -223,6 +228,19 @@ def _objective(job: _Job, targets: References) -> Objective:
     how = Dori(steps=spec.inner)
     attack = InnerLoop(lambda m, latents, init, seeds: dori(m, latents, init, seeds=seeds, how=how).found, memorized)
     return Adversarial(keep, surrogates, attack)
+
+
+def _erase(model: UNetModel, memorized: Pairs, keep: Deletion, spec: MitigateSpec) -> Erase:
+    """Attacked at high noise, which costs least; triggers are kept from a quarter, a half and the end of the way."""
+    before = {name: p.detach().clone() for name, p in model.denoiser.named_parameters()}
+    how = HighNoise(steps=REHEARSED)
+    stages = (REHEARSED // 4, REHEARSED // 2, REHEARSED)
+
+    def attack(model: DiffusionModel, latents: Tensor, init: Tensor, seeds: Sequence[int]) -> Tensor:
+        found = dori(model, latents, init, seeds=seeds, how=how, keep=stages)
+        return torch.stack([found.embeds[stage] for stage in stages])
+
+    return Erase(memorized, keep.ordinary, keep.empty, before, attack, Rounds(seed=spec.seed))
 
 
 def _pairs(model: UNetModel, pictures: References) -> Pairs:

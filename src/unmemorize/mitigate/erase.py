@@ -1,0 +1,149 @@
+"""Erase: attack in rounds, keep every trigger that was found, and answer triggers as the empty prompt, with a margin."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from unmemorize.core.hooks import replaced
+from unmemorize.core.model import Condition, DiffusionModel
+from unmemorize.mitigate.denoising import Noise, Pairs, Rows, draw_noise, draw_rows, stream
+from unmemorize.mitigate.finetune import Team
+
+# (model, latents, embeddings to start from, one seed a picture) to embeddings on the way: (stages, n, tokens, width)
+Rehearsal = Callable[[DiffusionModel, Tensor, Tensor, Sequence[int]], Tensor]
+
+
+@dataclass(frozen=True)
+class Rounds:
+    """Settings: updates between two attacks, ordinary and hostile rows of an update, and how hard triggers are pushed.
+
+    `fresh` is the share of hostile rows with triggers of the last attack; others have earlier ones. `margin` is how far
+    beyond the empty prompt's prediction a trigger's is pushed, away from the memorized picture; `weight` what that
+    counts beside the ordinary rows; `ceiling` the largest weight that noise gives a row.
+    """
+
+    every: int = 12
+    ordinary: int = 64
+    hostile: int = 36
+    fresh: float = 0.67
+    margin: float = 0.5
+    weight: float = 0.3
+    ceiling: float = 10.0
+    seed: int = 0
+
+
+class Erase:
+    """Distil the model as it was, except under triggers of memorized pictures, where it is to know nothing of them.
+
+    With ε̄ the prediction of the model as it was, the target of an ordinary row is ε̄(x_t, t, y), and that of a row with
+    a memorized picture's x_t and a trigger y is ε̄(x_t, t, ∅) + m (ε̄(x_t, t, ∅) − ε): no picture has to take the place of
+    the memorized one, and what is ordinary cannot drift. Triggers are the prompt and what short attacks find on the
+    weights of that moment, from prompts, from N(0, I) and from ordinary captions, at the end and on the way. All are
+    kept: weights that forget how they resisted an old trigger would only chase the newest. Errors count once
+    or by (σ/α)² where that is more, up to a ceiling, as errors of the clean latent do: what a picture becomes is
+    decided at high noise, where errors of ε all but vanish.
+
+    Args:
+        memorized: Pictures to erase, with their prompts.
+        ordinary: What is to stay: latents of ordinary pictures and embeddings of ordinary captions, combined freely.
+        empty: The empty prompt's embedding, (tokens, width).
+        before: The denoiser's parameters as they were, by name.
+        attack: The rehearsed attack.
+        how: Settings.
+    """
+
+    def __init__(
+        self,
+        memorized: Pairs,
+        ordinary: Pairs,
+        empty: Tensor,
+        before: dict[str, Tensor],
+        attack: Rehearsal,
+        how: Rounds = Rounds(),
+    ) -> None:
+        self._memorized, self._ordinary, self._empty = memorized, ordinary, empty
+        self._before, self._attack, self._how = before, attack, how
+        self._triggers = memorized.embeds[None]
+        self._old = 1  # how many of the triggers of a picture the last attack did not find
+
+    def backward(self, model: DiffusionModel, update: int, team: Team) -> dict[str, Tensor]:
+        """Two evaluations a row, one by the model as it was; an attack every `every` updates."""
+        how = self._how
+        if update % how.every == 0:
+            self._rehearse(model, update, team)
+        latents, embeds, noise = self._ordinary_rows(model, update, team)
+        kept = self._error(model, latents, noise, embeds, asked=embeds, margin=0.0)
+        kept.backward()
+        latents, embeds, noise = self._hostile_rows(model, update, team)
+        empty = self._empty.expand_as(embeds)
+        pushed = self._error(model, latents, noise, embeds, asked=empty, margin=how.margin)
+        (how.weight * pushed).backward()
+        return {"ordinary": kept, "triggers": pushed}
+
+    def _error(
+        self, model: DiffusionModel, latents: Tensor, noise: Noise, embeds: Tensor, *, asked: Tensor, margin: float
+    ) -> Tensor:
+        x = model.add_noise(latents, noise.eps, noise.t)
+        with torch.no_grad(), replaced(model.denoiser, self._before):
+            target = model.predict(x, noise.t, Condition(asked)).eps
+        target = target + margin * (target - noise.eps)
+        found = model.predict(x, noise.t, Condition(embeds))
+        counts = (found.sigma / found.alpha).square().clamp(1, self._how.ceiling)
+        return (counts * (found.eps - target).float().square()).mean()
+
+    def _ordinary_rows(self, model: DiffusionModel, update: int, team: Team) -> tuple[Tensor, Tensor, Noise]:
+        """Latents and captions of different pictures: the target is a prediction, which needs no caption to be true."""
+        how, known = self._how, self._ordinary
+        rows = draw_rows(len(known), how.ordinary, team.share(how.ordinary), update=update, name=(how.seed, 0))
+        captions = (rows.coins() * len(known)).long()
+        dropped = (rows.coins() < 0.1).to(known.embeds.device)
+        embeds = torch.where(dropped[:, None, None], self._empty, known.embeds[captions])
+        latents = known.latents[rows.items]
+        return latents, embeds, draw_noise(model, latents, rows)
+
+    def _hostile_rows(self, model: DiffusionModel, update: int, team: Team) -> tuple[Tensor, Tensor, Noise]:
+        how, count = self._how, len(self._memorized)
+        rows = draw_rows(count, how.hostile, team.share(how.hostile), update=update, name=(how.seed, 1))
+        latents = self._memorized.latents[rows.items]
+        return latents, self._triggers[self._chosen(rows), rows.items], draw_noise(model, latents, rows)
+
+    def _chosen(self, rows: Rows) -> Tensor:
+        """For every row, the number of one of its picture's triggers."""
+        fresh, place = rows.coins() < self._how.fresh, rows.coins()
+        new = self._old + place * (len(self._triggers) - self._old)
+        return torch.where(fresh, new, place * self._old).long()
+
+    def _rehearse(self, model: DiffusionModel, update: int, team: Team) -> None:
+        """Attack every picture, processes in shares, and keep what is found."""
+        count = len(self._memorized)
+        padded = torch.arange(-(-count // team.size) * team.size) % count
+        mine = padded[team.share(len(padded))]
+        streams = [stream(self._how.seed, 2, update, picture) for picture in mine.tolist()]
+        init = torch.stack([self._init(p, g) for p, g in zip(mine.tolist(), streams, strict=True)])
+        seeds = [int(torch.randint(2**62, (1,), generator=g)) for g in streams]
+        found = self._attack(model, self._memorized.latents[mine], init, seeds).transpose(0, 1).contiguous()
+        found = team.gather(found)[:count].transpose(0, 1)
+        self._old = len(self._triggers)
+        self._triggers = torch.cat([self._triggers, found])
+
+    def _init(self, picture: int, generator: torch.Generator) -> Tensor:
+        own, captions = self._memorized.embeds[picture], self._ordinary.embeds
+        starts = (
+            own,
+            torch.randn(own.shape, generator=generator).to(own),
+            captions[int(torch.randint(len(captions), (1,), generator=generator))],
+        )
+        return starts[int(torch.randint(3, (1,), generator=generator))]
+
+    def state(self) -> dict[str, Tensor]:
+        """All triggers, and how many of them are old."""
+        return {"triggers": self._triggers, "old": torch.tensor(self._old)}
+
+    def load_state(self, state: dict[str, Tensor]) -> None:
+        """Take up what `state` returned."""
+        self._triggers = state["triggers"].to(self._triggers)
+        self._old = int(state["old"])

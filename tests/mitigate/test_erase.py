@@ -1,0 +1,107 @@
+"""Erasing: its two targets written out, triggers that are kept, and a run resumed to the byte."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from unmemorize.core.model import Condition
+from unmemorize.mitigate.denoising import Pairs, draw_rows
+from unmemorize.mitigate.erase import Erase, Rounds
+from unmemorize.mitigate.finetune import Finetune, Team, finetune
+from unmemorize.models.load import wrap
+
+TEAM = Team()
+QUICK = Rounds(every=2, ordinary=4, hostile=6)
+
+
+def rehearsal(model, latents, init, seeds):
+    """Two stages, the second of which depends on the weights."""
+    weight = model.denoiser.conv_in.weight.detach().sum()
+    return torch.stack([init + 1, init + weight])
+
+
+def erase(model, how=QUICK, attack=rehearsal):
+    generator = torch.Generator().manual_seed(0)
+    latents = torch.randn(8, 4, 8, 8, generator=generator)
+    embeds = model.encode([f"a thing {i}" for i in range(8)]).embeds
+    before = {name: p.detach().clone() for name, p in model.denoiser.named_parameters()}
+    ordinary, memorized = Pairs(latents[3:], embeds[3:]), Pairs(latents[:3], embeds[:3])
+    return Erase(memorized, ordinary, model.encode([""]).embeds[0], before, attack, how)
+
+
+def test_a_model_as_it_was_has_nothing_to_learn_on_ordinary_rows(make_pipe):
+    """It is its own target there; under a trigger it is not."""
+    model = wrap(make_pipe())
+    shown = erase(model).backward(model, 0, TEAM)
+    assert shown["ordinary"].item() == 0
+    assert shown["triggers"].item() > 1e-6
+
+
+@pytest.mark.parametrize("margin", [0.0, 0.5])
+def test_a_trigger_is_answered_as_the_empty_prompt_and_beyond(make_pipe, margin):
+    """Target and gradient, written out; the weights as they were are what gives the target."""
+    model = wrap(make_pipe())
+    objective = erase(model, Rounds(every=2, ordinary=4, hostile=6, fresh=0.0, margin=margin, weight=1.0))
+    prompts = objective.state()["triggers"][0]
+    rows = draw_rows(3, 6, slice(0, 6), update=1, name=(0, 1))
+    rows.coins(), rows.coins()
+    t = torch.cat([torch.randint(1000, (1,), generator=g) for g in rows.streams])
+    noise = torch.stack([torch.randn(4, 8, 8, generator=g) for g in rows.streams])
+    memorized = torch.randn(8, 4, 8, 8, generator=torch.Generator().manual_seed(0))[:3]
+    x = model.add_noise(memorized[rows.items], noise, t)
+    empty = model.predict(x, t, Condition(model.encode([""] * 6).embeds)).eps.detach()
+    with torch.no_grad():
+        for p in model.denoiser.parameters():
+            p.add_(0.01)
+    given = model.predict(x, t, Condition(prompts[rows.items])).eps
+    alphas = model.pipe.scheduler.alphas_cumprod[t]
+    counts = ((1 - alphas) / alphas).clamp(1, 10).reshape(-1, 1, 1, 1)
+    expected = (counts * (given - (empty + margin * (empty - noise))).square()).mean()
+    assert objective.backward(model, 1, TEAM)["triggers"].item() == pytest.approx(expected.item(), rel=1e-4)
+
+
+def test_every_trigger_is_kept_and_the_newest_are_shown_most(make_pipe):
+    """Each attack adds its stages for every picture; starts are of all three kinds."""
+    model, starts = wrap(make_pipe()), []
+
+    def attack(model, latents, init, seeds):
+        starts.append(init)
+        assert len(set(seeds)) == 3
+        return rehearsal(model, latents, init, seeds)
+
+    objective = erase(model, attack=attack)
+    for update in range(12):
+        objective.backward(model, update, TEAM)
+    assert len(starts) == 6
+    assert objective.state()["triggers"].shape[:2] == (13, 3)
+    assert int(objective.state()["old"]) == 11
+    prompts = objective.state()["triggers"][0]
+    own = sum(torch.equal(y, prompts[k]) for init in starts for k, y in enumerate(init))
+    assert 0 < own < 18
+    rows = draw_rows(3, 6000, slice(0, 6000), update=0, name=(0, 1))
+    fresh = (objective._chosen(rows) >= 11).float().mean().item()
+    assert fresh == pytest.approx(QUICK.fresh, abs=0.03)
+
+
+def test_a_run_that_stopped_goes_on_to_the_same_bytes(make_pipe, tmp_path):
+    """Triggers found before the stop are there after it."""
+    how = Finetune(updates=5, lr=1e-3, save_every=3, ema=0.9)
+
+    class Stop(Exception):
+        pass
+
+    def stop(stage, done, total):
+        if done == 4:
+            raise Stop
+
+    def train(folder, progress=lambda stage, done, total: None):
+        model = wrap(make_pipe())
+        finetune(model, erase(model), how, folder, progress=progress)
+        return model.denoiser.state_dict()
+
+    whole = train(tmp_path / "whole")
+    with pytest.raises(Stop):
+        train(tmp_path / "cut", stop)
+    cut = train(tmp_path / "cut")
+    assert all(torch.equal(cut[name], value) for name, value in whole.items())
