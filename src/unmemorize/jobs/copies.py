@@ -14,12 +14,23 @@ from unmemorize.core.results import Match
 from unmemorize.core.run import Source, digest
 from unmemorize.data.source import read_references
 from unmemorize.jobs.inputs import images_folder
-from unmemorize.metrics.similarity import PIXELS, References, load_sscd, match_pixels, match_sscd, sscd_criterion
+from unmemorize.metrics.similarity import (
+    PIXELS,
+    References,
+    load_sscd,
+    match_pixels,
+    match_sscd,
+    pixel_distances,
+    small,
+    sscd_cosines,
+    sscd_criterion,
+)
 from unmemorize.models.unet import UNetModel
 
 LARGE = 256  # pixels from which pictures are compared by a copy-detection network
 
 Matcher = Callable[[Tensor, References], list[Match]]
+Distances = Callable[[Tensor, Tensor], Tensor]
 
 
 @dataclass(frozen=True)
@@ -45,6 +56,18 @@ def matcher(sscd: str, recipe: str) -> tuple[Criterion, Matcher]:
         return PIXELS, match_pixels
     criterion, embed = sscd_criterion(Path(sscd), recipe), load_sscd(Path(sscd))
     return criterion, lambda images, references: match_sscd(images, references, criterion, embed)
+
+
+def distances(sscd: str, recipe: str) -> Distances:
+    """The plain distance under the same comparison: of pictures to pictures, (n, m).
+
+    Raises:
+        UserError: The file or the recipe cannot be used.
+    """
+    if not sscd:
+        return lambda images, others: pixel_distances(small(images), small(others))
+    criterion, embed = sscd_criterion(Path(sscd), recipe), load_sscd(Path(sscd))
+    return lambda images, others: 1 - sscd_cosines(images, others, criterion, embed).double()
 
 
 def copy_check(model: UNetModel, name: str, images: str, sscd: str = "", recipe: str = "sscd-320") -> CopyCheck:

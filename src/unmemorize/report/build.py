@@ -12,7 +12,7 @@ import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
@@ -36,7 +36,10 @@ NOT_APPLICABLE = {
 }
 
 
-def build_report(run: Path) -> Path:
+Evidence = Literal["none", "thumb", "full"]
+
+
+def build_report(run: Path, *, evidence: Evidence = "full") -> Path:
     """Write `report.html` into a run directory, from what is there: no model and no torch are needed.
 
     Returns:
