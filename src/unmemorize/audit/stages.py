@@ -104,9 +104,7 @@ def _detect(model: UNetModel, spec: AuditSpec, run: Path, progress: Progress) ->
 
 def _calibrate(model: UNetModel, spec: AuditSpec, run: Path, progress: Progress) -> None:
     prompts = audited(spec)
-    calibrate_scores(
-        model, prompts, scores_of(run, len(prompts)), ordinary(spec), _scoring(spec), run, progress
-    )
+    calibrate_scores(model, prompts, scores_of(run, len(prompts)), ordinary(spec), _scoring(spec), run, progress)
 
 
 def _generate(model: UNetModel, spec: AuditSpec, run: Path, progress: Progress) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from enum import StrEnum
 from pathlib import Path
@@ -17,6 +18,7 @@ from unmemorize.cli.app import Column, Images, Json, Model, Prompts, Recipe, Ssc
 
 if TYPE_CHECKING:
     from unmemorize.audit import AuditSpec, Forecast
+    from unmemorize.verdict.conditions import Condition
 
 MET = 1  # exit code where a condition of --fail-on is met
 
@@ -70,7 +72,6 @@ def audit(
     conditions = parse_conditions(fail_on or [])
 
     from unmemorize.audit import PLANS, forecast, run_audit
-    from unmemorize.verdict.junit import write_junit
 
     asked = {"images_per_prompt": images_per_prompt, "generate": generate, "explain": explain}
     spec = replace(
@@ -96,17 +97,7 @@ def audit(
     _announce(spec)
     with bars() as progress:
         summary = run_audit(spec, folder, progress, evidence=evidence.value)
-    if junit:
-        write_junit(Path(junit), summary, conditions)
-    if as_json:
-        print(json.dumps(_verdict(summary, folder), ensure_ascii=False))
-    else:
-        _print_summary(summary, folder)
-    met = [c for c in conditions if c.met(summary["measures"])]
-    for condition in met:
-        errors.print(f"fail-on {condition.explain(summary['measures'])}", style="red", markup=False, highlight=False)
-    if met:
-        raise typer.Exit(MET)
+    _finish(summary, folder, conditions, junit, as_json)
 
 
 @app.command()
@@ -141,6 +132,23 @@ def _announce(spec: AuditSpec) -> None:
         expected = forecast(spec)
         minutes = sum(expected.seconds.values()) / 60
         errors.print(f"about {minutes:.0f} min: {sum(expected.evaluations.values()):,} evaluations", highlight=False)
+
+
+def _finish(summary: dict[str, Any], run: Path, conditions: Sequence[Condition], junit: str, as_json: bool) -> None:
+    """Print the outcome, write it for the build server, and exit by its conditions."""
+    from unmemorize.verdict.junit import write_junit
+
+    if junit:
+        write_junit(Path(junit), summary, conditions)
+    if as_json:
+        print(json.dumps(_verdict(summary, run), ensure_ascii=False))
+    else:
+        _print_summary(summary, run)
+    met = [condition for condition in conditions if condition.met(summary["measures"])]
+    for condition in met:
+        errors.print(f"fail-on {condition.explain(summary['measures'])}", style="red", markup=False, highlight=False)
+    if met:
+        raise typer.Exit(MET)
 
 
 def _verdict(summary: dict[str, Any], run: Path) -> dict[str, Any]:

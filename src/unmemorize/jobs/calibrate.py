@@ -60,7 +60,9 @@ def calibrate_scores(
     """
     count = len(ordinary.listed) + len(ordinary.others)
     if count < ENOUGH:
-        raise NotApplicable(f"p-values need {ENOUGH} ordinary prompts or more, got {count}: name a file with --ordinary")
+        raise NotApplicable(
+            f"p-values need {ENOUGH} ordinary prompts or more, got {count}: name a file with --ordinary"
+        )
     known = scores[list(ordinary.listed)].mean(axis=1)
     if ordinary.others:
         table = score_into(model, ordinary.others, spec, run, "ordinary", progress)

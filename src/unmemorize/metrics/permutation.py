@@ -21,9 +21,7 @@ class Nearness:
     p_value: float
 
 
-def nearness_test(
-    training: Floats, held_out: Floats, *, paired: bool, rounds: int = 1999, seed: int = 0
-) -> Nearness:
+def nearness_test(training: Floats, held_out: Floats, *, paired: bool, rounds: int = 1999, seed: int = 0) -> Nearness:
     """Permutation test of which of two sets of pictures generated pictures are nearest to.
 
     If the model knew neither set, the names "training" and "held out" could be exchanged: the count of generated

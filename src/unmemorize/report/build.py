@@ -118,7 +118,9 @@ def _compact(p: Prompt) -> list[Any]:
     """A row without pictures, for the page's script: the order of the values is in table.js."""
     shots = [[shot.seed, shot.distance, shot.verdict] for shot in p.shots]
     group = [{True: "planted", False: "ordinary", None: ""}[p.memorable], p.kind or "", p.copies]
-    numbers = [None if v is None or not math.isfinite(v) else round(v, 6) for v in (p.score, p.spread, p.bar, p.p_value)]
+    numbers = [
+        None if v is None or not math.isfinite(v) else round(v, 6) for v in (p.score, p.spread, p.bar, p.p_value)
+    ]
     return [p.rank, p.id, p.prompt, *group, *numbers, p.verdict, shots]
 
 

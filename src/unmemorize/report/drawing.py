@@ -40,6 +40,7 @@ STYLE: dict[Any, Any] = {
     "ytick.major.size": 0,
 }
 
+
 @dataclass(frozen=True)
 class Figure:
     """A drawing, the rows of numbers it shows, and what to read from it."""

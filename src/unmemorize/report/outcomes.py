@@ -44,7 +44,9 @@ def _draw_line(axes: Axes, group: str, rows: Sequence[Row]) -> None:
     colour, style = GROUPS.get(group, (MUTED, (0, (1, 2))))
     x, y = [row["steps"] for row in rows], [row["copy_rate"] for row in rows]
     if all(row["low"] is not None and row["high"] is not None for row in rows):
-        axes.fill_between(x, [row["low"] for row in rows], [row["high"] for row in rows], color=colour, alpha=0.12, lw=0)
+        axes.fill_between(
+            x, [row["low"] for row in rows], [row["high"] for row in rows], color=colour, alpha=0.12, lw=0
+        )
     axes.plot(x, y, color=colour, linestyle=style, linewidth=1.5, marker="o", markersize=3.5, label=_plain(group))
 
 
@@ -59,10 +61,14 @@ def locality_figure(rows: Sequence[Row]) -> Figure:
             y = [-levels.index(row["level"]) - 0.18 * place for row in found]
             colour = ACCENT if place == 0 else INK if place == 1 else MUTED
             if all(row["low"] is not None and row["high"] is not None for row in found):
-                axes.hlines(y, [row["low"] for row in found], [row["high"] for row in found], color=colour, lw=4, alpha=0.3)
+                axes.hlines(
+                    y, [row["low"] for row in found], [row["high"] for row in found], color=colour, lw=4, alpha=0.3
+                )
             values = [row["value"] for row in found]
             axes.scatter(values, y, color=colour, edgecolors=PAPER, s=42, zorder=2, label=_plain(group))
-        axes.set_yticks([-i for i in range(len(levels))], [_plain(level) for level in levels], parse_math=False, color=INK)
+        axes.set_yticks(
+            [-i for i in range(len(levels))], [_plain(level) for level in levels], parse_math=False, color=INK
+        )
         axes.set(xlabel="agreement")
         axes.legend(frameon=False, fontsize=8.5, labelcolor=MUTED)
 

@@ -12,7 +12,14 @@ from unmemorize.core.errors import UserError
 from unmemorize.verdict.findings import CATALOGUE, UNMITIGATED, Finding
 
 Row = dict[str, Any]
-OPERATORS = {">=": operator.ge, "<=": operator.le, "==": operator.eq, "!=": operator.ne, ">": operator.gt, "<": operator.lt}
+OPERATORS = {
+    ">=": operator.ge,
+    "<=": operator.le,
+    "==": operator.eq,
+    "!=": operator.ne,
+    ">": operator.gt,
+    "<": operator.lt,
+}
 NAMES = {
     "copied_prompts": "prompts with at least one copy",
     "copied_images": "generated pictures that are copies",

@@ -20,9 +20,7 @@ from unmemorize.verdict.findings import Facts, Row, find
 TABLES = ("verify", "calibrated", "nearness", "explain", "mitigations")
 
 
-def summarise(
-    run: Path, prompts: Sequence[Prompt], scores: np.ndarray, states: Sequence[Row], costs: Row
-) -> Row:
+def summarise(run: Path, prompts: Sequence[Prompt], scores: np.ndarray, states: Sequence[Row], costs: Row) -> Row:
     """The summary of an audit, as written to `summary.json`, from the tables in its run directory.
 
     Args:
@@ -159,4 +157,3 @@ def _rung(copies: int, results: list[list[bool]]) -> Row:
     rate = ranking.rate_interval(hits, trials)
     counts = {"copies": copies, "pictures": len(results), "images": sum(trials), "copied": sum(hits)}
     return counts | {"copy_rate": rate.value, "low": rate.low, "high": rate.high}
-
