@@ -171,7 +171,7 @@ def test_evidence_decides_what_is_shown_of_training_pictures(make, tmp_path, evi
     page = build_report(run, evidence=evidence).read_text("utf-8")
     assert set(re.findall("data:image/([a-z]+)", page)) == kinds
     found = [
-        a for tag, a in Page(page).elements if tag == "img" and "training" in a["alt"] or "copy" in a.get("alt", "")
+        a for tag, a in Page(page).elements if (tag == "img" and "training" in a["alt"]) or "copy" in a.get("alt", "")
     ]
     assert bool(found) == (evidence != "none")
     assert ("withheld" in page) == (evidence == "none")
@@ -186,7 +186,7 @@ def test_words_are_coloured_by_their_share_and_the_prompt_stays_whole(run):
     rewrite(table(run, "explain"), lambda row: {"id": row["id"]} | spans)
     page = page_of(run)
     assert re.search(r'--share:0\.25">one</mark>  <mark style="--share:1\.00">two</mark>', page)
-    assert 'share:0.50">&lt;b&gt;thre</mark>' in page
+    assert 'share:0.50">&lt;b&gt;three</mark>' in page
 
 
 def test_numbers_of_every_figure_are_there_as_csv(run):

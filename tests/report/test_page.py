@@ -90,7 +90,7 @@ def test_by_keyboard_alone(open_page, address):
     for _ in range(60):
         page.keyboard.press("Tab")
         name = page.evaluate(
-            "(e => e.getAttribute('aria-label') || e.innerText || e.closest('label')?.innerText || '')(document.activeElement)"
+            "(e => e.ariaLabel || e.innerText || e.closest('label')?.innerText || '')(document.activeElement)"
         )
         outlined = page.evaluate("getComputedStyle(document.activeElement).outlineStyle !== 'none'")
         stops.append(name.strip())
@@ -113,7 +113,8 @@ def test_nothing_scrolls_sideways_or_is_cut_off(open_page, address, width, full_
         page = open_page(uri, viewport={"width": width, "height": 900})
         assert page.evaluate("document.documentElement.scrollWidth") <= width
         wide = page.evaluate(
-            """width => [...document.querySelectorAll('body *')].filter(e => !e.closest('svg, .scroll, .svg, template, .skip'))
+            """width => [...document.querySelectorAll('body *')]
+            .filter(e => !e.closest('svg, .scroll, .svg, template, .skip'))
             .filter(e => e.getBoundingClientRect().right > width + 1).map(e => e.outerHTML.slice(0, 100))""",
             width,
         )

@@ -89,7 +89,6 @@ def audit(
         recipe=recipe,
         **{name: value for name, value in asked.items() if value is not None},
     )
-    spec = replace(spec, images_per_prompt=min(spec.images_per_prompt, seeds))
     if dry_run:
         _print_forecast(forecast(spec), as_json)
         return

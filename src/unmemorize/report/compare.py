@@ -96,7 +96,10 @@ def differences(pairs: Sequence[Pair]) -> list[Difference]:
     for name, change, value in measured:
         kept = [(pair, d) for pair in pairs if (d := change(pair)) is not None]
         if kept:
-            ends = (float(np.mean([value(side) for side in sides])) for sides in zip(*((p.a, p.b) for p, _ in kept)))
+            ends = (
+                float(np.mean([value(side) for side in sides]))
+                for sides in zip(*((p.a, p.b) for p, _ in kept), strict=True)
+            )
             found.append(Difference(name, *ends, _bootstrap([d for _, d in kept]), len(kept)))
     return found
 

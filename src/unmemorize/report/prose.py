@@ -20,8 +20,8 @@ def plain_verdict(run: Run) -> list[tuple[str, str]]:
 
 
 NOT_SAID = (
-    "Prompts and training pictures that were not in this test may still be reproduced. Whether a reproduction infringes "
-    "a right, and whose, is a legal question that this measurement does not answer."
+    "Prompts and training pictures that were not in this test may still be reproduced. Whether a reproduction "
+    "infringes a right, and whose, is a legal question that this measurement does not answer."
 )
 
 
@@ -33,9 +33,9 @@ def _tested(run: Run) -> str:
     pictures = run.record.data.get("images")
     among = f"each of {pictures.count:,} training pictures" if pictures else "the training pictures"
     return (
-        f"{text} {_count(s.generated_prompts, 'prompt was', 'prompts were')} given to the model as a user would, and the "
-        f"{_count(s.images, 'resulting picture', 'resulting pictures')} compared with {among} under a rule that was "
-        "fixed beforehand."
+        f"{text} {_count(s.generated_prompts, 'prompt was', 'prompts were')} given to the model as a user would, and "
+        f"the {_count(s.images, 'resulting picture', 'resulting pictures')} compared with {among} under a rule "
+        "that was fixed beforehand."
     )
 
 
@@ -71,9 +71,9 @@ def _sure(run: Run) -> str:
     if s.calibration is not None:
         c = s.calibration
         parts.append(
-            f"Of the {c.tested:,} prompts whose score was judged, {c.suspected:,} stand out from {c.ordinary:,} ordinary "
-            f"prompts at an expected share of false alarms of {c.level:.0%}; on ordinary prompts that were set aside "
-            f"for checking, {c.alarms.value:.1%} raised a single alarm at that level."
+            f"Of the {c.tested:,} prompts whose score was judged, {c.suspected:,} stand out from {c.ordinary:,} "
+            f"ordinary prompts; {c.level:.0%} of those are expected to be false alarms. A check on ordinary prompts "
+            f"that were set aside: {c.alarms.value:.1%} looked suspicious taken one by one, where {c.level:.0%} may."
         )
     found = next((row for row in s.nearness or [] if row.group == "all"), None)
     if found is not None:

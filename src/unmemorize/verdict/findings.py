@@ -232,7 +232,7 @@ CATALOGUE = (
         "UM009",
         "Text alone separates the labels",
         "low",
-        "Do not quote the detector's accuracy: the memorized and the ordinary prompts differ in their words. Match them.",
+        "Do not quote the detector's accuracy: memorized and ordinary prompts differ in their words. Match them.",
         _text_control,
     ),
     Code(
