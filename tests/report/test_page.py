@@ -74,9 +74,9 @@ def test_rows_are_paged_sorted_filtered_and_opened(open_page, address):
     page.get_by_label("Show").select_option("copied")
     assert page.locator("#ranked > tbody > tr:not([data-verdict=verbatim]):not([data-verdict=template])").count() == 0
     page.get_by_label("Show").select_option("")
-    page.get_by_label("Find").fill("number 149")
+    page.locator("#find").fill("number 149")
     assert page.locator("#count").inner_text() == "1 of 150 prompts"
-    page.get_by_label("Find").fill("")
+    page.locator("#find").fill("")
     row = page.locator("#ranked > tbody > tr", has=page.locator("details.row")).first
     row.get_by_text("Details").click()
     assert row.get_by_text("score per seed").is_visible()
@@ -96,7 +96,7 @@ def test_by_keyboard_alone(open_page, address):
         stops.append(name.strip())
         assert stops[-1]
         assert outlined
-        if stops[-1].startswith("Score"):
+        if stops[-1] == "Score":
             page.keyboard.press("Enter")
             assert ranks(page)[0] == 150
         if stops[-1] == "Details":
@@ -128,7 +128,7 @@ def test_on_paper_every_row_with_pictures_is_there_and_open(open_page, address):
     page.evaluate("dispatchEvent(new Event('beforeprint'))")
     assert page.locator("details:not([open])").count() == 0
     assert page.locator("#ranked > tbody > tr").count() > before
-    assert not page.get_by_label("Find").is_visible()
+    assert not page.locator("#find").is_visible()
     assert not page.locator("nav").first.is_visible()
     page.evaluate("dispatchEvent(new Event('afterprint'))")
     assert page.locator("#ranked > tbody > tr").count() == before
@@ -154,7 +154,7 @@ def test_ten_thousand_prompts_stay_usable(open_page, make, tmp_path):
     page = open_page(built.as_uri())
     assert page.locator("#ranked > tbody > tr").count() == 50
     assert page.locator("#page").inner_text() == "page 1 of 201"
-    page.get_by_label("Find").fill("q249-p0039")
+    page.locator("#find").fill("q249-p0039")
     assert page.locator("#count").inner_text() == "1 of 10040 prompts"
     assert page.evaluate("document.querySelectorAll('*').length") < 12_000
 

@@ -207,10 +207,10 @@ def sscd_cosines(
 
 
 def match_sscd(
-    images: Tensor, references: References, criterion: Criterion, embed: Callable[[Tensor], Tensor]
+    images: Tensor, references: References, criterion: Criterion, embed: Callable[[Tensor], Tensor], batch: int = 16
 ) -> list[Match]:
     """Match each image with the reference of highest SSCD cosine. It cannot see templates."""
-    best = sscd_cosines(images, references.images, criterion, embed).max(dim=1)
+    best = sscd_cosines(images, references.images, criterion, embed, batch).max(dim=1)
     return [_sscd_match(references.names[i], v, criterion) for v, i in zip(best[0].tolist(), best[1], strict=True)]
 
 

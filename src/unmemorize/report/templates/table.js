@@ -111,6 +111,7 @@
   };
   byId("before").addEventListener("click", turn(-1));
   byId("after").addEventListener("click", turn(1));
+  byId("scriptless")?.remove();
   byId("controls").hidden = false;
   byId("controls").addEventListener("input", filter);
   byId("controls").addEventListener("submit", (event) => event.preventDefault());
