@@ -230,7 +230,7 @@ def test_the_model_card_is_metadata_the_hub_reads_and_markdown_that_says_no_more
 def test_what_is_null_is_not_applicable_and_says_why(run):
     reason = "the prompts carry no labels"
     states = [{"name": "detector", "state": "not applicable", "reason": reason}]
-    edit(run / "summary.json", detector=None, text_control=None, roc=None, dose=None, states=states)
+    edit(run / "summary.json", detector=None, text_control=None, roc=None, dose=None, states=states, findings=[])
     rewrite(table(run, "prompts"), lambda row: row | {"kind": None, "copies": None, "memorable": None})
     text = Page(page_of(run)).text
     assert text.count("Not applicable.") == 3
