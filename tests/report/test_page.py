@@ -99,6 +99,8 @@ def test_by_keyboard_alone(open_page, address):
         if stops[-1] == "Score":
             page.keyboard.press("Enter")
             assert ranks(page)[0] == 150
+            page.keyboard.press("Enter")
+            assert ranks(page)[0] == 1
         if stops[-1] == "Details":
             page.keyboard.press("Enter")
             assert page.locator("details.row[open]").count() == 1
