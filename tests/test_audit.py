@@ -12,12 +12,15 @@ import time
 import pyarrow.parquet as pq
 import pytest
 import torch
+from scipy.stats import false_discovery_control
 
-from unmemorize.audit import AuditSpec, choose, run_audit
+from unmemorize.audit import PLANS, AuditSpec, forecast, run_audit
 from unmemorize.core.errors import UserError
 from unmemorize.core.sample import generate
 from unmemorize.data.pictures import save_image
 from unmemorize.data.source import Prompt
+from unmemorize.explain.tokens import word_significance
+from unmemorize.jobs.pictures import choose
 from unmemorize.models.load import load
 
 STEPS = 3
@@ -30,6 +33,7 @@ def inputs(tiny_folder, tmp_path_factory):
     prompts = [f"a red kite number {i}" for i in range(27)] + ["", "x " * 5000, "<b>中文 \u202e\U0001f600</b>"]
     rows = "".join(json.dumps({"prompt": p}) + "\n" for p in prompts)
     (folder / "prompts.jsonl").write_text(rows)
+    (folder / "ordinary.txt").write_text("".join(f"a plain boat number {i}\n" for i in range(40)))
     model = load(str(tiny_folder))
     (made,) = generate(model, model.encode(prompts[:1]), seeds=[0], steps=STEPS)
     save_image(made, folder / "images" / "made.png")
@@ -42,6 +46,8 @@ def spec(inputs, tiny_folder, **changes):
     values = {
         "prompts": str(inputs / "prompts.jsonl"),
         "images": str(inputs / "images"),
+        "ordinary": str(inputs / "ordinary.txt"),
+        "explain": 3,
         "seeds": (0, 1),
         "steps": STEPS,
     }
@@ -82,7 +88,7 @@ def test_counts_agree_with_the_files(finished):
 
 
 def test_evaluations_are_those_of_the_denoiser(inputs, tiny_folder, tmp_path, monkeypatch):
-    """The reported cost is what a hook on the UNet counts, row by row."""
+    """The reported cost is what a hook on the UNet counts, row by row, and what was forecast."""
     calls = []
 
     def counted(name):
@@ -90,9 +96,12 @@ def test_evaluations_are_those_of_the_denoiser(inputs, tiny_folder, tmp_path, mo
         model.denoiser.register_forward_hook(lambda _m, args, _o: calls.append(len(args[0])))
         return model
 
-    monkeypatch.setattr("unmemorize.audit.load", counted)
+    monkeypatch.setattr("unmemorize.audit.run.load", counted)
     summary = run_audit(spec(inputs, tiny_folder), tmp_path / "run")
-    assert sum(summary["evaluations"].values()) == sum(calls) == 2 * 31 + 60 * 2 * STEPS
+    assert sum(summary["evaluations"].values()) == sum(calls) == 2 * 31 + 2 * 41 + 60 * 2 * STEPS + 3 * 4
+    expected = forecast(spec(inputs, tiny_folder))
+    assert expected.evaluations == summary["evaluations"]
+    assert (expected.pictures, expected.seconds.keys()) == (60, expected.evaluations.keys())
 
 
 def test_killed_in_the_middle_it_ends_with_the_same_bytes(inputs, tiny_folder, finished, tmp_path):
@@ -100,6 +109,7 @@ def test_killed_in_the_middle_it_ends_with_the_same_bytes(inputs, tiny_folder, f
     run = tmp_path / "killed"
     command = [sys.executable, "-m", "unmemorize", "audit", str(tiny_folder), "--run", str(run), "--seeds", "2"]
     command += ["--prompts", str(inputs / "prompts.jsonl"), "--images", str(inputs / "images"), "--steps", str(STEPS)]
+    command += ["--ordinary", str(inputs / "ordinary.txt"), "--explain", "3"]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL)
     while not (run / "shards" / "generate" / "00000.parquet").exists():
@@ -142,7 +152,88 @@ def test_without_training_pictures_nothing_is_called_clean(inputs, tiny_folder, 
     summary = run_audit(spec(inputs, tiny_folder, images="", generate=2), tmp_path / "run")
     assert summary["verdict"] == "untested"
     assert summary["detector"] is None
-    assert {"name": "verify", "state": "not run"}.items() <= summary["states"][0].items()
+    states = {state["name"]: state for state in summary["states"]}
+    assert [states[name]["state"] for name in ("detect", "verify", "held-out", "attack")] == ["done", *["not run"] * 3]
+    assert "--images" in states["verify"]["reason"]
+    findings = {f["code"]: f["state"] for f in summary["findings"]}
+    assert (findings["UM001"], findings["UM005"], findings["UM011"]) == ("not run",) * 3
+    assert findings["UM007"] in ("passed", "issue")
+
+
+def test_scores_are_calibrated_on_prompts_that_are_not_audited(finished):
+    """p-values follow from the two tables of scores; adjusted ones are scipy's; the check counts what it says."""
+    run, summary = finished
+    mean = {name: means(run, name) for name in ("detect", "ordinary")}
+    rows = pq.read_table(run / "scores" / "calibrated.parquet").to_pylist()
+    known = list(mean["ordinary"].values())
+    expected = [(1 + sum(k >= mean["detect"][row["id"]] for k in known)) / 41 for row in rows]
+    assert len(rows) == 30
+    assert [row["p_value"] for row in rows] == pytest.approx(expected)
+    assert [row["q_value"] for row in rows] == pytest.approx(false_discovery_control(expected))
+    found = summary["calibration"]
+    assert (found["ordinary"], found["tested"], found["smallest_p"]) == (40, 30, 1 / 41)
+    assert found["suspected"] == sum(row["q_value"] <= 0.05 for row in rows)
+
+
+def means(run, name):
+    scores = {}
+    for row in pq.read_table(run / "scores" / f"{name}.parquet").to_pylist():
+        scores.setdefault(row["id"], []).append(row["score"])
+    return {key: sum(values) / len(values) for key, values in scores.items()}
+
+
+def test_curves_begin_with_the_score(finished):
+    """The magnitude recorded while generating is, at the first step, what was scored."""
+    run, _ = finished
+    scores = {(r["id"], r["seed"]): r["score"] for r in pq.read_table(run / "scores" / "detect.parquet").to_pylist()}
+    for row in pq.read_table(run / "scores" / "images.parquet").to_pylist():
+        assert len(row["curve"]) == STEPS
+        assert row["curve"][0] == pytest.approx(scores[row["id"], row["seed"]], rel=1e-3, abs=1e-4)
+
+
+def test_copied_prompts_are_explained_first(finished, tiny_folder):
+    """Words as `explain` finds them, for as many prompts as asked for: those with a copy, the highest score first."""
+    run, _ = finished
+    rows = pq.read_table(run / "scores" / "explain.parquet").to_pylist()
+    texts = {r["id"]: r["prompt"] for r in pq.read_table(run / "scores" / "prompts.parquet").to_pylist()}
+    verified = pq.read_table(run / "scores" / "verify.parquet").to_pylist()
+    copied, score = {r["id"] for r in verified if r["verdict"] != "none"}, means(run, "detect")
+    order = sorted(texts, key=lambda key: (key not in copied, -score[key]))[:3]
+    assert [row["id"] for row in rows] == [key for key in order if texts[key].strip()]
+    for row in rows:
+        found = word_significance(load(str(tiny_folder)), texts[row["id"]], seeds=(0, 1), steps=STEPS)
+        assert row["significance"] == pytest.approx(found.significance, rel=1e-4)
+        assert list(zip(row["starts"], row["stops"], strict=True)) == list(found.spans)
+
+
+def test_held_out_pictures_are_compared(inputs, tiny_folder, finished, tmp_path):
+    """Mirror images by default, or a folder of as many; every generated picture is counted."""
+    _, summary = finished
+    assert {row["group"]: row["images"] for row in summary["nearness"]}["all"] == 60
+    for i in range(9):
+        save_image(torch.rand(3, 32, 32, generator=torch.Generator().manual_seed(90 + i)), tmp_path / "h" / f"{i}.png")
+    other = run_audit(spec(inputs, tiny_folder, held_out=str(tmp_path / "h"), generate=2, explain=1), tmp_path / "run")
+    assert other["nearness"][0]["held_out"] == "pictures given"
+    assert other["nearness"][0]["nearer"] >= 1  # the picture that is a training picture
+
+
+def test_too_few_ordinary_prompts_do_not_apply(inputs, tiny_folder, tmp_path):
+    """Without enough of them there are no p-values, and the run says why."""
+    (tmp_path / "few.txt").write_text("one\ntwo\n")
+    summary = run_audit(
+        spec(inputs, tiny_folder, ordinary=str(tmp_path / "few.txt"), images="", generate=1, explain=1),
+        tmp_path / "run",
+    )
+    state = next(s for s in summary["states"] if s["name"] == "calibrate")
+    assert (state["state"], summary["calibration"]) == ("not applicable", None)
+    assert "20 ordinary prompts" in state["reason"]
+
+
+def test_a_full_plan_is_more_of_the_same():
+    """No plan changes what a number means."""
+    quick, full = PLANS["quick"], PLANS["full"]
+    assert (full.generate, full.images_per_prompt, full.explain) > (quick.generate, quick.images_per_prompt, 0)
+    assert (full.seeds, full.steps, full.guidance) == (quick.seeds, quick.steps, quick.guidance)
 
 
 def test_prompts_are_generated_by_ladder_score_and_spread():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import xml.etree.ElementTree as ET
 
 import pytest
 from PIL import Image
@@ -68,10 +69,10 @@ def test_json_is_all_that_is_printed(call, tiny_folder, inputs):
     """Standard output holds one JSON object; progress goes elsewhere."""
     arguments = ("--prompts", inputs / "prompts.txt", "--images", inputs / "images", "--steps", 2, "--json")
     code, out, _ = call("audit", tiny_folder, *arguments, "--run", inputs / "run")
-    summary = json.loads(out)
+    printed = json.loads(out)
     assert code == 0
-    assert summary["prompts"] == 2
-    assert summary["run"] == str(inputs / "run")
+    assert (printed.keys(), printed["run"]) == ({"verdict", "findings", "run"}, str(inputs / "run"))
+    assert all(found.keys() == {"code", "severity", "state", "count"} for found in printed["findings"])
 
 
 def test_report_is_rebuilt(call, tiny_folder, inputs):
@@ -82,6 +83,44 @@ def test_report_is_rebuilt(call, tiny_folder, inputs):
     (inputs / "run" / "report.html").unlink()
     assert call("report", inputs / "run")[0] == 0
     assert (inputs / "run" / "report.html").read_bytes() == page
+
+
+def test_a_condition_that_is_met_is_exit_code_one(call, tiny_folder, inputs):
+    """Met, not met, not measured, and unknown; the findings are there as JUnit XML either way."""
+    run = ("--prompts", inputs / "prompts.txt", "--steps", 2, "--run", inputs / "run", "--junit", inputs / "j.xml")
+    assert call("audit", tiny_folder, *run, "--fail-on", "suspected_prompts < 0")[0] == 0
+    suite = ET.parse(inputs / "j.xml").getroot()
+    assert (suite.get("tests"), len(suite.findall("testcase"))) == ("12", 12)
+    code, _, err = call("audit", tiny_folder, *run, "--fail-on", "suspected_prompts >= 0, copies_after_attack > 0")
+    assert code == 1
+    assert "copies_after_attack > 0: not measured" in err
+    code, _, err = call("audit", tiny_folder, "--fail-on", "copys > 0")
+    assert code == 2
+    assert "copied_prompts" in err
+
+
+def test_a_dry_run_writes_nothing(call, tiny_folder, inputs):
+    """What to expect, as text and as JSON."""
+    arguments = ("--prompts", inputs / "prompts.txt", "--dry-run", "--run", inputs / "run")
+    code, out, _ = call("audit", tiny_folder, *arguments)
+    assert code == 0
+    assert "pictures" in out
+    found = json.loads(call("audit", tiny_folder, *arguments, "--json")[1])
+    assert found["evaluations"]["generate"] == 2 * 2 * 16 * 2
+    assert not (inputs / "run").exists()
+
+
+def test_two_runs_are_compared(call, tiny_folder, inputs):
+    """One page of both; of runs over other prompts, a mistake."""
+    (inputs / "other.txt").write_text("three kites\n")
+    for name, prompts, guidance in (("a", "prompts.txt", 7.5), ("b", "prompts.txt", 2), ("c", "other.txt", 2)):
+        options = ("--prompts", inputs / prompts, "--images", inputs / "images", "--guidance", guidance)
+        assert call("audit", tiny_folder, *options, "--steps", 2, "--run", inputs / name)[0] == 0
+    assert call("compare", inputs / "a", inputs / "b", "--out", inputs / "two.html")[0] == 0
+    assert "guidance" in (inputs / "two.html").read_text()
+    code, _, err = call("compare", inputs / "a", inputs / "c")
+    assert code == 2
+    assert "no prompt in common" in err
 
 
 def test_report_of_nothing(call, inputs):

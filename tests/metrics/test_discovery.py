@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy.stats import false_discovery_control
 
-from unmemorize.metrics.discovery import false_discovery
+from unmemorize.metrics.discovery import benjamini_hochberg, false_discovery
 
 
 @pytest.mark.parametrize("left_out", [0, 3, 2000])
@@ -22,3 +22,11 @@ def test_nothing_to_adjust():
     assert len(false_discovery(np.array([]), 10)) == 0
     with pytest.raises(ValueError, match="at most 1"):
         false_discovery(np.array([0.1, 0.2]), 1)
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_benjamini_hochberg_equals_scipys(tied):
+    """Also where conformal p-values are tied."""
+    p = np.random.default_rng(1).random(80) ** 2
+    p = np.ceil(p * 20) / 20 if tied else p
+    assert benjamini_hochberg(p) == pytest.approx(false_discovery_control(p, method="bh"), rel=1e-12)

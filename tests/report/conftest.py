@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -38,13 +39,63 @@ def make_run(path: Path, *, prompts: int = 150, size: int = 64) -> Path:
     ]
     verify = [shot for i, row in enumerate(rows[: int(prompts * 0.8)]) for shot in _shots(path, i, row, size)]
     (path / "scores").mkdir(parents=True)
-    for name, table in (("prompts", rows), ("detect", detect), ("verify", verify)):
+    tables = {"prompts": rows, "detect": detect, "verify": verify, **_more(rows, verify), **_outcomes()}
+    for name, table in tables.items():
         pq.write_table(pa.Table.from_pylist(table), path / "scores" / f"{name}.parquet")
     write_json(path / "run.json", _record(prompts))
     write_json(path / "summary.json", _summary(prompts, verify))
     seconds = {"detect": 84.2, "generate": 912.5}
     write_json(path / "timing.json", {"started": "2026-01-01T12:00:00Z", "seconds": seconds})
     return path
+
+
+def _more(rows: list[dict[str, object]], verify: list[dict[str, object]]) -> dict[str, list[dict[str, object]]]:
+    """p-values of the planted prompts, words of the first ones, the magnitude along sampling."""
+    planted = [row for row in rows if row["memorable"]]
+    calibrated = [{"id": r["id"], "p_value": (i + 1) / 200, "q_value": (i + 1) / 100} for i, r in enumerate(planted)]
+    images = [
+        {
+            "id": r["id"],
+            "seed": r["seed"],
+            "image": r["image"],
+            "curve": [2 / (1 + t) + (r["ratio"] < 0.5) for t in range(16)],
+        }
+        for r in verify
+    ]
+    return {"calibrated": calibrated, "images": images, "explain": [_explained(row) for row in rows[:12]]}
+
+
+def _explained(row: dict[str, object]) -> dict[str, object]:
+    spans = [match.span() for match in re.finditer(r"\S+", row["prompt"])][:80]
+    starts, stops = zip(*spans, strict=True)
+    significance = [1.0 + 7.0 * (i == 1) for i in range(len(spans))]
+    return {"id": row["id"], "starts": starts, "stops": stops, "significance": significance, "evaluations": 16}
+
+
+def _outcomes() -> dict[str, list[dict[str, object]]]:
+    """Three mitigations, one of them not attacked, with the curves of the other two, and where memories sit."""
+    rates = {"none": (0.9, 0.95, 0.1), "pruning <b>": (0.05, 0.7, 0.1), "guidance": (0.1, None, None)}
+    mitigations = [
+        {"name": name, "quality": 0.8, "alignment": 0.3, "evaluations": 1200, "seconds": 31.5}
+        | {f"{column}{end}": None if v is None else max(0.0, min(1.0, v + d))
+           for column, v in zip(("copy_rate", "copy_rate_attacked", "control_rate"), values, strict=True)
+           for end, d in (("", 0), ("_low", -0.05), ("_high", 0.05))}
+        for name, values in rates.items()
+    ]  # fmt: skip
+    curve = [
+        {"mitigation": name, "group": group, "steps": steps, "copy_rate": rate * steps / 50, "ratio": 0.4}
+        | {"low": 0.8 * rate * steps / 50, "high": min(1, 1.2 * rate * steps / 50)}
+        for name in ("none", "pruning <b>")
+        for group, rate in (("memorized", 0.8), ("negative", 0.2), ("never trained", 0.1))
+        for steps in (0, 10, 25, 50)
+    ]
+    levels = ("embeddings", "activations", "weights")
+    locality = [
+        {"level": level, "group": group, "value": value, "low": value - 0.1, "high": value + 0.1}
+        for level in levels
+        for group, value in (("same picture", 0.5), ("other pictures", 0.4))
+    ]
+    return {"mitigations": mitigations, "attack_curve": curve, "locality": locality}
 
 
 def write_json(path: Path, content: object) -> None:
@@ -136,7 +187,26 @@ def _summary(prompts: int, verify: list[dict[str, object]]) -> dict[str, object]
             {"name": "attack", "state": "not applicable", "reason": "no fix was made that an attack could test"},
         ],
         "evaluations": {"detect": 602, "generate": 24000},
+        "calibration": {
+            **{"level": 0.05, "ordinary": 225, "smallest_p": 1 / 226, "tested": 129, "suspected": 40, "unverified": 3},
+            **{"alarms": {"value": 0.04, "low": 0.02, "high": 0.07}, "discoveries": 300, "false": 9},
+        },
+        "nearness": [
+            {"group": "all", "held_out": "mirror images", "images": len(verify), "nearer": 150.5, "p_value": 0.0005},
+            {"group": "ordinary prompts", "held_out": "mirror images", "images": 30, "nearer": 16, "p_value": 0.42},
+        ],
+        "findings": [
+            _finding("UM001", "high", "issue", 20, f"20 of 120 pictures {SCRIPT}"),
+            _finding("UM005", "medium", "not run", 0, "no mitigation was tried"),
+            _finding("UM008", "medium", "passed", 0, "none"),
+            _finding("UM009", "low", "not applicable", 0, "too few labels"),
+        ],
     }
+
+
+def _finding(code: str, severity: str, state: str, count: int, evidence: str) -> dict[str, object]:
+    texts = {"title": f"Title of {code}", "evidence": evidence, "advice": "Do this.", "docs": f"docs/report.md#{code}"}
+    return {"code": code, "severity": severity, "state": state, "count": count} | texts
 
 
 def _dose(copies: int) -> dict[str, float]:

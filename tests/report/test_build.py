@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import base64
+import csv
+import hashlib
 import json
 import re
 import shutil
@@ -84,7 +87,8 @@ def test_hostile_text_is_shown_and_never_becomes_markup(run, hostile):
     page = page_of(run)
     parsed = Page(page)
     assert SCRIPT not in page
-    assert [tag for tag, _ in parsed.elements].count("script") == 1
+    scripts = [attributes.get("type") for tag, attributes in parsed.elements if tag == "script"]
+    assert scripts == ["application/json", None]  # the rows without pictures, and the page's own
     assert not [name for _, attributes in parsed.elements for name in attributes if name.startswith("on")]
     assert parsed.closed
     assert not parsed.open
@@ -118,7 +122,7 @@ def test_ids_are_unique_and_links_lead_somewhere(full_run):
     ids = [attributes["id"] for _, attributes in elements if "id" in attributes]
     links = [found.get("href") or found.get("xlink:href") for tag, found in elements if tag in ("a", "use")]
     assert len(ids) == len(set(ids))
-    assert {link[1:] for link in links if link} <= set(ids)
+    assert {link[1:] for link in links if link and not link.startswith("data:text/csv")} <= set(ids)
 
 
 def test_the_same_run_gives_the_same_bytes(run):
@@ -143,15 +147,90 @@ def test_every_copy_is_shown_with_its_pictures_however_low_it_ranks(full_run):
     parsed = Page(page_of(full_run))
     rows = [attributes for tag, attributes in parsed.elements if tag == "tr" and "data-verdict" in attributes]
     copies = json.loads((full_run / "summary.json").read_text())["copied_prompts"]
-    assert len(rows) == 150
-    assert sum(row["data-verdict"] in ("verbatim", "template") for row in rows[:-40]) == copies
-    assert "not generated" in parsed.text
+    assert sum(row["data-verdict"] in ("verbatim", "template") for row in rows) == copies
+    assert len(rows) + len(rows_without_pictures(full_run)) == 150
+
+
+def rows_without_pictures(run):
+    return json.loads(re.search(r'id="rows">(.*?)</script>', page_of(run), re.DOTALL)[1])
+
+
+def test_rows_without_pictures_cannot_leave_their_element(run, monkeypatch):
+    monkeypatch.setattr("unmemorize.report.build.WITH_PICTURES", 0)
+    monkeypatch.setattr("unmemorize.report.build.MOST_PICTURES", 0)
+    hostile = "</script><script>alert(1)</script><!--<script>\u2028&amp;"
+    rewrite(table(run, "prompts"), lambda row: row | {"prompt": hostile})
+    page = page_of(run)
+    assert page.count("<script") == page.count("</script>") == 2
+    assert [row[2] for row in rows_without_pictures(run)] == [hostile] * 40
+
+
+@pytest.mark.parametrize(("evidence", "kinds"), [("full", {"png"}), ("thumb", {"webp", "png"}), ("none", {"png"})])
+def test_evidence_decides_what_is_shown_of_training_pictures(make, tmp_path, evidence, kinds):
+    run = make(tmp_path / "run", prompts=20, size=112)
+    page = build_report(run, evidence=evidence).read_text("utf-8")
+    assert set(re.findall("data:image/([a-z]+)", page)) == kinds
+    found = [
+        a for tag, a in Page(page).elements if (tag == "img" and "training" in a["alt"]) or "copy" in a.get("alt", "")
+    ]
+    assert bool(found) == (evidence != "none")
+    assert ("withheld" in page) == (evidence == "none")
+    if evidence == "none":
+        used = pq.read_table(table(run, "verify")).to_pylist()[0]["nearest"]
+        assert hashlib.sha256((run / used).read_bytes()).hexdigest()[:12] in page
+
+
+def test_words_are_coloured_by_their_share_and_the_prompt_stays_whole(run):
+    rewrite(table(run, "prompts"), lambda row: row | {"prompt": f"one  two\u00a0<b>three {row['id']}"})
+    spans = {"starts": [0, 5, 9], "stops": [3, 8, 17], "significance": [1.0, 4.0, 2.0]}
+    rewrite(table(run, "explain"), lambda row: {"id": row["id"]} | spans)
+    page = page_of(run)
+    assert re.search(r'--share:0\.25">one</mark>  <mark style="--share:1\.00">two</mark>', page)
+    assert 'share:0.50">&lt;b&gt;three</mark>' in page
+
+
+def test_numbers_of_every_figure_are_there_as_csv(run):
+    rewrite(table(run, "locality"), lambda row: row | {"group": '=HYPERLINK("x")' if row["value"] > 0.45 else "other"})
+    links = {a["download"]: a["href"] for tag, a in Page(page_of(run)).elements if tag == "a" and "download" in a}
+    assert set(links) == {f"{name}.csv" for name in ("dose", "roc", "scores", "attack", "locality")}
+    files = {name: base64.b64decode(href.split(",")[1]).decode() for name, href in links.items()}
+    dose = list(csv.DictReader(files["dose.csv"].splitlines()))
+    assert [int(row["copies"]) for row in dose] == [1, 2, 4, 8, 16, 32, 64]
+    assert len(files["scores.csv"].splitlines()) == 41
+    assert "\"'=HYPERLINK" in files["locality.csv"]  # a spreadsheet shows it and does not run it
+
+
+def test_mitigations_that_were_not_attacked_say_so(run):
+    text = Page(page_of(run)).text
+    assert "pruning <b>" in text
+    assert "A mitigation that was not attacked is untested." in text
+    assert "2 remedies were tried. The one that holds best (pruning <b>)" in text
+    for name in ("mitigations", "attack_curve", "locality"):
+        table(run, name).unlink()
+    text = Page(page_of(run)).text
+    assert "No mitigation was tried in this run, so none can be called effective." in text
+    assert "No remedy was tried in this run." in text
+
+
+def test_the_model_card_is_metadata_the_hub_reads_and_markdown_that_says_no_more(run):
+    from huggingface_hub import ModelCard
+
+    edit(run / "run.json", model={"name": f"a: b\n---\n{SCRIPT} #1", "fingerprint": "0f" * 32})
+    build_report(run)
+    card = ModelCard.load(run / "model-card.md", ignore_metadata_errors=False)
+    assert card.data.model_name == f"a: b\n---\n{SCRIPT} #1"
+    found = {result.metric_type: result.metric_value for result in card.data.eval_results}
+    summary = json.loads((run / "summary.json").read_text())
+    assert found["copied_prompts"] == summary["copied_prompts"]
+    assert found["copies_after_attack"] == pytest.approx(0.7)
+    assert SCRIPT not in card.text
+    assert "| UM005 |" in card.text
 
 
 def test_what_is_null_is_not_applicable_and_says_why(run):
     reason = "the prompts carry no labels"
     states = [{"name": "detector", "state": "not applicable", "reason": reason}]
-    edit(run / "summary.json", detector=None, text_control=None, roc=None, dose=None, states=states)
+    edit(run / "summary.json", detector=None, text_control=None, roc=None, dose=None, states=states, findings=[])
     rewrite(table(run, "prompts"), lambda row: row | {"kind": None, "copies": None, "memorable": None})
     text = Page(page_of(run)).text
     assert text.count("Not applicable.") == 3
@@ -216,12 +295,6 @@ def test_large_pictures_are_shrunk(make, tmp_path):
     assert len(page) < 1_000_000
 
 
-def test_only_the_first_of_very_many_prompts_are_listed(run, monkeypatch):
-    monkeypatch.setattr("unmemorize.report.build.WITH_PICTURES", 5)
-    monkeypatch.setattr("unmemorize.report.build.COMPACT", 7)
-    assert re.search(r"\d+ further prompts are not listed here", page_of(run))
-
-
 @pytest.mark.parametrize(
     ("damage", "says"),
     [
@@ -249,19 +322,6 @@ def test_a_report_is_rebuilt_without_torch(run):
     done = subprocess.run([sys.executable, "-c", NO_TORCH, str(run)], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == str(run / "report.html")
-
-
-def test_a_browser_opens_it_without_a_complaint_and_its_script_runs(full_run, tmp_path, chromium):
-    flags = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"]
-    flags += ["--disable-background-networking", "--disable-component-update", f"--user-data-dir={tmp_path}"]
-    flags += ["--enable-logging=stderr", "--v=0", "--dump-dom"]
-    command = [chromium, *flags, build_report(full_run).as_uri()]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=240)
-    assert done.returncode == 0
-    assert not [line for line in done.stderr.splitlines() if "CONSOLE" in line]
-    elements = Page(done.stdout).elements
-    assert [attributes for tag, attributes in elements if tag == "form" and "hidden" not in attributes]
-    assert [tag for tag, _ in elements].count("button") == 8
 
 
 def test_numbers_read_as_a_person_writes_them():

@@ -22,6 +22,9 @@ from unmemorize.metrics.similarity import (
     match_sscd,
     match_sscd_targets,
     match_targets,
+    pixel_distances,
+    small,
+    sscd_cosines,
     sscd_criterion,
 )
 from unmemorize.models.unet import UNetModel
@@ -30,6 +33,7 @@ LARGE = 256  # pixels from which pictures are compared by a copy-detection netwo
 
 Matcher = Callable[[Tensor, References], list[Match]]  # pictures and references
 TargetMatcher = Callable[[Tensor, References, References], list[Match]]  # pictures, the target of each, references
+Distances = Callable[[Tensor, Tensor], Tensor]
 
 
 @dataclass(frozen=True)
@@ -68,6 +72,18 @@ def _comparisons(sscd: str, recipe: str) -> tuple[Criterion, Matcher, TargetMatc
         lambda images, references: match_sscd(images, references, criterion, embed),
         lambda images, targets, _: match_sscd_targets(images, targets, criterion, embed),
     )
+
+
+def distances(sscd: str, recipe: str) -> Distances:
+    """The plain distance under the same comparison: of pictures to pictures, (n, m).
+
+    Raises:
+        UserError: The file or the recipe cannot be used.
+    """
+    if not sscd:
+        return lambda images, others: pixel_distances(small(images), small(others))
+    criterion, embed = sscd_criterion(Path(sscd), recipe), load_sscd(Path(sscd))
+    return lambda images, others: 1 - sscd_cosines(images, others, criterion, embed).double()
 
 
 def copy_check(model: UNetModel, name: str, images: str, sscd: str = "", recipe: str = "sscd-320") -> CopyCheck:

@@ -78,6 +78,17 @@ def score_prompts(
 ) -> pa.Table:
     """Write `scores/prompts.parquet` and `scores/detect.parquet`: one row a prompt and seed, in that order."""
     _write_prompts(prompts, run / "scores" / "prompts.parquet")
+    return score_into(model, prompts, spec, run, "detect", progress)
+
+
+def score_into(
+    model: UNetModel, prompts: Sequence[Prompt], spec: DetectSpec, run: Path, name: str, progress: Progress
+) -> pa.Table:
+    """Write `scores/NAME.parquet`: one row a prompt and seed, in that order.
+
+    Raises:
+        UserError: The model's predictions are not finite.
+    """
     score = _scorer(model, spec)
 
     def work(piece: Sequence[Prompt]) -> list[Row]:
@@ -87,9 +98,9 @@ def score_prompts(
         pairs = [(p.id, seed) for p in piece for seed in spec.seeds]
         return [{"id": i, "method": spec.method, "seed": s} | row for (i, s), row in zip(pairs, rows, strict=True)]
 
-    for done in run_shards(prompts, work, folder=run / "shards" / "detect", size=32):
-        progress("detect", done, len(prompts))
-    return merge_shards(run / "shards" / "detect", run / "scores" / "detect.parquet")
+    for done in run_shards(prompts, work, folder=run / "shards" / name, size=32):
+        progress(name, done, len(prompts))
+    return merge_shards(run / "shards" / name, run / "scores" / f"{name}.parquet")
 
 
 def wen_lines(run: Path) -> list[str]:

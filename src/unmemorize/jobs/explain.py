@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
-from unmemorize.core.errors import UserError
+from unmemorize.core.errors import NotApplicable, UserError
+from unmemorize.core.run import Progress
+from unmemorize.core.shards import merge_shards, run_shards
+from unmemorize.data.source import Prompt
 from unmemorize.explain.tokens import leave_one_out, rank_agreement, word_significance
 from unmemorize.models.load import load
+from unmemorize.models.unet import UNetModel
 
 
 def explain(
@@ -40,3 +45,29 @@ def explain(
         result["rank_agreement"] = rank_agreement(found.significance, lost)
         result["evaluations"] += spent
     return result
+
+
+def explain_prompts(
+    model: UNetModel, prompts: Sequence[Prompt], run: Path, progress: Progress, *, seeds: Sequence[int], steps: int
+) -> None:
+    """Write `scores/explain.parquet`: per prompt where each word starts and stops, its significance, and the cost.
+
+    Raises:
+        NotApplicable: No prompt holds a word.
+    """
+    worded = [p for p in prompts if p.text.strip()]
+    if not worded:
+        raise NotApplicable("no prompt holds a word")
+
+    def work(piece: Sequence[Prompt]) -> list[dict[str, Any]]:
+        rows = []
+        for prompt in piece:
+            found = word_significance(model, prompt.text, seeds=seeds, steps=steps)
+            starts, stops = (list(ends) for ends in zip(*found.spans, strict=True))
+            words = {"starts": starts, "stops": stops, "significance": list(found.significance)}
+            rows.append({"id": prompt.id} | words | {"evaluations": found.evaluations})
+        return rows
+
+    for done in run_shards(worded, work, folder=run / "shards" / "explain", size=4):
+        progress("explain", done, len(worded))
+    merge_shards(run / "shards" / "explain", run / "scores" / "explain.parquet")

@@ -31,8 +31,8 @@ def images_folder(model: str, images: str = "") -> Path | None:
     return Path(images) if images else embedded.IMAGES if model in EMBEDDED else None
 
 
-def ordinary_of(model: str, file: str = "", column: str = "") -> list[str]:
-    """Ordinary prompts to calibrate on: those in `file`, an embedded model's negatives, or plain descriptions.
+def ordinary_of(model: str, file: str = "", column: str = "", count: int = 150) -> list[str]:
+    """Ordinary prompts to calibrate on: those in `file`, an embedded model's negatives, or `count` plain descriptions.
 
     Raises:
         UserError: The file cannot be used.
@@ -41,7 +41,7 @@ def ordinary_of(model: str, file: str = "", column: str = "") -> list[str]:
         return [p.text for p in read_prompts(Path(file), column or None)]
     if model in EMBEDDED:
         return [p.text for p in prompts_of(model) if p.kind == "negative"]
-    return ordinary_prompts()
+    return ordinary_prompts(count)
 
 
 def prompt_source(source: str, prompts: Sequence[Prompt]) -> Source:

@@ -16,6 +16,7 @@ from torch import Tensor
 from unmemorize.attack.dori import Dori, dori
 from unmemorize.attack.high_noise import HighNoise
 from unmemorize.core.errors import UserError
+from unmemorize.core.model import DiffusionModel
 from unmemorize.core.run import (
     Progress,
     RunRecord,

@@ -22,10 +22,22 @@ def false_discovery(p: Floats, tests: int) -> Floats:
     """
     if len(p) > tests:
         raise ValueError(f"expected at most {tests} p-values, got {len(p)}")
-    if not len(p):
-        return p
+    return _step_up(p, tests * _harmonic(tests))
+
+
+def benjamini_hochberg(p: Floats) -> Floats:
+    """Adjusted p-values: rejecting those at or below q keeps the expected share of false rejections at or below q.
+
+    For independent tests, and for conformal p-values of one calibration set.
+
+    Paper: Benjamini and Hochberg 1995; Bates et al. 2023, theorem 2.6.
+    """
+    return _step_up(p, len(p))
+
+
+def _step_up(p: Floats, factor: float) -> Floats:
     order = np.argsort(p, kind="stable")
-    scaled = p[order] * tests * _harmonic(tests) / np.arange(1, len(p) + 1)
+    scaled = p[order] * factor / np.arange(1, len(p) + 1)
     adjusted = np.empty(len(p))
     adjusted[order] = np.minimum.accumulate(scaled[::-1])[::-1].clip(max=1)
     return adjusted

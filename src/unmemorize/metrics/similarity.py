@@ -67,7 +67,7 @@ def match_pixels(images: Tensor, references: References, criterion: Criterion = 
     Differs: α is left to the threshold; duplicates of the nearest reference are no neighbours, or a training picture
     that is there fifty times would hide its own copies; a handful of references is completed as if by unrelated ones.
     """
-    images, pictures, keep = _small(images), _small(references.images), _kept_pixels(references)
+    images, pictures, keep = small(images), small(references.images), _kept_pixels(references)
     plain, masked = pixel_distances(images, pictures), pixel_distances(images, pictures, keep)
     ratios = plain.min(1).values / _neighbourhood(plain, pictures[plain.argmin(1)], pictures)
     matches = []
@@ -94,9 +94,9 @@ def match_targets(
     neighbour where it is. Of a template the fixed part is judged; a copy of all of it is verbatim.
     """
     images, own, pictures, keep = (
-        _small(images),
-        _small(targets.images),
-        _small(references.images),
+        small(images),
+        small(targets.images),
+        small(references.images),
         _kept_pixels(targets),
     )
     distances = (images.double() - own.double()).square().mean(dim=(1, 2, 3)).sqrt()
@@ -112,7 +112,8 @@ def match_targets(
     return matches
 
 
-def _small(images: Tensor) -> Tensor:
+def small(images: Tensor) -> Tensor:
+    """Pictures at the size they are compared at."""
     return images if images.shape[-2:] == (SIZE, SIZE) else F.interpolate(images.float(), (SIZE, SIZE), mode="area")
 
 
@@ -141,7 +142,7 @@ def _kept_pixels(references: References) -> Tensor:
         if box is not None:
             left, top, right, bottom = box
             keep[i, :, top:bottom, left:right] = 0
-    return _small(keep)[:, 0]
+    return small(keep)[:, 0]
 
 
 @dataclass(frozen=True)
@@ -228,12 +229,18 @@ def _load_onnx(weights: Path) -> Callable[[Tensor], Tensor]:
     return lambda x: F.normalize(torch.from_numpy(session.run(None, {name: x.numpy()})[0]))
 
 
+def sscd_cosines(
+    images: Tensor, others: Tensor, criterion: Criterion, embed: Callable[[Tensor], Tensor], batch: int = 16
+) -> Tensor:
+    """SSCD cosine of every picture with every other: (n, m)."""
+    return _features(images, criterion, embed, batch) @ _features(others, criterion, embed, batch).T
+
+
 def match_sscd(
     images: Tensor, references: References, criterion: Criterion, embed: Callable[[Tensor], Tensor], batch: int = 16
 ) -> list[Match]:
     """Match each image with the reference of highest SSCD cosine. It cannot see templates."""
-    cosine = _features(images, criterion, embed, batch) @ _features(references.images, criterion, embed, batch).T
-    best = cosine.max(dim=1)
+    best = sscd_cosines(images, references.images, criterion, embed, batch).max(dim=1)
     return [_sscd_match(references.names[i], v, criterion) for v, i in zip(best[0].tolist(), best[1], strict=True)]
 
 

@@ -1,4 +1,4 @@
-"""Erase: attack in rounds, keep every trigger that was found, and answer triggers as the empty prompt, with a margin."""
+"""Erase: attack in rounds, keep every trigger that is found, and answer it as the empty prompt, with a margin."""
 
 from __future__ import annotations
 
@@ -39,13 +39,13 @@ class Rounds:
 class Erase:
     """Distil the model as it was, except under triggers of memorized pictures, where it is to know nothing of them.
 
-    With ε̄ the prediction of the model as it was, the target of an ordinary row is ε̄(x_t, t, y), and that of a row with
-    a memorized picture's x_t and a trigger y is ε̄(x_t, t, ∅) + m (ε̄(x_t, t, ∅) − ε): no picture has to take the place of
-    the memorized one, and what is ordinary cannot drift. Triggers are the prompt and what short attacks find on the
-    weights of that moment, from prompts, from N(0, I) and from ordinary captions, at the end and on the way. All are
-    kept: weights that forget how they resisted an old trigger would only chase the newest. Errors count once
-    or by (σ/α)² where that is more, up to a ceiling, as errors of the clean latent do: what a picture becomes is
-    decided at high noise, where errors of ε all but vanish.
+    With ε̄ the prediction of the model as it was, the target of an ordinary row is ε̄(x_t, t, y), and that of a row
+    with a memorized picture's x_t and a trigger y is ε̄(x_t, t, ∅) + m (ε̄(x_t, t, ∅) − ε): no picture has to take the
+    place of the memorized one, and what is ordinary cannot drift. Triggers are the prompt and what short attacks find
+    on the weights of that moment, from prompts, from N(0, I) and from ordinary captions, at the end and on the way. All
+    are kept: weights that forget how they resisted an old trigger would only chase the newest. Errors count once or by
+    (σ/α)² where that is more, up to a ceiling, as errors of the clean latent do: what a picture becomes is decided at
+    high noise, where errors of ε all but vanish.
 
     Args:
         memorized: Pictures to erase, with their prompts.

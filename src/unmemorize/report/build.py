@@ -10,34 +10,50 @@ import base64
 import hashlib
 import json
 import math
+import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from statistics import median
+from typing import Any, Literal
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from unmemorize.core.run import atomic
-from unmemorize.report.figures import Figure, dose_figure, roc_figure, score_figure
-from unmemorize.report.pictures import picture_loader
+from unmemorize.report.card import model_card
+from unmemorize.report.drawing import Figure
+from unmemorize.report.figures import dose_figure, roc_figure, score_figure
+from unmemorize.report.outcomes import attack_figure, locality_figure
+from unmemorize.report.pictures import LARGEST, THUMB, file_hasher, picture_loader
+from unmemorize.report.prose import plain_verdict
 from unmemorize.report.rows import COPIES, SEVERITY, Group, Prompt, Shot, method_of, rank_prompts
 from unmemorize.report.schema import Interval, Run, load_run
 
 TEMPLATES = Path(__file__).parent / "templates"
-WITH_PICTURES = 60  # prompts shown with their pictures; copies always are
-COMPACT = 1000  # prompts shown as one line each; the rest is in the run's Parquet files
+WITH_PICTURES = 60  # prompts shown with their pictures, and every prompt that gave a copy
+MOST_PICTURES = 400  # prompts with pictures in all; the others are rows of text
 SHOWCASE = 6
 
 NOT_APPLICABLE = {
     "detector": "Accuracy needs prompts that are known to be memorized and prompts that are known not to be.",
     "roc": "A curve needs prompts that are known to be memorized and prompts that are known not to be.",
     "text_control": "The control needs labelled prompts, and enough of them to train on.",
+    "calibrate": "this run has no calibration stage.",
     "dose": "How often each picture was in the training set is not known.",
     "scores": "No prompt in this run has a score.",
 }
 
 
-def build_report(run: Path) -> Path:
-    """Write `report.html` into a run directory, from what is there: no model and no torch are needed.
+Evidence = Literal["none", "thumb", "full"]
+SIDES = {"thumb": THUMB, "full": LARGEST}
+
+
+def build_report(run: Path, *, evidence: Evidence = "full") -> Path:
+    """Write `report.html` and `model-card.md` into a run directory, from what is there: no model and no torch needed.
+
+    Args:
+        run: The run directory.
+        evidence: Whether training pictures, and generated ones that copy them, are in the page: not at all, as
+            thumbnails, or as large as the page shows them. Their hashes always are.
 
     Returns:
         The report's path.
@@ -45,17 +61,23 @@ def build_report(run: Path) -> Path:
     Raises:
         UserError: The run directory is missing, incomplete or damaged.
     """
-    page = _render(load_run(Path(run)))
-    target = Path(run) / "report.html"
+    loaded = load_run(Path(run))
+    write_text(Path(run) / "model-card.md", model_card(loaded))
+    return write_text(Path(run) / "report.html", _render(loaded, evidence))
+
+
+def write_text(target: Path, text: str) -> Path:
+    """Write a page in one piece."""
     with atomic(target) as temporary:
-        temporary.write_bytes(page.encode())
+        temporary.write_bytes(text.encode())
     return target
 
 
-def _render(run: Run) -> str:
+def _render(run: Run, evidence: Evidence) -> str:
     prompts = rank_prompts(run)
-    full = [p for p in prompts if p.rank <= WITH_PICTURES or p.copied]
-    rest = [p for p in prompts if p.rank > WITH_PICTURES and not p.copied]
+    full = [p for p in prompts if p.rank <= WITH_PICTURES or p.copied][:MOST_PICTURES]
+    shown = {p.rank for p in full}
+    rest = [p for p in prompts if p.rank not in shown]
     script = (TEMPLATES / "table.js").read_text("utf-8")
     return (
         environment()
@@ -65,21 +87,47 @@ def _render(run: Run) -> str:
             s=run.summary,
             record=run.record,
             method=method_of(run),
+            verdict=plain_verdict(run),
             full=full,
-            with_pictures=WITH_PICTURES,
-            rest=rest[:COMPACT],
-            left_out=max(0, len(rest) - COMPACT),
+            rest=rest,
+            rows=data_block([_compact(p) for p in rest]),
             showcase=_showcase(prompts),
             severity=SEVERITY,
             kinds=sorted({p.kind for p in prompts if p.kind}),
             figures=_figures(run, prompts),
+            usual=_usual(prompts),
             reason=lambda name: _reason(run, name),
+            evidence=evidence,
             picture=picture_loader(run.path),
+            training=picture_loader(run.path, SIDES[evidence]) if evidence in SIDES else lambda path: None,
+            hashed=file_hasher(run.path),
             style=(TEMPLATES / "style.css").read_text("utf-8"),
             script=script,
             script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
         )
     )
+
+
+def data_block(value: Any) -> str:
+    """JSON that may stand inside a script element: nothing in it can end the element or begin another."""
+    text = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+    return re.sub("[<>&\u2028\u2029]", lambda found: f"\\u{ord(found.group()):04x}", text)
+
+
+def _compact(p: Prompt) -> list[Any]:
+    """A row without pictures, for the page's script: the order of the values is in table.js."""
+    shots = [[shot.seed, shot.distance, shot.verdict] for shot in p.shots]
+    group = [{True: "planted", False: "ordinary", None: ""}[p.memorable], p.kind or "", p.copies]
+    numbers = [
+        None if v is None or not math.isfinite(v) else round(v, 6) for v in (p.score, p.spread, p.bar, p.p_value)
+    ]
+    return [p.rank, p.id, p.prompt, *group, *numbers, p.verdict, shots]
+
+
+def _usual(prompts: Sequence[Prompt]) -> tuple[float, ...]:
+    """The median magnitude at each sampling step over prompts that gave no copy, to compare a curve with."""
+    curves = [p.curve for p in prompts if p.curve and not p.copied]
+    return tuple(median(step) for step in zip(*curves, strict=False))
 
 
 def environment() -> Environment:
@@ -92,7 +140,7 @@ def environment() -> Environment:
         lstrip_blocks=True,
     )
     environment.filters |= {"number": number, "percent": percent, "interval": interval, "plain": plain}
-    environment.filters |= {"duration": duration}
+    environment.filters |= {"duration": duration, "polyline": polyline, "chance": chance}
     return environment
 
 
@@ -102,6 +150,8 @@ def _figures(run: Run, prompts: Sequence[Prompt]) -> dict[str, Figure | None]:
         "dose": dose_figure(s.dose) if s.dose else None,
         "roc": roc_figure(s.roc, s.detector, s.text_control) if s.roc else None,
         "scores": score_figure(prompts) if any(p.score is not None for p in prompts) else None,
+        "attack": attack_figure(run.attack_curve) if run.attack_curve else None,
+        "locality": locality_figure(run.locality) if run.locality else None,
     }
 
 
@@ -131,6 +181,17 @@ def number(value: float | None) -> str:
     if isinstance(value, int):
         return f"{value:,}"
     return f"{value:.3f}" if value == 0 or 0.001 <= abs(value) < 100 else f"{value:,.3g}"
+
+
+def chance(p: float | None) -> str:
+    """A p-value: two digits, and never zero."""
+    return "–" if p is None else f"{p:.2g}" if p >= 0.001 else "< 0.001"
+
+
+def polyline(curve: Sequence[float], most: float, width: float = 160, height: float = 40) -> str:
+    """Points of an SVG polyline: the curve from left to right, its zero at the bottom."""
+    step = width / max(len(curve) - 1, 1)
+    return " ".join(f"{i * step:.1f},{height - height * value / (most or 1):.1f}" for i, value in enumerate(curve))
 
 
 def percent(part: float, whole: float = 1) -> str:

@@ -1,56 +1,17 @@
-"""The report's figures. Each is a function that returns the picture as SVG together with the numbers behind it.
-
-Colours are written as CSS variables with a fallback, so that the page's light and dark schemes both reach into the SVG;
-the bytes depend on the numbers alone.
-"""
+"""The figures of detection and copying. Each is a function that returns the drawing together with its numbers."""
 
 from __future__ import annotations
 
-import html
-import io
-import re
-import warnings
 from collections import defaultdict
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Sequence
 
-import matplotlib
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure as Canvas
 
+from unmemorize.report.drawing import ACCENT, FAINT, INK, LINE, MUTED, PAPER, Figure, axes_svg, share_axis
 from unmemorize.report.rows import Prompt
-from unmemorize.report.schema import Detector, Dose, Roc, Row, TextControl
+from unmemorize.report.schema import Detector, Dose, Roc, TextControl
 
-INK, MUTED, FAINT, LINE, ACCENT, PAPER = "#1b1d21", "#646973", "#b7b9be", "#e2e0db", "#b93a08", "#fdfcfa"
-VARIABLES = {INK: "ink", MUTED: "muted", FAINT: "faint", LINE: "line", ACCENT: "accent", PAPER: "paper"}
-STYLE: dict[Any, Any] = {
-    "svg.hashsalt": "unmemorize",
-    "svg.fonttype": "none",
-    "font.size": 9.5,
-    "text.color": INK,
-    "axes.edgecolor": LINE,
-    "axes.facecolor": "none",
-    "axes.labelcolor": MUTED,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "figure.facecolor": "none",
-    "xtick.color": MUTED,
-    "ytick.color": MUTED,
-    "xtick.major.size": 3,
-    "ytick.major.size": 0,
-}
 MOST_DOTS = 1500  # beyond this many prompts the distribution shows quantiles only
-
-
-@dataclass(frozen=True)
-class Figure:
-    """A drawing, the rows of numbers it shows, and what to read from it."""
-
-    title: str
-    svg: str
-    frame: list[Row]
-    caption: str
 
 
 def dose_figure(dose: Sequence[Dose]) -> Figure:
@@ -64,7 +25,7 @@ def dose_figure(dose: Sequence[Dose]) -> Figure:
         axes.plot(x, y, color=ACCENT, linewidth=1.5, marker="o", markersize=6, markeredgecolor=PAPER)
         axes.set_xticks(x, [str(copies) for copies in x])
         axes.set_xticks([], minor=True)
-        _share_axis(axes.yaxis, "generated pictures that are copies")
+        share_axis(axes.yaxis, "generated pictures that are copies")
         axes.set(ylim=(-0.04, 1.04), xlabel="copies of the picture in the training set")
 
     frame = [point.model_dump() for point in dose]
@@ -72,7 +33,7 @@ def dose_figure(dose: Sequence[Dose]) -> Figure:
         "Each point is the share of generated pictures that copy a training picture which was in the training set that "
         "many times; bars are 95% intervals over pictures. The rise shows how much duplication it takes."
     )
-    return Figure("Duplication and copying", _svg(draw, "dose", "Share of copies by duplication"), frame, caption)
+    return Figure("Duplication and copying", axes_svg(draw, "dose", "Share of copies by duplication"), frame, caption)
 
 
 def roc_figure(roc: Roc, detector: Detector | None, text: TextControl | None) -> Figure:
@@ -89,8 +50,8 @@ def roc_figure(roc: Roc, detector: Detector | None, text: TextControl | None) ->
             y = 0.205 - 0.08 * row
             axes.text(0.665, y, label, color=MUTED, ha="right", parse_math=False)
             axes.text(0.685, y, value, color=INK, ha="left", parse_math=False)
-        _share_axis(axes.xaxis, "ordinary prompts flagged")
-        _share_axis(axes.yaxis, "memorized prompts found")
+        share_axis(axes.xaxis, "ordinary prompts flagged")
+        share_axis(axes.yaxis, "memorized prompts found")
         axes.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.03))
 
     frame = [{"fpr": fpr, "tpr": tpr} for fpr, tpr in zip(roc.fpr, roc.tpr, strict=False)]
@@ -99,7 +60,7 @@ def roc_figure(roc: Roc, detector: Detector | None, text: TextControl | None) ->
         "dashed line is chance; the dot with its 95% interval is the rate at the fixed share of false alarms. If text "
         "alone came close to the detector, the comparison would say little about the model."
     )
-    return Figure("Detection", _svg(draw, "roc", "ROC curve of the detector"), frame, caption)
+    return Figure("Detection", axes_svg(draw, "roc", "ROC curve of the detector"), frame, caption)
 
 
 def _roc_notes(detector: Detector | None, text: TextControl | None) -> list[tuple[str, str]]:
@@ -125,7 +86,7 @@ def score_figure(prompts: Sequence[Prompt]) -> Figure:
         axes.spines["left"].set_visible(False)
 
     height = 0.85 + 0.48 * len(rows)
-    svg = _svg(draw, "scores", "Distribution of scores", size=(9.6, height))
+    svg = axes_svg(draw, "scores", "Distribution of scores", size=(9.6, height))
     frame = [
         {"group": label, "id": p.id, "score": p.score, "verdict": p.verdict} for label in rows for p in rows[label]
     ]
@@ -165,33 +126,3 @@ def _stack(members: Sequence[Prompt], y: float, bin_width: float) -> tuple[list[
         xs.append(score)
         ys.append(y + max(-0.39, min(0.39, offset)))
     return xs, ys
-
-
-def _share_axis(axis: matplotlib.axis.Axis, label: str) -> None:
-    axis.set_ticks([0, 0.25, 0.5, 0.75, 1], ["0", "25%", "50%", "75%", "100%"])
-    axis.set_label_text(label)
-    axis.grid(True, color=LINE, linewidth=0.6, alpha=0.7)
-
-
-def _svg(draw: Callable[[Axes], None], name: str, label: str, size: tuple[float, float] = (4.7, 3.5)) -> str:
-    buffer = io.StringIO()
-    with matplotlib.rc_context(), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="(?s)Glyph .* missing")  # the browser's fonts have it
-        matplotlib.rcdefaults()  # not the reader's own style
-        matplotlib.rcParams.update(STYLE)
-        canvas = Canvas(figsize=size, layout="constrained")
-        draw(canvas.add_subplot())
-        canvas.savefig(buffer, format="svg", metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
-    return _inline(buffer.getvalue(), name, label)
-
-
-def _inline(svg: str, name: str, label: str) -> str:
-    """The svg element alone: named, its ids unique in the page, its colours open to the page's scheme."""
-    svg = svg[svg.index("<svg") :]
-    svg = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>", "", svg, flags=re.DOTALL)
-    svg = re.sub(r'\bid="', f'id="{name}-', svg)
-    svg = re.sub(r'href="#', f'href="#{name}-', svg).replace("url(#", f"url(#{name}-")
-    svg = re.sub(r'^<svg ([^>]*?)width="[^"]*" height="[^"]*"', r"<svg \1", svg)
-    for colour, variable in VARIABLES.items():
-        svg = svg.replace(colour, f"var(--{variable}, {colour})")
-    return svg.replace("<svg ", f'<svg role="img" aria-label="{html.escape(label)}" ', 1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 import io
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from pathlib import Path
 from PIL import Image
 
 LARGEST = 256  # pixels a side; larger pictures are shrunk
+THUMB = 96  # the same for a thumbnail
 EXACT = 128  # up to here every pixel is kept, and shown as a square of whole pixels
 SHOWN = 128  # CSS pixels a side, at most
 
@@ -26,7 +28,7 @@ class Picture:
     exact: bool
 
 
-def picture_loader(run: Path) -> Callable[[str], Picture | None]:
+def picture_loader(run: Path, largest: int = LARGEST) -> Callable[[str], Picture | None]:
     """A function from a path in the run to its picture; None for what is missing, damaged or outside the run."""
     root = run.resolve()
 
@@ -37,20 +39,34 @@ def picture_loader(run: Path) -> Callable[[str], Picture | None]:
             if not path.is_relative_to(root):
                 return None
             with Image.open(path) as image:
-                return _encode(image.convert("RGB"))
+                return _encode(image.convert("RGB"), largest)
         except (OSError, ValueError, SyntaxError, Image.DecompressionBombError, Image.DecompressionBombWarning):
             return None
 
     return load
 
 
-def _encode(image: Image.Image) -> Picture:
-    exact = max(image.size) <= EXACT
+def file_hasher(run: Path) -> Callable[[str], str]:
+    """A function from a path in the run to the file's SHA-256; empty for what is missing or outside the run."""
+    root = run.resolve()
+
+    def hashed(relative: str) -> str:
+        try:
+            path = (root / relative).resolve()
+            return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_relative_to(root) else ""
+        except (OSError, ValueError):
+            return ""
+
+    return hashed
+
+
+def _encode(image: Image.Image, largest: int) -> Picture:
+    exact = max(image.size) <= min(EXACT, largest)
     buffer = io.BytesIO()
     if exact:
         image.save(buffer, "PNG", optimize=True)
     else:
-        image.thumbnail((LARGEST, LARGEST), Image.Resampling.LANCZOS)
+        image.thumbnail((largest, largest), Image.Resampling.LANCZOS)
         image.save(buffer, "WEBP", quality=85, method=4)
     kind = "png" if exact else "webp"
     scale = SHOWN // max(image.size) if exact else SHOWN / max(image.size)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from itertools import groupby
 from statistics import fmean, pstdev
 
-from unmemorize.report.schema import Run
+from unmemorize.report.schema import Row, Run
 
 COPIES = ("verbatim", "template")
 SEVERITY = {"verbatim": 0, "template": 1, "none": 2, "not compared": 3, "not generated": 4}
@@ -42,6 +42,15 @@ class Group:
 
 
 @dataclass(frozen=True)
+class Word:
+    """A piece of a prompt; `share` of the prompt's greatest significance, None for what stands between words."""
+
+    text: str
+    share: float | None
+    significance: float = 0.0
+
+
+@dataclass(frozen=True)
 class Prompt:
     """A row of the table. `score` is the mean over seeds, `bar` its share of the highest score in the run."""
 
@@ -56,6 +65,11 @@ class Prompt:
     bar: float
     groups: tuple[Group, ...]
     verdict: str
+    p_value: float | None = None
+    q_value: float | None = None
+    scores: tuple[float, ...] = ()
+    words: tuple[Word, ...] = ()
+    curve: tuple[float, ...] = ()
 
     @property
     def copied(self) -> bool:
@@ -77,7 +91,9 @@ def method_of(run: Run) -> str | None:
 
 def rank_prompts(run: Run) -> list[Prompt]:
     """Prompts, highest mean score first; equal scores by id, prompts without a score last."""
-    scores, groups = _scores(run), _groups(run)
+    scores, groups, curves = _scores(run), _groups(run), _curves(run)
+    calibrated = {row["id"]: row for row in run.calibrated}
+    explained = {row["id"]: row for row in run.explain}
     means = {key: fmean(values) for key, values in scores.items()}
     lowest = min([0.0, *means.values()])
     span = max([0.0, *means.values()]) - lowest or 1.0
@@ -91,6 +107,11 @@ def rank_prompts(run: Run) -> list[Prompt]:
             bar=(means.get(row["id"], lowest) - lowest) / span,
             groups=groups.get(row["id"], ()),
             verdict=_worst(groups.get(row["id"], ())),
+            p_value=calibrated.get(row["id"], {}).get("p_value"),
+            q_value=calibrated.get(row["id"], {}).get("q_value"),
+            scores=tuple(scores.get(row["id"], ())),
+            words=_words(row["prompt"], explained[row["id"]]) if row["id"] in explained else (),
+            curve=curves.get(row["id"], ()),
         )
         for rank, row in enumerate(ordered, start=1)
     ]
@@ -102,6 +123,24 @@ def _scores(run: Run) -> dict[str, list[float]]:
         if row["method"] == method and row["score"] is not None and math.isfinite(row["score"]):
             scores[row["id"]].append(row["score"])
     return dict(scores)
+
+
+def _words(prompt: str, row: Row) -> tuple[Word, ...]:
+    """The prompt cut into words, with their share of the greatest significance, and what stands between them."""
+    pieces, end, most = [], 0, max(row["significance"], default=0.0) or 1.0
+    for start, stop, value in zip(row["starts"], row["stops"], row["significance"], strict=True):
+        pieces += [Word(prompt[end:start], None), Word(prompt[start:stop], value / most, value)]
+        end = stop
+    return tuple(piece for piece in [*pieces, Word(prompt[end:], None)] if piece.text)
+
+
+def _curves(run: Run) -> dict[str, tuple[float, ...]]:
+    """The magnitude at each sampling step, mean over a prompt's pictures, where it was recorded."""
+    found: dict[str, list[list[float]]] = defaultdict(list)
+    for row in run.images:
+        if row["curve"]:
+            found[row["id"]].append(row["curve"])
+    return {key: tuple(fmean(step) for step in zip(*curves, strict=False)) for key, curves in found.items()}
 
 
 def _groups(run: Run) -> dict[str, tuple[Group, ...]]:

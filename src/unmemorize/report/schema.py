@@ -104,6 +104,43 @@ class State(BaseModel):
     reason: str
 
 
+class Calibration(BaseModel):
+    """What p-values were made from, and how they held on ordinary prompts that were left out."""
+
+    level: float
+    ordinary: int
+    smallest_p: float
+    tested: int
+    alarms: Interval
+    discoveries: int
+    false: int
+    suspected: int
+    unverified: int
+
+
+class Nearness(BaseModel):
+    """Whether generated pictures are nearer to training pictures than to held-out ones."""
+
+    group: str
+    held_out: str
+    images: int
+    nearer: float
+    p_value: float
+
+
+class Finding(BaseModel):
+    """A code of the catalogue and its state in this run."""
+
+    code: str
+    title: str
+    severity: Literal["high", "medium", "low"]
+    state: Literal["passed", "issue", "not applicable", "not run"]
+    count: int
+    evidence: str
+    advice: str
+    docs: str
+
+
 class Summary(BaseModel):
     """`summary.json`; None means not applicable."""
 
@@ -122,6 +159,9 @@ class Summary(BaseModel):
     dose: list[Dose] | None
     states: list[State]
     evaluations: dict[str, int]
+    calibration: Calibration | None = None
+    nearness: list[Nearness] | None = None
+    findings: list[Finding] = []
 
 
 class Timing(BaseModel):
@@ -138,7 +178,22 @@ def _columns(needed: dict[str, pa.DataType], optional: dict[str, pa.DataType]) -
 _TEXT, _REAL, _WHOLE = pa.string(), pa.float64(), pa.int64()
 PROMPTS = _columns({"id": _TEXT, "prompt": _TEXT}, {"kind": _TEXT, "copies": _WHOLE, "memorable": pa.bool_()})
 DETECT = _columns({"id": _TEXT, "method": _TEXT, "seed": _WHOLE}, {"score": _REAL})
-IMAGES = _columns({"id": _TEXT, "seed": _WHOLE, "image": _TEXT}, {})
+IMAGES = _columns({"id": _TEXT, "seed": _WHOLE, "image": _TEXT}, {"curve": pa.list_(_REAL)})
+CALIBRATED = _columns({"id": _TEXT, "p_value": _REAL, "q_value": _REAL}, {})
+EXPLAIN = _columns(
+    {"id": _TEXT, "starts": pa.list_(_WHOLE), "stops": pa.list_(_WHOLE), "significance": pa.list_(_REAL)}, {}
+)
+_RATES = ("copy_rate", "copy_rate_attacked", "control_rate")
+MITIGATIONS = _columns(
+    {"name": _TEXT},
+    {rate + end: _REAL for rate in _RATES for end in ("", "_low", "_high")}
+    | {"quality": _REAL, "alignment": _REAL, "evaluations": _WHOLE, "seconds": _REAL},
+)
+ATTACK_CURVE = _columns(
+    {"mitigation": _TEXT, "group": _TEXT, "steps": _WHOLE, "copy_rate": _REAL},
+    {"low": _REAL, "high": _REAL, "ratio": _REAL},
+)
+LOCALITY = _columns({"level": _TEXT, "group": _TEXT, "value": _REAL}, {"low": _REAL, "high": _REAL})
 VERIFY = _columns(
     {"id": _TEXT, "seed": _WHOLE, "image": _TEXT, "nearest": _TEXT, "verdict": _TEXT},
     {"caption": _TEXT, "distance": _REAL, "ratio": _REAL},
@@ -157,6 +212,11 @@ class Run:
     detect: list[Row]
     images: list[Row]
     verify: list[Row]
+    calibrated: list[Row]
+    explain: list[Row]
+    mitigations: list[Row]
+    attack_curve: list[Row]
+    locality: list[Row]
 
 
 def load_run(path: Path) -> Run:
@@ -178,6 +238,11 @@ def load_run(path: Path) -> Run:
         detect=read_rows(scores / "detect.parquet", DETECT, required=summary.detector is not None),
         images=read_rows(scores / "images.parquet", IMAGES, required=False),
         verify=read_rows(scores / "verify.parquet", VERIFY, required=summary.images > 0),
+        calibrated=read_rows(scores / "calibrated.parquet", CALIBRATED, required=summary.calibration is not None),
+        explain=read_rows(scores / "explain.parquet", EXPLAIN, required=False),
+        mitigations=read_rows(scores / "mitigations.parquet", MITIGATIONS, required=False),
+        attack_curve=read_rows(scores / "attack_curve.parquet", ATTACK_CURVE, required=False),
+        locality=read_rows(scores / "locality.parquet", LOCALITY, required=False),
     )
 
 
@@ -210,6 +275,9 @@ def read_rows(path: Path, schema: pa.Schema, *, required: bool = True) -> list[R
             table = file.read(use_threads=False)
         if not table.num_rows and not required:
             return []
+        for field in schema:
+            if field.nullable and field.name not in table.schema.names:
+                table = table.append_column(field, pa.nulls(table.num_rows, field.type))
         rows: list[Row] = table.select(schema.names).cast(schema).to_pylist()
         return rows
     except (OSError, KeyError, ValueError, pa.ArrowException) as error:

@@ -2,37 +2,62 @@
 
 from __future__ import annotations
 
+import json
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import asdict
-from typing import Any
+from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 
 from unmemorize.core.errors import NotApplicable
 from unmemorize.data.source import Prompt
 from unmemorize.metrics import ranking
+from unmemorize.verdict.conditions import measures
+from unmemorize.verdict.findings import Facts, Row, find
 
-Row = dict[str, Any]
+TABLES = ("verify", "calibrated", "nearness", "explain", "mitigations")
 
 
-def summarise(prompts: Sequence[Prompt], scores: np.ndarray, matches: list[Row] | None, costs: Row) -> Row:
-    """The summary of an audit, as written to `summary.json`.
+def summarise(run: Path, prompts: Sequence[Prompt], scores: np.ndarray, states: Sequence[Row], costs: Row) -> Row:
+    """The summary of an audit, as written to `summary.json`, from the tables in its run directory.
 
     Args:
+        run: The run directory.
         prompts: All prompts.
         scores: Detector scores (prompts, seeds).
-        matches: One row per generated picture with its verdict, or None where there were no training pictures.
+        states: What became of each stage.
         costs: Denoiser evaluations per stage.
     """
+    tables = {name: _rows(run, name) for name in TABLES}
+    matches = tables["verify"]
     by_prompt = _by_prompt(matches or [])
-    return {
+    summary = {
         **_counts(prompts, matches, by_prompt),
         **_ranking(prompts, scores, by_prompt),
+        "calibration": _calibration(run, tables["calibrated"], by_prompt),
+        "nearness": tables["nearness"],
         "dose": _dose(prompts, by_prompt),
-        "states": _states(matches),
+        "states": list(states),
         "evaluations": costs,
     }
+    texts = {p.id: p.text for p in prompts}
+    findings = find(Facts(summary, texts, tables["explain"], tables["calibrated"], matches, tables["mitigations"]))
+    return summary | {"findings": [asdict(f) for f in findings], "measures": measures(summary, findings, tables)}
+
+
+def _rows(run: Path, name: str) -> list[Row] | None:
+    path = run / "scores" / f"{name}.parquet"
+    return pq.read_table(path).to_pylist() if path.exists() else None
+
+
+def _calibration(run: Path, calibrated: list[Row] | None, by_prompt: dict[str, list[bool]]) -> Row | None:
+    if calibrated is None:
+        return None
+    facts = json.loads((run / "calibration.json").read_text(encoding="utf-8"))
+    suspected = [row["id"] for row in calibrated if row["q_value"] <= facts["level"]]
+    return facts | {"suspected": len(suspected), "unverified": sum(i not in by_prompt for i in suspected)}
 
 
 def _by_prompt(matches: Sequence[Row]) -> dict[str, list[bool]]:
@@ -132,11 +157,3 @@ def _rung(copies: int, results: list[list[bool]]) -> Row:
     rate = ranking.rate_interval(hits, trials)
     counts = {"copies": copies, "pictures": len(results), "images": sum(trials), "copied": sum(hits)}
     return counts | {"copy_rate": rate.value, "low": rate.low, "high": rate.high}
-
-
-def _states(matches: list[Row] | None) -> list[Row]:
-    compared = {"state": "done", "reason": "every generated picture was compared with the training pictures"}
-    if matches is None:
-        compared = {"state": "not run", "reason": "no training pictures were given: name their folder with --images"}
-    later = {"state": "not run", "reason": "this version has no such stage"}
-    return [{"name": "verify", **compared}, *({"name": name, **later} for name in ("explain", "mitigate", "attack"))]

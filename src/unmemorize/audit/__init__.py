@@ -1,0 +1,7 @@
+"""The main job: score every prompt, generate, compare with the training pictures, explain, report."""
+
+from unmemorize.audit.forecast import Forecast, forecast
+from unmemorize.audit.run import run_audit
+from unmemorize.audit.spec import PLANS, AuditSpec
+
+__all__ = ["PLANS", "AuditSpec", "Forecast", "forecast", "run_audit"]

@@ -1,0 +1,124 @@
+"""Run an audit in a directory: a killed one continues where it was and ends with the same bytes."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+
+from unmemorize.audit.spec import AuditSpec
+from unmemorize.audit.stages import LATER, audited, ordinary, run_stages, scores_of
+from unmemorize.core.criteria import Criterion
+from unmemorize.core.errors import UserError
+from unmemorize.core.run import Progress, RunRecord, Source, digest, open_run, versions, write_json
+from unmemorize.data.source import Prompt, read_references
+from unmemorize.jobs.copies import LARGE, matcher
+from unmemorize.jobs.inputs import images_folder, prompt_source
+from unmemorize.metrics.similarity import References
+from unmemorize.models.load import fingerprint, load
+from unmemorize.models.unet import UNetModel
+from unmemorize.report.build import Evidence, build_report
+from unmemorize.verdict.summary import summarise
+
+
+def run_audit(
+    spec: AuditSpec,
+    run: Path,
+    progress: Progress = lambda stage, done, total: None,
+    *,
+    evidence: Evidence = "full",
+) -> dict[str, Any]:
+    """Run or continue an audit in `run`; returns its summary and leaves `report.html` and `model-card.md` there.
+
+    `evidence` says how much of the copied pictures the page shows.
+
+    Raises:
+        UserError: The model, the prompts, the pictures or the SSCD file cannot be used, or `run` holds another run.
+    """
+    prompts = audited(spec)
+    criterion, _ = matcher(spec.sscd, spec.recipe)
+    model = load(spec.model)
+    record = _record(spec, model, prompts, criterion)
+    open_run(run, record)
+    states = run_stages(model, spec, run, progress, lambda stage: _timed(run, stage))
+    states += [{"name": name, "state": "not run", "reason": "this version has no such stage"} for name in LATER]
+    summary = summarise(run, prompts, scores_of(run, len(prompts)), states, _evaluations(run, model, spec))
+    write_json(run / "summary.json", summary)
+    record.model_copy(update={"status": "finished"}).save(run)
+    build_report(run, evidence=evidence)
+    return summary
+
+
+def _record(spec: AuditSpec, model: UNetModel, prompts: Sequence[Prompt], criterion: Criterion) -> RunRecord:
+    values = dataclasses.asdict(spec) | {"seeds": list(spec.seeds)}
+    data = {"prompts": prompt_source(spec.prompts or spec.model, prompts)}
+    others = ordinary(spec).others
+    if others:
+        data["ordinary"] = prompt_source(spec.ordinary or "plain descriptions", others)
+    folder = images_folder(spec.model, spec.images)
+    if folder and not spec.sscd and max(model.image_size) >= LARGE:
+        raise UserError(
+            f"pictures of {max(model.image_size)} px are compared by a copy-detection network: name its file with "
+            "--sscd, or leave out --images to score only"
+        )
+    if folder:
+        data["images"] = _picture_source(spec.images or spec.model, read_references(folder, model.image_size))
+    if folder and spec.held_out:
+        pictures = read_references(Path(spec.held_out), model.image_size)
+        data["held_out"] = _picture_source(spec.held_out, pictures)
+    return RunRecord(
+        status="running",
+        spec=values,
+        versions=versions(),
+        model={"name": model.name, "fingerprint": fingerprint(model)},
+        data=data,
+        criterion=dataclasses.asdict(criterion),
+    )
+
+
+def _picture_source(source: str, pictures: References) -> Source:
+    facts = repr((pictures.names, pictures.masks, pictures.captions)).encode(errors="surrogateescape")
+    pixels = digest([facts, *(image.numpy().tobytes() for image in pictures.images)])
+    return Source(source=source, sha256=pixels, count=len(pictures.names))
+
+
+@contextmanager
+def _timed(run: Path, stage: str) -> Iterator[None]:
+    """Add the wall seconds of a stage to `timing.json`, apart from what is reproducible."""
+    path = run / "timing.json"
+    fresh = {"started": datetime.now(UTC).isoformat(timespec="seconds"), "seconds": {}}
+    timing = json.loads(path.read_text(encoding="utf-8")) if path.exists() else fresh
+    since = time.perf_counter()
+    try:
+        yield
+    finally:
+        seconds = timing["seconds"]
+        seconds[stage] = round(seconds.get(stage, 0) + time.perf_counter() - since, 2)
+        write_json(path, timing)
+
+
+def _evaluations(run: Path, model: UNetModel, spec: AuditSpec) -> dict[str, int]:
+    """Denoiser evaluations by stage, from what the tables say was done."""
+    pictures = pq.read_metadata(run / "scores" / "images.parquet").num_rows
+    calls = len(model.schedule(spec.steps).timesteps) * (2 if spec.guidance > 1 else 1)
+    once = len(spec.seeds)  # the unconditional predictions that scoring shares
+    spent = {
+        "detect": _spent(run, "detect", once),
+        "calibrate": _spent(run, "ordinary", once),
+        "generate": pictures * calls,
+        "explain": _spent(run, "explain"),
+        "mitigate": _spent(run, "mitigations"),
+    }
+    return {stage: count for stage, count in spent.items() if count}
+
+
+def _spent(run: Path, table: str, more: int = 0) -> int:
+    path = run / "scores" / f"{table}.parquet"
+    return sum(pq.read_table(path)["evaluations"].to_pylist()) + more if path.exists() else 0

@@ -1,0 +1,38 @@
+"""What to audit, and how much of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class AuditSpec:
+    """What to audit. Empty `prompts`, `images` and `ordinary` stand for the testbed's own.
+
+    `ordinary` is a file of prompts like the audited ones that are not in the training set: the scores' p-values are
+    against them. `held_out` is a folder of pictures like the training pictures that were not trained on; their mirror
+    images by default.
+
+    `seeds` score every prompt; the first `images_per_prompt` of them generate. `generate` prompts are generated:
+    the known ladder, then the highest-scoring half and an even spread of the rest. `explain` prompts have their words
+    explained, copied ones first.
+    """
+
+    model: str = "testbed"
+    prompts: str = ""
+    column: str = ""
+    images: str = ""
+    ordinary: str = ""
+    held_out: str = ""
+    plan: str = "quick"
+    seeds: tuple[int, ...] = (0, 1, 2, 3)
+    images_per_prompt: int = 2
+    generate: int = 100
+    explain: int = 12
+    steps: int = 16
+    guidance: float = 7.5
+    sscd: str = ""
+    recipe: str = "sscd-320"
+
+
+PLANS = {"quick": AuditSpec(), "full": AuditSpec(plan="full", images_per_prompt=4, generate=400, explain=100)}

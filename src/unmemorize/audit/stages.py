@@ -1,0 +1,181 @@
+"""The stages of an audit, in order. Each reads what is in the run directory and writes its own table there."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+
+from unmemorize.audit.spec import AuditSpec
+from unmemorize.core.errors import NotApplicable
+from unmemorize.core.run import Progress
+from unmemorize.data.source import Prompt, read_references
+from unmemorize.jobs.calibrate import LEVEL, Ordinary, calibrate_scores, split_ordinary
+from unmemorize.jobs.copies import distances, matcher
+from unmemorize.jobs.detect import DetectSpec, score_prompts
+from unmemorize.jobs.explain import explain_prompts
+from unmemorize.jobs.inputs import images_folder, ordinary_of, prompts_of
+from unmemorize.jobs.pictures import choose, compare_held_out, generate_pictures, verify_pictures
+from unmemorize.models.unet import UNetModel
+
+PLAIN = 600  # plain descriptions that stand in for ordinary prompts where none are given
+
+
+class NotRun(Exception):
+    """A stage lacks what it needs; the message says what to give it."""
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Denoiser evaluations, those among them with a gradient, and pictures decoded."""
+
+    evaluations: int = 0
+    gradients: int = 0
+    pictures: int = 0
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A step of the audit: `work` writes `scores/TABLE.parquet`, which is there once the stage is done.
+
+    `work` raises NotApplicable where the stage says nothing about this model or data, and NotRun where something is
+    missing. `cost` is what to expect, from the number of prompts.
+    """
+
+    name: str
+    table: str
+    work: Callable[[UNetModel, AuditSpec, Path, Progress], None]
+    cost: Callable[[UNetModel, AuditSpec, int], Cost] = lambda model, spec, prompts: Cost()
+
+    def done(self, run: Path) -> bool:
+        """Whether its table is there."""
+        return (run / "scores" / f"{self.table}.parquet").exists()
+
+
+def run_stages(
+    model: UNetModel,
+    spec: AuditSpec,
+    run: Path,
+    progress: Progress,
+    clock: Callable[[str], AbstractContextManager[None]],
+) -> list[dict[str, str]]:
+    """Run the stages that are not done; returns what became of each."""
+    states = []
+    for stage in STAGES:
+        state, reason = "done", ""
+        try:
+            if not stage.done(run):
+                with clock(stage.name):
+                    stage.work(model, spec, run, progress)
+        except NotApplicable as error:
+            state, reason = "not applicable", str(error)
+        except NotRun as error:
+            state, reason = "not run", str(error)
+        states.append({"name": stage.name, "state": state, "reason": reason})
+    return states
+
+
+def audited(spec: AuditSpec) -> list[Prompt]:
+    """The prompts of the audit."""
+    return prompts_of(spec.model, spec.prompts, spec.column)
+
+
+def ordinary(spec: AuditSpec) -> Ordinary:
+    """The prompts that calibrate it."""
+    return split_ordinary(audited(spec), ordinary_of(spec.model, spec.ordinary, spec.column, PLAIN))
+
+
+def scores_of(run: Path, prompts: int) -> np.ndarray:
+    """The recorded scores: (prompts, seeds)."""
+    return pq.read_table(run / "scores" / "detect.parquet")["score"].to_numpy().reshape(prompts, -1)
+
+
+def _scoring(spec: AuditSpec) -> DetectSpec:
+    return DetectSpec(spec.model, spec.prompts, spec.column, seeds=spec.seeds, steps=spec.steps)
+
+
+def _detect(model: UNetModel, spec: AuditSpec, run: Path, progress: Progress) -> None:
+    score_prompts(model, audited(spec), _scoring(spec), run, progress)
+
+
+def _calibrate(model: UNetModel, spec: AuditSpec, run: Path, progress: Progress) -> None:
+    prompts = audited(spec)
+    calibrate_scores(model, prompts, scores_of(run, len(prompts)), ordinary(spec), _scoring(spec), run, progress)
+
+
+def _generate(model: UNetModel, spec: AuditSpec, run: Path, progress: Progress) -> None:
+    prompts = audited(spec)
+    chosen = choose(prompts, scores_of(run, len(prompts)), spec.generate)
+    seeds = spec.seeds[: spec.images_per_prompt]
+    generate_pictures(model, chosen, run, progress, seeds=seeds, steps=spec.steps, guidance=spec.guidance)
+
+
+def _verify(model: UNetModel, spec: AuditSpec, run: Path, progress: Progress) -> None:
+    folder = images_folder(spec.model, spec.images)
+    if folder is None:
+        raise NotRun("no training pictures were given: name their folder with --images")
+    verify_pictures(run, read_references(folder, model.image_size), folder, matcher(spec.sscd, spec.recipe)[1])
+
+
+def _held_out(model: UNetModel, spec: AuditSpec, run: Path, progress: Progress) -> None:
+    folder = images_folder(spec.model, spec.images)
+    if folder is None:
+        raise NotRun("no training pictures were given: name their folder with --images")
+    references = read_references(folder, model.image_size)
+    other = read_references(Path(spec.held_out), model.image_size).images if spec.held_out else None
+    compare_held_out(run, references, other, distances(spec.sscd, spec.recipe), _control(spec, run))
+
+
+def _control(spec: AuditSpec, run: Path) -> set[str]:
+    """Prompts known to be ordinary; where none is, those whose score ordinary prompts reach easily."""
+    known = {p.id for p in audited(spec) if p.memorable is False}
+    calibrated = run / "scores" / "calibrated.parquet"
+    if known or not calibrated.exists():
+        return known
+    return {row["id"] for row in pq.read_table(calibrated).to_pylist() if row["p_value"] > LEVEL}
+
+
+def _explain(model: UNetModel, spec: AuditSpec, run: Path, progress: Progress) -> None:
+    prompts = audited(spec)
+    means = scores_of(run, len(prompts)).mean(axis=1)
+    verified = run / "scores" / "verify.parquet"
+    rows = pq.read_table(verified).to_pylist() if verified.exists() else []
+    copied = {row["id"] for row in rows if row["verdict"] != "none"}
+    order = sorted(range(len(prompts)), key=lambda i: (prompts[i].id not in copied, -means[i]))
+    chosen = [prompts[i] for i in order[: spec.explain]]
+    explain_prompts(model, chosen, run, progress, seeds=spec.seeds, steps=spec.steps)
+
+
+def _detect_cost(model: UNetModel, spec: AuditSpec, prompts: int) -> Cost:
+    return Cost(len(spec.seeds) * (prompts + 1))
+
+
+def _calibrate_cost(model: UNetModel, spec: AuditSpec, prompts: int) -> Cost:
+    others = len(ordinary(spec).others)
+    return Cost(len(spec.seeds) * (others + 1) if others else 0)
+
+
+def _generate_cost(model: UNetModel, spec: AuditSpec, prompts: int) -> Cost:
+    pictures = min(spec.generate, prompts) * len(spec.seeds[: spec.images_per_prompt])
+    calls = len(model.schedule(spec.steps).timesteps) * (2 if spec.guidance > 1 else 1)
+    return Cost(pictures * calls, pictures=pictures)
+
+
+def _explain_cost(model: UNetModel, spec: AuditSpec, prompts: int) -> Cost:
+    each = len(spec.seeds) * min(spec.explain, prompts)
+    return Cost(2 * each, gradients=each)
+
+
+STAGES = (
+    Stage("detect", "detect", _detect, _detect_cost),
+    Stage("calibrate", "calibrated", _calibrate, _calibrate_cost),
+    Stage("generate", "images", _generate, _generate_cost),
+    Stage("verify", "verify", _verify),
+    Stage("held-out", "nearness", _held_out),
+    Stage("explain", "explain", _explain, _explain_cost),
+)
+LATER = ("mitigate", "attack")  # stages of the cycle that this version does not have

@@ -1,0 +1,58 @@
+"""A model card section for the Hub: Markdown under metadata in its model-index form."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from unmemorize.report.prose import plain_verdict
+from unmemorize.report.schema import Run
+
+
+def model_card(run: Run) -> str:
+    """The card of a run. Its metadata is JSON, which is YAML too, so that no name can break out of it."""
+    lines = ["---", json.dumps(_metadata(run), indent=1), "---", "", "## Memorization audit", ""]
+    for head, text in plain_verdict(run):
+        lines += [f"**{head}.** {_markdown(text)}", ""]
+    lines += ["| code | finding | severity | state | evidence |", "|---|---|---|---|---|"]
+    for f in run.summary.findings:
+        lines.append(f"| {f.code} | {_markdown(f.title)} | {f.severity} | {f.state} | {_markdown(f.evidence)} |")
+    record = run.record
+    rule = f"{record.criterion.name} at {record.criterion.threshold:g} ({record.criterion.recipe})"
+    lines += ["", f"Rule for a copy: {_markdown(rule)}. Model fingerprint: `{record.model.get('fingerprint', '–')}`."]
+    return "\n".join([*lines, ""])
+
+
+def _metadata(run: Run) -> dict[str, Any]:
+    name = run.record.model.get("name", "model")
+    prompts = run.record.data.get("prompts")
+    dataset = {"name": prompts.source if prompts else "prompts", "type": "prompts"}
+    result = {
+        "task": {"type": "text-to-image"},
+        "dataset": dataset | ({"revision": prompts.sha256} if prompts else {}),
+        "metrics": _metrics(run),
+    }
+    return {"tags": ["memorization-audit"], "model-index": [{"name": name, "results": [result]}]}
+
+
+def _metrics(run: Run) -> list[dict[str, Any]]:
+    s, found = run.summary, []
+    if s.images:
+        found.append(_metric("copy_rate", "Generated pictures that are copies", s.copied_images / s.images))
+        found.append(_metric("copied_prompts", "Prompts with a copy", s.copied_prompts))
+    if s.detector:
+        found.append(_metric("auc", f"Area under ROC of {s.detector.method}", s.detector.auc.value))
+    attacked = [row["copy_rate_attacked"] for row in run.mitigations if row["copy_rate_attacked"] is not None]
+    if attacked:
+        found.append(_metric("copies_after_attack", "Copies under the best mitigation, after attack", min(attacked)))
+    return found or [_metric("prompts", "Prompts scored", s.prompts)]
+
+
+def _metric(kind: str, name: str, value: float) -> dict[str, Any]:
+    return {"type": kind, "name": name, "value": round(value, 6)}
+
+
+def _markdown(text: str) -> str:
+    """Text that Markdown and HTML leave as it is."""
+    escaped = "".join(f"\\{c}" if c in "\\`*_{}[]<>()#|!~" else c for c in text)
+    return escaped.replace("&", "&amp;").replace("\n", " ")

@@ -1,0 +1,1 @@
+"""What an audit adds up to: counts with intervals, findings with codes, conditions for a build server."""
