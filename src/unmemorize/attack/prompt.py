@@ -135,6 +135,7 @@ def _errors(model: TypedModel, draw: Draw, embeds: Tensor) -> Tensor:
 def _slopes(model: TypedModel, prompt: str, draw: Draw) -> tuple[float, Tensor]:
     """The loss of a prompt, and its slope in each token's input, (tokens, width)."""
     ids = model.encode([prompt]).ids
+    assert ids is not None  # `Words` has refused models without
     with torch.enable_grad():
         inputs = model.token_table[ids].requires_grad_()
         loss = _errors(model, draw, model.encode_tokens(ids, inputs).embeds)[0]
