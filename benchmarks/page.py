@@ -50,6 +50,7 @@ PARTS = {
         "Attacking",
         "The embedding attack (Kowalczuk et al. 2026), every picture judged against its own target.",
     ),
+    "nemo": ("Speed of NeMo", "The same search, with the same result, as plainly as it can be written."),
     "triggers": (
         "Memory triggers",
         "The data audit of the testbed's own training rows, which is not told what is planted.",
