@@ -28,7 +28,7 @@ class Table(Probe):
         return hashlib.sha256(bytes([self.salt, int(seed), *blocked.tolist()])).digest()[0] / 255 * self.scale
 
     def similarity(self, blocked, seeds):
-        return torch.tensor([[self.value(row, seed) for seed in seeds] for row in blocked]).reshape(-1, len(seeds))
+        return torch.tensor([[self.value(row, seed) for seed in seeds] for row in blocked]).reshape(len(blocked), len(seeds))
 
 
 def one_at_a_time(table, blocked, items, limit, reached):
@@ -68,7 +68,7 @@ class Drifting(Table):
 @pytest.mark.parametrize("late", [0.0, 0.004, 0.02, 0.05])
 @given(st.integers(0, 255))
 def test_seeds_far_below_the_limit_are_left_out_until_they_are_close(late, salt):
-    """The result is that of all seeds, also where one that was far decides in the end; far ones cost next to nothing."""
+    """The result is that of all seeds, even where one that was far decides in the end; far ones cost next to none."""
     start, step = [0.495, 0.45, 0.3, 0.3], [0.0003, late, 0.0, 0.0]
     table = Drifting(salt, start, step)
     blocked, items = torch.ones(CHANNELS, dtype=torch.bool), torch.eye(CHANNELS, dtype=torch.bool)
