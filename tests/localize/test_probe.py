@@ -28,7 +28,8 @@ class Table(Probe):
         return hashlib.sha256(bytes([self.salt, int(seed), *blocked.tolist()])).digest()[0] / 255 * self.scale
 
     def similarity(self, blocked, seeds):
-        return torch.tensor([[self.value(row, seed) for seed in seeds] for row in blocked]).reshape(len(blocked), len(seeds))
+        values = [self.value(row, seed) for row in blocked for seed in seeds]
+        return torch.tensor(values).reshape(len(blocked), len(seeds))
 
 
 def one_at_a_time(table, blocked, items, limit, reached):

@@ -98,12 +98,11 @@ def replayed(module: nn.Module, outputs: Mapping[str, Any], rows: Tensor) -> Ite
     """Let the named submodules return these rows of earlier outputs and compute nothing.
 
     Raises:
-        KeyError: A name is not a submodule's.
+        AttributeError: A name is not a submodule's.
     """
-    submodules = dict(module.named_modules())
     with ExitStack() as stack:
         for name, output in outputs.items():
-            own = vars(submodules[name])
+            own = vars(module.get_submodule(name))
             stack.callback(own.update, {"forward": own["forward"]} if "forward" in own else {})
             stack.callback(own.pop, "forward")
             own["forward"] = lambda *_, output=output, **__: tree_map(lambda x: x[rows], output)
