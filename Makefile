@@ -43,6 +43,7 @@ results: $(READY) ## Measure the published numbers again
 	$(BIN)/python benchmarks/attack.py
 	$(BIN)/python benchmarks/stronger.py
 	$(BIN)/python benchmarks/prompt_search.py
+	$(BIN)/python benchmarks/nemo.py
 	$(BIN)/python benchmarks/training_filter.py
 	$(BIN)/python benchmarks/detection_speed.py
 	$(BIN)/python benchmarks/attack_speed.py

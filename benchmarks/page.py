@@ -58,6 +58,7 @@ PARTS = {
         "A prompt, not only an embedding",
         "Words that anybody can type, searched by gradient.",
     ),
+    "nemo": ("Speed of NeMo", "The same search, with the same result, as plainly as it can be written."),
     "triggers": (
         "Memory triggers",
         "The data audit of the testbed's own training rows, which is not told what is planted.",

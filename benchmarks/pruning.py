@@ -2,8 +2,9 @@
 
     python benchmarks/pruning.py [--prompts 18] [--ordinary 24] [--seeds 2]
 
-Writes docs/results/pruning.{json,md,png}. A setting that is already in the JSON, for the same model and options, is not
-measured again. Pictures come from seeds that no search looks at; the unpruned model's are the same for every setting.
+Writes docs/results/pruning.{json,md,png}. A setting that is already in the JSON, with its alignment and for the same
+model and options, is not measured again. Pictures come from seeds that no search looks at; the unpruned model's are the
+same for every setting.
 """
 
 from __future__ import annotations
@@ -14,31 +15,31 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
+from common import OUT, REFERENCES, pictures, planted, table, write
 from matplotlib.figure import Figure
 from torch import Tensor
 from tqdm import tqdm
 
 from unmemorize.core.results import Localization
 from unmemorize.core.run import atomic, write_json
-from unmemorize.core.sample import generate
-from unmemorize.data.source import read_references
-from unmemorize.jobs.inputs import prompts_of
 from unmemorize.jobs.locate import LocateSpec, cache_folder, cached_reference, ordinary_prompts
 from unmemorize.localize.nemo import NemoSettings, nemo
+from unmemorize.localize.reference import Reference
 from unmemorize.localize.wanda import wanda
 from unmemorize.metrics.ranking import rate_interval
-from unmemorize.metrics.similarity import References, match_pixels
+from unmemorize.metrics.similarity import match_pixels
 from unmemorize.metrics.ssim import scales_for, ssim
 from unmemorize.mitigate.weights import Edit, random_like
 from unmemorize.models.load import fingerprint, load
 from unmemorize.models.unet import UNetModel
-from unmemorize.testbed.embedded import IMAGES
+from unmemorize.testbed.alignment import Alignment
 
-OUT = Path("docs/results/pruning.json")
-FIRST_SEED, STEPS, GUIDANCE = 100, 16, 7.5
+RESULTS = OUT / "pruning.json"
+FIRST_SEED = 100
 NEMO = [  # layers, minimum θ, refined or not
     ("down-mid", 2.0, True),
     ("down-mid", 1.0, True),
@@ -62,59 +63,60 @@ class Bench:
     memorized: list[str]
     ordinary: list[str]
     seeds: tuple[int, ...]
-    references: References
+    align: Alignment
 
     def pictures(self, prompts: Sequence[str], edits: Sequence[Edit] = ()) -> Tensor:
         """Pictures (prompts · seeds, 3, h, w); prompt i is generated under edit i, in turn."""
         found = []
         each = 16 if len(edits) < 2 else 1
         for i in range(0, len(prompts), each):
-            some = [prompt for prompt in prompts[i : i + each] for _ in self.seeds]
+            some = prompts[i : i + each]
             with edits[i % len(edits)].applied(self.model) if edits else nullcontext():
-                cond, seeds = self.model.encode(some), self.seeds * len(prompts[i : i + each])
-                found.append(generate(self.model, cond, seeds=seeds, steps=STEPS, guidance=GUIDANCE))
+                found.append(pictures(self.model, self.repeated(some), self.seeds * len(some), 16 * len(self.seeds)))
         return torch.cat(found)
 
-    def copies(self, images: Tensor) -> dict[str, float | list[float]]:
-        """Copy rate with its interval over prompts, and the mean ratio that is judged: low is close."""
-        matches = match_pixels(images, self.references)
-        n = len(self.seeds)
+    def repeated(self, prompts: Sequence[str]) -> list[str]:
+        """Each prompt once a seed."""
+        return [prompt for prompt in prompts for _ in self.seeds]
+
+    def copies(self, edits: Sequence[Edit] = ()) -> dict[str, float | list[float]]:
+        """Memorized prompts: copy rate with its interval over them, and the mean ratio that is judged: low is close."""
+        matches, n = match_pixels(self.pictures(self.memorized, edits), REFERENCES), len(self.seeds)
         hits = [sum(m.verdict != "none" for m in matches[i : i + n]) for i in range(0, len(matches), n)]
         rate = rate_interval(hits, [n] * len(hits))
         return {"rate": [rate.value, rate.low, rate.high], "ratio": sum(m.value for m in matches) / len(matches)}
 
-
-def alike(a: Tensor, b: Tensor) -> float:
-    """Mean SSIM of pictures of the same prompts and seeds."""
-    return float(ssim(a, b, scales_for(*a.shape[-2:])).mean())
+    def quality(self, free: Tensor, edits: Sequence[Edit] = ()) -> dict[str, float]:
+        """Ordinary prompts: SSIM to the unpruned model's pictures of the same seeds, and alignment."""
+        images = self.pictures(self.ordinary, edits) if edits else free
+        alike = ssim(free, images, scales_for(*free.shape[-2:])).mean()
+        return {"quality": float(alike), "alignment": self.align(images, self.repeated(self.ordinary)).mean().item()}
 
 
 def searches(bench: Bench) -> dict[str, Callable[[], Localization]]:
     """Every setting by name."""
     everyone = ordinary_prompts(LocateSpec())
     usual = cached_reference(bench.model, everyone, bench.hashed, cache_folder(), lambda stage, done, total: None)
-
-    def run_nemo(layers: str, theta: float, refined: bool) -> Localization:
-        settings = NemoSettings(layers=layers, minimum=theta, refine=refined)
-        with tqdm(total=len(bench.memorized), desc=f"nemo {layers} {theta}") as bar:
-            return nemo(bench.model, bench.memorized, usual, settings, lambda _, done, __: bar.update(done - bar.n))
-
-    def run_wanda(share: float) -> Localization:
-        return wanda(bench.model, bench.memorized, sparsity=share)
-
     named = {}
     for layers, theta, refined in NEMO:
         name = f"NeMo, {layers}, θ ≥ {theta:g}" + ("" if refined else ", not refined")
-        named[name] = lambda s=(layers, theta, refined): run_nemo(*s)
-    return named | {f"Wanda, {share:.0%}": lambda share=share: run_wanda(share) for share in WANDA}
+        settings = NemoSettings(layers=layers, minimum=theta, refine=refined)
+        named[name] = partial(run_nemo, bench, usual, settings, name)
+    for share in WANDA:
+        named[f"Wanda, {share:.0%}"] = partial(wanda, bench.model, bench.memorized, sparsity=share)
+    return named
+
+
+def run_nemo(bench: Bench, usual: Reference, settings: NemoSettings, name: str) -> Localization:
+    with tqdm(total=len(bench.memorized), desc=name) as bar:
+        return nemo(bench.model, bench.memorized, usual, settings, lambda _, done, __: bar.update(done - bar.n))
 
 
 def measure(bench: Bench, edits: list[Edit], free: Tensor) -> dict:
     """Copies and quality under edits, one for every prompt or one for all, and under random ones of their size."""
     found = {}
     for name, some in (("edit", edits), ("random", [random_like(edit, i) for i, edit in enumerate(edits)])):
-        found[name] = bench.copies(bench.pictures(bench.memorized, some))
-        found[name]["quality"] = alike(free, bench.pictures(bench.ordinary, some))
+        found[name] = bench.copies(some) | bench.quality(free, some)
     return found | {"selected": sum(edit.selected for edit in edits) / len(edits)}
 
 
@@ -137,29 +139,34 @@ def setting(bench: Bench, search: Callable[[], Localization], free: Tensor) -> d
     return row
 
 
-def markdown(results: dict) -> str:
+def page(results: dict) -> list[str]:
     """The numbers as a page."""
-    free = results["free"]
-    lines = [
-        f"{results['options']['memorized']} memorized prompts, {results['options']['ordinary']} ordinary ones, seeds "
-        f"{results['options']['seeds']}. Without pruning: copy rate {interval(free)}, ratio {free['ratio']:.2f}.",
-        "",
-        "| setting | edit | units | copy rate | ratio | quality | random: copy rate | random: quality | "
-        "evaluations per prompt | seconds per prompt |",
-        "|---|---|---|---|---|---|---|---|---|---|",
-    ]
+    free, asked, rows = results["free"], results["options"], []
     for name, row in results["settings"].items():
-        for scope in ("together", "own"):
+        for scope, edit in (("together", "one for all"), ("own", "each prompt's")):
             if scope in row:
                 m, c = row[scope]["edit"], row[scope]["random"]
-                edit = "one for all" if scope == "together" else "each prompt's"
                 cells = [name, edit, f"{row[scope]['selected']:.0f} {row['units']}", interval(m), f"{m['ratio']:.2f}"]
-                cells += [f"{m['quality']:.2f}", interval(c), f"{c['quality']:.2f}"]
-                lines.append("| " + " | ".join([*cells, f"{row['evaluations']:.0f}", f"{row['seconds']:.1f}"]) + " |")
-    lines += ["", "| setting | memorized by NeMo's threshold | of them hidden |", "|---|---|---|"]
-    nemo_rows = ((name, row) for name, row in results["settings"].items() if row["memorized"] is not None)
-    lines += [f"| {name} | {row['memorized']} | {row['hidden']:.0f} |" for name, row in nemo_rows]
-    return "\n".join(lines) + "\n"
+                cells += [f"{m['quality']:.2f}", alignment(m), interval(c), f"{c['quality']:.2f}", alignment(c)]
+                rows.append([*cells, f"{row['evaluations']:.0f}", f"{row['seconds']:.1f}"])
+    head = ["setting", "edit", "units", "copy rate", "ratio", "quality", "alignment", "random: copy rate"]
+    head += ["random: quality", "random: alignment", "evaluations per prompt", "seconds per prompt"]
+    nemo_rows = [(n, row) for n, row in results["settings"].items() if row["memorized"] is not None]
+    return [
+        f"{asked['memorized']} memorized prompts, {asked['ordinary']} ordinary ones, seeds {asked['seeds']}. Without "
+        f"pruning: copy rate {interval(free)}, ratio {free['ratio']:.2f}, alignment {alignment(free)}.",
+        "",
+        *table(head, rows),
+        "",
+        *table(
+            ["setting", "memorized by NeMo's threshold", "of them hidden"],
+            [[name, str(row["memorized"]), f"{row['hidden']:.0f}"] for name, row in nemo_rows],
+        ),
+    ]
+
+
+def alignment(row: dict) -> str:
+    return f"{row['alignment']:.2f}" if "alignment" in row else "–"
 
 
 def interval(row: dict) -> str:
@@ -184,15 +191,16 @@ def figure(results: dict, path: Path) -> None:
 
 
 def prepare(options: argparse.Namespace) -> Bench:
-    model, every = load("testbed"), prompts_of("testbed")
-    memorable = sorted((p for p in every if p.memorable), key=lambda p: (KINDS.index(p.kind), -p.copies, p.id))
+    model, ordinary = load("testbed"), ordinary_prompts(LocateSpec())
+    memorable = sorted(planted(lambda p: p.memorable), key=lambda p: (KINDS.index(p.kind), -p.copies, p.id))
+    step = max(len(planted(lambda p: True)) // options.ordinary // 2, 1)
     return Bench(
         model=model,
         hashed=fingerprint(model),
         memorized=[p.text for p in memorable][: options.prompts],
-        ordinary=ordinary_prompts(LocateSpec())[:: max(len(every) // options.ordinary // 2, 1)][: options.ordinary],
+        ordinary=ordinary[::step][: options.ordinary],
         seeds=tuple(range(FIRST_SEED, FIRST_SEED + options.seeds)),
-        references=read_references(IMAGES, model.image_size),
+        align=Alignment(model),
     )
 
 
@@ -202,26 +210,24 @@ def main() -> None:
     parser.add_argument("--ordinary", type=int, default=24, help="ordinary prompts")
     parser.add_argument("--seeds", type=int, default=2, help="pictures per prompt")
     parser.add_argument("--only", default="", help="measure settings whose name contains this")
-    parser.add_argument("--out", type=Path, default=OUT)
     options = parser.parse_args()
     bench = prepare(options)
     asked = {"memorized": len(bench.memorized), "ordinary": len(bench.ordinary), "seeds": list(bench.seeds)}
     results = {"fingerprint": bench.hashed, "options": asked, "settings": {}}
-    if options.out.exists():
-        before = json.loads(options.out.read_text(encoding="utf-8"))
+    if RESULTS.exists():
+        before = json.loads(RESULTS.read_text(encoding="utf-8"))
         if all(before[key] == results[key] for key in ("fingerprint", "options")):
             results = before
     free = bench.pictures(bench.ordinary)
-    if "free" not in results:
-        results["free"] = bench.copies(bench.pictures(bench.memorized))
+    if "alignment" not in results.get("free", {}):
+        results["free"] = bench.copies() | bench.quality(free)
     for name, search in searches(bench).items():
-        if name not in results["settings"] and options.only in name:
+        done = results["settings"].get(name, {"together": {"edit": {}}})
+        if "alignment" not in done["together"]["edit"] and options.only in name:
             results["settings"][name] = setting(bench, search, free)
-            write_json(options.out, results)
-    with atomic(options.out.with_suffix(".md")) as temporary:
-        temporary.write_text(markdown(results), encoding="utf-8")
-    figure(results, options.out.with_suffix(".png"))
-    print(markdown(results))
+            write_json(RESULTS, results)
+    write("pruning", results, page(results))
+    figure(results, RESULTS.with_suffix(".png"))
 
 
 if __name__ == "__main__":

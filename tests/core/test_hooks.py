@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from unmemorize.core.hooks import frozen, observed, patched, record, replaced
+from unmemorize.core.hooks import frozen, observed, outputs_before, patched, record, replaced, replayed
 
 
 class Boom(Exception):
@@ -81,6 +81,48 @@ def test_observed_sees_the_input_of_every_call_and_changes_nothing(net):
     with pytest.raises(KeyError), observed(net, {"0": seen.append, "nowhere": seen.append}):
         pass
     assert not any(module._forward_pre_hooks for module in net.modules())
+
+
+def test_what_precedes_a_layer_is_replayed_and_not_computed(net):
+    """Rows of the earlier run come out whatever goes in, changes further on count, and afterwards all is as before."""
+    before = net(X)
+    outputs = outputs_before(net, "2", lambda: net(X))
+    assert sorted(outputs) == ["0", "1"]
+    rows = torch.tensor([1, 0, 1])
+    with replayed(net, outputs, rows):
+        assert torch.equal(net(torch.full((3, 3), torch.nan)), before[rows])
+        with patched(net, {"2": lambda y: y + 1}):
+            assert torch.equal(net(X), before[rows] + 1)
+    with pytest.raises(Boom), replayed(net, outputs, rows):
+        raise Boom
+    assert torch.equal(net(X), before)
+    assert not any("forward" in vars(module) for module in net.modules())
+    assert hooks(net) == 0
+
+
+def test_a_forward_of_its_own_comes_back(net):
+    """Libraries that wrap `forward` on the instance find their wrapper again."""
+    wrapper = net[0].forward = lambda x, plain=net[0].forward: 2 * plain(x)
+    with replayed(net, outputs_before(net, "1", lambda: net(X)), torch.tensor([0])):
+        assert net[0].forward is not wrapper
+    assert net[0].forward is wrapper
+
+
+def test_only_what_is_called_once_and_row_by_row_is_replayed():
+    """Nested submodules count as one; one that is called again, or reduces its rows, is computed."""
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.block = nn.Sequential(nn.Linear(3, 3), nn.ReLU())
+            self.twice, self.total, self.last = nn.Tanh(), nn.Flatten(0), nn.Linear(3, 3)
+
+        def forward(self, x):
+            x = self.twice(self.block(x))
+            return self.twice(self.last(x + self.total(x).sum()))
+
+    net = Net()
+    assert list(outputs_before(net, "last", lambda: net(X))) == ["block"]
 
 
 def test_hooks_placed_before_an_unknown_name_are_removed(net):

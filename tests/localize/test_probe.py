@@ -9,8 +9,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from unmemorize.core.hooks import observed
 from unmemorize.localize.layers import value_projections
-from unmemorize.localize.probe import Probe, refine
+from unmemorize.localize.probe import CLOSE, Probe, refine, refine_closely
 from unmemorize.localize.reference import Start
 
 CHANNELS, SEEDS = 12, 4
@@ -20,14 +21,15 @@ class Table(Probe):
     """Strengths without rhyme or reason: freeing more may lower them."""
 
     def __init__(self, salt, scale):
-        self._order = torch.arange(SEEDS)
+        self._seeds = self._order = torch.arange(SEEDS)
         self.salt, self.scale = salt, scale
 
     def value(self, blocked, seed):
         return hashlib.sha256(bytes([self.salt, int(seed), *blocked.tolist()])).digest()[0] / 255 * self.scale
 
     def similarity(self, blocked, seeds):
-        return torch.tensor([[self.value(row, seed) for seed in seeds] for row in blocked]).reshape(-1, len(seeds))
+        values = [self.value(row, seed) for row in blocked for seed in seeds]
+        return torch.tensor(values).reshape(len(blocked), len(seeds))
 
 
 def one_at_a_time(table, blocked, items, limit, reached):
@@ -46,6 +48,37 @@ def test_refining_ahead_is_refining_one_at_a_time(salt, scale, order):
     expected, expected_strength = one_at_a_time(Table(salt, scale), blocked, items, 0.5, 9.0)
     assert torch.equal(found, expected)
     assert strength == pytest.approx(expected_strength)
+
+
+class Drifting(Table):
+    """Strengths by seed: a start, a step for each channel that is freed, and a little without rhyme or reason."""
+
+    def __init__(self, salt, start, step):
+        super().__init__(salt, CLOSE / 2)
+        self.start, self.step, self.rows = start, step, 0
+
+    def value(self, blocked, seed):
+        freed = CHANNELS - int(blocked.sum())
+        return self.start[seed] + self.step[seed] * freed + super().value(blocked, seed)
+
+    def similarity(self, blocked, seeds):
+        self.rows += len(blocked) * len(seeds)
+        return super().similarity(blocked, seeds)
+
+
+@pytest.mark.parametrize("late", [0.0, 0.004, 0.02, 0.05])
+@given(st.integers(0, 255))
+def test_seeds_far_below_the_limit_are_left_out_until_they_are_close(late, salt):
+    """The result is that of all seeds, even where one that was far decides in the end; far ones cost next to none."""
+    start, step = [0.495, 0.45, 0.3, 0.3], [0.0003, late, 0.0, 0.0]
+    table = Drifting(salt, start, step)
+    blocked, items = torch.ones(CHANNELS, dtype=torch.bool), torch.eye(CHANNELS, dtype=torch.bool)
+    found, strength = refine_closely(table, blocked, items, 0.5, 0.5)
+    expected, _ = one_at_a_time(Drifting(salt, start, step), blocked, items, 0.5, 0.5)
+    assert torch.equal(found, expected)
+    assert strength == pytest.approx(max(table.value(found, seed) for seed in range(SEEDS)))
+    if not late:
+        assert table.rows < 4 * CHANNELS
 
 
 @given(st.integers(0, 255), st.booleans(), st.sampled_from([0.501, 0.55, 0.7, 1.0]))
@@ -77,3 +110,23 @@ def test_many_sets_in_one_call_are_each_set_alone(tiny_model):
     assert torch.allclose(table[0], torch.ones(3), atol=1e-4)
     assert (table[1:] < 1).all()
     assert not any(module._forward_hooks for module in tiny_model.denoiser.modules())
+
+
+def test_what_precedes_the_layer_is_not_computed_again(tiny_model):
+    """Sets that differ in one layer have the same SSIM with the layers before it replayed, which do not run."""
+    layers = value_projections(tiny_model.denoiser)
+    widths = {name: layer.out_features for name, layer in layers.items()}
+    cond, start = tiny_model.encode(["an owl on a fence"]), Start.of(tiny_model, (0, 1, 2))
+    seeds = torch.arange(3)
+    probe = Probe(tiny_model, cond, start, start.unblocked(tiny_model, cond)[0], seeds, widths)
+    blocked = torch.rand(sum(widths.values()), generator=torch.Generator().manual_seed(0)) > 0.5
+    *earlier, last = widths
+    sets = blocked.repeat(widths[last], 1)
+    sets[:, -widths[last] :] ^= torch.eye(widths[last], dtype=torch.bool)
+    full, calls = probe.similarity(sets, seeds), []
+    with probe.changing(last, blocked):
+        watched = {name: lambda given: calls.append(given) for name in earlier}
+        with observed(tiny_model.denoiser, watched):
+            assert torch.allclose(probe.similarity(sets, seeds), full, atol=1e-4)
+    assert not calls
+    assert torch.allclose(probe.similarity(sets[:1], seeds), full[:1], atol=1e-4)

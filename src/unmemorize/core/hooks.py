@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves, tree_map
 
 
 @contextmanager
@@ -57,6 +59,53 @@ def observed(module: nn.Module, watchers: Mapping[str, Callable[[Tensor], None]]
         for name, watch in watchers.items():
             handle = submodules[name].register_forward_pre_hook(lambda _m, given, watch=watch: watch(given[0]))
             stack.callback(handle.remove)
+        yield
+
+
+def outputs_before(module: nn.Module, name: str, run: Callable[[], object]) -> dict[str, Any]:
+    """What is finished before the named submodule starts, in a run that calls the module once: outputs by name.
+
+    Of nested submodules only the outermost; none that is called twice, or whose output is not row by row.
+
+    Raises:
+        KeyError: The name is not a submodule's.
+    """
+    submodules = dict(module.named_modules())
+    outputs: dict[str, Any] = {}
+    calls: Counter[str] = Counter()
+    rows: list[int] = []
+
+    def keep(at: str) -> Callable[[nn.Module, object, Any], None]:
+        def hook(_module: nn.Module, _inputs: object, output: Any) -> None:
+            calls[at] += 1
+            if not rows:
+                outputs[at] = output
+
+        return hook
+
+    with ExitStack() as stack:
+        for at, submodule in submodules.items():
+            stack.callback(submodule.register_forward_hook(keep(at)).remove)
+        start = submodules[name].register_forward_pre_hook(lambda _m, given: rows.append(len(given[0])))
+        stack.callback(start.remove)
+        run()
+    fit = {n for n, o in outputs.items() if calls[n] == 1 and all(x.shape[:1] == (rows[0],) for x in tree_leaves(o))}
+    return {n: outputs[n] for n in fit if not any(n.startswith(f"{outer}.") for outer in fit)}
+
+
+@contextmanager
+def replayed(module: nn.Module, outputs: Mapping[str, Any], rows: Tensor) -> Iterator[None]:
+    """Let the named submodules return these rows of earlier outputs and compute nothing.
+
+    Raises:
+        AttributeError: A name is not a submodule's.
+    """
+    with ExitStack() as stack:
+        for name, output in outputs.items():
+            own = vars(module.get_submodule(name))
+            stack.callback(own.update, {"forward": own["forward"]} if "forward" in own else {})
+            stack.callback(own.pop, "forward")
+            own["forward"] = lambda *_, output=output, **__: tree_map(lambda x: x[rows], output)
         yield
 
 

@@ -13,7 +13,7 @@ from unmemorize.core.model import Condition, DiffusionModel, encoded, names_of
 from unmemorize.core.results import Localization, PromptUnits, union
 from unmemorize.core.run import Progress
 from unmemorize.localize.layers import Reach, check_finite, value_projections
-from unmemorize.localize.probe import Probe, refine
+from unmemorize.localize.probe import Probe, refine, refine_closely
 from unmemorize.localize.reference import SEEDS, Reference, Start, activations
 from unmemorize.metrics.ssim import pairwise_ssim, scales_for
 
@@ -59,8 +59,9 @@ def nemo(
     Paper: Hintersdorf et al. 2024, "Finding NeMo".
     Reference implementation: ml-research/localizing_memorization_in_diffusion_models.
     Differs: predictions are those of the first sampling step and none is discarded; the SSIM of a pair depends on that
-    pair alone; θ = `minimum` is tried, too; small latents have fewer scales; sets are tested in batches, and at the
-    seed that was hardest first, which changes the cost and not the result.
+    pair alone; θ = `minimum` is tried, too; small latents have fewer scales. For speed, sets are tested in batches and
+    at the seed that was hardest first, and what precedes a layer is computed once, which changes no result; while one
+    layer's channels are freed, seeds that are below the limit by `CLOSE` before and after are taken to be below it.
 
     Raises:
         NotApplicable: The model has no cross-attention in these layers.
@@ -143,9 +144,14 @@ def search(probe: Probe, rounds: Tensor, threshold: float, *, refined: bool = Tr
         reached = probe.strength(blocked)
         limit = reached + SLACK
     facts = {"hidden": float(hidden), "initial": int(blocked.sum()), "initial_ssim": reached}
-    for items in (_by_layer(probe), _by_channel(probe)) if refined else ():
-        items = items & blocked
-        blocked, reached = refine(probe, blocked, items[items.any(1)], limit, reached)
+    if refined:
+        whole = _by_layer(probe) & blocked
+        blocked, reached = refine(probe, blocked, whole[whole.any(1)], limit, reached)
+        for name, layer in zip(reversed(probe.widths), _by_layer(probe), strict=True):
+            channels = torch.eye(len(layer), dtype=torch.bool)[layer & blocked]
+            if len(channels):
+                with probe.changing(name, blocked):
+                    blocked, reached = refine_closely(probe, blocked, channels, limit, reached)
     return blocked, facts | {"channels": int(blocked.sum()), "ssim": reached}
 
 
@@ -153,9 +159,3 @@ def _by_layer(probe: Probe) -> Tensor:
     """The channels of each layer, deepest first: (layers, channels)."""
     layer = torch.repeat_interleave(torch.arange(len(probe.widths)), torch.tensor(list(probe.widths.values())))
     return layer == torch.arange(len(probe.widths)).flip(0)[:, None]
-
-
-def _by_channel(probe: Probe) -> Tensor:
-    """Single channels, those of the deepest layer first: (channels, channels)."""
-    layer = _by_layer(probe).int().argmax(0)
-    return torch.eye(len(layer), dtype=torch.bool)[layer.argsort(stable=True)]

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from unmemorize.core.hooks import patched
+from unmemorize.core.hooks import outputs_before, patched, replayed
 from unmemorize.core.model import Condition, DiffusionModel
 from unmemorize.localize.reference import Start
 from unmemorize.metrics.ssim import scales_for, ssim
 
 WIDEST = 32  # sets tested ahead of need
+CLOSE = 0.01  # a seed further below the limit, before and after a layer's channels, is not looked at in between
 
 
 class Probe:
@@ -42,7 +45,7 @@ class Probe:
         batch: int = 64,
     ) -> None:
         self._model, self._cond, self._start, self._free, self._batch = model, cond, start, free, batch
-        self._order = seeds
+        self._seeds, self._order, self._before = seeds, seeds, dict[str, Any]()
         self._scales = scales_for(*free.shape[-2:])
         self.widths = dict(widths)
 
@@ -53,17 +56,42 @@ class Probe:
 
     def similarity(self, blocked: Tensor, seeds: Tensor) -> Tensor:
         """SSIM of the differences with and without each set blocked at all tokens: (sets, seeds)."""
-        found = []
-        for rows in torch.arange(len(blocked) * len(seeds)).split(self._batch):
+        found = [torch.empty(0)]
+        for rows in torch.arange(len(blocked) * len(seeds)).split(self._batch) if len(seeds) else ():
             sets, seed = blocked[rows // len(seeds)], seeds[rows % len(seeds)]
-            masks = {n: part[:, None].to(self._free.device) for n, part in self.by_name(sets).items() if part.any()}
-            with patched(self._model.denoiser, {n: lambda v, m=m: v.masked_fill(m, 0) for n, m in masks.items()}):
-                differences = self._start.differences(self._model, self._cond[torch.zeros_like(rows)], seed)
+            with replayed(self._model.denoiser, self._before, seed.to(self._free.device)):
+                differences = self._differences(sets, seed)
             found.append(ssim(self._free[seed], differences, self._scales).cpu())
         return torch.cat(found).reshape(len(blocked), len(seeds))
 
+    @contextmanager
+    def changing(self, layer: str, blocked: Tensor) -> Iterator[None]:
+        """Sets tested in this block differ from `blocked` in this layer alone: what precedes it is computed once."""
+        seeds = torch.arange(len(self._free))
+        sets = blocked.expand(len(seeds), -1)
+        self._before = outputs_before(self._model.denoiser, layer, lambda: self._differences(sets, seeds))
+        try:
+            yield
+        finally:
+            self._before = {}
+
+    def _differences(self, blocked: Tensor, seeds: Tensor) -> Tensor:
+        masks = {n: part[:, None].to(self._free.device) for n, part in self.by_name(blocked).items() if part.any()}
+        with patched(self._model.denoiser, {n: lambda v, m=m: v.masked_fill(m, 0) for n, m in masks.items()}):
+            return self._start.differences(self._model, self._cond[torch.zeros_like(seeds)], seeds)
+
+    def look_at(self, seeds: Tensor) -> None:
+        """Let `strength` and `strengths` be those of these seeds, the hardest first."""
+        self._order = seeds
+
+    def close(self, blocked: Tensor, limit: float) -> tuple[Tensor, float]:
+        """Seeds where a set is less than `CLOSE` below the limit, or the highest alone, highest first; its SSIM."""
+        values = self.similarity(blocked[None], self._seeds)[0]
+        order = values.argsort(descending=True, stable=True)
+        return self._seeds[order[: max(int((values > limit - CLOSE).sum()), 1)]], float(values.max())
+
     def strength(self, blocked: Tensor) -> float:
-        """The highest SSIM of all seeds with one set blocked."""
+        """The highest SSIM of the seeds with one set blocked."""
         return float(self.similarity(blocked[None], self._order).max())
 
     def strengths(self, blocked: Tensor, limit: float, *, expected: bool) -> list[float]:
@@ -109,3 +137,16 @@ def refine(probe: Probe, blocked: Tensor, items: Tensor, limit: float, reached: 
         expected, ahead = expected != surprised, 2 if surprised else min(2 * ahead, WIDEST)
         items = items[len(values) :]
     return blocked, reached
+
+
+def refine_closely(probe: Probe, blocked: Tensor, items: Tensor, limit: float, reached: float) -> tuple[Tensor, float]:
+    """`refine` at the seeds that are close to the limit before it, and again with those that are close after it."""
+    seeds, _ = probe.close(blocked, limit)
+    while True:
+        probe.look_at(seeds)
+        freed, _ = refine(probe, blocked, items, limit, reached)
+        after, strength = probe.close(freed, limit)
+        more = after[~torch.isin(after, seeds)]
+        if not len(more):
+            return freed, strength
+        seeds = torch.cat([seeds, more])
