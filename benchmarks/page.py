@@ -50,6 +50,10 @@ PARTS = {
         "Attacking",
         "The embedding attack (Kowalczuk et al. 2026), every picture judged against its own target.",
     ),
+    "erase": (
+        "Mitigation in the weights",
+        "Fine-tuning, attacked afterwards. Every method has the same pictures, attack and measures of quality.",
+    ),
     "stronger": (
         "Cheaper and dearer attacks",
         "DoRI at high noise against plain DoRI by denoiser evaluations, and the adaptive attack, all beside controls.",
