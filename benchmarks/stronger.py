@@ -12,10 +12,11 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Iterator, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import product
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -27,6 +28,7 @@ from unmemorize.attack.adaptive import Adaptive, adaptive, mixed
 from unmemorize.attack.dori import Dori, dori
 from unmemorize.attack.extraction import Extraction, Method, Trial, extraction
 from unmemorize.attack.high_noise import HighNoise
+from unmemorize.core.hooks import replaced
 from unmemorize.core.results import Attack
 from unmemorize.core.run import atomic
 from unmemorize.data.ordinary import ordinary_prompts
@@ -43,13 +45,31 @@ from unmemorize.models.unet import UNetModel
 FIRST_SEED = 100  # of the pictures that are judged; those of the adaptive attack's checks are others
 GROUPS = ("memorized", "trained on once", "never trained on")
 CHEAP = {"DoRI": (Dori(), (5, 10, 17, 25, 50)), "high noise": (HighNoise(), (16, 32, HighNoise().steps))}
-CASES = [("Wanda 40%", "random"), ("Wanda 40%", "prompt"), ("NeMo, θ ≥ 0.25", "prompt"), ("NeMo, θ ≥ 0.25", "random")]
+CASES = [
+    ("Wanda 40%", "random"),
+    ("Wanda 40%", "prompt"),
+    ("erased", "random"),
+    ("erased", "prompt"),
+    ("NeMo, θ ≥ 0.25", "prompt"),
+    ("NeMo, θ ≥ 0.25", "random"),
+]
+ERASED = Path("runs/erase/erase/model")  # by benchmarks/erase.py
 
 
-def edits_of(model: UNetModel, name: str, prompts: Sequence[str]) -> list[Edit]:
-    """One edit for all pictures, or one for every memorized prompt; none for `none`."""
-    if name == "none":
-        return []
+@dataclass(frozen=True)
+class Weights:
+    """A fine-tuned denoiser's weights, applied as an edit is."""
+
+    values: dict[str, Tensor]
+
+    def applied(self, model: UNetModel) -> AbstractContextManager[None]:
+        return replaced(model.denoiser, self.values)
+
+
+def edits_of(model: UNetModel, name: str, prompts: Sequence[str]) -> list[Edit | Weights]:
+    """One edit for all pictures, or one for every memorized prompt."""
+    if name == "erased":
+        return [Weights(dict(load(str(ERASED)).denoiser.named_parameters()))]
     hashed = fingerprint(model)
     if name.startswith("Wanda"):
         return [Edit.of(wanda(model, prompts, sparsity=0.4), hashed)]
@@ -93,7 +113,7 @@ class Bench:
     """What every setting is measured with."""
 
     model: UNetModel
-    edits: dict[str, list[Edit]]
+    edits: dict[str, list[Edit | Weights]]
     groups: dict[str, References]
     seeds: tuple[int, ...]
 
@@ -101,9 +121,9 @@ class Bench:
         """One row a picture: copies and values by number of updates and seed, and evaluations."""
         trial = Trial(tuple(curve), init, seeds=self.seeds, sampling=STEPS)  # type: ignore[arg-type]
         edits, rows = self.edits[edit], []
-        each = len(pictures) if len(edits) < 2 else 1
+        each = len(pictures) if len(edits) == 1 else 1
         for i in range(0, len(pictures), each):
-            with edits[i % len(edits)].applied(self.model) if edits else nullcontext():
+            with edits[i % len(edits)].applied(self.model):
                 part = pictures[list(range(i, min(i + each, len(pictures))))]
                 judge = partial(match_targets, references=REFERENCES)
                 rows += to_rows(extraction(self.model, part, method, judge, trial)[0])
@@ -208,11 +228,11 @@ def main() -> None:
     before = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     if all(before.get(key) == results[key] for key in ("fingerprint", "options")):
         results = before
-    bench = Bench(model, {"none": []}, subjects(model, options.pictures), seeds)
+    bench = Bench(model, {}, subjects(model, options.pictures), seeds)
     for name, (method, steps, edit, init) in methods(bench, prompts).items():
         for group, pictures in bench.groups.items():
             done = results["settings"].get(name, {})
-            if group in done or options.only not in f"{name} | {group}":
+            if group in done or options.only not in f"{name} | {group}" or (edit == "erased" and not ERASED.exists()):
                 continue
             if edit not in bench.edits:
                 bench.edits[edit] = edits_of(model, edit, prompts)
