@@ -31,7 +31,6 @@ from unmemorize.report.figures import STYLE
 
 RUNS = Path("runs/attack-results")
 EDITS = {
-    "NeMo": LocateSpec(method="nemo", layers="all", refine=False),
     "NeMo, refined": LocateSpec(method="nemo", layers="all"),
     "Wanda 1%": LocateSpec(method="wanda", sparsity=0.01),
     "Wanda 10%": LocateSpec(method="wanda", sparsity=0.1),
@@ -63,7 +62,7 @@ class Setting:
 
 def settings(pictures: int, refined: bool) -> list[Setting]:
     """In the order of what is most wanted."""
-    edits = ["none", "Wanda 40%", "NeMo", "Wanda 1%", "Wanda 10%", *(["NeMo, refined"] if refined else [])]
+    edits = ["none", "Wanda 40%", "Wanda 10%", "Wanda 1%", *(["NeMo, refined"] if refined else [])]
     prompt, random = ([Setting(edit, init, 50, pictures) for edit in edits] for init in ("prompt", "random"))
     return [*prompt, Setting("none", "prompt", 500, min(pictures, 6)), *random]
 

@@ -124,10 +124,10 @@ def published(results: list[Row]) -> list[str]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--inits", type=int, default=100, help="random embeddings for the first picture")
-    parser.add_argument("--more", type=int, default=30, help="random embeddings for the second")
+    parser.add_argument("--more", type=int, default=30, help="random embeddings for the second; 0 leaves it out")
     parser.add_argument("--runs", type=Path, default=Path("runs/locality"))
     options = parser.parse_args()
-    results = [study(p, n, options.runs) for p, n in zip(PICTURES, (options.inits, options.more), strict=True)]
+    results = [study(p, n, options.runs) for p, n in zip(PICTURES, (options.inits, options.more), strict=True) if n]
     with atomic(OUT / "locality.svg") as temporary:
         temporary.write_bytes((options.runs / Path(PICTURES[0]).stem / "locality.svg").read_bytes())
     write("locality", results, markdown(results))
