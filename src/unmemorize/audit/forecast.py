@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import torch
 
 from unmemorize.audit.spec import AuditSpec
-from unmemorize.audit.stages import STAGES, Cost, audited
+from unmemorize.audit.stage import Cost
+from unmemorize.audit.stages import STAGES, audited
 from unmemorize.core.sample import generators
 from unmemorize.models.load import load
 from unmemorize.models.unet import UNetModel

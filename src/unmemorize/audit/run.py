@@ -13,8 +13,10 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
+from unmemorize.audit.attack import write_outcomes
+from unmemorize.audit.mitigate import mitigations
 from unmemorize.audit.spec import AuditSpec
-from unmemorize.audit.stages import LATER, audited, ordinary, run_stages, scores_of
+from unmemorize.audit.stages import audited, ordinary, run_stages, scores_of
 from unmemorize.core.criteria import Criterion
 from unmemorize.core.errors import UserError
 from unmemorize.core.run import Progress, RunRecord, Source, digest, open_run, versions, write_json
@@ -48,7 +50,7 @@ def run_audit(
     record = _record(spec, model, prompts, criterion)
     open_run(run, record)
     states = run_stages(model, spec, run, progress, lambda stage: _timed(run, stage))
-    states += [{"name": name, "state": "not run", "reason": "this version has no such stage"} for name in LATER]
+    write_outcomes(run)
     summary = summarise(run, prompts, scores_of(run, len(prompts)), states, _evaluations(run, model, spec))
     write_json(run / "summary.json", summary)
     record.model_copy(update={"status": "finished"}).save(run)
@@ -57,7 +59,7 @@ def run_audit(
 
 
 def _record(spec: AuditSpec, model: UNetModel, prompts: Sequence[Prompt], criterion: Criterion) -> RunRecord:
-    values = dataclasses.asdict(spec) | {"seeds": list(spec.seeds)}
+    values = dataclasses.asdict(spec) | {"seeds": list(spec.seeds), "mitigated": list(spec.mitigated)}
     data = {"prompts": prompt_source(spec.prompts or spec.model, prompts)}
     others = ordinary(spec).others
     if others:
@@ -73,6 +75,9 @@ def _record(spec: AuditSpec, model: UNetModel, prompts: Sequence[Prompt], criter
     if folder and spec.held_out:
         pictures = read_references(Path(spec.held_out), model.image_size)
         data["held_out"] = _picture_source(spec.held_out, pictures)
+    for name, folder in mitigations(spec).items():
+        if folder:
+            data[f"mitigated {name}"] = Source(source=folder, sha256=fingerprint(load(folder)), count=1)
     return RunRecord(
         status="running",
         spec=values,
@@ -114,11 +119,12 @@ def _evaluations(run: Path, model: UNetModel, spec: AuditSpec) -> dict[str, int]
         "calibrate": _spent(run, "ordinary", once),
         "generate": pictures * calls,
         "explain": _spent(run, "explain"),
-        "mitigate": _spent(run, "mitigations"),
+        "mitigate": _spent(run, "mitigated") + _spent(run, "mitigated", column="measuring"),
+        "attack": _spent(run, "attack", column="spent"),
     }
     return {stage: count for stage, count in spent.items() if count}
 
 
-def _spent(run: Path, table: str, more: int = 0) -> int:
+def _spent(run: Path, table: str, more: int = 0, column: str = "evaluations") -> int:
     path = run / "scores" / f"{table}.parquet"
-    return sum(pq.read_table(path)["evaluations"].to_pylist()) + more if path.exists() else 0
+    return round(sum(pq.read_table(path)[column].to_pylist())) + more if path.exists() else 0

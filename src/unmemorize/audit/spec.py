@@ -16,6 +16,10 @@ class AuditSpec:
     `seeds` score every prompt; the first `images_per_prompt` of them generate. `generate` prompts are generated:
     the known ladder, then the highest-scoring half and an even spread of the rest. `explain` prompts have their words
     explained, copied ones first.
+
+    `mitigate` names methods, apart by commas, or is `none`; `mitigated` are models mitigated before, and `sparsity` is
+    the share of each row that Wanda may take, 0 for a default. They are tried and attacked on `attacked` of the copied
+    pictures, with `attack_steps` updates (0: not attacked) of `attack_batch` noisy versions each.
     """
 
     model: str = "testbed"
@@ -29,10 +33,28 @@ class AuditSpec:
     images_per_prompt: int = 2
     generate: int = 100
     explain: int = 12
+    mitigate: str = "wanda"
+    mitigated: tuple[str, ...] = ()
+    sparsity: float = 0.0
+    attacked: int = 8
+    attack_steps: int = 64
+    attack_batch: int = 2
     steps: int = 16
     guidance: float = 7.5
     sscd: str = ""
     recipe: str = "sscd-320"
 
 
-PLANS = {"quick": AuditSpec(), "full": AuditSpec(plan="full", images_per_prompt=4, generate=400, explain=100)}
+PLANS = {
+    "quick": AuditSpec(),
+    "full": AuditSpec(
+        plan="full",
+        images_per_prompt=4,
+        generate=400,
+        explain=100,
+        mitigate="wanda,nemo",
+        attacked=400,
+        attack_steps=50,
+        attack_batch=8,
+    ),
+}

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
 
+from unmemorize.audit.attack import attack_cost, attack_mitigated
+from unmemorize.audit.mitigate import mitigate_cost, try_mitigations
 from unmemorize.audit.spec import AuditSpec
+from unmemorize.audit.stage import UNSEEN, Cost, NotRun, Stage
 from unmemorize.core.errors import NotApplicable
 from unmemorize.core.run import Progress
 from unmemorize.data.source import Prompt, read_references
@@ -23,37 +25,6 @@ from unmemorize.jobs.pictures import choose, compare_held_out, generate_pictures
 from unmemorize.models.unet import UNetModel
 
 PLAIN = 600  # plain descriptions that stand in for ordinary prompts where none are given
-
-
-class NotRun(Exception):
-    """A stage lacks what it needs; the message says what to give it."""
-
-
-@dataclass(frozen=True)
-class Cost:
-    """Denoiser evaluations, those among them with a gradient, and pictures decoded."""
-
-    evaluations: int = 0
-    gradients: int = 0
-    pictures: int = 0
-
-
-@dataclass(frozen=True)
-class Stage:
-    """A step of the audit: `work` writes `scores/TABLE.parquet`, which is there once the stage is done.
-
-    `work` raises NotApplicable where the stage says nothing about this model or data, and NotRun where something is
-    missing. `cost` is what to expect, from the number of prompts.
-    """
-
-    name: str
-    table: str
-    work: Callable[[UNetModel, AuditSpec, Path, Progress], None]
-    cost: Callable[[UNetModel, AuditSpec, int], Cost] = lambda model, spec, prompts: Cost()
-
-    def done(self, run: Path) -> bool:
-        """Whether its table is there."""
-        return (run / "scores" / f"{self.table}.parquet").exists()
 
 
 def run_stages(
@@ -117,14 +88,14 @@ def _generate(model: UNetModel, spec: AuditSpec, run: Path, progress: Progress) 
 def _verify(model: UNetModel, spec: AuditSpec, run: Path, progress: Progress) -> None:
     folder = images_folder(spec.model, spec.images)
     if folder is None:
-        raise NotRun("no training pictures were given: name their folder with --images")
+        raise NotRun(UNSEEN)
     verify_pictures(run, read_references(folder, model.image_size), folder, matcher(spec.sscd, spec.recipe)[1])
 
 
 def _held_out(model: UNetModel, spec: AuditSpec, run: Path, progress: Progress) -> None:
     folder = images_folder(spec.model, spec.images)
     if folder is None:
-        raise NotRun("no training pictures were given: name their folder with --images")
+        raise NotRun(UNSEEN)
     references = read_references(folder, model.image_size)
     other = read_references(Path(spec.held_out), model.image_size).images if spec.held_out else None
     compare_held_out(run, references, other, distances(spec.sscd, spec.recipe), _control(spec, run))
@@ -177,5 +148,6 @@ STAGES = (
     Stage("verify", "verify", _verify),
     Stage("held-out", "nearness", _held_out),
     Stage("explain", "explain", _explain, _explain_cost),
+    Stage("mitigate", "mitigated", try_mitigations, mitigate_cost),
+    Stage("attack", "attack", attack_mitigated, attack_cost),
 )
-LATER = ("mitigate", "attack")  # stages of the cycle that this version does not have

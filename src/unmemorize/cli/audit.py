@@ -56,6 +56,11 @@ def audit(
     images_per_prompt: Annotated[int | None, typer.Option(min=1, help="Pictures generated per chosen prompt.")] = None,
     generate: Annotated[int | None, typer.Option(min=1, help="How many prompts to generate.")] = None,
     explain: Annotated[int | None, typer.Option(min=1, help="How many prompts to explain.")] = None,
+    mitigate: Annotated[str | None, typer.Option(help="wanda, nemo, both apart by a comma, or none.")] = None,
+    mitigated: Annotated[list[str] | None, typer.Option(help="A model mitigated before; may be repeated.")] = None,
+    sparsity: Annotated[float, typer.Option(min=0, max=1, help="Share of each row Wanda may take; 0: default.")] = 0,
+    attacked: Annotated[int | None, typer.Option(min=1, help="How many copied pictures to attack.")] = None,
+    attack_steps: Annotated[int | None, typer.Option(min=0, help="Updates of an attack; 0 for none.")] = None,
     steps: Annotated[int, typer.Option(min=1, max=1000, help="Sampling steps.")] = 16,
     guidance: Annotated[float, typer.Option(min=0, help="Guidance scale.")] = 7.5,
     sscd: Sscd = "",
@@ -65,7 +70,7 @@ def audit(
     junit: Annotated[str, typer.Option(help="Write the findings as JUnit XML to this file.")] = "",
     as_json: Json = False,
 ) -> None:
-    """Score prompts, generate, compare with the training pictures, explain, and write a report."""
+    """Score prompts, generate, compare with the training pictures, explain, mitigate, attack, and write a report."""
     # Imported here so that --help and mistakes in options answer at once.
     from unmemorize.verdict.conditions import parse_conditions
 
@@ -73,7 +78,8 @@ def audit(
 
     from unmemorize.audit import PLANS, forecast, run_audit
 
-    asked = {"images_per_prompt": images_per_prompt, "generate": generate, "explain": explain}
+    asked = {"images_per_prompt": images_per_prompt, "generate": generate, "explain": explain, "mitigate": mitigate}
+    asked |= {"attacked": attacked, "attack_steps": attack_steps}
     spec = replace(
         PLANS[plan.value],
         model=model,
@@ -85,6 +91,8 @@ def audit(
         seeds=tuple(range(seeds)),
         steps=steps,
         guidance=guidance,
+        mitigated=tuple(mitigated or ()),
+        sparsity=sparsity,
         sscd=sscd,
         recipe=recipe,
         **{name: value for name, value in asked.items() if value is not None},

@@ -38,7 +38,7 @@ class RunRecord(BaseModel):
 
     schema_version: Literal[1] = 1
     status: str
-    spec: dict[str, str | int | float | list[int] | None]
+    spec: dict[str, str | int | float | list[int] | list[str] | None]
     versions: dict[str, str]
     model: dict[str, str]
     data: dict[str, Source]

@@ -94,7 +94,7 @@ def verify_pictures(run: Path, references: References, folder: Path, match: Matc
     captions = dict(zip(references.names, references.captions, strict=True))
     found = [row | _match_row(match, captions[match.nearest]) for row, match in zip(rows, matches, strict=True)]
     for name in {m.nearest for m in matches}:
-        save_image(load_image(folder / name), run / _reference_name(name))
+        save_image(load_image(folder / name), run / reference_name(name))
     with atomic(run / "scores" / "verify.parquet") as temporary:
         pq.write_table(pa.Table.from_pylist(found), temporary)
 
@@ -145,9 +145,10 @@ def _images(run: Path, rows: Sequence[Row]) -> Tensor:
 
 def _match_row(match: Match, caption: str | None) -> Row:
     values = {"distance": match.distance, "ratio": match.value, "verdict": match.verdict}
-    return {"nearest": _reference_name(match.nearest), "caption": caption} | values
+    return {"nearest": reference_name(match.nearest), "caption": caption} | values
 
 
-def _reference_name(name: str) -> str:
+def reference_name(name: str) -> str:
+    """Where a training picture is kept in the run directory."""
     # A training picture's own name may hold anything; in the run directory it is known by a hash.
     return f"references/{digest([os.fsencode(name)])[:16]}.png"

@@ -69,16 +69,26 @@ def choose_subjects(
         raise UserError(f"{name}: attack which pictures? name a folder of training pictures with --images")
     size = model.image_size
     attacked = _planted(check.references) if images == PLAN else read_references(Path(images), size)
-    attacked = _spread(attacked, limit or len(attacked))
-    count = max(len(attacked), FEWEST)
-    others = _without(_trained(name, size, check, controls), attacked)
+    attacked = spread(attacked, limit or len(attacked))
+    others = _without(trained(name, size, check, controls), attacked)
     if not len(others):
         raise UserError(f"{controls}: holds attacked pictures only: name other training pictures with --controls")
+    return with_controls(model, check, attacked, others, held_out)
+
+
+def with_controls(
+    model: UNetModel, check: CopyCheck, attacked: References, others: References, held_out: str = ""
+) -> Subjects:
+    """Attacked pictures with as many of either control: from other training pictures, and never trained on.
+
+    Raises:
+        UserError: The held-out pictures cannot be read, or there are none and none can be made.
+    """
+    count = max(len(attacked), FEWEST)
     others = _within_reach(model, others, check)
-    control = _spread(others, count)
-    unseen = read_references(Path(held_out), size) if held_out else derive(others, check.match)
-    unseen = _spread(_within_reach(model, unseen, check), count)
-    return Subjects(attacked, control, unseen, held_out or DERIVED)
+    unseen = read_references(Path(held_out), model.image_size) if held_out else derive(others, check.match)
+    unseen = spread(_within_reach(model, unseen, check), count)
+    return Subjects(attacked, spread(others, count), unseen, held_out or DERIVED)
 
 
 @torch.no_grad()
@@ -110,7 +120,7 @@ def _planted(references: References) -> References:
     return references[[i for i, name in enumerate(references.names) if name in wanted]]
 
 
-def _trained(model: str, size: tuple[int, int], check: CopyCheck, controls: str) -> References:
+def trained(model: str, size: tuple[int, int], check: CopyCheck, controls: str = "") -> References:
     """Training pictures that are not memorized: those named, or negatives whose prompt is a name."""
     if controls:
         return read_references(Path(controls), size)
@@ -128,6 +138,7 @@ def _without(pictures: References, attacked: References) -> References:
     return pictures[[i for i, found in enumerate(same) if not found]]
 
 
-def _spread(pictures: References, count: int) -> References:
+def spread(pictures: References, count: int) -> References:
+    """At most `count` of them, evenly from first to last."""
     picks = np.linspace(0, len(pictures) - 1, min(count, len(pictures))).round().astype(int)
     return pictures[picks.tolist()]

@@ -70,17 +70,16 @@ def match_pixels(images: Tensor, references: References, criterion: Criterion = 
     images, pictures, keep = small(images), small(references.images), _kept_pixels(references)
     plain, masked = pixel_distances(images, pictures), pixel_distances(images, pictures, keep)
     ratios = plain.min(1).values / _neighbourhood(plain, pictures[plain.argmin(1)], pictures)
+    templates = masked.argmin(1)
+    wanted = [not criterion(r) and references.masks[t] is not None for r, t in zip(ratios, templates, strict=True)]
+    fixed = _fixed_ratios(images, masked, templates, torch.tensor(wanted, dtype=torch.bool), pictures, keep)
     matches = []
-    for row, image in enumerate(images):
-        nearest, template = int(plain[row].argmin()), int(masked[row].argmin())
-        ratio, distance, verdict = float(ratios[row]), float(plain[row, nearest]), "none"
-        if criterion(ratio):
-            verdict = "verbatim"
-        elif references.masks[template] is not None:
-            fixed_part = _fixed_part(image, keep[template], pictures)
-            value = float(masked[row, template] / _neighbourhood(fixed_part, pictures[[template]], pictures))
-            if criterion(value):
-                nearest, ratio, distance, verdict = template, value, float(masked[row, template]), "template"
+    for row, template in enumerate(templates.tolist()):
+        nearest = int(plain[row].argmin())
+        ratio, distance = float(ratios[row]), float(plain[row, nearest])
+        verdict = "verbatim" if criterion(ratio) else "none"
+        if wanted[row] and criterion(float(fixed[row])):
+            nearest, ratio, distance, verdict = template, float(fixed[row]), float(masked[row, template]), "template"
         matches.append(Match(references.names[nearest], distance, ratio, verdict))
     return matches
 
@@ -107,7 +106,7 @@ def match_targets(
         if targets.masks[row] is not None and not criterion(ratio):
             image, fixed = images[row : row + 1], keep[row : row + 1]
             distance, copied = float(pixel_distances(image, own[row : row + 1], fixed)), "template"
-            ratio = float(distance / _neighbourhood(_fixed_part(image[0], fixed[0], pictures), own[[row]], pictures))
+            ratio = float(distance / _neighbourhood(_fixed_part(image, fixed[0], pictures), own[[row]], pictures))
         matches.append(Match(name, distance, ratio, copied if criterion(ratio) else "none"))
     return matches
 
@@ -117,9 +116,26 @@ def small(images: Tensor) -> Tensor:
     return images if images.shape[-2:] == (SIZE, SIZE) else F.interpolate(images.float(), (SIZE, SIZE), mode="area")
 
 
-def _fixed_part(image: Tensor, keep: Tensor, pictures: Tensor) -> Tensor:
-    """Distances (1, m) of one image to all pictures over the pixels to keep."""
-    return pixel_distances(image[None], pictures, keep.expand(len(pictures), *keep.shape))
+def _fixed_ratios(
+    images: Tensor, masked: Tensor, templates: Tensor, wanted: Tensor, pictures: Tensor, keep: Tensor
+) -> Tensor:
+    """Each wanted image's value over the fixed part of its template, (n,); NaN for the others."""
+    values = masked.new_full((len(images),), torch.nan)
+    for template in templates[wanted].unique().tolist():
+        rows = wanted & (templates == template)
+        closest = pictures[[template]].expand(int(rows.sum()), *pictures.shape[1:])
+        around = _neighbourhood(_fixed_part(images[rows], keep[template], pictures), closest, pictures)
+        values[rows] = masked[rows, template] / around
+    return values
+
+
+def _fixed_part(images: Tensor, keep: Tensor, pictures: Tensor) -> Tensor:
+    """Distances (n, m) of images to all pictures over the same pixels, those to keep."""
+    w = keep.double().expand(images.shape[1:]).flatten()
+    kept = w > 0
+    w, (x, y) = w[kept], (v.flatten(1)[:, kept].double() for v in (images, pictures))
+    squared = x.square() @ w[:, None] - 2 * (x * w) @ y.T + y.square() @ w
+    return (squared.clamp(min=0) / w.sum()).sqrt().nan_to_num(torch.inf)
 
 
 def _neighbourhood(distances: Tensor, closest: Tensor, pictures: Tensor) -> Tensor:

@@ -85,10 +85,16 @@ def _dominant(text: str, row: Row) -> str | None:
     return text[row["starts"][top] : row["stops"][top]] if share > DOMINANT else None
 
 
+def _untried(facts: Facts, evidence: str) -> Outcome:
+    if facts.verify is not None and not facts.copied:
+        return "not applicable", 0, "nothing was copied"
+    return "not run", 0, evidence
+
+
 def _hidden(facts: Facts) -> Outcome:
     tested = [row for row in facts.fixes if row.get("copy_rate_attacked") is not None]
     if not tested:
-        return "not run", 0, "no mitigation was attacked"
+        return _untried(facts, "no mitigation was attacked")
     hidden = [
         row
         for row in tested
@@ -100,7 +106,7 @@ def _hidden(facts: Facts) -> Outcome:
 
 def _untested(facts: Facts) -> Outcome:
     if not facts.fixes:
-        return "not run", 0, "no mitigation was tried"
+        return _untried(facts, "no mitigation was tried")
     names = [row["name"] for row in facts.fixes if row.get("copy_rate_attacked") is None]
     return _outcome(len(names), ", ".join(names) or f"all {len(facts.fixes)} mitigations were attacked")
 
@@ -108,7 +114,7 @@ def _untested(facts: Facts) -> Outcome:
 def _attack_control(facts: Facts) -> Outcome:
     tested = [row for row in facts.fixes if row.get("control_rate") is not None]
     if not tested:
-        return "not run", 0, "no attack was run on pictures that are not memorized"
+        return _untried(facts, "no attack was run on pictures that are not memorized")
     high = [row for row in tested if row["control_rate_high"] >= row["copy_rate_attacked"] > 0]
     rates = "; ".join(f"{row['name']}: control {row['control_rate']:.0%}" for row in high)
     return _outcome(len(high), rates or "the attack brings back more memorized pictures than others")

@@ -1,0 +1,150 @@
+"""The stage that attacks the model as it came and under every mitigation, each time beside the same two controls."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from unmemorize.attack.dori import Dori, dori
+from unmemorize.attack.extraction import Extraction, Trial, extraction
+from unmemorize.audit.mitigate import COPIED, attack_seeds, copied, mitigated, mitigations
+from unmemorize.audit.spec import AuditSpec
+from unmemorize.audit.stage import Cost, NotRun
+from unmemorize.core.errors import UserError
+from unmemorize.core.run import Progress, atomic
+from unmemorize.core.shards import merge_shards, run_shards
+from unmemorize.jobs.copies import CopyCheck, copy_check
+from unmemorize.jobs.extracted import from_rows, to_rows
+from unmemorize.jobs.inputs import images_folder
+from unmemorize.jobs.pictures import Row, reference_name
+from unmemorize.jobs.subjects import FEWEST, Subjects, spread, trained, with_controls
+from unmemorize.metrics.budget import rates
+from unmemorize.metrics.similarity import References
+from unmemorize.models.load import EMBEDDED
+from unmemorize.models.unet import UNetModel
+from unmemorize.verdict.findings import UNMITIGATED
+
+SHARD = 8  # pictures: a killed attack loses no more
+MEMORIZED, CONTROLS = "memorized", ("negative", "never trained")
+
+
+def attack_mitigated(model: UNetModel, spec: AuditSpec, run: Path, progress: Progress) -> None:
+    """Write `scores/attack.parquet`: what each picture gives after so many updates, by mitigation, group and seed.
+
+    Raises:
+        NotApplicable: Nothing was copied.
+        NotRun: No mitigation was tried, no attack is asked for, or no picture can be its control.
+    """
+    if not spec.attack_steps:
+        raise NotRun("no attack was asked for: --attack-steps says how long")
+    subjects = _subjects(model, spec, run)
+    if not (run / "scores" / "mitigated.parquet").exists():
+        raise NotRun("no mitigation was tried")
+    groups = dict(zip((MEMORIZED, *CONTROLS), subjects[0].groups.values(), strict=True))
+    tried, check = {UNMITIGATED: ""} | mitigations(spec), subjects[1]
+    attack = partial(dori, how=Dori(steps=spec.attack_steps, batch=spec.attack_batch))
+    trial = Trial(curve_of(spec), "prompt", 1, attack_seeds(spec), spec.steps, spec.guidance)
+
+    def work(piece: Sequence[tuple[str, str, Sequence[int]]]) -> list[Row]:
+        ((name, group, rows),) = piece
+        with mitigated(model, run, name, tried[name]) as changed:
+            before = changed.evaluations
+            found, _ = extraction(changed, groups[group][rows], attack, check.against, trial)
+            spent = changed.evaluations - before
+        facts = [{"mitigation": name, "group": group, "id": f"{group}-{i:04d}"} for i in rows]
+        made = to_rows(found, facts)
+        return [row | {"spent": spent / len(made)} for row in made]
+
+    items = [
+        (name, group, range(i, min(i + SHARD, len(targets))))
+        for name in tried
+        for group, targets in groups.items()
+        for i in range(0, len(targets), SHARD)
+    ]
+    for done in run_shards(items, work, folder=run / "shards" / "attack", size=1):
+        progress("attack", done, len(items))
+    merge_shards(run / "shards" / "attack", run / "scores" / "attack.parquet")
+
+
+def curve_of(spec: AuditSpec) -> tuple[int, ...]:
+    """Numbers of updates after which pictures are made."""
+    return tuple(sorted({0, -(-spec.attack_steps // 4), spec.attack_steps}))
+
+
+def _subjects(model: UNetModel, spec: AuditSpec, run: Path) -> tuple[Subjects, CopyCheck]:
+    """The copied pictures with their controls, and the comparison."""
+    copies = copied(spec, run, model.image_size).pictures
+    check = copy_check(model, spec.model, spec.images, spec.sscd, spec.recipe)
+    others = trained(spec.model, model.image_size, check) if spec.model in EMBEDDED else check.references[[]]
+    others = others if len(others) else _not_copied(run, check.references)
+    if not len(others):
+        raise NotRun("an attack needs controls: put captions beside training pictures that are not copied")
+    try:
+        return with_controls(model, check, copies, spread(others, 4 * max(len(copies), FEWEST))), check
+    except UserError as error:
+        raise NotRun(str(error)) from error
+
+
+def _not_copied(run: Path, references: References) -> References:
+    """Training pictures with a caption that no generated picture copies."""
+    rows = pq.read_table(run / "scores" / "verify.parquet").to_pylist()
+    copied = {row["nearest"] for row in rows if row["verdict"] != "none"}
+    names = enumerate(references.names)
+    return references[[i for i, n in names if references.captions[i] and reference_name(n) not in copied]]
+
+
+def attack_cost(model: UNetModel, spec: AuditSpec, prompts: int) -> Cost:
+    """What it costs if a third of the generated prompts give copies."""
+    tried = mitigations(spec)
+    if not tried or not spec.attack_steps or images_folder(spec.model, spec.images) is None:
+        return Cost()
+    pictures = min(spec.attacked, max(min(spec.generate, prompts) // COPIED, 1))
+    attacks = (1 + len(tried)) * (pictures + len(CONTROLS) * max(pictures, FEWEST))
+    calls = len(model.schedule(spec.steps).timesteps) * (2 if spec.guidance > 1 else 1)
+    judged, updates = attacks * len(curve_of(spec)) * len(attack_seeds(spec)), spec.attack_steps * spec.attack_batch
+    return Cost(attacks * updates + judged * calls, gradients=attacks * updates, pictures=judged)
+
+
+def write_outcomes(run: Path) -> None:
+    """Join what mitigations and attacks did: `scores/mitigations.parquet` and, of attacks, `attack_curve.parquet`."""
+    if not (run / "scores" / "mitigated.parquet").exists():
+        return
+    rows = pq.read_table(run / "scores" / "mitigated.parquet").to_pylist()
+    path = run / "scores" / "attack.parquet"
+    if path.exists():
+        attacked = pq.read_table(path).to_pylist()
+        found = {row["name"]: _by_group([r for r in attacked if r["mitigation"] == row["name"]]) for row in rows}
+        rows = [row | _after_attack(found[row["name"]]) for row in rows]
+        _write(run, "attack_curve", [point for name, groups in found.items() for point in _curve(name, groups)])
+    _write(run, "mitigations", rows)
+
+
+def _by_group(rows: Sequence[Row]) -> dict[str, Extraction]:
+    return {group: from_rows([r for r in rows if r["group"] == group]) for group in (MEMORIZED, *CONTROLS)}
+
+
+def _after_attack(found: Mapping[str, Extraction]) -> Row:
+    """The last copy rates: of memorized pictures, and of both controls together."""
+    controls = np.concatenate([found[group].copied for group in CONTROLS])
+    last = {"copy_rate_attacked": rates(found[MEMORIZED].copied)[-1], "control_rate": rates(controls)[-1]}
+    ends = {"": "value", "_low": "low", "_high": "high"}
+    return {key + end: getattr(rate, name) for key, rate in last.items() for end, name in ends.items()}
+
+
+def _curve(name: str, found: Mapping[str, Extraction]) -> list[Row]:
+    return [
+        {"mitigation": name, "group": group, "steps": step, "copy_rate": rate.value}
+        | {"low": rate.low, "high": rate.high, "ratio": float(part.values[:, :, s].mean())}
+        for group, part in found.items()
+        for s, (step, rate) in enumerate(zip(part.steps, rates(part.copied), strict=True))
+    ]
+
+
+def _write(run: Path, name: str, rows: Sequence[Row]) -> None:
+    with atomic(run / "scores" / f"{name}.parquet") as temporary:
+        pq.write_table(pa.Table.from_pylist(list(rows)), temporary)

@@ -1,0 +1,205 @@
+"""The stage that mitigates: edits of the model and models cured before, tried with the prompts that gave copies."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import torch
+from torch import Tensor
+
+from unmemorize.attack.extraction import SEEDS
+from unmemorize.audit.spec import AuditSpec
+from unmemorize.audit.stage import UNSEEN, Cost, NotRun
+from unmemorize.core.errors import NotApplicable, UserError
+from unmemorize.core.results import Localization
+from unmemorize.core.run import Progress
+from unmemorize.core.shards import merge_shards, run_shards
+from unmemorize.data.pictures import load_image, save_image
+from unmemorize.data.source import read_references
+from unmemorize.jobs.copies import copy_check
+from unmemorize.jobs.cured import Judge, copies_of, judge_of, pictures
+from unmemorize.jobs.inputs import images_folder, ordinary_of, prompts_of
+from unmemorize.jobs.pictures import Row, reference_name
+from unmemorize.jobs.subjects import spread
+from unmemorize.localize.nemo import nemo
+from unmemorize.localize.reference import SEEDS as REFERENCE_SEEDS
+from unmemorize.localize.reference import reference
+from unmemorize.localize.wanda import CALLS, PRESETS, wanda
+from unmemorize.metrics.ranking import rate_interval
+from unmemorize.metrics.similarity import References
+from unmemorize.metrics.ssim import scales_for, ssim
+from unmemorize.mitigate.weights import Edit
+from unmemorize.models.load import EMBEDDED, fingerprint, load
+from unmemorize.models.unet import UNetModel
+from unmemorize.verdict.findings import UNMITIGATED
+
+METHODS = ("wanda", "nemo")
+EMBEDDED_SPARSITY = 0.4  # on the testbed less hides little: docs/pruning.md
+ORDINARY = 12  # pictures of ordinary prompts, by which quality is compared
+USUAL = 150  # ordinary prompts that NeMo compares with
+COPIED = 3  # a forecast takes one in so many prompts to give a copy
+SEARCH = 2000  # evaluations of NeMo a prompt, about
+
+
+@dataclass(frozen=True)
+class Copies:
+    """The prompts that gave copies, and the copied pictures to look at, each with such a prompt as its caption."""
+
+    prompts: tuple[str, ...]
+    pictures: References
+
+
+def mitigations(spec: AuditSpec) -> dict[str, str]:
+    """What to try, by name: empty for a method, the model for one that was cured before.
+
+    Raises:
+        UserError: There is no such method, or two have one name.
+    """
+    asked = [] if spec.mitigate == "none" else [part.strip() for part in spec.mitigate.split(",") if part.strip()]
+    unknown = [name for name in asked if name not in METHODS]
+    if unknown:
+        raise UserError(f"--mitigate {unknown[0]}: no such method: choose of {', '.join(METHODS)}, or none")
+    names = [Path(folder).resolve().name.encode("utf-8", "backslashreplace").decode() for folder in spec.mitigated]
+    if len({*asked, *names, UNMITIGATED}) <= len(asked) + len(names):
+        raise UserError(f"--mitigated {', '.join(names)}: two have one name, or a method's: rename the folder")
+    return dict.fromkeys(asked, "") | dict(zip(names, spec.mitigated, strict=True))
+
+
+def try_mitigations(model: UNetModel, spec: AuditSpec, run: Path, progress: Progress) -> None:
+    """Write `scores/mitigated.parquet`, a row for the model as it came and for each mitigation; edits go to `edits/`.
+
+    Raises:
+        NotApplicable: Nothing was copied, or the model lacks the layers that a method prunes.
+        NotRun: No mitigation is asked for, or there are no training pictures.
+    """
+    tried = mitigations(spec)
+    if not tried:
+        raise NotRun("no mitigation was asked for: name one with --mitigate")
+    copies = copied(spec, run, model.image_size)
+    check = copy_check(model, spec.model, spec.images, spec.sscd, spec.recipe)
+    judge = judge_of(model, spec.model, check, attack_seeds(spec), spec.steps, spec.guidance)
+    ordinary = _ordinary(spec, ORDINARY)
+
+    def work(piece: Sequence[str]) -> list[Row]:
+        return [outcome(name) for name in piece]
+
+    def outcome(name: str) -> Row:
+        cost = 0
+        if name in METHODS:
+            found = _located(model, spec, name, copies.prompts, progress)
+            Edit.of(found, fingerprint(model)).save(_edit(run, name))
+            cost = found.evaluations
+        with mitigated(model, run, name, tried.get(name, "")) as changed:
+            before = changed.evaluations
+            row = _measured(changed, copies.pictures, ordinary, judge, run / "mitigated", name)
+        return {"name": name} | row | {"evaluations": cost, "measuring": changed.evaluations - before}
+
+    names = [UNMITIGATED, *tried]
+    for done in run_shards(names, work, folder=run / "shards" / "mitigate", size=1):
+        progress("mitigate", done, len(names))
+    merge_shards(run / "shards" / "mitigate", run / "scores" / "mitigated.parquet")
+
+
+def copied(spec: AuditSpec, run: Path, size: tuple[int, int]) -> Copies:
+    """What the audit found copied: of the pictures the verbatim ones, where there are any, each once, evenly chosen.
+
+    Raises:
+        NotApplicable: Nothing was copied.
+        NotRun: There are no training pictures to compare with.
+    """
+    table, folder = run / "scores" / "verify.parquet", images_folder(spec.model, spec.images)
+    if folder is None or not table.exists():
+        raise NotRun(UNSEEN)
+    rows = [row for row in pq.read_table(table).to_pylist() if row["verdict"] != "none"]
+    if not rows:
+        raise NotApplicable("nothing was copied")
+    texts = {p.id: p.text for p in prompts_of(spec.model, spec.prompts, spec.column)}
+    prompts = tuple(dict.fromkeys(texts[row["id"]] for row in rows))
+    first: dict[str, str] = {}
+    for row in [row for row in rows if row["verdict"] == "verbatim"] or rows:
+        if texts[row["id"]] not in first.values():
+            first.setdefault(row["nearest"], texts[row["id"]])
+    references = read_references(folder, size)
+    place = {reference_name(name): i for i, name in enumerate(references.names)}
+    found = replace(references[[place[name] for name in first]], captions=tuple(first.values()))
+    return Copies(prompts, spread(found, spec.attacked))
+
+
+def attack_seeds(spec: AuditSpec) -> tuple[int, ...]:
+    """Seeds that mitigations and attacks are judged on: none that the audit generated with."""
+    return tuple(SEEDS[0] + k for k in range(spec.images_per_prompt))
+
+
+@contextmanager
+def mitigated(model: UNetModel, run: Path, name: str, folder: str) -> Iterator[UNetModel]:
+    """The model under a mitigation that was made, or the one that was cured before, for the length of a block."""
+    if folder:
+        yield load(folder)
+    elif name == UNMITIGATED:
+        yield model
+    else:
+        with Edit.load(_edit(run, name)).applied(model):
+            yield model
+
+
+def _edit(run: Path, name: str) -> Path:
+    return run / "edits" / f"{name}.safetensors"
+
+
+def _located(model: UNetModel, spec: AuditSpec, name: str, prompts: Sequence[str], progress: Progress) -> Localization:
+    if name == "wanda":
+        share = spec.sparsity or (EMBEDDED_SPARSITY if spec.model in EMBEDDED else PRESETS["strong"])
+        return wanda(model, prompts, sparsity=share, progress=progress)
+    usual = reference(model, _ordinary(spec, USUAL), progress=progress)
+    found = nemo(model, prompts, usual, progress=progress)
+    return replace(found, evaluations=found.evaluations + usual.evaluations)
+
+
+def _ordinary(spec: AuditSpec, count: int) -> list[str]:
+    texts = ordinary_of(spec.model, spec.ordinary, spec.column)
+    picks = np.linspace(0, len(texts) - 1, min(count, len(texts))).round().astype(int)
+    return [texts[i] for i in picks]
+
+
+def _measured(
+    model: UNetModel, targets: References, ordinary: Sequence[str], judge: Judge, folder: Path, name: str
+) -> Row:
+    """Copies for the prompts, and how ordinary prompts' pictures compare with the unmitigated model's."""
+    prompts = [caption or "" for caption in targets.captions]
+    hits = copies_of(model, model.encode(prompts), targets, judge)
+    rate = rate_interval(hits.sum(1).tolist(), [hits.shape[1]] * len(hits))
+    made = pictures(model, model.encode(ordinary), range(len(ordinary)), judge)
+    for k, image in enumerate(made):
+        save_image(image, folder / name / f"{k:03d}.png")
+    before, after = (_saved(folder / key, len(made)) for key in (UNMITIGATED, name))
+    fits = None if judge.alignment is None else judge.alignment(after, ordinary).mean().item()
+    return {
+        "copy_rate": rate.value,
+        "copy_rate_low": rate.low,
+        "copy_rate_high": rate.high,
+        "quality": ssim(before, after, scales_for(*after.shape[-2:])).mean().item(),
+        "alignment": fits,
+    }
+
+
+def _saved(folder: Path, count: int) -> Tensor:
+    return torch.stack([load_image(folder / f"{k:03d}.png") for k in range(count)])
+
+
+def mitigate_cost(model: UNetModel, spec: AuditSpec, prompts: int) -> Cost:
+    """What it costs if a third of the generated prompts give copies."""
+    tried = mitigations(spec)
+    if not tried or images_folder(spec.model, spec.images) is None:
+        return Cost()
+    copies = max(min(spec.generate, prompts) // COPIED, 1)
+    each = min(spec.attacked, copies) * len(attack_seeds(spec)) + len(_ordinary(spec, ORDINARY))
+    calls = len(model.schedule(spec.steps).timesteps) * (2 if spec.guidance > 1 else 1)
+    search = (copies + 1) * CALLS * 2 * ("wanda" in tried)
+    if "nemo" in tried:
+        search += copies * SEARCH + (len(_ordinary(spec, USUAL)) + 1) * len(REFERENCE_SEEDS)
+    return Cost((1 + len(tried)) * each * calls + search, pictures=(1 + len(tried)) * each)
