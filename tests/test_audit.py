@@ -15,12 +15,14 @@ import torch
 from scipy.stats import false_discovery_control
 
 from unmemorize.audit import PLANS, AuditSpec, forecast, run_audit
+from unmemorize.audit.mitigate import mitigations
 from unmemorize.core.errors import UserError
 from unmemorize.core.sample import generate
 from unmemorize.data.pictures import save_image
 from unmemorize.data.source import Prompt
 from unmemorize.explain.tokens import word_significance
 from unmemorize.jobs.pictures import choose
+from unmemorize.mitigate.weights import Edit
 from unmemorize.models.load import load
 
 STEPS = 3
@@ -28,7 +30,7 @@ STEPS = 3
 
 @pytest.fixture(scope="session")
 def inputs(tiny_folder, tmp_path_factory):
-    """Thirty prompts and a folder of pictures, one of which is what the model makes of the first prompt at seed 0."""
+    """Thirty prompts, and a folder of pictures with captions beside what the model makes of the first prompt."""
     folder = tmp_path_factory.mktemp("inputs")
     prompts = [f"a red kite number {i}" for i in range(27)] + ["", "x " * 5000, "<b>中文 \u202e\U0001f600</b>"]
     rows = "".join(json.dumps({"prompt": p}) + "\n" for p in prompts)
@@ -39,6 +41,7 @@ def inputs(tiny_folder, tmp_path_factory):
     save_image(made, folder / "images" / "made.png")
     for i in range(6):
         save_image(torch.rand(3, 32, 32, generator=torch.Generator().manual_seed(i)), folder / "images" / f"{i}.png")
+        (folder / "images" / f"{i}.txt").write_text(f"a plain picture number {i}")
     return folder
 
 
@@ -48,6 +51,8 @@ def spec(inputs, tiny_folder, **changes):
         "images": str(inputs / "images"),
         "ordinary": str(inputs / "ordinary.txt"),
         "explain": 3,
+        "attacked": 2,
+        "attack_steps": 2,
         "seeds": (0, 1),
         "steps": STEPS,
     }
@@ -98,21 +103,83 @@ def test_evaluations_are_those_of_the_denoiser(inputs, tiny_folder, tmp_path, mo
 
     monkeypatch.setattr("unmemorize.audit.run.load", counted)
     summary = run_audit(spec(inputs, tiny_folder), tmp_path / "run")
-    assert sum(summary["evaluations"].values()) == sum(calls) == 2 * 31 + 2 * 41 + 60 * 2 * STEPS + 3 * 4
+    spent = summary["evaluations"]
+    assert sum(spent.values()) == sum(calls)
+    exact = {"detect": 2 * 31, "calibrate": 2 * 41, "generate": 60 * 2 * STEPS, "explain": 3 * 4}
+    assert exact.items() <= spent.items()
     expected = forecast(spec(inputs, tiny_folder))
-    assert expected.evaluations == summary["evaluations"]
-    assert (expected.pictures, expected.seconds.keys()) == (60, expected.evaluations.keys())
+    assert exact.items() <= expected.evaluations.items()  # of the later stages it only says what is likely
+    assert expected.evaluations.keys() == expected.seconds.keys() == spent.keys()
+    once = 2 * 2 + len((0, 1, 2)) * 2 * 2 * STEPS  # two updates of two rows, then pictures of two seeds at each point
+    rows = pq.read_table(tmp_path / "run" / "scores" / "attack.parquet").to_pylist()
+    assert spent["attack"] == once * len({(r["mitigation"], r["group"], r["id"]) for r in rows})
 
 
-def test_killed_in_the_middle_it_ends_with_the_same_bytes(inputs, tiny_folder, finished, tmp_path):
-    """kill -9 after the first generated shard, run again: every reproducible file is the uninterrupted run's."""
+def test_every_mitigation_is_attacked_beside_controls(finished):
+    """The unmitigated model and its pruned one: the same pictures and steps, controls too, and what the tables say."""
+    run, summary = finished
+    before, pruned = pq.read_table(run / "scores" / "mitigations.parquet").to_pylist()
+    assert (before["name"], pruned["name"]) == ("none", "wanda")
+    assert before["quality"] == pytest.approx(1)
+    assert pruned["quality"] < 0.999
+    assert Edit.load(run / "edits" / "wanda.safetensors").selected > 0
+    curve = pq.read_table(run / "scores" / "attack_curve.parquet").to_pylist()
+    points = {(r["mitigation"], r["group"], r["steps"]): r["copy_rate"] for r in curve}
+    groups = ("memorized", "negative", "never trained")
+    assert set(points) == {(m, g, s) for m in ("none", "wanda") for g in groups for s in (0, 1, 2)}
+    for row in (before, pruned):
+        assert points[row["name"], "memorized", 0] == row["copy_rate"]  # the prompt itself, at the same seeds
+        assert points[row["name"], "memorized", 2] == row["copy_rate_attacked"]
+        assert row["control_rate_low"] <= row["control_rate"] <= row["control_rate_high"]
+    states = {s["name"]: s["state"] for s in summary["states"]}
+    assert (states["mitigate"], states["attack"]) == ("done", "done")
+    findings = {f["code"]: f["state"] for f in summary["findings"]}
+    assert findings["UM005"] == "passed"
+    assert {findings["UM004"], findings["UM006"]} <= {"passed", "issue"}
+
+
+def test_a_model_mitigated_before_is_judged_in_the_same_way(inputs, tiny_folder, tmp_path):
+    """The model itself, given as its own cure, does as the model does; without an attack it is untested."""
+    same = tmp_path / "cured"
+    same.symlink_to(tiny_folder)
+    own = {"mitigate": "none", "mitigated": (str(tmp_path / "cured"),), "attack_steps": 0, "generate": 2, "explain": 1}
+    summary = run_audit(spec(inputs, tiny_folder, **own), tmp_path / "run")
+    before, after = pq.read_table(tmp_path / "run" / "scores" / "mitigations.parquet").to_pylist()
+    assert after == before | {"name": after["name"]}
+    findings = {f["code"]: (f["state"], f["count"]) for f in summary["findings"]}
+    assert findings["UM005"] == ("issue", 1)
+    assert findings["UM004"][0] == findings["UM006"][0] == "not run"
+    assert "mitigated" in (tmp_path / "run" / "run.json").read_text()
+
+
+def test_where_nothing_was_copied_there_is_nothing_to_mitigate(inputs, tiny_folder, tmp_path):
+    """No copies: not applicable, which is not a pass, and the run says why."""
+    save_image(torch.rand(3, 32, 32, generator=torch.Generator().manual_seed(7)), tmp_path / "images" / "a.png")
+    changes = {"images": str(tmp_path / "images"), "generate": 1, "explain": 1}
+    summary = run_audit(spec(inputs, tiny_folder, **changes), tmp_path / "run")
+    states = {s["name"]: (s["state"], s["reason"]) for s in summary["states"]}
+    assert states["mitigate"] == states["attack"] == ("not applicable", "nothing was copied")
+    findings = {f["code"]: f["state"] for f in summary["findings"]}
+    assert [findings[code] for code in ("UM004", "UM005", "UM006")] == ["not applicable"] * 3
+
+
+@pytest.mark.parametrize("changes", [{"mitigate": "prayer"}, {"mitigated": ("a/x", "b/x")}, {"mitigated": ("a/none",)}])
+def test_mitigations_without_a_name_of_their_own_are_refused(changes):
+    """Unknown methods, and two mitigations of one name."""
+    with pytest.raises(UserError, match="--mitigate"):
+        mitigations(AuditSpec(**changes))
+
+
+@pytest.mark.parametrize("stage", ["generate", "mitigate", "attack"])
+def test_killed_in_the_middle_it_ends_with_the_same_bytes(stage, inputs, tiny_folder, finished, tmp_path):
+    """kill -9 after a stage's first shard, run again: every reproducible file is the uninterrupted run's."""
     run = tmp_path / "killed"
     command = [sys.executable, "-m", "unmemorize", "audit", str(tiny_folder), "--run", str(run), "--seeds", "2"]
     command += ["--prompts", str(inputs / "prompts.jsonl"), "--images", str(inputs / "images"), "--steps", str(STEPS)]
-    command += ["--ordinary", str(inputs / "ordinary.txt"), "--explain", "3"]
+    command += ["--ordinary", str(inputs / "ordinary.txt"), "--explain", "3", "--attacked", "2", "--attack-steps", "2"]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL)
-    while not (run / "shards" / "generate" / "00000.parquet").exists():
+    while not (run / "shards" / stage / "00000.parquet").exists():
         assert process.poll() is None, "it ended before it could be killed"
         time.sleep(0.005)
     process.send_signal(signal.SIGKILL)
@@ -233,6 +300,8 @@ def test_a_full_plan_is_more_of_the_same():
     """No plan changes what a number means."""
     quick, full = PLANS["quick"], PLANS["full"]
     assert (full.generate, full.images_per_prompt, full.explain) > (quick.generate, quick.images_per_prompt, 0)
+    assert full.attacked > quick.attacked
+    assert set(mitigations(quick)) < set(mitigations(full))
     assert (full.seeds, full.steps, full.guidance) == (quick.seeds, quick.steps, quick.guidance)
 
 

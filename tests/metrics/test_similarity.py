@@ -16,6 +16,7 @@ from unmemorize.metrics.similarity import (
     PIXELS,
     SSCD_RECIPES,
     References,
+    _fixed_part,
     load_sscd,
     match_pixels,
     match_sscd,
@@ -334,3 +335,25 @@ def test_sscd_against_the_own_target():
     assert [m.verdict for m in found] == ["verbatim", "none", "verbatim"]
     assert [m.nearest for m in found] == ["a", "b", "c"]
     assert found[0].value == pytest.approx(1)
+
+
+def test_the_fixed_part_is_judged_alike_in_any_batch():
+    """Pixels of one mask, also one that counts them in part: the distances that the mask of every reference gives."""
+    x, y = pictures(4, 5, 8), pictures(30, 6, 8)
+    keep = torch.rand(8, 8, generator=torch.Generator().manual_seed(7)).round(decimals=1)
+    keep[:, :3] = 0
+    expected = pixel_distances(x, y, keep.expand(30, 8, 8))
+    assert torch.allclose(_fixed_part(x, keep, y), expected, rtol=1e-9)
+    assert torch.allclose(_fixed_part(x[:1], keep, y), expected[:1], rtol=1e-9)
+
+
+def test_template_matches_do_not_depend_on_the_batch(references):
+    """Two pictures of the template and one of nothing: together as one by one."""
+    images = references.images[[1, 1, 1]].clone()
+    images[:2, :, 4:14, 0:16] = pictures(2, 9)[:, :, 4:14]
+    images[2] = pictures(1, 10)[0]
+    together = match_pixels(images, references)
+    assert [m.verdict for m in together] == ["template", "template", "none"]
+    for image, found in zip(images, together, strict=True):
+        (alone,) = match_pixels(image[None], references)
+        assert (alone.nearest, alone.verdict, alone.value) == (found.nearest, found.verdict, pytest.approx(found.value))

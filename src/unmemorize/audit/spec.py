@@ -36,7 +36,7 @@ class AuditSpec:
     mitigate: str = "wanda"
     mitigated: tuple[str, ...] = ()
     sparsity: float = 0.0
-    attacked: int = 8
+    attacked: int = 6
     attack_steps: int = 64
     attack_batch: int = 2
     steps: int = 16
