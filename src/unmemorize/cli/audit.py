@@ -78,25 +78,12 @@ def audit(
 
     from unmemorize.audit import PLANS, forecast, run_audit
 
+    given = {"model": model, "prompts": prompts, "column": column, "images": images, "ordinary": ordinary}
+    given |= {"held_out": held_out, "steps": steps, "guidance": guidance, "sscd": sscd, "recipe": recipe}
+    given |= {"seeds": tuple(range(seeds)), "mitigated": tuple(mitigated or ()), "sparsity": sparsity}
     asked = {"images_per_prompt": images_per_prompt, "generate": generate, "explain": explain, "mitigate": mitigate}
     asked |= {"attacked": attacked, "attack_steps": attack_steps}
-    spec = replace(
-        PLANS[plan.value],
-        model=model,
-        prompts=prompts,
-        column=column,
-        images=images,
-        ordinary=ordinary,
-        held_out=held_out,
-        seeds=tuple(range(seeds)),
-        steps=steps,
-        guidance=guidance,
-        mitigated=tuple(mitigated or ()),
-        sparsity=sparsity,
-        sscd=sscd,
-        recipe=recipe,
-        **{name: value for name, value in asked.items() if value is not None},
-    )
+    spec = replace(PLANS[plan.value], **given, **{key: value for key, value in asked.items() if value is not None})
     if dry_run:
         _print_forecast(forecast(spec), as_json)
         return
