@@ -61,7 +61,7 @@ def page(found: dict[str, dict[str, Any]]) -> list[str]:
         "",
     ]
     columns = ["method", "copies before", "after", "attacked, from the prompt", "attacked, from N(0, I)"]
-    columns += ["alignment", "neighbours' alignment", "KID before → after", "updates", "evaluations"]
+    columns += ["alignment", "neighbours' alignment", "FID", "updates", "evaluations"]
     return lines + table(columns, [_row(name, row) for name, row in found.items()])
 
 
@@ -70,14 +70,13 @@ def _row(name: str, row: dict[str, Any]) -> list[str]:
         return show(Interval(*value), 2)
 
     def change(group: str) -> str:
-        fit = row["quality"][group]["alignment"]
-        value, low, high = (part / fit["before"][0] for part in fit["change"])
+        value, low, high = row["quality"][group]["alignment"]["change"]
         return f"{value:+.1%} [{low:+.1%}, {high:+.1%}]"
 
-    kid = row["quality"]["ordinary"]["kid"]
+    fid = row["quality"]["ordinary"]["fid"]
     cells = [name, rate(row["copy_rate_before"]), rate(row["copy_rate_after"])]
     cells += [rate(row["attacked"][init]) for init in ("prompt", "random")]
-    cells += [change("ordinary"), change("neighbours"), f"{kid['before'][0]:.3f} → {kid['after'][0]:.3f}"]
+    cells += [change("ordinary"), change("neighbours"), f"{fid['before'][0]:.3f} → {fid['after'][0]:.3f}"]
     return [*cells, str(row["updates"]), f"{row['evaluations']:,}"]
 
 
