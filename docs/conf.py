@@ -1,15 +1,29 @@
 """Sphinx settings: `make docs`."""
 
+import re
 from importlib.metadata import version as installed
 
 project = "unmemorize"
 author = "The unmemorize authors"
 release = version = installed("unmemorize")
 
-extensions = ["myst_parser"]
-myst_enable_extensions = ["deflist", "dollarmath"]
+extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
+myst_enable_extensions = ["deflist"]
 myst_heading_anchors = 3
 exclude_patterns = ["_build", "results"]
 
+napoleon_custom_sections = ["Paper", "Reference implementation", "Differs"]
+autodoc_typehints = "none"
+
 html_theme = "alabaster"
 html_theme_options = {"description": "Memorization audits of text-to-image models", "fixed_sidebar": True}
+
+
+def _plain(app, what, name, obj, options, lines):
+    """Docstrings are plain text: |x|, x_ and * mean themselves."""
+    lines[:] = [re.sub(r"([|*_])", r"\\\1", line) for line in lines]
+
+
+def setup(app):
+    """Escape before napoleon reads the sections."""
+    app.connect("autodoc-process-docstring", _plain, priority=400)
