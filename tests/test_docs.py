@@ -22,12 +22,14 @@ import pytest
 import typer
 
 from unmemorize.cli import app
+from unmemorize.core import registry
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
-FENCE = re.compile(r"(?:<!-- not run: (?P<reason>[^\n]+) -->\n+)?^```(?P<language>[^\n]*)\n(?P<code>.*?)^```$", re.M | re.S)
+FENCE = re.compile(
+    r"(?:<!-- not run: (?P<reason>[^\n]+) -->\n+)?^```(?P<language>[^\n]*)\n(?P<code>.*?)^```$", re.M | re.S
+)
 SHELL = re.compile(r"(unmemorize|make|pip|git|python|accelerate|torchrun) ")
-OTHERS = {"--num_processes", "--nproc_per_node"}  # options of other programs that pages name
 MEMORIES = ("an owl on a fence", "the old harbour")
 SMALL = {
     "attack": "--steps 1 --seeds 1 --sampling 2 --limit 1",
@@ -37,6 +39,9 @@ SMALL = {
     "mitigate": "--updates 1 --batch 2 --seeds 1 --sampling 2 --attack-steps 1 --inner 1",
     "triggers": "--limit 1 --repeats 1 --seeds 1 --steps 2",
 }
+
+
+ROOT_COMMAND = typer.main.get_command(app)
 
 
 @dataclass(frozen=True)
@@ -68,10 +73,11 @@ def commands(code: str) -> list[list[str]]:
 
 def leaf(words: list[str]) -> tuple[click.Command, list[str]]:
     """The command that some words of `unmemorize …` name, and its arguments."""
-    command = typer.main.get_command(app)
+    command = ROOT_COMMAND
     while hasattr(command, "commands"):
-        assert words and words[0] in command.commands, f"no such command: {' '.join(words)}"
-        command, words = command.commands[words[0]], words[1:]
+        name = words[0] if words else "nothing"
+        assert name in command.commands, f"no such command: {name}"
+        command, words = command.commands[name], words[1:]
     return command, words
 
 
@@ -83,12 +89,14 @@ def every_option(command: click.Command) -> set[str]:
     return options(command).union(*map(every_option, getattr(command, "commands", {}).values()))
 
 
+ANY = every_option(ROOT_COMMAND) | {"--num_processes", "--nproc_per_node"}  # of accelerate and torchrun
+
+
 def check(words: list[str]) -> None:
     """Fail where a command could not be typed: an unknown command, option or choice, target, extra or script."""
-    if "unmemorize" in words:  # also behind accelerate launch
+    if words[0] in ("unmemorize", "accelerate", "torchrun"):
         command, arguments = leaf(words[words.index("unmemorize") + 1 :])
-        if arguments != ["…"]:
-            command.make_context(command.name, list(arguments))
+        command.make_context(command.name, arguments)
     elif words[0] == "make":
         targets = re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.M)
         assert set(words[1:]) <= set(targets), f"no such target: {words}"
@@ -108,21 +116,17 @@ def check_imports(code: str) -> None:
             assert all(hasattr(module, name.name) for name in node.names), f"line {node.lineno}: no such name"
 
 
-def named_options(text: str) -> list[tuple[str, set[str]]]:
-    """Options in running text with those that exist: of the command they stand behind, or of any."""
-    prose, every = FENCE.sub("", text), every_option(typer.main.get_command(app)) | OTHERS
+def unknown_options(text: str) -> list[str]:
+    """Options in running text that do not exist: in the command that they stand behind, or in any."""
     found = []
-    for span in re.findall(r"`([^`]+)`", prose):
-        known = every
-        if words := re.match(r"unmemorize ((?:[a-z]+ ?)+)", span):
-            known = options(leaf(words[1].split())[0]) if leaf_name(words[1].split()) else every
-        found += [(option, known) for option in re.findall(r"(?<![\w-])--[a-z][\w-]*", span)]
+    for span in re.findall(r"`([^`]+)`", FENCE.sub("", text)):
+        known = ANY
+        if words := re.match(r"unmemorize ([a-z ]+)", span):
+            name = words[1].split()[0]
+            assert name in ROOT_COMMAND.commands, f"no such command: {span}"
+            known = every_option(ROOT_COMMAND.commands[name])
+        found += [option for option in re.findall(r"(?<![\w-])--[a-z][\w-]*", span) if option not in known]
     return found
-
-
-def leaf_name(words: list[str]) -> bool:
-    command = typer.main.get_command(app)
-    return words[0] in command.commands and not hasattr(command.commands[words[0]], "commands")
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: p.stem)
@@ -133,8 +137,7 @@ def test_commands_can_be_typed_and_options_exist(page):
             check_imports(block.code)
         for words in commands(block.code) if block.language == "sh" else ():
             check(words)
-    unknown = {option for option, known in named_options(text) if option not in known}
-    assert not unknown
+    assert not unknown_options(text)
 
 
 WRONG = {
@@ -196,7 +199,8 @@ def cabinet(tiny_folder, tmp_path_factory):
 
 @pytest.fixture
 def folder(cabinet, tmp_path, monkeypatch):
-    """A folder of its own for each page, with the cabinet's content, where commands are run."""
+    """A folder of its own for each page, with the cabinet's content, where commands are run and detectors forgotten."""
+    monkeypatch.setattr(registry, "_DETECTORS", dict(registry.detectors()))
     for path in cabinet.iterdir():
         (tmp_path / path.name).symlink_to(path)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
