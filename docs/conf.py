@@ -1,7 +1,10 @@
 """Sphinx settings: `make docs`."""
 
+import os
 import re
 from importlib.metadata import version as installed
+
+os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # or importing it for the docstrings warns of torchvision
 
 project = "unmemorize"
 author = "The unmemorize authors"
