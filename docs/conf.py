@@ -15,7 +15,6 @@ myst_enable_extensions = ["deflist"]
 myst_heading_anchors = 3
 exclude_patterns = ["_build", "results"]
 
-napoleon_custom_sections = ["Paper", "Reference implementation", "Differs"]
 autodoc_typehints = "none"
 
 html_theme = "alabaster"
@@ -23,8 +22,9 @@ html_theme_options = {"description": "Memorization audits of text-to-image model
 
 
 def _plain(app, what, name, obj, options, lines):
-    """Docstrings are plain text: |x|, x_ and * mean themselves."""
-    lines[:] = [re.sub(r"([|*_])", r"\\\1", line) for line in lines]
+    """Docstrings are plain text, in which |x|, x_ and * mean themselves; sources are paragraphs of their own."""
+    text = re.sub(r"([|*_])", r"\\\1", "\n".join(lines))
+    lines[:] = re.sub(r"\n(Paper|Reference implementation|Differs):", r"\n\n**\1:**", text).split("\n")
 
 
 def setup(app):
