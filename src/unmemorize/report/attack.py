@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from unmemorize.core.run import atomic
-from unmemorize.report.figures import ACCENT, FAINT, INK, MUTED, STYLE
+from unmemorize.report.drawing import ACCENT, FAINT, INK, MUTED, STYLE
 
 GROUPS = {
     "attacked": ("attacked", ACCENT),

@@ -11,7 +11,7 @@ import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Canvas
 
-from unmemorize.report.figures import ACCENT, FAINT, INK, LINE, MUTED, STYLE
+from unmemorize.report.drawing import ACCENT, FAINT, INK, LINE, MUTED, STYLE
 
 # group: what it is called, colour, marker, and where it stands beside its layer
 GROUPS = {
