@@ -62,7 +62,7 @@ def mitigate(
         sscd=sscd,
     )
     with bars() as progress:
-        found = run_mitigate(spec, Path(folder), Path(run or f"{folder}.run"), progress)
+        found = run_mitigate(spec, Path(folder), Path(run or f"{Path(folder)}.run"), progress)
     if as_json:
         shown = {name: found[name][0] for name in RATES}
         print(json.dumps(shown | {name: found[name] for name in ("quality", "evaluations")}))
