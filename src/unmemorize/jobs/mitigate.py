@@ -87,7 +87,7 @@ class MitigateSpec:
     ordinary: str = PLAN
     edit: str = ""
     surrogates: int = 10
-    updates: int = 200
+    updates: int = 360
     lr: float = 0.0
     batch: int = 8
     inner: int = 50
