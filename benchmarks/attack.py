@@ -3,14 +3,14 @@
     python benchmarks/attack.py [--pictures 12] [--seeds 2] [--only TEXT]
 
 Writes docs/results/attack.{json,md,svg,png}. Every setting is a run of `unmemorize attack` in runs/attack-results,
-which continues where it was stopped; settings that have not been run yet are missing on the page.
+which continues where it was stopped. A setting that is in the JSON already, for the same model and seeds, is not
+measured again; settings that have not been run yet are missing on the page.
 """
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 import shutil
 import time
 from collections.abc import Iterator
@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import matplotlib
-from common import OUT, often, planted, show, table, write
+from common import OUT, kept, often, planted, show, table, write
 from matplotlib.figure import Figure
 
 from unmemorize.attack.extraction import SEEDS
@@ -26,6 +26,7 @@ from unmemorize.core.results import Interval
 from unmemorize.core.run import atomic
 from unmemorize.jobs.attack import AttackSpec, run_attack
 from unmemorize.jobs.locate import LocateSpec, locate
+from unmemorize.models.load import fingerprint, load
 from unmemorize.report.attack import draw_copies
 from unmemorize.report.figures import STYLE
 
@@ -171,8 +172,10 @@ def figure(rows: list[dict]) -> None:
             axes.set_title(row["edit"])
         with atomic(OUT / "attack.svg") as temporary:
             canvas.savefig(temporary, format="svg", metadata={"Date": None})
-    with atomic(OUT / "attack.png") as temporary:
-        shutil.copy(RUNS / shown[-1]["run"] / "sheet.png", temporary)
+    sheet = RUNS / shown[-1]["run"] / "sheet.png"
+    if sheet.exists():
+        with atomic(OUT / "attack.png") as temporary:
+            shutil.copy(sheet, temporary)
 
 
 def page(rows: list[dict], seeds: int) -> Iterator[str]:
@@ -197,14 +200,13 @@ def main() -> None:
     parser.add_argument("--only", default="", help="run settings whose name contains this; the page shows all done")
     parser.add_argument("--refined", action="store_true", help="also NeMo with refinement, a search of ten minutes")
     options = parser.parse_args()
-    done = {}
+    results = kept("attack", {"fingerprint": fingerprint(load("testbed")), "seeds": options.seeds})
     for setting in settings(options.pictures, options.refined):
-        if options.only in setting.name or (RUNS / setting.name / "summary.json").exists():
-            done[setting.name] = run(setting, options.seeds)
-            rows = list(done.values())
-            write("attack", {"seeds": options.seeds, "settings": rows}, list(page(rows, options.seeds)))
+        if options.only in setting.name and setting.name not in results["settings"]:
+            results["settings"][setting.name] = run(setting, options.seeds)
+            rows = list(results["settings"].values())
+            write("attack", results, list(page(rows, options.seeds)))
             figure(rows)
-    print(json.dumps(list(done)))
 
 
 if __name__ == "__main__":

@@ -72,6 +72,13 @@ def write(name: str, numbers: Any, page: Sequence[str]) -> None:
     print(text)
 
 
+def kept(name: str, same: Row) -> Row:
+    """What docs/results/NAME.json holds, if it was measured under the same conditions; else these and no settings."""
+    path = OUT / f"{name}.json"
+    before = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    return before if all(before.get(key) == value for key, value in same.items()) else same | {"settings": {}}
+
+
 def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
     """A table in Markdown."""
     return [f"| {' | '.join(line)} |" for line in (columns, ["---"] * len(columns), *rows)]

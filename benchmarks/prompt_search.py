@@ -10,14 +10,13 @@ in the JSON already, for the same model and options, is not measured again.
 from __future__ import annotations
 
 import argparse
-import json
 import random
 from collections.abc import Iterator
 from contextlib import nullcontext
 from itertools import product
 
 import torch
-from common import OUT, REFERENCES, often, pictures, planted, show, table, write
+from common import REFERENCES, kept, often, pictures, planted, show, table, write
 from stronger import FIRST_SEED, GROUPS, edits_of, subjects
 
 from unmemorize.attack.dori import dori
@@ -90,11 +89,7 @@ def main() -> None:
     model, prompts = load("testbed"), [p.text for p in planted(often)]
     seeds = list(range(FIRST_SEED, FIRST_SEED + options.seeds))
     asked = {"pictures": options.pictures, "words": options.words, "seeds": seeds, "how": str(HOW)}
-    results = {"fingerprint": fingerprint(model), "options": asked, "settings": {}}
-    path = OUT / "prompt-search.json"
-    before = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    if all(before.get(key) == results[key] for key in ("fingerprint", "options")):
-        results = before
+    results = kept("prompt-search", {"fingerprint": fingerprint(model), "options": asked})
     groups = subjects(model, options.pictures)
     for edit, allowed, start, group in product(("none", "Wanda 40%"), VOCABULARIES, STARTS, GROUPS[:2]):
         name = " | ".join((edit, group, start, allowed))

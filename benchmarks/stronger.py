@@ -10,7 +10,6 @@ is not measured again.
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
@@ -20,7 +19,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from common import OUT, REFERENCES, STEPS, halves, often, planted, show, table, write
+from common import OUT, REFERENCES, STEPS, halves, kept, often, planted, show, table, write
 from matplotlib.figure import Figure
 from torch import Tensor
 
@@ -223,11 +222,7 @@ def main() -> None:
     model, prompts = load("testbed"), [p.text for p in planted(often)]
     seeds = tuple(range(FIRST_SEED, FIRST_SEED + options.seeds))
     asked = {"pictures": options.pictures, "dear": options.dear, "seeds": list(seeds), "high noise": str(HighNoise())}
-    results = {"fingerprint": fingerprint(model), "options": asked, "settings": {}}
-    path = OUT / "stronger.json"
-    before = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    if all(before.get(key) == results[key] for key in ("fingerprint", "options")):
-        results = before
+    results = kept("stronger", {"fingerprint": fingerprint(model), "options": asked})
     bench = Bench(model, {}, subjects(model, options.pictures), seeds)
     for name, (method, steps, edit, init) in methods(bench, prompts).items():
         for group, pictures in bench.groups.items():
