@@ -28,7 +28,7 @@ from unmemorize.jobs.attack import AttackSpec, run_attack
 from unmemorize.jobs.locate import LocateSpec, locate
 from unmemorize.models.load import fingerprint, load
 from unmemorize.report.attack import draw_copies
-from unmemorize.report.figures import STYLE
+from unmemorize.report.drawing import STYLE
 
 RUNS = Path("runs/attack-results")
 EDITS = {
