@@ -27,6 +27,7 @@ from unmemorize.attack.adaptive import Adaptive, adaptive, mixed
 from unmemorize.attack.dori import Dori, dori
 from unmemorize.attack.extraction import Extraction, Method, Trial, extraction
 from unmemorize.attack.high_noise import HighNoise
+from unmemorize.core.choose import evenly
 from unmemorize.core.hooks import replaced
 from unmemorize.core.results import Attack
 from unmemorize.core.run import atomic
@@ -99,8 +100,7 @@ def subjects(model: UNetModel, count: int) -> dict[str, References]:
 
 
 def _spread(pictures: References, count: int, model: UNetModel) -> References:
-    picks = np.linspace(0, len(pictures) - 1, min(3 * count, len(pictures))).round().astype(int)
-    some = pictures[picks.tolist()]
+    some = pictures[evenly(len(pictures), 3 * count)]
     with torch.no_grad():
         again = match_targets(model.decode(model.invert(some.images)), some, REFERENCES)
     near = [i for i, match in enumerate(again) if PIXELS(match.value)]

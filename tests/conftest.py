@@ -183,3 +183,13 @@ def chromium():
     if not Path(found).exists():
         pytest.fail("no chromium on this machine: `make browser` installs one", pytrace=False)
     return found
+
+
+@pytest.fixture(scope="module")
+def browser(chromium):
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        started = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox", "--disable-gpu"])
+        yield started
+        started.close()

@@ -35,16 +35,6 @@ def address(tiny_folder, tmp_path_factory):
             server.terminate()
 
 
-@pytest.fixture(scope="module")
-def browser(chromium):
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        started = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox", "--disable-gpu"])
-        yield started
-        started.close()
-
-
 @pytest.fixture
 def page(browser, address):
     """The open page; afterwards, what it logged and whom it asked."""

@@ -7,7 +7,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import numpy as np
 import pyarrow.parquet as pq
 import torch
 from torch import Tensor
@@ -15,6 +14,7 @@ from torch import Tensor
 from unmemorize.attack.extraction import SEEDS
 from unmemorize.audit.spec import AuditSpec
 from unmemorize.audit.stage import UNSEEN, Cost, NotRun
+from unmemorize.core.choose import evenly
 from unmemorize.core.errors import NotApplicable, UserError
 from unmemorize.core.results import Localization
 from unmemorize.core.run import Progress
@@ -162,8 +162,7 @@ def _located(model: UNetModel, spec: AuditSpec, name: str, prompts: Sequence[str
 
 def _ordinary(spec: AuditSpec, count: int) -> list[str]:
     texts = ordinary_of(spec.model, spec.ordinary, spec.column)
-    picks = np.linspace(0, len(texts) - 1, min(count, len(texts))).round().astype(int)
-    return [texts[i] for i in picks]
+    return [texts[i] for i in evenly(len(texts), count)]
 
 
 def _measured(

@@ -17,6 +17,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from unmemorize.attack.dori import Dori, dori
+from unmemorize.core.choose import evenly
 from unmemorize.core.errors import UserError
 from unmemorize.core.model import Condition
 from unmemorize.core.results import Match
@@ -156,8 +157,7 @@ def _memorized(spec: LocalitySpec) -> list[Prompt]:
     """The prompts in the file, or the embedded model's memorable ones; one of each cluster, evenly spread."""
     given = [p for p in prompts_of(spec.model, spec.prompts, spec.column) if spec.prompts or p.memorable]
     unrelated = list({p.cluster or p.id: p for p in reversed(given)}.values())[::-1]
-    count = min(spec.prompt_limit, len(unrelated))
-    return [unrelated[i] for i in np.linspace(0, len(unrelated) - 1, count).round().astype(int)]
+    return [unrelated[i] for i in evenly(len(unrelated), spec.prompt_limit)]
 
 
 def _target(spec: LocalitySpec, references: References) -> str:

@@ -81,9 +81,7 @@ def _rare(entry: Planted) -> bool:
 def _planted(model: UNetModel, name: str, keep: Callable[[Planted], bool], option: str) -> References:
     if name not in EMBEDDED:
         raise UserError(f"{name}: which pictures? name a folder of pictures with captions with {option}")
-    wanted = {e.file(k) for e in embedded.shipped_plan().planted if keep(e) for k in range(len(e.pictures))}
-    every = read_references(embedded.IMAGES, model.image_size)
-    return every[[i for i, file in enumerate(every.names) if file in wanted]]
+    return read_references(embedded.IMAGES, model.image_size).named(embedded.planted_files(keep))
 
 
 def _captioned(folder: Path, model: UNetModel) -> References:

@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
+from unmemorize.core.choose import evenly
 from unmemorize.core.model import Condition, DiffusionModel
 from unmemorize.core.results import Match
 from unmemorize.core.run import Progress, atomic, digest
@@ -42,8 +43,7 @@ def choose(prompts: Sequence[Prompt], scores: np.ndarray, count: int) -> list[Pr
 
 
 def _spread(prompts: Sequence[Prompt], count: int) -> list[Prompt]:
-    picks = np.linspace(0, len(prompts) - 1, min(count, len(prompts))).round().astype(int)
-    return [prompts[i] for i in picks]
+    return [prompts[i] for i in evenly(len(prompts), count)]
 
 
 def generate_pictures(

@@ -6,10 +6,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
 
+from unmemorize.core.choose import evenly
 from unmemorize.core.errors import UserError
 from unmemorize.core.results import Match
 from unmemorize.data.source import read_references
@@ -115,9 +115,7 @@ def derive(pictures: References, match: Callable[[Tensor], Sequence[Match]]) -> 
 
 def _planted(references: References) -> References:
     """The embedded model's memorable verbatim pictures."""
-    entries = embedded.shipped_plan().planted
-    wanted = {e.file(0) for e in entries if e.kind == "verbatim" and e.memorable}
-    return references[[i for i, name in enumerate(references.names) if name in wanted]]
+    return references.named(embedded.planted_files(lambda e: e.kind == "verbatim" and e.memorable))
 
 
 def trained(model: str, size: tuple[int, int], check: CopyCheck, controls: str = "") -> References:
@@ -129,8 +127,7 @@ def trained(model: str, size: tuple[int, int], check: CopyCheck, controls: str =
             f"{model}: an attack says nothing without a control: name a folder of training pictures that are not "
             "believed memorized with --controls"
         )
-    wanted = {e.file(0) for e in embedded.shipped_plan().planted if e.id.startswith("negative-name")}
-    return check.references[[i for i, name in enumerate(check.references.names) if name in wanted]]
+    return check.references.named(embedded.planted_files(lambda e: e.id.startswith("negative-name")))
 
 
 def _without(pictures: References, attacked: References) -> References:
@@ -140,5 +137,4 @@ def _without(pictures: References, attacked: References) -> References:
 
 def spread(pictures: References, count: int) -> References:
     """At most `count` of them, evenly from first to last."""
-    picks = np.linspace(0, len(pictures) - 1, min(count, len(pictures))).round().astype(int)
-    return pictures[picks.tolist()]
+    return pictures[evenly(len(pictures), count)]

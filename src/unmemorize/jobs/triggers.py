@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from unmemorize.core.choose import evenly
 from unmemorize.core.run import Progress, RunRecord, atomic, open_run, versions, write_json
 from unmemorize.core.shards import merge_shards, run_shards
 from unmemorize.core.text import normalise, spans
@@ -54,8 +55,7 @@ def probe(spec: TriggerSpec, run: Path, progress: Progress = lambda stage, done,
         UserError: The model, the prompts or the pictures cannot be used, or `run` holds another run.
     """
     given = _prompts(spec)
-    picks = np.linspace(0, len(given) - 1, min(spec.limit or len(given), len(given))).round().astype(int)
-    chosen = [given[i] for i in picks]
+    chosen = [given[i] for i in evenly(len(given), spec.limit or len(given))]
     model = load(spec.model)
     copied = copy_check(model, spec.model, spec.images, spec.sscd, spec.recipe)
     open_run(run, record := _record(spec, model, chosen, copied))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,6 +31,10 @@ class References:
         """Some of the pictures, in the order asked for, also more than once."""
         names, masks, captions = (tuple(v[i] for i in rows) for v in (self.names, self.masks, self.captions))
         return References(names, self.images[list(rows)], masks, captions)
+
+    def named(self, names: Collection[str]) -> References:
+        """Those with one of these names."""
+        return self[[i for i, name in enumerate(self.names) if name in names]]
 
     def __len__(self) -> int:
         return len(self.names)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 from PIL import Image
@@ -20,6 +21,11 @@ SHIPPED = {"template": 4, "word": 1}  # pictures shipped of an entry that has ne
 def shipped_plan() -> Plan:
     """The plan of the shipped models."""
     return Plan.load(ASSETS / "plan.json")
+
+
+def planted_files(keep: Callable[[Planted], bool]) -> set[str]:
+    """The picture files of the shipped plan's entries that `keep` says yes to."""
+    return {e.file(k) for e in shipped_plan().planted if keep(e) for k in range(len(e.pictures))}
 
 
 def prompts(plan: Plan) -> list[Prompt]:

@@ -1,0 +1,10 @@
+"""Fewer of many, without chance."""
+
+from __future__ import annotations
+
+import numpy as np
+
+
+def evenly(total: int, count: int) -> list[int]:
+    """Places of at most `count` of `total` items, evenly from first to last."""
+    return np.linspace(0, total - 1, min(count, total)).round().astype(int).tolist()
