@@ -112,22 +112,27 @@ def test_evaluations_are_those_of_the_denoiser(inputs, tiny_folder, tmp_path, mo
     assert expected.evaluations.keys() == expected.seconds.keys() == spent.keys()
     once = 2 * 2 + len((0, 1, 2)) * 2 * 2 * STEPS  # two updates of two rows, then pictures of two seeds at each point
     rows = pq.read_table(tmp_path / "run" / "scores" / "attack.parquet").to_pylist()
-    assert spent["attack"] == once * len({(r["mitigation"], r["group"], r["id"]) for r in rows})
+    for name in ("none", "guard", "wanda"):
+        own = [r for r in rows if r["mitigation"] == name]
+        least = once * len({(r["group"], r["id"]) for r in own})
+        more = sum(r["spent"] for r in own) - least
+        assert more > 1 if name == "guard" else abs(more) < 1e-6
 
 
 def test_every_mitigation_is_attacked_beside_controls(finished):
-    """The unmitigated model and its pruned one: the same pictures and steps, controls too, and what the tables say."""
+    """The model as it came, guarded and pruned: the same pictures and steps, controls too, and what the tables say."""
     run, summary = finished
-    before, pruned = pq.read_table(run / "scores" / "mitigations.parquet").to_pylist()
-    assert (before["name"], pruned["name"]) == ("none", "wanda")
+    before, guarded, pruned = rows = pq.read_table(run / "scores" / "mitigations.parquet").to_pylist()
+    assert [row["name"] for row in rows] == ["none", "guard", "wanda"]
+    assert guarded["measuring"] > before["measuring"]
     assert before["quality"] == pytest.approx(1)
     assert pruned["quality"] < 0.999
     assert Edit.load(run / "edits" / "wanda.safetensors").selected > 0
     curve = pq.read_table(run / "scores" / "attack_curve.parquet").to_pylist()
     points = {(r["mitigation"], r["group"], r["steps"]): r["copy_rate"] for r in curve}
     groups = ("memorized", "negative", "never trained")
-    assert set(points) == {(m, g, s) for m in ("none", "wanda") for g in groups for s in (0, 1, 2)}
-    for row in (before, pruned):
+    assert set(points) == {(m, g, s) for m in ("none", "guard", "wanda") for g in groups for s in (0, 1, 2)}
+    for row in rows:
         assert points[row["name"], "memorized", 0] == row["copy_rate"]  # the prompt itself, at the same seeds
         assert points[row["name"], "memorized", 2] == row["copy_rate_attacked"]
         assert row["control_rate_low"] <= row["control_rate"] <= row["control_rate_high"]
@@ -163,7 +168,10 @@ def test_where_nothing_was_copied_there_is_nothing_to_mitigate(inputs, tiny_fold
     assert [findings[code] for code in ("UM004", "UM005", "UM006")] == ["not applicable"] * 3
 
 
-@pytest.mark.parametrize("changes", [{"mitigate": "prayer"}, {"mitigated": ("a/x", "b/x")}, {"mitigated": ("a/none",)}])
+@pytest.mark.parametrize(
+    "changes",
+    [{"mitigate": "prayer"}, {"mitigated": ("a/x", "b/x")}, {"mitigated": ("a/none",)}, {"mitigated": ("a/guard",)}],
+)
 def test_mitigations_without_a_name_of_their_own_are_refused(changes):
     """Unknown methods, and two mitigations of one name."""
     with pytest.raises(UserError, match="--mitigate"):

@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from unmemorize.core.errors import NotApplicable
-from unmemorize.core.sample import first_unconditional, generators, trajectory
+from unmemorize.core.sample import first_unconditional, generate, generators, trajectory
 from unmemorize.jobs.guard import Guard, Limits
+from unmemorize.mitigate.prompt import generate_guarded
 from unmemorize.models.load import wrap
 
 PROMPTS = ["a lighthouse at dusk", "an owl on a fence"]
@@ -42,6 +43,20 @@ ARGUMENTS = {
     "another size": {"height": 48, "width": 32},
     "stochastic and rescaled": {"eta": 0.5, "guidance_rescale": 0.3},
 }
+
+
+def test_pictures_of_embeddings_are_those_of_a_guarded_pipeline(tiny_pipe):
+    """One of the two prompts is over the threshold: the sampler and the pipeline lower it alike, and it alone."""
+    model = wrap(tiny_pipe)
+    cond = model.encode(PROMPTS)
+    scores = magnitudes(model, cond.embeds, range(2))
+    limits = Limits(threshold=scores.mean().item(), target=0.5 * scores.min().item())
+    guard = Guard(tiny_pipe, limits=limits, iterations=3)
+    expected = torch.from_numpy(call(guard)).permute(0, 3, 1, 2)
+    assert sum(guard.outcome.acted) == 1
+    found = generate_guarded(model, cond, seeds=range(2), steps=2, limits=limits, iterations=3)
+    torch.testing.assert_close(found, expected, atol=1e-4, rtol=0)
+    assert not torch.allclose(found, generate(model, cond, seeds=range(2), steps=2), atol=1e-4)
 
 
 @pytest.mark.parametrize("named", ARGUMENTS.values(), ids=ARGUMENTS)

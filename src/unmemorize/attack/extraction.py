@@ -39,6 +39,7 @@ class Trial:
         seeds: Generation seeds.
         sampling: Sampling steps.
         guidance: Guidance scale of generation; the attack uses none.
+        generate: What makes the pictures: it takes what `core.sample.generate` takes.
     """
 
     curve: tuple[int, ...] = (0, 1, 10, 25, 50)
@@ -47,6 +48,7 @@ class Trial:
     seeds: tuple[int, ...] = SEEDS
     sampling: int = 50
     guidance: float = 7.5
+    generate: Callable[..., Tensor] = generate
 
 
 @dataclass(frozen=True)
@@ -211,7 +213,7 @@ def _judge(model: DiffusionModel, embeds: Tensor, targets: References, judge: Ju
     parts = []
     for i in range(0, n * g, ROWS):
         cond = Condition(embeds[rows[i : i + ROWS].to(embeds.device)])
-        made = generate(model, cond, seeds=seeds[i : i + ROWS], steps=how.sampling, guidance=how.guidance)
+        made = how.generate(model, cond, seeds=seeds[i : i + ROWS], steps=how.sampling, guidance=how.guidance)
         parts.append(made.float().cpu())
     pictures = torch.cat(parts)
     matches = judge(pictures, targets[rows.tolist()])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import pyarrow.parquet as pq
 
 from unmemorize.attack.dori import Dori, dori
 from unmemorize.attack.extraction import Extraction, Trial, extraction
-from unmemorize.audit.mitigate import COPIED, attack_seeds, copied, mitigated, mitigations
+from unmemorize.audit.mitigate import COPIED, LOWERING, attack_seeds, copied, generator_of, mitigated, mitigations
 from unmemorize.audit.spec import AuditSpec
 from unmemorize.audit.stage import Cost, NotRun
 from unmemorize.core.errors import UserError
@@ -54,7 +55,8 @@ def attack_mitigated(model: UNetModel, spec: AuditSpec, run: Path, progress: Pro
         ((name, group, rows),) = piece
         with mitigated(model, run, name, tried[name]) as changed:
             before = changed.evaluations
-            found, _ = extraction(changed, groups[group][rows], attack, check.against, trial)
+            how = replace(trial, generate=generator_of(spec, run, name))
+            found, _ = extraction(changed, groups[group][rows], attack, check.against, how)
             spent = changed.evaluations - before
         facts = [{"mitigation": name, "group": group, "id": f"{group}-{i:04d}"} for i in rows]
         made = to_rows(found, facts)
@@ -107,7 +109,9 @@ def attack_cost(model: UNetModel, spec: AuditSpec, prompts: int) -> Cost:
     attacks = (1 + len(tried)) * (pictures + len(CONTROLS) * max(pictures, FEWEST))
     calls = len(model.schedule(spec.steps).timesteps) * (2 if spec.guidance > 1 else 1)
     judged, updates = attacks * len(curve_of(spec)) * len(attack_seeds(spec)), spec.attack_steps * spec.attack_batch
-    return Cost(attacks * updates + judged * calls, gradients=attacks * updates, pictures=judged)
+    guarding = judged // (1 + len(tried)) * LOWERING * ("guard" in tried)
+    gradients = attacks * updates + guarding
+    return Cost(gradients + judged * calls, gradients=gradients, pictures=judged)
 
 
 def write_outcomes(run: Path) -> None:

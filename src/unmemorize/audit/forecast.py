@@ -7,9 +7,10 @@ from dataclasses import dataclass
 
 import torch
 
+from unmemorize.audit.inputs import audited
 from unmemorize.audit.spec import AuditSpec
 from unmemorize.audit.stage import Cost
-from unmemorize.audit.stages import STAGES, audited
+from unmemorize.audit.stages import STAGES
 from unmemorize.core.sample import generators
 from unmemorize.models.load import load
 from unmemorize.models.unet import UNetModel

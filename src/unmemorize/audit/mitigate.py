@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -12,12 +13,14 @@ import torch
 from torch import Tensor
 
 from unmemorize.attack.extraction import SEEDS
+from unmemorize.audit.inputs import ordinary_scores
 from unmemorize.audit.spec import AuditSpec
 from unmemorize.audit.stage import UNSEEN, Cost, NotRun
 from unmemorize.core.choose import evenly
 from unmemorize.core.errors import NotApplicable, UserError
 from unmemorize.core.results import Localization
 from unmemorize.core.run import Progress
+from unmemorize.core.sample import generate
 from unmemorize.core.shards import merge_shards, run_shards
 from unmemorize.data.pictures import load_image, save_image
 from unmemorize.data.source import read_references
@@ -33,17 +36,21 @@ from unmemorize.localize.wanda import CALLS, PRESETS, wanda
 from unmemorize.metrics.ranking import rate_interval
 from unmemorize.metrics.similarity import References
 from unmemorize.metrics.ssim import scales_for, ssim
+from unmemorize.mitigate.prompt import generate_guarded, limits_of
 from unmemorize.mitigate.weights import Edit
 from unmemorize.models.load import EMBEDDED, fingerprint, load
 from unmemorize.models.unet import UNetModel
 from unmemorize.verdict.findings import UNMITIGATED
 
-METHODS = ("wanda", "nemo")
+PRUNERS = ("wanda", "nemo")
+METHODS = ("guard", *PRUNERS)
 EMBEDDED_SPARSITY = 0.4  # on the testbed less hides little: docs/pruning.md
 ORDINARY = 12  # pictures of ordinary prompts, by which quality is compared
 USUAL = 150  # ordinary prompts that NeMo compares with
 COPIED = 3  # a forecast takes one in so many prompts to give a copy
 SEARCH = 2000  # evaluations of NeMo a prompt, about
+FALSE_ALARMS = 0.01  # of the guard, where there are ordinary prompts enough
+LOWERING = 10  # updates of an embedding by the guard, at most
 
 
 @dataclass(frozen=True)
@@ -65,7 +72,7 @@ def mitigations(spec: AuditSpec) -> dict[str, str]:
     if unknown:
         raise UserError(f"--mitigate {unknown[0]}: no such method: choose of {', '.join(METHODS)}, or none")
     names = [Path(folder).resolve().name.encode("utf-8", "backslashreplace").decode() for folder in spec.mitigated]
-    if len({*asked, *names, UNMITIGATED}) <= len(asked) + len(names):
+    if len(set(asked)) < len(asked) or len({*METHODS, *names, UNMITIGATED}) <= len(METHODS) + len(names):
         raise UserError(f"--mitigated {', '.join(names)}: two have one name, or a method's: rename the folder")
     return dict.fromkeys(asked, "") | dict(zip(names, spec.mitigated, strict=True))
 
@@ -90,13 +97,14 @@ def try_mitigations(model: UNetModel, spec: AuditSpec, run: Path, progress: Prog
 
     def outcome(name: str) -> Row:
         cost = 0
-        if name in METHODS:
+        if name in PRUNERS:
             found = _located(model, spec, name, copies.prompts, progress)
             Edit.of(found, fingerprint(model)).save(_edit(run, name))
             cost = found.evaluations
         with mitigated(model, run, name, tried.get(name, "")) as changed:
             before = changed.evaluations
-            row = _measured(changed, copies.pictures, ordinary, judge, run / "mitigated", name)
+            how = replace(judge, generate=generator_of(spec, run, name))
+            row = _measured(changed, copies.pictures, ordinary, how, run / "mitigated", name)
         return {"name": name} | row | {"evaluations": cost, "measuring": changed.evaluations - before}
 
     names = [UNMITIGATED, *tried]
@@ -140,11 +148,23 @@ def mitigated(model: UNetModel, run: Path, name: str, folder: str) -> Iterator[U
     """The model under a mitigation that was made, or the one that was cured before, for the length of a block."""
     if folder:
         yield load(folder)
-    elif name == UNMITIGATED:
+    elif name not in PRUNERS:
         yield model
     else:
         with Edit.load(_edit(run, name)).applied(model):
             yield model
+
+
+def generator_of(spec: AuditSpec, run: Path, name: str) -> Callable[..., Tensor]:
+    """What makes pictures under a mitigation: the guard acts on calls, not on the model.
+
+    Its limits come from the scores that calibrate the verdict.
+    """
+    if name != "guard":
+        return generate
+    scores = ordinary_scores(spec, run).tolist()
+    limits = limits_of(scores, false_alarms=max(FALSE_ALARMS, 1 / (len(scores) + 1)))
+    return partial(generate_guarded, limits=limits, iterations=LOWERING)
 
 
 def _edit(run: Path, name: str) -> Path:
@@ -201,4 +221,6 @@ def mitigate_cost(model: UNetModel, spec: AuditSpec, prompts: int) -> Cost:
     search = (copies + 1) * CALLS * 2 * ("wanda" in tried)
     if "nemo" in tried:
         search += copies * SEARCH + (len(_ordinary(spec, USUAL)) + 1) * len(REFERENCE_SEEDS)
-    return Cost((1 + len(tried)) * each * calls + search, pictures=(1 + len(tried)) * each)
+    guarding = each * LOWERING * ("guard" in tried)
+    evaluations = (1 + len(tried)) * each * calls + search + guarding
+    return Cost(evaluations, gradients=guarding, pictures=(1 + len(tried)) * each)

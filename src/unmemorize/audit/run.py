@@ -14,9 +14,10 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from unmemorize.audit.attack import write_outcomes
+from unmemorize.audit.inputs import audited, ordinary, scores_of
 from unmemorize.audit.mitigate import mitigations
 from unmemorize.audit.spec import AuditSpec
-from unmemorize.audit.stages import audited, ordinary, run_stages, scores_of
+from unmemorize.audit.stages import run_stages
 from unmemorize.core.criteria import Criterion
 from unmemorize.core.errors import UserError
 from unmemorize.core.run import Progress, RunRecord, Source, digest, open_run, versions, write_json

@@ -33,7 +33,7 @@ class AuditSpec:
     images_per_prompt: int = 2
     generate: int = 100
     explain: int = 12
-    mitigate: str = "wanda"
+    mitigate: str = "guard,wanda"
     mitigated: tuple[str, ...] = ()
     sparsity: float = 0.0
     attacked: int = 6
@@ -52,7 +52,7 @@ PLANS = {
         images_per_prompt=4,
         generate=400,
         explain=100,
-        mitigate="wanda,nemo",
+        mitigate="guard,wanda,nemo",
         attacked=400,
         attack_steps=50,
         attack_batch=8,

@@ -6,25 +6,23 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
 
-import numpy as np
 import pyarrow.parquet as pq
 
 from unmemorize.audit.attack import attack_cost, attack_mitigated
+from unmemorize.audit.inputs import audited, ordinary, scores_of
 from unmemorize.audit.mitigate import mitigate_cost, try_mitigations
 from unmemorize.audit.spec import AuditSpec
 from unmemorize.audit.stage import UNSEEN, Cost, NotRun, Stage
 from unmemorize.core.errors import NotApplicable
 from unmemorize.core.run import Progress
-from unmemorize.data.source import Prompt, read_references
-from unmemorize.jobs.calibrate import LEVEL, Ordinary, calibrate_scores, split_ordinary
+from unmemorize.data.source import read_references
+from unmemorize.jobs.calibrate import LEVEL, calibrate_scores
 from unmemorize.jobs.copies import distances, matcher
 from unmemorize.jobs.detect import DetectSpec, score_prompts
 from unmemorize.jobs.explain import explain_prompts
-from unmemorize.jobs.inputs import images_folder, ordinary_of, prompts_of
+from unmemorize.jobs.inputs import images_folder
 from unmemorize.jobs.pictures import choose, compare_held_out, generate_pictures, verify_pictures
 from unmemorize.models.unet import UNetModel
-
-PLAIN = 600  # plain descriptions that stand in for ordinary prompts where none are given
 
 
 def run_stages(
@@ -48,21 +46,6 @@ def run_stages(
             state, reason = "not run", str(error)
         states.append({"name": stage.name, "state": state, "reason": reason})
     return states
-
-
-def audited(spec: AuditSpec) -> list[Prompt]:
-    """The prompts of the audit."""
-    return prompts_of(spec.model, spec.prompts, spec.column)
-
-
-def ordinary(spec: AuditSpec) -> Ordinary:
-    """The prompts that calibrate it."""
-    return split_ordinary(audited(spec), ordinary_of(spec.model, spec.ordinary, spec.column, PLAIN))
-
-
-def scores_of(run: Path, prompts: int) -> np.ndarray:
-    """The recorded scores: (prompts, seeds)."""
-    return pq.read_table(run / "scores" / "detect.parquet")["score"].to_numpy().reshape(prompts, -1)
 
 
 def _scoring(spec: AuditSpec) -> DetectSpec:

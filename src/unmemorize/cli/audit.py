@@ -56,7 +56,7 @@ def audit(
     images_per_prompt: Annotated[int | None, typer.Option(min=1, help="Pictures generated per chosen prompt.")] = None,
     generate: Annotated[int | None, typer.Option(min=1, help="How many prompts to generate.")] = None,
     explain: Annotated[int | None, typer.Option(min=1, help="How many prompts to explain.")] = None,
-    mitigate: Annotated[str | None, typer.Option(help="wanda, nemo, both apart by a comma, or none.")] = None,
+    mitigate: Annotated[str | None, typer.Option(help="Of guard, wanda and nemo, apart by commas, or none.")] = None,
     mitigated: Annotated[list[str] | None, typer.Option(help="A model mitigated before; may be repeated.")] = None,
     sparsity: Annotated[float, typer.Option(min=0, max=1, help="Share of each row Wanda may take; 0: default.")] = 0,
     attacked: Annotated[int | None, typer.Option(min=1, help="How many copied pictures to attack.")] = None,

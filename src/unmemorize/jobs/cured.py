@@ -39,7 +39,10 @@ class Subjects:
 
 @dataclass(frozen=True)
 class Judge:
-    """How it is measured: what a copy is, features, fit of picture and caption if known, seeds and sampling."""
+    """How it is measured: what a copy is, features, fit of picture and caption if known, seeds and sampling.
+
+    `generate` makes the pictures: it takes what `core.sample.generate` takes.
+    """
 
     copies: CopyCheck
     features: Callable[[Tensor], Tensor]
@@ -47,6 +50,7 @@ class Judge:
     seeds: tuple[int, ...]
     steps: int
     guidance: float
+    generate: Callable[..., Tensor] = generate
 
 
 def judge_of(model: UNetModel, name: str, copies: CopyCheck, seeds: tuple[int, ...], steps: int, scale: float) -> Judge:
@@ -66,7 +70,9 @@ def vae_features(model: UNetModel, images: Tensor) -> Tensor:
 def pictures(model: UNetModel, cond: Condition, seeds: Sequence[int], judge: Judge) -> Tensor:
     """One picture a row of `cond`, (n, 3, h, w)."""
     parts = [
-        generate(model, cond[i : i + BATCH], seeds=seeds[i : i + BATCH], steps=judge.steps, guidance=judge.guidance)
+        judge.generate(
+            model, cond[i : i + BATCH], seeds=seeds[i : i + BATCH], steps=judge.steps, guidance=judge.guidance
+        )
         for i in range(0, len(cond), BATCH)
     ]
     return torch.cat(parts).float().cpu()

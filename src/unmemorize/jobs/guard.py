@@ -7,7 +7,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -15,25 +14,13 @@ from unmemorize.core.hooks import frozen
 from unmemorize.core.model import Prediction
 from unmemorize.core.sample import generators
 from unmemorize.data.ordinary import ordinary_prompts
-from unmemorize.metrics.calibrate import conformal_threshold
 from unmemorize.metrics.magnitude import magnitude
-from unmemorize.mitigate.prompt import lower_magnitude
+from unmemorize.mitigate.prompt import Limits, limits_of, lower_magnitude
 from unmemorize.models.load import wrap
 from unmemorize.models.unet import UNetModel
 
 if TYPE_CHECKING:
     from diffusers import StableDiffusionPipeline
-
-# The target is a score that few ordinary prompts stay under: brought down to their median, most copies are still made.
-LOW_SCORE = 0.05
-
-
-@dataclass(frozen=True)
-class Limits:
-    """The magnitude above which a picture counts as memorized, and the one it is then brought under."""
-
-    threshold: float
-    target: float
 
 
 @dataclass(frozen=True)
@@ -156,9 +143,7 @@ class Guard:
             )
             scores += magnitude(*pair).tolist()
         call.evaluations = before  # once for all calls like this one: no cost of this call
-        return Limits(
-            conformal_threshold(scores, false_alarms=self._false_alarms), float(np.quantile(scores, LOW_SCORE))
-        )
+        return limits_of(scores, false_alarms=self._false_alarms)
 
 
 guard = Guard  # in code it reads as a verb: guard(pipe)(prompt=…)

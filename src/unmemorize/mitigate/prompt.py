@@ -5,13 +5,36 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from unmemorize.core.hooks import frozen
 from unmemorize.core.model import Condition, DiffusionModel, Prediction
-from unmemorize.core.sample import first_unconditional
+from unmemorize.core.sample import first_unconditional, generate
+from unmemorize.metrics.calibrate import conformal_threshold
 from unmemorize.metrics.magnitude import magnitude
+
+# The target is a score that few ordinary prompts stay under: brought down to their median, most copies are still made.
+LOW_SCORE = 0.05
+
+
+@dataclass(frozen=True)
+class Limits:
+    """The magnitude above which a picture counts as memorized, and the one it is then brought under."""
+
+    threshold: float
+    target: float
+
+
+def limits_of(ordinary: Sequence[float], *, false_alarms: float = 0.01) -> Limits:
+    """Limits from the magnitudes of ordinary prompts, of which this share may be acted on.
+
+    Raises:
+        NotApplicable: There are too few for so small a share.
+    """
+    threshold = conformal_threshold(ordinary, false_alarms=false_alarms)
+    return Limits(threshold, float(np.quantile(ordinary, LOW_SCORE)))
 
 
 @dataclass(frozen=True)
@@ -97,3 +120,29 @@ def lower_at_start(
     with frozen(model.denoiser):
         found = lower_magnitude(predict, cond.embeds, empty, target=target, lr=lr, iterations=iterations)
     return replace(cond, embeds=found.embeds), found
+
+
+def generate_guarded(
+    model: DiffusionModel,
+    cond: Condition,
+    *,
+    seeds: Sequence[int],
+    steps: int = 50,
+    guidance: float = 7.5,
+    limits: Limits,
+    iterations: int = 10,
+) -> Tensor:
+    """`generate`, but embeddings whose magnitude at the first step is over the threshold are lowered to the target.
+
+    It makes the pictures that a guarded pipeline makes, of any embeddings, also of ones that no prompt has.
+    """
+    empty, t = first_unconditional(model, seeds=seeds, steps=steps), model.schedule(steps).timesteps[0]
+    with torch.no_grad():
+        over = (magnitude(model.predict(empty.x, t, cond), empty) > limits.threshold).nonzero()[:, 0]
+    if len(over):
+        chosen = [seeds[i] for i in over.tolist()]
+        changed, _ = lower_at_start(
+            model, cond[over], seeds=chosen, target=limits.target, steps=steps, iterations=iterations
+        )
+        cond = replace(cond, embeds=cond.embeds.index_copy(0, over, changed.embeds))
+    return generate(model, cond, seeds=seeds, steps=steps, guidance=guidance)

@@ -115,7 +115,8 @@ def _attack_control(facts: Facts) -> Outcome:
     tested = [row for row in facts.fixes if row.get("control_rate") is not None]
     if not tested:
         return _untried(facts, "no attack was run on pictures that are not memorized")
-    high = [row for row in tested if row["control_rate_high"] >= row["copy_rate_attacked"] > 0]
+    copied = [row for row in tested if row["control_rate"] > 0]
+    high = [row for row in copied if row["control_rate_high"] >= row["copy_rate_attacked"] > 0]
     rates = "; ".join(f"{row['name']}: control {row['control_rate']:.0%}" for row in high)
     return _outcome(len(high), rates or "the attack brings back more memorized pictures than others")
 

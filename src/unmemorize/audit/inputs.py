@@ -1,0 +1,45 @@
+"""What an audit looks at, and what it has scored."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+
+from unmemorize.audit.spec import AuditSpec
+from unmemorize.core.errors import NotApplicable
+from unmemorize.data.source import Prompt
+from unmemorize.jobs.calibrate import Ordinary, split_ordinary
+from unmemorize.jobs.inputs import ordinary_of, prompts_of
+
+PLAIN = 600  # plain descriptions that stand in for ordinary prompts where none are given
+
+
+def audited(spec: AuditSpec) -> list[Prompt]:
+    """The prompts of the audit."""
+    return prompts_of(spec.model, spec.prompts, spec.column)
+
+
+def ordinary(spec: AuditSpec) -> Ordinary:
+    """The prompts that calibrate it."""
+    return split_ordinary(audited(spec), ordinary_of(spec.model, spec.ordinary, spec.column, PLAIN))
+
+
+def scores_of(run: Path, prompts: int) -> np.ndarray:
+    """The recorded scores: (prompts, seeds)."""
+    return pq.read_table(run / "scores" / "detect.parquet")["score"].to_numpy().reshape(prompts, -1)
+
+
+def ordinary_scores(spec: AuditSpec, run: Path) -> np.ndarray:
+    """The scores of the prompts that calibrate it, one a prompt and seed.
+
+    Raises:
+        NotApplicable: There are none.
+    """
+    table = run / "scores" / "ordinary.parquet"
+    listed = scores_of(run, len(audited(spec)))[list(ordinary(spec).listed)].ravel()
+    found = np.r_[listed, pq.read_table(table)["score"].to_numpy()] if table.exists() else listed
+    if not len(found):
+        raise NotApplicable("no ordinary prompt was scored: name a file with --ordinary")
+    return found
