@@ -54,6 +54,10 @@ PARTS = {
         "Mitigation in the weights",
         "Fine-tuning, attacked afterwards. Every method has the same pictures, attack and measures of quality.",
     ),
+    "relearn": (
+        "Trained on after erasing",
+        "Whether fine-tuning on unrelated pictures brings the erased ones back.",
+    ),
     "stronger": (
         "Cheaper and dearer attacks",
         "DoRI at high noise against plain DoRI by denoiser evaluations, and the adaptive attack, all beside controls.",

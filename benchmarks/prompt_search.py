@@ -17,7 +17,7 @@ from itertools import product
 
 import torch
 from common import REFERENCES, kept, often, pictures, planted, show, table, write
-from stronger import FIRST_SEED, GROUPS, edits_of, subjects
+from stronger import ERASED, FIRST_SEED, GROUPS, edits_of, subjects
 
 from unmemorize.attack.dori import dori
 from unmemorize.attack.high_noise import HighNoise
@@ -91,7 +91,8 @@ def main() -> None:
     asked = {"pictures": options.pictures, "words": options.words, "seeds": seeds, "how": str(HOW)}
     results = kept("prompt-search", {"fingerprint": fingerprint(model), "options": asked})
     groups = subjects(model, options.pictures)
-    for edit, allowed, start, group in product(("none", "Wanda 40%"), VOCABULARIES, STARTS, GROUPS[:2]):
+    models = ["none", "Wanda 40%", *(["erased"] if ERASED.exists() else [])]
+    for edit, allowed, start, group in product(models, VOCABULARIES, STARTS, GROUPS[:2]):
         name = " | ".join((edit, group, start, allowed))
         if name in results["settings"] or options.only not in name:
             continue

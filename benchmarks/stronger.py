@@ -215,7 +215,7 @@ def page(results: dict) -> Iterator[str]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pictures", type=int, default=9, help="of each group")
-    parser.add_argument("--dear", type=int, default=6, help="pictures of each group for the adaptive attack")
+    parser.add_argument("--dear", type=int, default=8, help="pictures of each group for the adaptive attack")
     parser.add_argument("--seeds", type=int, default=2)
     parser.add_argument("--only", default="", help="measure settings whose name contains this")
     options = parser.parse_args()
@@ -231,7 +231,7 @@ def main() -> None:
                 continue
             if edit not in bench.edits:
                 bench.edits[edit] = edits_of(model, edit, prompts)
-            some = pictures[list(range(options.dear))] if init == "prompt" and "adaptive" in name else pictures
+            some = pictures[evenly(len(pictures), options.dear)] if name.endswith("adaptive") else pictures
             results["settings"][name] = done | {group: bench.attacked(some, edit, init, method, steps)}
             write("stronger", results, list(page(results)))
     figure(results["settings"])

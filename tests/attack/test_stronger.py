@@ -13,7 +13,7 @@ from unmemorize.attack.high_noise import HighNoise
 from unmemorize.core.model import Condition
 from unmemorize.core.sample import generate, generators
 
-SMALL = Adaptive(budget=300, ways=(Dori(batch=4), HighNoise(batch=2)), seeds=(90,), steps=2)
+SMALL = Adaptive(budget=300, seeds=(90,), steps=2)
 
 
 @pytest.fixture
@@ -92,14 +92,15 @@ def test_the_adaptive_attack_does_not_depend_on_batching(tiny_model, targets):
 
 
 def test_the_adaptive_attack_counts_and_keeps_to_its_budget(tiny_model, targets):
-    """All evaluations, those of the checks too; distances never rise."""
+    """All evaluations, those of the checks too; the distance is the smallest of all starts'."""
     latents, own = targets
     attack = adaptive(tiny_model, latents, mixed(own, [own], seeds=[5, 6, 7]), seeds=[5, 6, 7], how=SMALL)
     assert attack.evaluations == tiny_model.evaluations
     assert 0.7 * 3 * SMALL.budget < attack.evaluations <= 3 * SMALL.budget
-    assert attack.losses.shape == (4, 3)
-    assert (attack.losses.diff(dim=0) <= 0).all()
     assert attack.found.shape == own.shape
+    first = adaptive(tiny_model, latents, own[:, None], seeds=[5, 6, 7], how=replace(SMALL, budget=SMALL.budget // 4))
+    assert attack.losses.shape == first.losses.shape == (1, 3)
+    assert (attack.losses <= first.losses + 1e-4).all()  # the same search from the first start is one of four
 
 
 def test_mixed_starts(tiny_model, targets):

@@ -1,9 +1,9 @@
-"""The adaptive attack: many starts and both losses, ten times DoRI's cost, spent on what comes closest."""
+"""The adaptive attack: many starts, searched long, ten times DoRI's cost, and of all what comes closest."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -17,15 +17,15 @@ from unmemorize.core.sample import generators, trajectory
 
 @dataclass(frozen=True)
 class Adaptive:
-    """Settings: evaluations a picture, ways to search, and seeds, sampling steps and guidance of a check.
+    """Settings: evaluations a picture, the search, and seeds, sampling steps and guidance of a check.
 
     The check's seeds have to differ from those that copies are judged on: the best of many tries looks like success.
     """
 
     budget: int = 4000
-    ways: tuple[Dori, ...] = (Dori(), HighNoise())
-    seeds: tuple[int, ...] = (7001, 7002)
-    steps: int = 4
+    way: Dori = field(default_factory=HighNoise)
+    seeds: tuple[int, ...] = (7001, 7002, 7003, 7004)
+    steps: int = 8
     guidance: float = 7.5
 
     @property
@@ -43,13 +43,11 @@ def adaptive(
     how: Adaptive = Adaptive(),
     rows: int = 64,
 ) -> Attack:
-    """Search from every start in every way, and halve the candidates again and again, by how near their samples come.
+    """Search long from every start, and keep what brings samples nearest to the picture.
 
-    All candidates of a picture share a round's evaluations; the better half goes on from where it is, with as many
-    evaluations together as all had before. Near is the mean distance between the picture's latent and samples of a few
-    steps, from seeds of their own. A search that ends farther away than it began is undone.
+    Near is the mean distance between the picture's latent and samples of a few steps, from seeds of their own.
 
-    Paper: Jamieson and Talwalkar 2016, successive halving; the searches are DoRI's (Kowalczuk et al. 2026).
+    Paper: the search is DoRI's (Kowalczuk et al. 2026).
 
     Args:
         model: The model to attack, with its edits applied.
@@ -60,29 +58,15 @@ def adaptive(
         rows: The largest number of rows in one evaluation of the denoiser.
 
     Returns:
-        The nearest embedding of each picture, by the updates on its way; in place of losses the distance after each
-        round, (rounds, n); and the denoiser evaluations.
+        The nearest embedding of each picture; in place of losses its distance, (1, n); and the denoiser evaluations.
     """
-    before, (n, starts), ways = model.evaluations, inits.shape[:2], len(how.ways)
-    y = inits.repeat_interleave(ways, dim=1)
-    origin = torch.arange(starts * ways).repeat(n, 1)  # which start and way a candidate came from
-    near = _distances(model, latents, y, how, rows)
-    sizes = _halvings(starts * ways)
-    share = (how.budget - how.check * (sizes[0] + sum(sizes))) // len(sizes)
-    trace, updates = [], 0
-    for turn, size in enumerate(sizes):
-        best = near.argsort(dim=1, stable=True)[:, :size]
-        y, near, origin = (_pick(v, best) for v in (y, near, origin))
-        streams = torch.tensor(seeds)[:, None] * 10_000 + turn * 1000 + origin
-        searches = [replace(way, steps=share // size // way.batch) for way in how.ways]
-        found = _searched(model, latents, y, origin % ways, streams, searches, rows)
-        now = _distances(model, latents, found, how, rows)
-        y = torch.where((now < near)[..., None, None], found, y)
-        near = torch.minimum(now, near)
-        updates += max(search.steps for search in searches)
-        trace.append(near.min(dim=1).values)
-    last = near.argmin(dim=1, keepdim=True)
-    return Attack({updates: _pick(y, last)[:, 0]}, torch.stack(trace), model.evaluations - before)
+    before, (n, starts) = model.evaluations, inits.shape[:2]
+    search = replace(how.way, steps=(how.budget // starts - how.check) // how.way.batch)
+    streams = [seed * 1000 + k for seed in seeds for k in range(starts)]
+    each = latents.repeat_interleave(starts, dim=0)
+    found = dori(model, each, inits.flatten(0, 1), seeds=streams, how=search, rows=rows).found.unflatten(0, (n, starts))
+    near, best = _distances(model, latents, found, how, rows).min(dim=1)
+    return Attack({search.steps: found[torch.arange(n), best]}, near[None], model.evaluations - before)
 
 
 def mixed(own: Tensor, pools: Sequence[Tensor], *, seeds: Sequence[int], random: int = 2) -> Tensor:
@@ -103,30 +87,6 @@ def mixed(own: Tensor, pools: Sequence[Tensor], *, seeds: Sequence[int], random:
         drawn = [pool[int(torch.randint(len(pool), (1,), generator=stream))].to(prompt) for pool in pools]
         starts.append(torch.stack([prompt, *normal, *drawn]))
     return torch.stack(starts)
-
-
-def _halvings(count: int) -> list[int]:
-    """How many candidates are searched from in each round: all, half of them, and so on down to one."""
-    return [count, *_halvings(count // 2)] if count > 1 else [1]
-
-
-def _pick(values: Tensor, columns: Tensor) -> Tensor:
-    """Some columns of each row."""
-    return values[torch.arange(len(values))[:, None], columns]
-
-
-def _searched(
-    model: DiffusionModel, latents: Tensor, y: Tensor, way: Tensor, streams: Tensor, ways: Sequence[Dori], rows: int
-) -> Tensor:
-    """Every candidate after its own `way` of searching, an index of `ways`, with the noise of its own seed."""
-    found = y.clone()
-    for index, settings in enumerate(ways):
-        chosen = way == index
-        picture = chosen.nonzero()[:, 0]
-        if len(picture):
-            attack = dori(model, latents[picture], y[chosen], seeds=streams[chosen].tolist(), how=settings, rows=rows)
-            found[chosen] = attack.found
-    return found
 
 
 def _distances(model: DiffusionModel, latents: Tensor, y: Tensor, how: Adaptive, rows: int) -> Tensor:
