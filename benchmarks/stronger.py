@@ -67,7 +67,9 @@ class Weights:
 
 
 def edits_of(model: UNetModel, name: str, prompts: Sequence[str]) -> list[Edit | Weights]:
-    """One edit for all pictures, or one for every memorized prompt."""
+    """One edit for all pictures, or one for every memorized prompt; none for the model as it came."""
+    if name == "none":
+        return []
     if name == "erased":
         return [Weights(dict(load(str(ERASED)).denoiser.named_parameters()))]
     hashed = fingerprint(model)
