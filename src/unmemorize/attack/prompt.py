@@ -13,6 +13,8 @@ from unmemorize.core.hooks import frozen
 from unmemorize.core.model import Condition, TypedModel
 from unmemorize.core.sample import generators
 
+PIECE = 1024  # words encoded at once: a large vocabulary's embeddings together fill a machine
+
 
 @dataclass(frozen=True)
 class PromptSearch:
@@ -44,21 +46,29 @@ class Words:
     def __init__(self, model: TypedModel, forbidden: Collection[str] = ()) -> None:
         banned = {word.lower() for word in forbidden}
         every = [word for word in model.vocabulary if word.lower() not in banned]
-        cond = model.encode(every or [""])
-        if cond.ids is None or cond.mask is None:
-            raise NotApplicable("this model's text encoder gives no token ids: there is no prompt to search for")
-        single = (cond.mask.sum(1) == 3).nonzero()[:, 0]  # begin, the word, end
+        starts = range(0, max(len(every), 1), PIECE)
+        tokens = torch.cat([_single_tokens(model, every[i : i + PIECE] or [""]) for i in starts])
+        single = (tokens >= 0).nonzero()[:, 0]
         if not len(single):
             raise UserError("no word is left to type: forbid fewer words")
-        self.words, self.ids = [every[i] for i in single.tolist()], cond.ids[single, 1]
-        self.embeds = cond.embeds[single]
+        self.words, self.ids = [every[i] for i in single.tolist()], tokens[single]
+
+
+def _single_tokens(model: TypedModel, words: Sequence[str]) -> Tensor:
+    """The token of each word, -1 where it is not one alone."""
+    cond = model.encode(words)
+    if cond.ids is None or cond.mask is None:
+        raise NotApplicable("this model's text encoder gives no token ids: there is no prompt to search for")
+    return torch.where(cond.mask.sum(1) == 3, cond.ids[:, 1], -1)  # begin, the word, end
 
 
 def nearest_words(model: TypedModel, embed: Tensor, count: int, *, forbidden: Collection[str] = ()) -> str:
     """The words whose own encodings, less the empty prompt's, point most to where `embed` (tokens, width) lies."""
-    words, empty = Words(model, forbidden), model.encode([""]).embeds.flatten()
-    closeness = torch.cosine_similarity(words.embeds.flatten(1) - empty, (embed.flatten() - empty)[None])
-    return " ".join(words.words[i] for i in closeness.topk(count).indices.tolist())
+    words, empty = Words(model, forbidden).words, model.encode([""]).embeds.flatten()
+    meant = (embed.flatten() - empty)[None]
+    parts = (model.encode(words[i : i + PIECE]).embeds.flatten(1) for i in range(0, len(words), PIECE))
+    closeness = torch.cat([torch.cosine_similarity(part - empty, meant) for part in parts])
+    return " ".join(words[i] for i in closeness.topk(count).indices.tolist())
 
 
 def prompt_search(
