@@ -51,6 +51,8 @@ results: $(READY) ## Measure the published numbers again
 	$(BIN)/python benchmarks/attack_speed.py
 	$(BIN)/python benchmarks/triggers.py $(if $(wildcard testbed-data/pictures.parquet),--data testbed-data)
 	$(BIN)/python benchmarks/data_scale.py
+	$(BIN)/python benchmarks/audit.py
+	$(BIN)/python benchmarks/mitigations.py
 	$(BIN)/python benchmarks/page.py
 
 docs: $(READY) ## Build the documentation into docs/_build

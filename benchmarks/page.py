@@ -40,6 +40,11 @@ PARTS = {
         "Pruning",
         "NeMo and Wanda, the memorized prompts at seeds the search never saw, with random edits of equal size.",
     ),
+    "mitigations": (
+        "All mitigations",
+        "Put together from the parts below: copies for the prompts, what attacks find, quality and cost.",
+    ),
+    "audit": ("The quick audit", "`unmemorize audit testbed`, every stage, as it comes."),
     "locality": (
         "Locality",
         "What brings one picture back, from many random starts, on the unpruned model: distances of embeddings and of "

@@ -1,0 +1,66 @@
+"""The quick audit of the testbed as users run it: what it finds, and how long it takes.
+
+    python benchmarks/audit.py
+
+Writes docs/results/audit.{json,md}. The run in runs/audit-results is made anew, on whatever else the machine does.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import time
+from pathlib import Path
+
+import pyarrow.parquet as pq
+from common import show, table, write
+
+from unmemorize.audit import AuditSpec, run_audit
+from unmemorize.core.results import Interval
+
+RUN = Path("runs/audit-results")
+
+
+def page(found: dict) -> list[str]:
+    """The numbers as a page."""
+    stages = ", ".join(f"{name} {seconds:.0f}" for name, seconds in found["stages"].items())
+    rows = []
+    for row in found["mitigations"]:
+        rates = [_rate(row, name) for name in ("copy_rate", "copy_rate_attacked", "control_rate")]
+        rows.append([row["name"], *rates, f"{row['quality']:.2f}", f"{row['alignment']:.2f}", str(row["evaluations"])])
+    head = "mitigation | copies, own prompts | after attack | controls after attack | quality | alignment | evaluations"
+    return [
+        f"{found['prompts']} prompts and {found['images']} pictures in {found['seconds']:.0f} s on {found['cores']} "
+        f"cores, the report included; {found['cpu']:.0f} s of processor time. By stage: {stages}. "
+        f"Issues found: {', '.join(found['issues'])}.",
+        "",
+        *table(head.split(" | "), rows),
+    ]
+
+
+def _rate(row: dict, name: str) -> str:
+    return show(Interval(row[name], row[f"{name}_low"], row[f"{name}_high"]), 2)
+
+
+def main() -> None:
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
+    shutil.rmtree(RUN, ignore_errors=True)
+    since, spent = time.perf_counter(), time.process_time()
+    summary = run_audit(AuditSpec(), RUN, lambda stage, done, total: print(stage, done, total, flush=True))
+    found = {
+        "seconds": time.perf_counter() - since,
+        "cpu": time.process_time() - spent,
+        "cores": os.cpu_count(),
+        "stages": json.loads((RUN / "timing.json").read_text(encoding="utf-8"))["seconds"],
+        "prompts": summary["prompts"],
+        "images": summary["images"],
+        "issues": [f["code"] for f in summary["findings"] if f["state"] == "issue"],
+        "mitigations": pq.read_table(RUN / "scores" / "mitigations.parquet").to_pylist(),
+    }
+    write("audit", found, page(found))
+
+
+if __name__ == "__main__":
+    main()
