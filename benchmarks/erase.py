@@ -20,9 +20,9 @@ from unmemorize.core.results import Interval
 from unmemorize.jobs.mitigate import MitigateSpec, mitigate
 
 RUNS = Path("runs/erase")
-COMMON = {"seeds": (0, 1), "check_every": 120}
+COMMON = {"seeds": (0, 1), "check_every": 0}
 SPECS = {
-    "erase": MitigateSpec(method="erase", updates=360, **COMMON),
+    "erase": MitigateSpec(method="erase", updates=640, **COMMON),
     "fine-tuning, no adversary": MitigateSpec(method="finetune", updates=200, **COMMON),
     "NegGrad": MitigateSpec(method="neggrad", updates=50, **COMMON),
     "SISS": MitigateSpec(method="siss", updates=100, **COMMON),

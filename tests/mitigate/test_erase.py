@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -26,8 +28,8 @@ def erase(model, how=QUICK, attack=rehearsal):
     latents = torch.randn(8, 4, 8, 8, generator=generator)
     embeds = model.encode([f"a thing {i}" for i in range(8)]).embeds
     before = {name: p.detach().clone() for name, p in model.denoiser.named_parameters()}
-    ordinary, memorized = Pairs(latents[3:], embeds[3:]), Pairs(latents[:3], embeds[:3])
-    return Erase(memorized, ordinary, model.encode([""]).embeds[0], before, attack, how)
+    memorized = Pairs(latents[:3], embeds[:3])
+    return Erase(memorized, latents[3:], embeds[3:], model.encode([""]).embeds[0], before, attack, how)
 
 
 def test_a_model_as_it_was_has_nothing_to_learn_on_ordinary_rows(make_pipe):
@@ -42,23 +44,45 @@ def test_a_model_as_it_was_has_nothing_to_learn_on_ordinary_rows(make_pipe):
 def test_a_trigger_is_answered_as_the_empty_prompt_and_beyond(make_pipe, margin):
     """Target and gradient, written out; the weights as they were are what gives the target."""
     model = wrap(make_pipe())
-    objective = erase(model, Rounds(every=2, ordinary=4, hostile=6, fresh=0.0, margin=margin, weight=1.0))
+    objective = erase(model, Rounds(every=2, ordinary=4, hostile=6, fresh=0.0, own=1.0, margin=margin, weight=1.0))
     prompts = objective.state()["triggers"][0]
     rows = draw_rows(3, 6, slice(0, 6), update=1, name=(0, 1))
+    items = (rows.coins() * 3).long()  # as much is left of each
     rows.coins(), rows.coins()
     t = torch.cat([torch.randint(1000, (1,), generator=g) for g in rows.streams])
     noise = torch.stack([torch.randn(4, 8, 8, generator=g) for g in rows.streams])
     memorized = torch.randn(8, 4, 8, 8, generator=torch.Generator().manual_seed(0))[:3]
-    x = model.add_noise(memorized[rows.items], noise, t)
+    x = model.add_noise(memorized[items], noise, t)
     empty = model.predict(x, t, Condition(model.encode([""] * 6).embeds)).eps.detach()
     with torch.no_grad():
         for p in model.denoiser.parameters():
             p.add_(0.01)
-    given = model.predict(x, t, Condition(prompts[rows.items])).eps
+    given = model.predict(x, t, Condition(prompts[items])).eps
     alphas = model.pipe.scheduler.alphas_cumprod[t]
     counts = ((1 - alphas) / alphas).clamp(1, 10).reshape(-1, 1, 1, 1)
     expected = (counts * (given - (empty + margin * (empty - noise))).square()).mean()
     assert objective.backward(model, 1, TEAM)["triggers"].item() == pytest.approx(expected.item(), rel=1e-4)
+
+
+def test_triggers_count_less_in_the_end(make_pipe):
+    """From the update named on, their gradient has the other weight."""
+    model, size = wrap(make_pipe()), {}
+    for settle_at in (None, 1):
+        how = replace(QUICK, fresh=0.0, own=1.0, weight=1.0, settled=0.25, settle_at=settle_at)
+        objective = erase(model, how)
+        model.denoiser.zero_grad()
+        objective.backward(model, 1, TEAM)  # on ordinary rows a model as it was has no gradient
+        size[settle_at] = torch.stack([p.grad.norm() for p in model.denoiser.parameters() if p.grad is not None]).norm()
+    assert size[1] / size[None] == pytest.approx(0.25, rel=1e-4)
+
+
+def test_rows_go_to_pictures_of_which_more_is_left(make_pipe):
+    """In proportion to the cube of what is left."""
+    objective = erase(wrap(make_pipe()))
+    objective.load_state(objective.state() | {"left": torch.tensor([0.1, 0.2, 0.3])})
+    rows = draw_rows(3, 6000, slice(0, 6000), update=0, name=(0, 1))
+    share = torch.bincount(objective._pictures(rows), minlength=3) / 6000
+    assert share.tolist() == pytest.approx([1 / 36, 8 / 36, 27 / 36], abs=0.03)
 
 
 def test_every_trigger_is_kept_and_the_newest_are_shown_most(make_pipe):

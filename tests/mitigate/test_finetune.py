@@ -267,3 +267,10 @@ def test_gradient_checkpointing_changes_no_weight(make_pipe, tmp_path, whole):
     """It recomputes; it does not approximate."""
     weights, _ = train(make_pipe(), tmp_path, replace(QUICK, gradient_checkpointing=True))
     assert all(torch.allclose(weights[name], value, atol=1e-5) for name, value in whole[0].items())
+
+
+def test_the_rate_falls_twice():
+    """To zero, and from half to zero in the end; without settling it stays."""
+    how = Finetune(updates=12, lr=1.0, settling=4)
+    assert [how.rate(update) for update in (0, 4, 7, 8, 10, 11)] == pytest.approx([1, 0.5, 0.125, 0.5, 0.25, 0.125])
+    assert Finetune(updates=12, lr=1.0).rate(11) == 1

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import random
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +17,7 @@ from torch import Tensor
 
 from unmemorize.attack.dori import Dori, dori
 from unmemorize.attack.high_noise import HighNoise
+from unmemorize.attack.prompt import Words
 from unmemorize.core.errors import UserError
 from unmemorize.core.model import DiffusionModel
 from unmemorize.core.run import (
@@ -68,6 +71,7 @@ Method = Literal["erase", "adversarial-finetune", "finetune", "siss", "neggrad",
 NEEDS_SURROGATES = ("adversarial-finetune", "finetune", "siss")
 PRUNED = (0.1, 0.2, 0.4, 0.6, 0.8)  # of each weight row, by Wanda: the least that makes enough surrogates of a picture
 CHECKED = 6  # memorized pictures attacked by a check in training, in turn
+WORD_PAIRS = 1000  # made-up captions that `erase` keeps as they are
 REHEARSED = 40  # updates of the attacks that `erase` trains against
 TEST_SEED = 1_000_000  # of the attacks that judge: no attack in training has it
 
@@ -87,7 +91,7 @@ class MitigateSpec:
     ordinary: str = PLAN
     edit: str = ""
     surrogates: int = 10
-    updates: int = 360
+    updates: int = 640
     lr: float = 0.0
     batch: int = 8
     inner: int = 50
@@ -108,13 +112,19 @@ class MitigateSpec:
         """The loop's settings."""
         return Finetune(
             updates=self.updates,
-            lr=self.lr or (2e-4 if self.model in EMBEDDED else 1e-5),
+            lr=self.lr or (2e-4 if self.model in EMBEDDED else 1e-5) * (2 if self.settling else 1),
+            settling=self.settling,
             seed=self.seed,
             check_every=self.check_every or self.updates + 1,
             lora=self.lora or None,
             precision="bf16" if self.low_memory else "float32",
             gradient_checkpointing=self.low_memory,
         )
+
+    @property
+    def settling(self) -> int:
+        """The last updates of `erase`, in which what is ordinary counts most."""
+        return self.updates // 4 if self.method == "erase" else 0
 
     @property
     def steps(self) -> int:
@@ -169,7 +179,7 @@ def mitigate(
     if not memorized:
         raise UserError(f"{spec.images}: the model copies none of these pictures for their captions: nothing to remove")
     targets = job.subjects.memorized[memorized]
-    objective = _objective(job, targets)
+    objective = _objective(job, job.subjects.memorized)
     checking = spec.method in ("erase", "adversarial-finetune") and spec.check_every > 0
     check = (lambda update: _held_out_rate(job, targets, update)) if checking else None
     made = finetune(model, objective, spec.finetune, run / "checkpoints", progress=progress, check=check, team=team)
@@ -211,12 +221,12 @@ def _source(name: str, pictures: References) -> Source:
 
 
 def _objective(job: _Job, targets: References) -> Objective:
-    """The method as an objective over the pictures that are memorized."""
+    """The method as an objective over all pictures named: what its own prompt does not copy may be copied by others."""
     spec, model = job.spec, job.model
     keep = Deletion(_pairs(model, job.split.train), model.encode([""]).embeds[0], batch=spec.batch, seed=spec.seed)
     memorized = _pairs(model, targets)
     if spec.method == "erase":
-        return _erase(model, memorized, keep, spec)
+        return _erase(job, memorized, keep)
     if spec.method == "deletion":
         return keep
     if spec.method == "neggrad":
@@ -231,8 +241,9 @@ def _objective(job: _Job, targets: References) -> Objective:
     return Adversarial(keep, surrogates, attack)
 
 
-def _erase(model: UNetModel, memorized: Pairs, keep: Deletion, spec: MitigateSpec) -> Erase:
+def _erase(job: _Job, memorized: Pairs, keep: Deletion) -> Erase:
     """Attacked at high noise, which costs least; triggers are kept from a quarter, a half and the end of the way."""
+    model = job.model
     before = {name: p.detach().clone() for name, p in model.denoiser.named_parameters()}
     how = HighNoise(steps=REHEARSED)
     stages = (REHEARSED // 4, REHEARSED // 2, REHEARSED)
@@ -241,7 +252,22 @@ def _erase(model: UNetModel, memorized: Pairs, keep: Deletion, spec: MitigateSpe
         found = dori(model, latents, init, seeds=seeds, how=how, keep=stages)
         return torch.stack([found.embeds[stage] for stage in stages])
 
-    return Erase(memorized, keep.ordinary, keep.empty, before, attack, Rounds(seed=spec.seed))
+    captions = model.encode(_kept_captions(job)).embeds
+    rounds = Rounds(settle_at=job.spec.updates - job.spec.settling, seed=job.spec.seed)
+    return Erase(memorized, keep.ordinary.latents, captions, keep.empty, before, attack, rounds)
+
+
+def _kept_captions(job: _Job) -> list[str]:
+    """The ordinary captions, pairs of words that no memorized caption has, and of all those the nearest thrice.
+
+    What a model makes of words is a prediction like any other: it can be kept without a picture that shows it.
+    """
+    memorized = captions_of(job.subjects.memorized)
+    words = Words(job.model, {word for caption in memorized for word in re.findall(r"\w+", caption)}).words
+    draw = random.Random(job.spec.seed)
+    texts = captions_of(job.split.train) + [" ".join(draw.choices(words, k=2)) for _ in range(WORD_PAIRS)]
+    near = neighbours(job.model, texts, memorized)
+    return texts + 2 * [text for text, n in zip(texts, near, strict=True) if n]
 
 
 def _pairs(model: UNetModel, pictures: References) -> Pairs:

@@ -21,18 +21,26 @@ Rehearsal = Callable[[DiffusionModel, Tensor, Tensor, Sequence[int]], Tensor]
 class Rounds:
     """Settings: updates between two attacks, ordinary and hostile rows of an update, and how hard triggers are pushed.
 
-    `fresh` is the share of hostile rows with triggers of the last attack; others have earlier ones. `margin` is how far
-    beyond the empty prompt's prediction a trigger's is pushed, away from the memorized picture; `weight` what that
-    counts beside the ordinary rows; `ceiling` the largest weight that noise gives a row.
+    `fresh` is the share of hostile rows with triggers of the last attack, `own` that with the picture's own prompt;
+    others have earlier triggers. `margin` is how far beyond the empty prompt's prediction a trigger's is pushed, away
+    from the memorized picture; `weight` what that counts beside the ordinary rows, `settled` the same from update
+    `settle_at` on, when little is left and what was lost beside it comes back; `ceiling` the largest weight that noise
+    gives a row. A picture gets hostile rows in proportion to what is left of it to the power of `focus`, followed
+    with `memory` of what was seen before.
     """
 
     every: int = 12
     ordinary: int = 64
     hostile: int = 36
-    fresh: float = 0.67
+    fresh: float = 0.5
+    own: float = 0.15
     margin: float = 0.5
-    weight: float = 0.3
+    weight: float = 1.0
+    settled: float = 0.25
+    settle_at: int | None = None
     ceiling: float = 10.0
+    focus: float = 3.0
+    memory: float = 0.8
     seed: int = 0
 
 
@@ -45,11 +53,13 @@ class Erase:
     on the weights of that moment, from prompts, from N(0, I) and from ordinary captions, at the end and on the way. All
     are kept: weights that forget how they resisted an old trigger would only chase the newest. Errors count once or by
     (σ/α)² where that is more, up to a ceiling, as errors of the clean latent do: what a picture becomes is decided at
-    high noise, where errors of ε all but vanish.
+    high noise, where errors of ε all but vanish. Of every picture it is known what is left, the error of its triggers'
+    rows as a share of what it would be if they gave the picture itself, and the more, the more rows it gets.
 
     Args:
         memorized: Pictures to erase, with their prompts.
-        ordinary: What is to stay: latents of ordinary pictures and embeddings of ordinary captions, combined freely.
+        ordinary: Latents of ordinary pictures, (n, c, h, w).
+        captions: Embeddings of ordinary captions, which are to stay, (any, tokens, width).
         empty: The empty prompt's embedding, (tokens, width).
         before: The denoiser's parameters as they were, by name.
         attack: The rehearsed attack.
@@ -59,16 +69,18 @@ class Erase:
     def __init__(
         self,
         memorized: Pairs,
-        ordinary: Pairs,
+        ordinary: Tensor,
+        captions: Tensor,
         empty: Tensor,
         before: dict[str, Tensor],
         attack: Rehearsal,
         how: Rounds = Rounds(),
     ) -> None:
-        self._memorized, self._ordinary, self._empty = memorized, ordinary, empty
+        self._memorized, self._ordinary, self._captions, self._empty = memorized, ordinary, captions, empty
         self._before, self._attack, self._how = before, attack, how
         self._triggers = memorized.embeds[None]
         self._old = 1  # how many of the triggers of a picture the last attack did not find
+        self._left = torch.ones(len(memorized))
 
     def backward(self, model: DiffusionModel, update: int, team: Team) -> dict[str, Tensor]:
         """Two evaluations a row, one by the model as it was; an attack every `every` updates."""
@@ -76,46 +88,63 @@ class Erase:
         if update % how.every == 0:
             self._rehearse(model, update, team)
         latents, embeds, noise = self._ordinary_rows(model, update, team)
-        kept = self._error(model, latents, noise, embeds, asked=embeds, margin=0.0)
+        kept = self._errors(model, latents, noise, embeds, asked=embeds, margin=0.0)[0].mean()
         kept.backward()
-        latents, embeds, noise = self._hostile_rows(model, update, team)
+        rows, latents, embeds, noise = self._hostile_rows(model, update, team)
         empty = self._empty.expand_as(embeds)
-        pushed = self._error(model, latents, noise, embeds, asked=empty, margin=how.margin)
-        (how.weight * pushed).backward()
-        return {"ordinary": kept, "triggers": pushed}
+        pushed, whole = self._errors(model, latents, noise, embeds, asked=empty, margin=how.margin)
+        settled = how.settle_at is not None and update >= how.settle_at
+        ((how.settled if settled else how.weight) * pushed.mean()).backward()
+        self._note(*(team.gather(part) for part in (rows.items, pushed.detach().cpu(), whole.cpu())))
+        return {"ordinary": kept, "triggers": pushed.mean(), "left": self._left.mean().to(kept)}
 
-    def _error(
+    def _errors(
         self, model: DiffusionModel, latents: Tensor, noise: Noise, embeds: Tensor, *, asked: Tensor, margin: float
-    ) -> Tensor:
+    ) -> tuple[Tensor, Tensor]:
+        """Every row's error, and what it would be if the very noise were predicted, (n,) each."""
         x = model.add_noise(latents, noise.eps, noise.t)
         with torch.no_grad(), replaced(model.denoiser, self._before):
             target = model.predict(x, noise.t, Condition(asked)).eps
         target = target + margin * (target - noise.eps)
         found = model.predict(x, noise.t, Condition(embeds))
         counts = (found.sigma / found.alpha).square().clamp(1, self._how.ceiling)
-        return (counts * (found.eps - target).float().square()).mean()
+        errors = ((counts * (eps - target).float().square()).mean(dim=(1, 2, 3)) for eps in (found.eps, noise.eps))
+        return next(errors), next(errors)
+
+    def _note(self, items: Tensor, errors: Tensor, whole: Tensor) -> None:
+        """Follow what is left of the pictures that these rows show."""
+        parts = (errors, whole, torch.ones(len(items)))
+        error, most, seen = (torch.zeros(len(self._left)).index_add(0, items, part) for part in parts)
+        self._left = torch.where(seen > 0, torch.lerp(error / most, self._left, self._how.memory), self._left)
 
     def _ordinary_rows(self, model: DiffusionModel, update: int, team: Team) -> tuple[Tensor, Tensor, Noise]:
         """Latents and captions of different pictures: the target is a prediction, which needs no caption to be true."""
-        how, known = self._how, self._ordinary
-        rows = draw_rows(len(known), how.ordinary, team.share(how.ordinary), update=update, name=(how.seed, 0))
-        captions = (rows.coins() * len(known)).long()
-        dropped = (rows.coins() < 0.1).to(known.embeds.device)
-        embeds = torch.where(dropped[:, None, None], self._empty, known.embeds[captions])
-        latents = known.latents[rows.items]
+        how = self._how
+        rows = draw_rows(len(self._ordinary), how.ordinary, team.share(how.ordinary), update=update, name=(how.seed, 0))
+        captions = (rows.coins() * len(self._captions)).long()
+        dropped = (rows.coins() < 0.1).to(self._captions.device)
+        embeds = torch.where(dropped[:, None, None], self._empty, self._captions[captions])
+        latents = self._ordinary[rows.items]
         return latents, embeds, draw_noise(model, latents, rows)
 
-    def _hostile_rows(self, model: DiffusionModel, update: int, team: Team) -> tuple[Tensor, Tensor, Noise]:
-        how, count = self._how, len(self._memorized)
-        rows = draw_rows(count, how.hostile, team.share(how.hostile), update=update, name=(how.seed, 1))
+    def _hostile_rows(self, model: DiffusionModel, update: int, team: Team) -> tuple[Rows, Tensor, Tensor, Noise]:
+        how = self._how
+        rows = draw_rows(len(self._memorized), how.hostile, team.share(how.hostile), update=update, name=(how.seed, 1))
+        rows = Rows(self._pictures(rows), rows.streams)
         latents = self._memorized.latents[rows.items]
-        return latents, self._triggers[self._chosen(rows), rows.items], draw_noise(model, latents, rows)
+        return rows, latents, self._triggers[self._chosen(rows), rows.items], draw_noise(model, latents, rows)
+
+    def _pictures(self, rows: Rows) -> Tensor:
+        """A picture for every row: the more is left of one, the oftener."""
+        ends = self._left.double().pow(self._how.focus).cumsum(0)
+        return torch.searchsorted(ends, rows.coins().double() * ends[-1], right=True).clamp(max=len(ends) - 1)
 
     def _chosen(self, rows: Rows) -> Tensor:
-        """For every row, the number of one of its picture's triggers."""
-        fresh, place = rows.coins() < self._how.fresh, rows.coins()
+        """For every row, the number of one of its picture's triggers; the first is its prompt."""
+        how, kind, place = self._how, rows.coins(), rows.coins()
         new = self._old + place * (len(self._triggers) - self._old)
-        return torch.where(fresh, new, place * self._old).long()
+        earlier = torch.where(kind < how.fresh + how.own, 0, place * self._old)
+        return torch.where(kind < how.fresh, new, earlier).long()
 
     def _rehearse(self, model: DiffusionModel, update: int, team: Team) -> None:
         """Attack every picture, processes in shares, and keep what is found."""
@@ -131,7 +160,7 @@ class Erase:
         self._triggers = torch.cat([self._triggers, found])
 
     def _init(self, picture: int, generator: torch.Generator) -> Tensor:
-        own, captions = self._memorized.embeds[picture], self._ordinary.embeds
+        own, captions = self._memorized.embeds[picture], self._captions
         starts = (
             own,
             torch.randn(own.shape, generator=generator).to(own),
@@ -140,10 +169,10 @@ class Erase:
         return starts[int(torch.randint(3, (1,), generator=generator))]
 
     def state(self) -> dict[str, Tensor]:
-        """All triggers, and how many of them are old."""
-        return {"triggers": self._triggers, "old": torch.tensor(self._old)}
+        """All triggers, how many of them are old, and what is left of each picture."""
+        return {"triggers": self._triggers, "old": torch.tensor(self._old), "left": self._left}
 
     def load_state(self, state: dict[str, Tensor]) -> None:
         """Take up what `state` returned."""
         self._triggers = state["triggers"].to(self._triggers)
-        self._old = int(state["old"])
+        self._old, self._left = int(state["old"]), state["left"]

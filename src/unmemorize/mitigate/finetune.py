@@ -31,6 +31,7 @@ ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")  # where LoRA adds its matrices
 class Finetune:
     """Settings of the loop.
 
+    With `settling` the learning rate falls linearly to zero, and over that many last updates once more, from half.
     `ema` is the decay of the moving average that is exported; attacks in the loop see the raw weights. `lora` is the
     rank of adapters in the attention layers, merged in the end; None trains all weights. A check is made every
     `check_every` updates; `patience` of them in a row that find nothing end the run. `gradient_checkpointing` trades
@@ -39,6 +40,7 @@ class Finetune:
 
     updates: int = 200
     lr: float = 1e-5
+    settling: int = 0
     weight_decay: float = 1e-2
     clip: float = 1.0
     ema: float = 0.99
@@ -49,6 +51,15 @@ class Finetune:
     lora: int | None = None
     precision: Literal["float32", "bf16"] = "float32"
     gradient_checkpointing: bool = False
+
+    def rate(self, update: int) -> float:
+        """The learning rate after so many updates."""
+        first = self.updates - self.settling
+        if not self.settling:
+            return self.lr
+        if update < first:
+            return self.lr * (1 - update / first)
+        return self.lr / 2 * (1 - (update - first) / self.settling)
 
 
 @dataclass(frozen=True)
@@ -157,7 +168,8 @@ def finetune(
     Args:
         model: The model, in float32.
         objective: What to minimise.
-        how: Settings. A run that is there already may be given more updates and nothing else.
+        how: Settings. A run that is there already may be given more updates, unless the learning rate falls, and
+            nothing else.
         folder: Where checkpoints go.
         progress: Shows updates, and the last check's rate in percent.
         check: The share of attacks that succeed on the model, whose weights are the averaged ones for the length of the
@@ -228,6 +240,7 @@ class _Run:
                 f"update {self.update + 1}: the loss is not finite: lower --lr; {self.folder} holds the run up to "
                 f"update {last_update(self.folder)}"
             )
+        self.optimizer.param_groups[0]["lr"] = self.how.rate(self.update)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.update += 1
@@ -297,7 +310,8 @@ _MOMENTS = ("exp_avg", "exp_avg_sq")
 
 def _settings(how: Finetune) -> dict[str, Any]:
     """What two parts of one run have in common."""
-    return {name: value for name, value in asdict(how).items() if name not in {"updates", "save_every"}}
+    free = {"save_every"} if how.settling else {"save_every", "updates"}
+    return {name: value for name, value in asdict(how).items() if name not in free}
 
 
 def _part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
