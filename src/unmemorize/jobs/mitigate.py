@@ -96,7 +96,7 @@ class MitigateSpec:
     batch: int = 8
     inner: int = 50
     lora: int = 0
-    check_every: int = 25
+    check_every: int = 100
     seed: int = 0
     seeds: tuple[int, ...] = (0, 1, 2, 3)
     sampling: int = 0

@@ -34,8 +34,8 @@ class Finetune:
     With `settling` the learning rate falls linearly to zero, and over that many last updates once more, from half.
     `ema` is the decay of the moving average that is exported; attacks in the loop see the raw weights. `lora` is the
     rank of adapters in the attention layers, merged in the end; None trains all weights. A check is made every
-    `check_every` updates; `patience` of them in a row that find nothing end the run. `gradient_checkpointing` trades
-    memory of large models for time.
+    `check_every` updates; `patience` of them in a row that find nothing end the run, unless it settles.
+    `gradient_checkpointing` trades memory of large models for time.
     """
 
     updates: int = 200
@@ -221,9 +221,9 @@ class _Run:
         self.average = {name: p.detach().clone() for name, p in self.parameters.items()}
 
     def clean(self) -> bool:
-        """Whether the last checks found nothing."""
+        """Whether the last checks found nothing; a run that settles goes on, for it has to."""
         last = self.checks[-self.how.patience :]
-        return len(last) == self.how.patience and all(rate == 0 for _, rate in last)
+        return not self.how.settling and len(last) == self.how.patience and all(rate == 0 for _, rate in last)
 
     def step(self, model: DiffusionModel, objective: Objective) -> None:
         trained = list(self.parameters.values())
