@@ -95,7 +95,8 @@ class Erase:
         pushed, whole = self._errors(model, latents, noise, embeds, asked=empty, margin=how.margin)
         settled = how.settle_at is not None and update >= how.settle_at
         ((how.settled if settled else how.weight) * pushed.mean()).backward()
-        self._note(*(team.gather(part) for part in (rows.items, pushed.detach().cpu(), whole.cpu())))
+        seen = (rows.items, pushed.detach(), whole)
+        self._note(*(team.gather(part.to(team.device)).cpu() for part in seen))
         return {"ordinary": kept, "triggers": pushed.mean(), "left": self._left.mean().to(kept)}
 
     def _errors(
