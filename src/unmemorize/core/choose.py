@@ -7,4 +7,4 @@ import numpy as np
 
 def evenly(total: int, count: int) -> list[int]:
     """Places of at most `count` of `total` items, evenly from first to last."""
-    return np.linspace(0, total - 1, min(count, total)).round().astype(int).tolist()
+    return [int(place) for place in np.linspace(0, total - 1, min(count, total)).round()]
