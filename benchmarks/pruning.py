@@ -10,7 +10,6 @@ same for every setting.
 from __future__ import annotations
 
 import argparse
-import json
 import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
@@ -19,7 +18,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from common import OUT, REFERENCES, pictures, planted, table, write
+from common import OUT, REFERENCES, kept, pictures, planted, table, write
 from matplotlib.figure import Figure
 from torch import Tensor
 from tqdm import tqdm
@@ -213,11 +212,7 @@ def main() -> None:
     options = parser.parse_args()
     bench = prepare(options)
     asked = {"memorized": len(bench.memorized), "ordinary": len(bench.ordinary), "seeds": list(bench.seeds)}
-    results = {"fingerprint": bench.hashed, "options": asked, "settings": {}}
-    if RESULTS.exists():
-        before = json.loads(RESULTS.read_text(encoding="utf-8"))
-        if all(before[key] == results[key] for key in ("fingerprint", "options")):
-            results = before
+    results = kept("pruning", {"fingerprint": bench.hashed, "options": asked})
     free = bench.pictures(bench.ordinary)
     if "alignment" not in results.get("free", {}):
         results["free"] = bench.copies() | bench.quality(free)

@@ -50,13 +50,13 @@ def attack_mitigated(model: UNetModel, spec: AuditSpec, run: Path, progress: Pro
     tried, check = {UNMITIGATED: ""} | mitigations(spec), subjects[1]
     attack = partial(dori, how=Dori(steps=spec.attack_steps, batch=spec.attack_batch))
     trial = Trial(curve_of(spec), "prompt", 1, attack_seeds(spec), spec.steps, spec.guidance)
+    trials = {name: replace(trial, generate=generator_of(spec, run, name)) for name in tried}
 
     def work(piece: Sequence[tuple[str, str, Sequence[int]]]) -> list[Row]:
         ((name, group, rows),) = piece
         with mitigated(model, run, name, tried[name]) as changed:
             before = changed.evaluations
-            how = replace(trial, generate=generator_of(spec, run, name))
-            found, _ = extraction(changed, groups[group][rows], attack, check.against, how)
+            found, _ = extraction(changed, groups[group][rows], attack, check.against, trials[name])
             spent = changed.evaluations - before
         facts = [{"mitigation": name, "group": group, "id": f"{group}-{i:04d}"} for i in rows]
         made = to_rows(found, facts)
