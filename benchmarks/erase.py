@@ -3,29 +3,40 @@
     python benchmarks/erase.py [--only NAME]
 
 Writes docs/results/erase.{json,md}. Each method is a run of `unmemorize mitigate` in runs/erase, which continues where
-it was killed; `torchrun --nproc_per_node 2 benchmarks/erase.py` takes two processes. A finished run is only read.
+it was killed; `torchrun --nproc_per_node 2 benchmarks/erase.py` takes two processes. A method that is in the JSON
+already, for the same model and settings, is not run again; without its folder the attacks of other benchmarks on it
+are left out.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
 
-from common import show, table, write
+from common import kept, show, table, write
 from tqdm import tqdm
 
 from unmemorize.core.results import Interval
-from unmemorize.jobs.mitigate import MitigateSpec, mitigate
+from unmemorize.jobs.mitigate import mitigate
+from unmemorize.jobs.objectives import MitigateSpec
+from unmemorize.models.load import fingerprint, load
 
 RUNS = Path("runs/erase")
-COMMON = {"seeds": (0, 1), "check_every": 0}
+COMMON = {"seeds": (0, 1, 2, 3), "check_every": 0}
+ERASE = MitigateSpec(method="erase", **COMMON)
+PUBLISHED = MitigateSpec(method="adversarial-finetune", updates=100, **COMMON)
 SPECS = {
-    "erase": MitigateSpec(method="erase", updates=640, **COMMON),
+    "erase": ERASE,
+    "erase, seed 1": dataclasses.replace(ERASE, seed=1),
+    "erase, seed 2": dataclasses.replace(ERASE, seed=2),
+    "adversarial fine-tuning": PUBLISHED,
+    "adversarial fine-tuning, LoRA": dataclasses.replace(PUBLISHED, lora=8),
     "fine-tuning, no adversary": MitigateSpec(method="finetune", updates=200, **COMMON),
-    "NegGrad": MitigateSpec(method="neggrad", updates=50, **COMMON),
     "SISS": MitigateSpec(method="siss", updates=100, **COMMON),
+    "NegGrad": MitigateSpec(method="neggrad", updates=50, **COMMON),
     "naive deletion": MitigateSpec(method="deletion", updates=200, **COMMON),
 }
 
@@ -33,18 +44,15 @@ SPECS = {
 def measured(name: str) -> dict[str, Any]:
     """The numbers of a method's run, which is made or continued first."""
     run = folder(name)
-    if not done(name):
+    if not (run / "run" / "results.json").exists():
         with tqdm(desc=name) as bar:
             mitigate(SPECS[name], run / "model", run / "run", lambda stage, done, total: _show(bar, stage, done, total))
     return json.loads((run / "run" / "results.json").read_text(encoding="utf-8"))
 
 
 def folder(name: str) -> Path:
+    """Where a method's run and model are."""
     return RUNS / name.replace(",", "").replace(" ", "-")
-
-
-def done(name: str) -> bool:
-    return (folder(name) / "run" / "results.json").exists()
 
 
 def _show(bar: tqdm, stage: str, done: int, total: int) -> None:
@@ -55,7 +63,7 @@ def page(found: dict[str, dict[str, Any]]) -> list[str]:
     """The numbers as a page."""
     first = next(iter(found.values()))
     lines = [
-        f"{first['pictures']} pictures that were planted a hundred times or more, two seeds each. The attack",
+        f"{first['pictures']} pictures that were planted a hundred times or more, four seeds each. The attack",
         "is plain DoRI: 50 updates of batch 8, with seeds and starts that no training saw. Alignment is the relative",
         "change on ordinary captions that no training saw, and on the quarter of them nearest to memorized ones.",
         "",
@@ -84,8 +92,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", default="", help="measure methods whose name contains this; the page shows all done")
     options = parser.parse_args()
-    found = {name: measured(name) for name in SPECS if options.only in name or done(name)}
-    write("erase", found, page(found))
+    results = kept("erase", {"fingerprint": fingerprint(load("testbed"))})
+    for name, spec in SPECS.items():
+        known, asked = results["settings"].get(name), json.loads(json.dumps(dataclasses.asdict(spec)))
+        if options.only in name and (known is None or known["spec"] != asked):
+            results["settings"][name] = {"spec": asked} | measured(name)
+            write("erase", results, page(results["settings"]))
 
 
 if __name__ == "__main__":

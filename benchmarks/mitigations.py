@@ -11,11 +11,11 @@ import argparse
 import json
 from typing import Any
 
-import numpy as np
 from common import OUT, show, table, write
+from erase import SPECS
 
 from unmemorize.core.results import Interval
-from unmemorize.metrics.ranking import rate_interval
+from unmemorize.metrics.ranking import share_interval
 
 Row = dict[str, Any]
 COLUMNS = (
@@ -28,7 +28,7 @@ COLUMNS = (
     "neighbours' alignment",
     "evaluations",
 )
-CURED = ("erase", "fine-tuning, no adversary", "SISS", "NegGrad", "naive deletion")
+CURED = tuple(SPECS)
 
 
 def read(name: str) -> Row:
@@ -105,7 +105,7 @@ def cured() -> dict[str, Row]:
             "neighbours' alignment": f"{row['quality']['neighbours']['alignment']['change'][0]:+.1%}",
             "evaluations": f"{row['evaluations']:,}",
         }
-        for name, row in read("erase").items()
+        for name, row in read("erase").get("settings", {}).items()
     }
 
 
@@ -114,11 +114,10 @@ def dear() -> dict[str, Row]:
     result: dict[str, Row] = {}
     for name, groups in read("stronger").get("settings", {}).items():
         model, start, attack = name.split(" | ")
-        model = {"erased": "erase"}.get(model, "NeMo, each prompt's own" if model.startswith("NeMo") else model)
+        model = "NeMo, each prompt's own" if model.startswith("NeMo") else model
         if "memorized" in groups and (attack == "adaptive" or (model.startswith("NeMo") and attack == "DoRI")):
             column = "adaptive attack" if attack == "adaptive" else f"DoRI, from {_START[start]}"
-            copied = np.array([row["copied"][-1] for row in groups["memorized"]])
-            cell = show(rate_interval(copied.sum(1).tolist(), [copied.shape[1]] * len(copied)), 2)
+            cell = show(share_interval([row["copied"][-1] for row in groups["memorized"]]), 2)
             result[model] = result.get(model, {}) | {column: cell}
     return result
 
@@ -132,8 +131,8 @@ def typed() -> dict[str, Row]:
     for name, rows in read("prompt-search").get("settings", {}).items():
         model, group, start, words = name.split(" | ")
         if (group, start, words) == ("memorized", "nearest words", "all words"):
-            hits = rate_interval([sum(row["copied"]) for row in rows], [len(row["copied"]) for row in rows])
-            result[{"erased": "erase"}.get(model, model)] = {"prompt search": show(hits, 2)}
+            hits = share_interval([row["copied"] for row in rows])
+            result["NeMo, each prompt's own" if model.startswith("NeMo") else model] = {"prompt search": show(hits, 2)}
     return result
 
 

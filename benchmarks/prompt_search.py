@@ -12,22 +12,23 @@ from __future__ import annotations
 import argparse
 import random
 from collections.abc import Iterator
-from contextlib import nullcontext
 from itertools import product
 
 import torch
 from common import REFERENCES, kept, often, pictures, planted, show, table, write
-from stronger import ERASED, FIRST_SEED, GROUPS, edits_of, subjects
+from erase import SPECS
+from stronger import FIRST_SEED, GROUPS, PRUNED, edit_for, edits_of, made, subjects
 
 from unmemorize.attack.dori import dori
 from unmemorize.attack.high_noise import HighNoise
 from unmemorize.attack.prompt import PromptSearch, Words, nearest_words, prompt_search
-from unmemorize.metrics.ranking import rate_interval
+from unmemorize.metrics.ranking import share_interval
 from unmemorize.metrics.similarity import PIXELS, References, match_targets
 from unmemorize.models.load import fingerprint, load
 from unmemorize.models.unet import UNetModel
 
 HOW = PromptSearch()
+MODELS = ("none", *reversed(PRUNED), "NeMo, θ ≥ 0.25", *SPECS)
 STARTS, VOCABULARIES = ("random words", "nearest words"), ("all words", "not the caption's")
 
 
@@ -66,10 +67,7 @@ def page(results: dict) -> Iterator[str]:
     )
     rows, examples = [], []
     for name, found in results["settings"].items():
-        rate, own, before = (
-            rate_interval([sum(row[key]) for row in found], [len(row[key]) for row in found])
-            for key in ("copied", "own", "before")
-        )
+        rate, own, before = (share_interval([row[key] for row in found]) for key in ("copied", "own", "before"))
         suffices = f"{sum(any(row['copied']) for row in found)} of {len(found)}"
         spent = sum(row["evaluations"] for row in found) / len(found)
         rows.append([*name.split(" | "), suffices, *(show(r, 2) for r in (rate, before, own)), f"{spent:.0f}"])
@@ -91,15 +89,16 @@ def main() -> None:
     asked = {"pictures": options.pictures, "words": options.words, "seeds": seeds, "how": str(HOW)}
     results = kept("prompt-search", {"fingerprint": fingerprint(model), "options": asked})
     groups = subjects(model, options.pictures)
-    models = ["none", "Wanda 40%", *(["erased"] if ERASED.exists() else [])]
-    for edit, allowed, start, group in product(models, VOCABULARIES, STARTS, GROUPS[:2]):
+    for edit, allowed, start, group in product(MODELS, VOCABULARIES, STARTS, GROUPS[:2]):
         name = " | ".join((edit, group, start, allowed))
-        if name in results["settings"] or options.only not in name:
+        if name in results["settings"] or options.only not in name or not made(edit):
             continue
-        edits = edits_of(model, edit, prompts)
-        with edits[0].applied(model) if edits else nullcontext():
-            several = (groups[group][[i]] for i in range(len(groups[group])))
-            results["settings"][name] = [searched(model, t, start, allowed, options.words, seeds) for t in several]
+        edits, rows = edits_of(model, edit, prompts), []
+        for i in range(len(groups[group])):
+            target = groups[group][[i]]
+            with edit_for(edits, target.captions[0] or "", i).applied(model):
+                rows.append(searched(model, target, start, allowed, options.words, seeds))
+        results["settings"][name] = rows
         write("prompt-search", results, list(page(results)))
 
 

@@ -20,7 +20,7 @@ from unmemorize.core.results import Interval
 from unmemorize.jobs.copies import copy_check
 from unmemorize.jobs.cured import Judge, attacked_copies, copies_of, judge_of, latents_of
 from unmemorize.jobs.pairs import PLAN, captions_of, memorized_pictures, ordinary_pictures
-from unmemorize.metrics.ranking import rate_interval
+from unmemorize.metrics.ranking import share_interval
 from unmemorize.metrics.similarity import References
 from unmemorize.mitigate.deletion import Deletion
 from unmemorize.mitigate.denoising import Pairs
@@ -45,7 +45,7 @@ def judged(model: UNetModel, memorized: References, judge: Judge) -> dict[str, l
     found = {"prompt": copies_of(model, model.encode(captions_of(memorized)), memorized, judge)}
     for init in ("prompt", "random"):
         found[f"attacked from {init}"] = attacked_copies(model, memorized, init, judge, seed=SEED, how=Dori())
-    rates = {name: rate_interval(hits.sum(1).tolist(), [hits.shape[1]] * len(hits)) for name, hits in found.items()}
+    rates = {name: share_interval(hits) for name, hits in found.items()}
     return {name: [rate.value, rate.low, rate.high] for name, rate in rates.items()}
 
 

@@ -1,10 +1,10 @@
 """The cheaper and the dearer attack against plain DoRI, on the pruned testbed, each beside its controls.
 
-    python benchmarks/stronger.py [--pictures 9] [--dear 6] [--seeds 2] [--only TEXT]
+    python benchmarks/stronger.py [--pictures 9] [--seeds 2] [--only TEXT]
 
 Writes docs/results/stronger.{json,md,svg}. The cheaper attack's settings were chosen on one half of the memorized
-pictures; only the other half is measured here. A setting that is in the JSON already, for the same model and options,
-is not measured again.
+pictures; only the other half is measured here. The adaptive attack gets all of them. A setting that is in the JSON
+already, for the same models and options, is not measured again.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import product
-from pathlib import Path
 
 import numpy as np
 import torch
 from common import OUT, REFERENCES, STEPS, halves, kept, often, planted, show, table, write
+from erase import SPECS, folder
 from matplotlib.figure import Figure
 from torch import Tensor
 
@@ -48,12 +48,11 @@ CHEAP = {"DoRI": (Dori(), (5, 10, 17, 25, 50)), "high noise": (HighNoise(), (16,
 CASES = [
     ("Wanda 40%", "random"),
     ("Wanda 40%", "prompt"),
-    ("erased", "random"),
-    ("erased", "prompt"),
     ("NeMo, θ ≥ 0.25", "prompt"),
     ("NeMo, θ ≥ 0.25", "random"),
 ]
-ERASED = Path("runs/erase/erase/model")  # by benchmarks/erase.py
+PRUNED = {"Wanda 1%": 0.01, "Wanda 10%": 0.1, "Wanda 40%": 0.4}
+DEAR = ("none", *SPECS, *reversed(PRUNED), "NeMo, θ ≥ 0.25")  # what the adaptive attack is made on
 
 
 @dataclass(frozen=True)
@@ -66,29 +65,40 @@ class Weights:
         return replaced(model.denoiser, self.values)
 
 
-def edits_of(model: UNetModel, name: str, prompts: Sequence[str]) -> list[Edit | Weights]:
-    """One edit for all pictures, or one for every memorized prompt; none for the model as it came."""
+def edits_of(model: UNetModel, name: str, prompts: Sequence[str]) -> dict[str, Edit | Weights]:
+    """An edit for every memorized prompt, or one for all, called "all"."""
     if name == "none":
-        return []
-    if name == "erased":
-        return [Weights(dict(load(str(ERASED)).denoiser.named_parameters()))]
+        return {"all": Weights({})}
+    if name in SPECS:
+        return {"all": Weights(dict(load(str(folder(name) / "model")).denoiser.named_parameters()))}
     hashed = fingerprint(model)
-    if name.startswith("Wanda"):
-        return [Edit.of(wanda(model, prompts, sparsity=0.4), hashed)]
+    if name in PRUNED:
+        return {"all": Edit.of(wanda(model, prompts, sparsity=PRUNED[name]), hashed)}
     spec = locate.LocateSpec()
     usual = locate.cached_reference(
         model, locate.ordinary_prompts(spec), hashed, locate.cache_folder(), lambda stage, done, total: None
     )
     found = nemo(model, prompts, usual, NemoSettings(layers="all", minimum=0.25, refine=False))
-    return [Edit.of(found, hashed, prompt=prompt) for prompt in found.per_prompt]
+    return {prompt.prompt: Edit.of(found, hashed, prompt=prompt) for prompt in found.per_prompt}
 
 
-def subjects(model: UNetModel, count: int) -> dict[str, References]:
-    """The half of the memorized pictures that nothing was chosen on, and as many of either control.
+def edit_for(edits: dict[str, Edit | Weights], caption: str, place: int) -> Edit | Weights:
+    """The caption's own edit, or, if it has none, one of the others in turn."""
+    return edits.get(caption) or list(edits.values())[place % len(edits)]
 
-    A control that the VAE alone cannot bring back near itself is left out: nothing could count as its copy.
+
+def made(name: str) -> bool:
+    """Whether a model is there to be attacked: fine-tuned ones are made by benchmarks/erase.py."""
+    return name not in SPECS or (folder(name) / "model").exists()
+
+
+def subjects(model: UNetModel, count: int, *, half: bool = True) -> dict[str, References]:
+    """Memorized pictures, by default of the half that nothing was chosen on, and pictures of either control.
+
+    One that the VAE alone cannot bring back near itself is left out: nothing could count as its copy.
     """
-    captions = {p.text for p in halves(planted(often))[1]}
+    every = planted(often)
+    captions = {p.text for p in (halves(every)[1] if half else every)}
     negatives = {p.text for p in planted(lambda p: p.kind == "negative")}
     memorized, once = (
         REFERENCES[[i for i, caption in enumerate(REFERENCES.captions) if caption in some]]
@@ -114,8 +124,7 @@ class Bench:
     """What every setting is measured with."""
 
     model: UNetModel
-    edits: dict[str, list[Edit | Weights]]
-    groups: dict[str, References]
+    edits: dict[str, dict[str, Edit | Weights]]
     seeds: tuple[int, ...]
 
     def attacked(self, pictures: References, edit: str, init: str, method: Method, curve: Sequence[int]) -> list[dict]:
@@ -124,7 +133,7 @@ class Bench:
         edits, rows = self.edits[edit], []
         each = len(pictures) if len(edits) == 1 else 1
         for i in range(0, len(pictures), each):
-            with edits[i % len(edits)].applied(self.model):
+            with edit_for(edits, pictures.captions[i] or "", i).applied(self.model):
                 part = pictures[list(range(i, min(i + each, len(pictures))))]
                 judge = partial(match_targets, references=REFERENCES)
                 rows += to_rows(extraction(self.model, part, method, judge, trial)[0])
@@ -162,7 +171,7 @@ def methods(bench: Bench, prompts: Sequence[str]) -> dict[str, tuple[Method, Seq
     named = {}
     for (edit, init), (name, (how, curve)) in product(CASES, CHEAP.items()):
         named[f"{edit} | {init} | {name}"] = (partial(dori, how=how), curve, edit, init)
-    for edit in dict.fromkeys(edit for edit, _ in CASES):
+    for edit in DEAR:
         named[f"{edit} | mixed | adaptive"] = (dear([ordinary, ordinary, others, others]), (1,), edit, "prompt")
     return named
 
@@ -206,9 +215,10 @@ def figure(settings: dict) -> None:
 def page(results: dict) -> Iterator[str]:
     columns = "model | start | attack | pictures | evaluations | copy rate | ratio | moved"
     yield (
-        "Pictures planted a hundred times or more, the half on which nothing was chosen, beside pictures trained on "
-        f"once and never; each judged against itself, seeds {results['options']['seeds']}. Evaluations of one picture, "
-        "those of the adaptive attack's checks included. Controls: an attack's last line; the figure has their curves."
+        "Pictures planted a hundred times or more, the half on which nothing was chosen, for the adaptive attack all, "
+        "beside pictures trained on once and never; each judged against itself, seeds "
+        f"{results['options']['seeds']}. Evaluations of one picture, those of the adaptive attack's checks included. "
+        "Controls: an attack's last line; the figure has their curves."
     )
     yield from ("", *table(columns.split(" | "), list(lines(results["settings"]))))
     yield from ("", "![Copy rate against denoiser evaluations](results/stronger.svg)")
@@ -217,24 +227,23 @@ def page(results: dict) -> Iterator[str]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pictures", type=int, default=9, help="of each group")
-    parser.add_argument("--dear", type=int, default=8, help="pictures of each group for the adaptive attack")
     parser.add_argument("--seeds", type=int, default=2)
     parser.add_argument("--only", default="", help="measure settings whose name contains this")
     options = parser.parse_args()
     model, prompts = load("testbed"), [p.text for p in planted(often)]
     seeds = tuple(range(FIRST_SEED, FIRST_SEED + options.seeds))
-    asked = {"pictures": options.pictures, "dear": options.dear, "seeds": list(seeds), "high noise": str(HighNoise())}
+    asked = {"pictures": options.pictures, "seeds": list(seeds), "high noise": str(HighNoise())}
     results = kept("stronger", {"fingerprint": fingerprint(model), "options": asked})
-    bench = Bench(model, {}, subjects(model, options.pictures), seeds)
+    bench, groups = Bench(model, {}, seeds), subjects(model, options.pictures)
+    every = groups | {GROUPS[0]: subjects(model, len(prompts), half=False)[GROUPS[0]]}
     for name, (method, steps, edit, init) in methods(bench, prompts).items():
-        for group, pictures in bench.groups.items():
+        for group, pictures in (every if name.endswith("adaptive") else groups).items():
             done = results["settings"].get(name, {})
-            if group in done or options.only not in f"{name} | {group}" or (edit == "erased" and not ERASED.exists()):
+            if group in done or options.only not in f"{name} | {group}" or not made(edit):
                 continue
             if edit not in bench.edits:
                 bench.edits[edit] = edits_of(model, edit, prompts)
-            some = pictures[evenly(len(pictures), options.dear)] if name.endswith("adaptive") else pictures
-            results["settings"][name] = done | {group: bench.attacked(some, edit, init, method, steps)}
+            results["settings"][name] = done | {group: bench.attacked(pictures, edit, init, method, steps)}
             write("stronger", results, list(page(results)))
     figure(results["settings"])
 

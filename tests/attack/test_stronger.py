@@ -9,7 +9,7 @@ import torch
 
 from unmemorize.attack.adaptive import Adaptive, adaptive, mixed
 from unmemorize.attack.dori import Dori, dori
-from unmemorize.attack.high_noise import HighNoise
+from unmemorize.attack.high_noise import FromNoise, HighNoise
 from unmemorize.core.model import Condition
 from unmemorize.core.sample import generate, generators
 
@@ -23,12 +23,13 @@ def targets(tiny_model):
     return torch.randn(3, 4, 8, 8, generator=generator), tiny_model.encode(["one", "two", "three"]).embeds
 
 
+@pytest.mark.parametrize("how", [HighNoise(), FromNoise()])
 @pytest.mark.parametrize("kind", ["epsilon", "sample", "v_prediction"])
-def test_a_stored_picture_is_found_at_high_noise(make_oracle, kind):
+def test_a_stored_picture_is_found_at_high_noise(make_oracle, kind, how):
     """From an embedding that favours no picture, in every parameterisation."""
     oracle = make_oracle(kind)
     latent = oracle.denoiser.images[3:4]
-    found = dori(oracle, latent, torch.zeros(1, 1, 6, dtype=torch.float64), seeds=[0], how=HighNoise()).found
+    found = dori(oracle, latent, torch.zeros(1, 1, 6, dtype=torch.float64), seeds=[0], how=how).found
     assert found.argmax().item() == 3
     image = generate(oracle, Condition(found), seeds=[1], steps=20, guidance=1.0)
     assert (image - oracle.decode(latent)).square().mean().sqrt() < 0.03
@@ -40,6 +41,26 @@ def test_timesteps_stay_in_their_part(tiny_model):
     times = how.times(tiny_model.training_timesteps, generators([0])[0])
     assert times.min() == 600
     assert times.max() == 999
+
+
+def test_from_noise_sees_nothing_of_the_picture(tiny_model, targets):
+    """A model that knows the picture when it sees it, and then answers with nothing, is attacked as if it did not."""
+    latents, init = targets
+    seen = []
+
+    class Watched:
+        denoiser, training_timesteps, evaluations = tiny_model.denoiser, tiny_model.training_timesteps, 0
+
+        def add_noise(self, x0, noise, t):
+            seen.append(x0)
+            return tiny_model.add_noise(x0, noise, t)
+
+        def predict(self, x, t, cond):
+            return tiny_model.predict(x, t, cond)
+
+    dori(Watched(), latents, init, seeds=[0, 1, 2], how=FromNoise(steps=2))
+    assert len(seen) == 2
+    assert not any(x0.any() for x0 in seen)
 
 
 def test_the_rate_falls_to_zero():
@@ -101,6 +122,22 @@ def test_the_adaptive_attack_counts_and_keeps_to_its_budget(tiny_model, targets)
     first = adaptive(tiny_model, latents, own[:, None], seeds=[5, 6, 7], how=replace(SMALL, budget=SMALL.budget // 4))
     assert attack.losses.shape == first.losses.shape == (1, 3)
     assert (attack.losses <= first.losses + 1e-4).all()  # the same search from the first start is one of four
+
+
+def test_the_adaptive_attack_takes_a_start_that_no_search_improves_on(oracle):
+    """A prompt that gives the picture is kept, where what is found from it does not."""
+    latent = oracle.denoiser.images[2:3]
+    inits = torch.full((1, 2, 1, 6), -400.0, dtype=torch.float64)
+    inits[0, 0, 0, 2] = 0.0
+
+    class Astray(HighNoise):
+        """Away from the picture."""
+
+        def errors(self, prediction, x0, noise):
+            return -super().errors(prediction, x0, noise)
+
+    attack = adaptive(oracle, latent, inits, seeds=[0], how=replace(SMALL, ways=(Astray(lr=50.0),), guidance=1.0))
+    assert torch.equal(attack.found, inits[:, 0])
 
 
 def test_mixed_starts(tiny_model, targets):

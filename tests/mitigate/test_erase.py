@@ -1,4 +1,4 @@
-"""Erasing: its two targets written out, triggers that are kept, and a run resumed to the byte."""
+"""Erasing: its two errors written out, triggers that are kept, and a run resumed to the byte."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from unmemorize.mitigate.finetune import Finetune, Team, finetune
 from unmemorize.models.load import wrap
 
 TEAM = Team()
-QUICK = Rounds(every=2, ordinary=4, hostile=6)
+QUICK = Rounds(every=2, ordinary=4, hostile=6, own=0.15, elsewhere=0.0)
 
 
 def rehearsal(model, latents, init, seeds):
@@ -41,10 +41,10 @@ def test_a_model_as_it_was_has_nothing_to_learn_on_ordinary_rows(make_pipe):
 
 
 @pytest.mark.parametrize("margin", [0.0, 0.5])
-def test_a_trigger_is_answered_as_the_empty_prompt_and_beyond(make_pipe, margin):
-    """Target and gradient, written out; the weights as they were are what gives the target."""
+def test_a_trigger_is_to_lead_no_nearer_than_the_empty_prompt_and_a_margin(make_pipe, margin):
+    """The error written out; the weights as they were are what gives the empty prompt's prediction."""
     model = wrap(make_pipe())
-    objective = erase(model, Rounds(every=2, ordinary=4, hostile=6, fresh=0.0, own=1.0, margin=margin, weight=1.0))
+    objective = erase(model, replace(QUICK, fresh=0.0, own=1.0, margin=margin, weight=1.0))
     prompts = objective.state()["triggers"][0]
     rows = draw_rows(3, 6, slice(0, 6), update=1, name=(0, 1))
     items = (rows.coins() * 3).long()  # as much is left of each
@@ -59,9 +59,50 @@ def test_a_trigger_is_answered_as_the_empty_prompt_and_beyond(make_pipe, margin)
             p.add_(0.01)
     given = model.predict(x, t, Condition(prompts[items])).eps
     alphas = model.pipe.scheduler.alphas_cumprod[t]
-    counts = ((1 - alphas) / alphas).clamp(1, 10).reshape(-1, 1, 1, 1)
-    expected = (counts * (given - (empty + margin * (empty - noise))).square()).mean()
+    expected = 0.0
+    for k in range(6):
+        way = (noise[k] - empty[k]).flatten()
+        share = (given[k] - empty[k]).flatten() @ way / (way @ way)
+        count = ((1 - alphas[k]) / alphas[k]).clamp(1, 10)
+        expected += count * way.square().mean() * max(share + margin, 0) ** 2 / 6
     assert objective.backward(model, 1, TEAM)["triggers"].item() == pytest.approx(expected.item(), rel=1e-4)
+
+
+def test_a_trigger_that_leads_away_is_left_alone(make_pipe):
+    """What does not approach the picture has no error and no gradient, whatever else it gives."""
+    model = wrap(make_pipe())
+    objective = erase(model, replace(QUICK, margin=-10.0, fresh=0.0, own=1.0))
+    model.denoiser.zero_grad()
+    assert objective.backward(model, 1, TEAM)["triggers"].item() == 0
+    assert not any(p.grad is not None and p.grad.any() for p in model.denoiser.parameters())
+
+
+def test_elsewhere_another_picture_is_shown_at_high_noise(make_pipe):
+    """The state is an ordinary picture's, and the way leads from there to the memorized one."""
+    model = wrap(make_pipe())
+    objective = erase(model, replace(QUICK, elsewhere=1.0, fresh=0.0, own=1.0))
+    rows, _, noise = objective._hostile_rows(model, 1, TEAM)
+    memorized = objective._memorized.latents[rows.items]
+    x, t = objective._states(model, memorized, noise, rows)
+    assert (t >= 500).all()
+    noisy = [model.add_noise(z.expand_as(x), noise.eps, t) for z in objective._ordinary]
+    apart = torch.stack([(x - other).abs().amax(dim=(1, 2, 3)) for other in noisy])
+    assert apart.min(dim=0).values.max() < 1e-5
+    alphas = model.pipe.scheduler.alphas_cumprod[t].reshape(-1, 1, 1, 1)
+    aim = (x - alphas.sqrt() * memorized) / (1 - alphas).sqrt()
+
+    class Giving:
+        """A model that gives the memorized picture under triggers, whatever it is shown."""
+
+        denoiser = model.denoiser
+
+        def predict(self, x, t, cond):
+            said = model.predict(x, t, cond)
+            asked = (cond.embeds == objective._empty).flatten(1).all(1).reshape(-1, 1, 1, 1)
+            return replace(said, output=torch.where(asked, said.output, aim))
+
+    error, whole = objective._approach(Giving(), memorized, x, t, memorized.new_ones(6, *objective._empty.shape))
+    assert torch.allclose(error, whole, rtol=1e-4)
 
 
 def test_triggers_count_less_in_the_end(make_pipe):

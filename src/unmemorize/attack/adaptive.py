@@ -1,15 +1,15 @@
-"""The adaptive attack: many starts, searched long, ten times DoRI's cost, and of all what comes closest."""
+"""The adaptive attack: many starts, searched long in two ways, ten times DoRI's cost, and of all what comes closest."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from unmemorize.attack.dori import Dori, dori
-from unmemorize.attack.high_noise import HighNoise
+from unmemorize.attack.high_noise import FromNoise, HighNoise
 from unmemorize.core.model import Condition, DiffusionModel
 from unmemorize.core.results import Attack
 from unmemorize.core.sample import generators, trajectory
@@ -17,13 +17,13 @@ from unmemorize.core.sample import generators, trajectory
 
 @dataclass(frozen=True)
 class Adaptive:
-    """Settings: evaluations a picture, the search, and seeds, sampling steps and guidance of a check.
+    """Settings: evaluations a picture, the searches in turn, and seeds, sampling steps and guidance of a check.
 
     The check's seeds have to differ from those that copies are judged on: the best of many tries looks like success.
     """
 
     budget: int = 4000
-    way: Dori = field(default_factory=HighNoise)
+    ways: tuple[Dori, ...] = (HighNoise(), FromNoise())
     seeds: tuple[int, ...] = (7001, 7002, 7003, 7004)
     steps: int = 8
     guidance: float = 7.5
@@ -43,9 +43,10 @@ def adaptive(
     how: Adaptive = Adaptive(),
     rows: int = 64,
 ) -> Attack:
-    """Search long from every start, and keep what brings samples nearest to the picture.
+    """Search long from every start, and keep what brings samples nearest to the picture, be it a start itself.
 
-    Near is the mean distance between the picture's latent and samples of a few steps, from seeds of their own.
+    Near is the mean distance between the picture's latent and samples of a few steps, from seeds of their own. Starts
+    take turns in how they are searched from: what a defence hides from one loss may show in another.
 
     Paper: the search is DoRI's (Kowalczuk et al. 2026).
 
@@ -61,12 +62,17 @@ def adaptive(
         The nearest embedding of each picture; in place of losses its distance, (1, n); and the denoiser evaluations.
     """
     before, (n, starts) = model.evaluations, inits.shape[:2]
-    search = replace(how.way, steps=(how.budget // starts - how.check) // how.way.batch)
-    streams = [seed * 1000 + k for seed in seeds for k in range(starts)]
-    each = latents.repeat_interleave(starts, dim=0)
-    found = dori(model, each, inits.flatten(0, 1), seeds=streams, how=search, rows=rows).found.unflatten(0, (n, starts))
-    near, best = _distances(model, latents, found, how, rows).min(dim=1)
-    return Attack({search.steps: found[torch.arange(n), best]}, near[None], model.evaluations - before)
+    updates = [(how.budget // starts - 2 * how.check) // way.batch for way in how.ways]
+    found = inits.clone()
+    for turn, way in enumerate(how.ways[:starts]):
+        some = list(range(starts))[turn :: len(how.ways)]
+        streams = [seed * 1000 + k for seed in seeds for k in some]
+        each, start = latents.repeat_interleave(len(some), dim=0), inits[:, some].flatten(0, 1)
+        ends = dori(model, each, start, seeds=streams, how=replace(way, steps=updates[turn]), rows=rows).found
+        found[:, some] = ends.unflatten(0, (n, len(some)))
+    candidates = torch.cat([inits, found], dim=1)
+    near, best = _distances(model, latents, candidates, how, rows).min(dim=1)
+    return Attack({max(updates): candidates[torch.arange(n), best]}, near[None], model.evaluations - before)
 
 
 def mixed(own: Tensor, pools: Sequence[Tensor], *, seeds: Sequence[int], random: int = 2) -> Tensor:

@@ -30,6 +30,10 @@ class Dori:
         """One update's timesteps of a schedule with `total`, (batch,)."""
         return torch.randint(1, total, (self.batch,), generator=generator)
 
+    def shown(self, x0: Tensor) -> Tensor:
+        """What noise is added to: the picture."""
+        return x0
+
     def errors(self, prediction: Prediction, x0: Tensor, noise: Tensor) -> Tensor:
         """What is lowered, a row: (n,)."""
         return (prediction.eps.float() - noise.float()).square().mean(dim=(1, 2, 3))
@@ -86,7 +90,7 @@ def _attack(
     for step in range(1, how.steps + 1):
         optimizer.param_groups[0]["lr"] = how.rate(step - 1)
         t, noise = _draw(model, latents, streams, how)
-        x = model.add_noise(x0, noise, t)
+        x = model.add_noise(how.shown(x0), noise, t)
         with torch.enable_grad():
             cond = Condition(y.to(init.dtype).repeat_interleave(how.batch, dim=0))
             errors = how.errors(model.predict(x, t, cond), x0, noise)

@@ -37,3 +37,18 @@ class HighNoise(Dori):
     def errors(self, prediction: Prediction, x0: Tensor, noise: Tensor) -> Tensor:
         """Mean square error of the predicted clean latent."""
         return (prediction.x0.float() - x0.float()).square().mean(dim=(1, 2, 3))
+
+
+@dataclass(frozen=True)
+class FromNoise(HighNoise):
+    """`HighNoise` on states that show nothing of the picture, as those are where sampling starts.
+
+    DoRI's states are noisy versions of the picture: a model that recognises them can answer them otherwise than those
+    that its own sampling comes from, and then its prompt gives copies that DoRI does not find.
+    """
+
+    lowest: float = 0.5
+
+    def shown(self, x0: Tensor) -> Tensor:
+        """Nothing."""
+        return torch.zeros_like(x0)

@@ -33,7 +33,7 @@ from unmemorize.localize.nemo import nemo
 from unmemorize.localize.reference import SEEDS as REFERENCE_SEEDS
 from unmemorize.localize.reference import reference
 from unmemorize.localize.wanda import CALLS, PRESETS, wanda
-from unmemorize.metrics.ranking import rate_interval
+from unmemorize.metrics.ranking import share_interval
 from unmemorize.metrics.similarity import References
 from unmemorize.metrics.ssim import scales_for, ssim
 from unmemorize.mitigate.prompt import generate_guarded, limits_of
@@ -190,8 +190,7 @@ def _measured(
 ) -> Row:
     """Copies for the prompts, and how ordinary prompts' pictures compare with the unmitigated model's."""
     prompts = [caption or "" for caption in targets.captions]
-    hits = copies_of(model, model.encode(prompts), targets, judge)
-    rate = rate_interval(hits.sum(1).tolist(), [hits.shape[1]] * len(hits))
+    rate = share_interval(copies_of(model, model.encode(prompts), targets, judge))
     made = pictures(model, model.encode(ordinary), range(len(ordinary)), judge)
     for k, image in enumerate(made):
         save_image(image, folder / name / f"{k:03d}.png")

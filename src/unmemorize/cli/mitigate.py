@@ -39,8 +39,8 @@ def mitigate(
     as_json: Json = False,
 ) -> None:
     """Fine-tune memorized pictures out of a model and test what an attack still brings back."""
-    from unmemorize.jobs.mitigate import MitigateSpec
     from unmemorize.jobs.mitigate import mitigate as run_mitigate
+    from unmemorize.jobs.objectives import MitigateSpec
 
     spec = MitigateSpec(
         model=model,

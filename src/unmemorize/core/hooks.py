@@ -39,10 +39,9 @@ def patched(module: nn.Module, changes: Mapping[str, Callable[[Tensor], Tensor]]
     Raises:
         KeyError: A name is not a submodule's.
     """
-    submodules = dict(module.named_modules())
     with ExitStack() as stack:
         for name, change in changes.items():
-            handle = submodules[name].register_forward_hook(lambda _m, _i, out, change=change: change(out))
+            handle = _submodule(module, name).register_forward_hook(lambda _m, _i, out, change=change: change(out))
             stack.callback(handle.remove)
         yield
 
@@ -54,12 +53,19 @@ def observed(module: nn.Module, watchers: Mapping[str, Callable[[Tensor], None]]
     Raises:
         KeyError: A name is not a submodule's.
     """
-    submodules = dict(module.named_modules())
     with ExitStack() as stack:
         for name, watch in watchers.items():
-            handle = submodules[name].register_forward_pre_hook(lambda _m, given, watch=watch: watch(given[0]))
+            submodule = _submodule(module, name)
+            handle = submodule.register_forward_pre_hook(lambda _m, given, watch=watch: watch(given[0]))
             stack.callback(handle.remove)
         yield
+
+
+def _submodule(module: nn.Module, name: str) -> nn.Module:
+    try:
+        return module.get_submodule(name)
+    except AttributeError as error:
+        raise KeyError(name) from error
 
 
 def outputs_before(module: nn.Module, name: str, run: Callable[[], object]) -> dict[str, Any]:
@@ -98,11 +104,11 @@ def replayed(module: nn.Module, outputs: Mapping[str, Any], rows: Tensor) -> Ite
     """Let the named submodules return these rows of earlier outputs and compute nothing.
 
     Raises:
-        AttributeError: A name is not a submodule's.
+        KeyError: A name is not a submodule's.
     """
     with ExitStack() as stack:
         for name, output in outputs.items():
-            own = vars(module.get_submodule(name))
+            own = vars(_submodule(module, name))
             stack.callback(own.update, {"forward": own["forward"]} if "forward" in own else {})
             stack.callback(own.pop, "forward")
             own["forward"] = lambda *_, output=output, **__: tree_map(lambda x: x[rows], output)

@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 
 from unmemorize.attack.dori import Dori, dori
 from unmemorize.attack.extraction import CURVE, SEEDS, Init, Judge, Method, Trial, extraction, require_prompts
-from unmemorize.attack.high_noise import HighNoise
+from unmemorize.attack.high_noise import FromNoise, HighNoise
 from unmemorize.core.errors import UserError
 from unmemorize.core.hooks import checkpointed
 from unmemorize.core.run import Progress, RunRecord, Source, atomic, digest, open_run, versions, write_json
@@ -32,7 +32,11 @@ from unmemorize.models.unet import UNetModel
 from unmemorize.report.attack import draw_curves, draw_sheet
 
 # A method and its default settings, which have `steps`, `lr` and `batch`.
-METHODS: dict[str, tuple[Callable[..., Any], Any]] = {"dori": (dori, Dori()), "high-noise": (dori, HighNoise())}
+METHODS: dict[str, tuple[Callable[..., Any], Any]] = {
+    "dori": (dori, Dori()),
+    "high-noise": (dori, HighNoise()),
+    "from-noise": (dori, FromNoise()),
+}
 DTYPES = ("float32", "float16", "bfloat16")
 SHARD = 8  # pictures: a killed attack loses no more
 

@@ -105,8 +105,11 @@ def latents_of(model: UNetModel, images: Tensor) -> Tensor:
 
 
 def measure(model: UNetModel, subjects: Subjects, judge: Judge) -> dict[str, Tensor]:
-    """Copies of the memorized prompts, (pictures, seeds), and features and fit of pictures of the ordinary ones."""
-    prompts = [c or "" for c in subjects.ordinary.captions]
+    """Copies of the memorized prompts, (pictures, seeds), and features and fit of pictures of the ordinary ones.
+
+    Of every ordinary prompt as many pictures are made as there are seeds: all prompts once, then all again.
+    """
+    prompts = [c or "" for c in subjects.ordinary.captions] * len(judge.seeds)
     memorized = subjects.memorized
     found = {"copies": copies_of(model, model.encode([c or "" for c in memorized.captions]), memorized, judge)}
     made = pictures(model, model.encode(prompts), range(len(prompts)), judge)
@@ -127,16 +130,19 @@ def quality(before: dict[str, Tensor], after: dict[str, Tensor], subjects: Subje
 
 
 def _quality(
-    before: dict[str, Tensor], after: dict[str, Tensor], real: Tensor, rows: Tensor, clusters: Sequence[str]
+    before: dict[str, Tensor], after: dict[str, Tensor], real: Tensor, prompts: Tensor, clusters: Sequence[str]
 ) -> dict[str, Any]:
-    chosen = [c for c, row in zip(clusters, rows.tolist(), strict=True) if row]
-    found: dict[str, Any] = {"prompts": len(chosen)}
+    """Over some of the prompts, (n,) of bool; the pictures made are a multiple of all of them."""
+    count, times = int(prompts.sum()), len(before["features"]) // len(prompts)
+    rows = prompts.repeat(times)
+    chosen = [c for c, row in zip(clusters, prompts.tolist(), strict=True) if row] * times
+    found: dict[str, Any] = {"prompts": count}
     for name, distance in (("kid", kid), ("fid", fid)):
-        measures = [distance(m["features"][rows].numpy(), real[rows].numpy()) for m in (before, after)]
-        found[name] = _shown(compare(*measures, chosen, len(chosen)))
+        measures = [distance(m["features"][rows].numpy(), real[prompts].numpy()) for m in (before, after)]
+        found[name] = _shown(compare(*measures, chosen, count))
     if "alignment" in before:
         fits = [mean_of(m["alignment"][rows].numpy()) for m in (before, after)]
-        found["alignment"] = _shown(compare(*fits, chosen, len(chosen)))
+        found["alignment"] = _shown(compare(*fits, chosen, count))
     return found
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from unmemorize.attack.extraction import Extraction
 from unmemorize.core.criteria import Criterion
 from unmemorize.metrics.budget import rates, search_budget, work_to_extract
-from unmemorize.metrics.ranking import rate_interval
+from unmemorize.metrics.ranking import share_interval
 
 Row = dict[str, Any]
 CONTROLS = ("control", "unseen")
@@ -103,8 +103,7 @@ def summarise(found: Mapping[str, Extraction], criterion: Criterion, bound: floa
 
 def _original(found: Extraction) -> Row | None:
     known = ~np.isnan(found.original_values).all(axis=1)
-    hits = (found.original_verdicts != "none").sum(axis=1)[known]
-    return asdict(rate_interval(hits, [len(found.seeds)] * len(hits))) if known.any() else None
+    return asdict(share_interval((found.original_verdicts != "none")[known])) if known.any() else None
 
 
 def _verdicts(found: Extraction) -> Row:

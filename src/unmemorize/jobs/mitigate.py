@@ -3,23 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
-import random
-import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from unmemorize.attack.dori import Dori, dori
-from unmemorize.attack.high_noise import HighNoise
-from unmemorize.attack.prompt import Words
+from unmemorize.attack.dori import Dori
 from unmemorize.core.errors import UserError
-from unmemorize.core.model import DiffusionModel
 from unmemorize.core.run import (
     Progress,
     RunRecord,
@@ -34,15 +29,8 @@ from unmemorize.core.run import (
 )
 from unmemorize.jobs.card import card
 from unmemorize.jobs.copies import copy_check
-from unmemorize.jobs.cured import (
-    Judge,
-    Subjects,
-    attacked_copies,
-    judge_of,
-    latents_of,
-    measure,
-    quality,
-)
+from unmemorize.jobs.cured import Judge, Subjects, attacked_copies, judge_of, measure, quality
+from unmemorize.jobs.objectives import MitigateSpec, objective_of, surrogates_of
 from unmemorize.jobs.pairs import (
     PLAN,
     Split,
@@ -52,84 +40,15 @@ from unmemorize.jobs.pairs import (
     neighbours,
     ordinary_pictures,
 )
-from unmemorize.localize.wanda import wanda
-from unmemorize.metrics.ranking import rate_interval
+from unmemorize.metrics.ranking import share_interval
 from unmemorize.metrics.similarity import References
-from unmemorize.mitigate.adversarial import Adversarial, InnerLoop, NoAdversary
-from unmemorize.mitigate.deletion import Deletion
-from unmemorize.mitigate.denoising import Pairs
-from unmemorize.mitigate.erase import Erase, Rounds
-from unmemorize.mitigate.finetune import Finetune, Finetuned, Objective, Team, finetune
-from unmemorize.mitigate.neggrad import NegGrad
-from unmemorize.mitigate.siss import Siss
-from unmemorize.mitigate.surrogates import Sampling, Surrogates, make_surrogates
-from unmemorize.mitigate.weights import Edit
-from unmemorize.models.load import EMBEDDED, fingerprint, load
+from unmemorize.mitigate.finetune import Finetuned, Team, finetune
+from unmemorize.mitigate.surrogates import Sampling, Surrogates
+from unmemorize.models.load import fingerprint, load
 from unmemorize.models.unet import UNetModel
 
-Method = Literal["erase", "adversarial-finetune", "finetune", "siss", "neggrad", "deletion"]
-NEEDS_SURROGATES = ("adversarial-finetune", "finetune", "siss")
-PRUNED = (0.1, 0.2, 0.4, 0.6, 0.8)  # of each weight row, by Wanda: the least that makes enough surrogates of a picture
 CHECKED = 6  # memorized pictures attacked by a check in training, in turn
-WORD_PAIRS = 1000  # made-up captions that `erase` keeps as they are
-REHEARSED = 40  # updates of the attacks that `erase` trains against
 TEST_SEED = 1_000_000  # of the attacks that judge: no attack in training has it
-
-
-@dataclass(frozen=True)
-class MitigateSpec:
-    """What to remove and how; 0 and empty stand for defaults, most of which depend on the model.
-
-    `images` and `ordinary` are folders of pictures with captions or `plan`, `inner` the attack's updates before an
-    update of the model; `low_memory` asks for bf16 and gradient checkpointing, `captions` for the removed captions in
-    the model card.
-    """
-
-    model: str = "testbed"
-    method: Method = "adversarial-finetune"
-    images: str = PLAN
-    ordinary: str = PLAN
-    edit: str = ""
-    surrogates: int = 10
-    updates: int = 640
-    lr: float = 0.0
-    batch: int = 8
-    inner: int = 50
-    lora: int = 0
-    check_every: int = 100
-    seed: int = 0
-    seeds: tuple[int, ...] = (0, 1, 2, 3)
-    sampling: int = 0
-    guidance: float = 7.5
-    attack_steps: int = 50
-    low_memory: bool = False
-    captions: bool = False
-    sscd: str = ""
-    recipe: str = "sscd-320"
-
-    @property
-    def finetune(self) -> Finetune:
-        """The loop's settings."""
-        return Finetune(
-            updates=self.updates,
-            lr=self.lr or (2e-4 if self.model in EMBEDDED else 1e-5) * (2 if self.settling else 1),
-            settling=self.settling,
-            seed=self.seed,
-            check_every=self.check_every or self.updates + 1,
-            lora=self.lora or None,
-            precision="bf16" if self.low_memory else "float32",
-            gradient_checkpointing=self.low_memory,
-        )
-
-    @property
-    def settling(self) -> int:
-        """The last updates of `erase`, in which what is ordinary counts most."""
-        return self.updates // 4 if self.method == "erase" else 0
-
-    @property
-    def steps(self) -> int:
-        """Sampling steps."""
-        return self.sampling or (16 if self.model in EMBEDDED else 50)
 
 
 @dataclass(frozen=True)
@@ -179,7 +98,7 @@ def mitigate(
     if not memorized:
         raise UserError(f"{spec.images}: the model copies none of these pictures for their captions: nothing to remove")
     targets = job.subjects.memorized[memorized]
-    objective = _objective(job, job.subjects.memorized)
+    objective = objective_of(spec, model, job.subjects.memorized, job.split.train, lambda: _surrogates(job))
     checking = spec.method in ("erase", "adversarial-finetune") and spec.check_every > 0
     check = (lambda update: _held_out_rate(job, targets, update)) if checking else None
     made = finetune(model, objective, spec.finetune, run / "checkpoints", progress=progress, check=check, team=team)
@@ -220,91 +139,16 @@ def _source(name: str, pictures: References) -> Source:
     return Source(source=name, sha256=hashed, count=len(pictures))
 
 
-def _objective(job: _Job, targets: References) -> Objective:
-    """The method as an objective over all pictures named: what its own prompt does not copy may be copied by others."""
-    spec, model = job.spec, job.model
-    keep = Deletion(_pairs(model, job.split.train), model.encode([""]).embeds[0], batch=spec.batch, seed=spec.seed)
-    memorized = _pairs(model, targets)
-    if spec.method == "erase":
-        return _erase(job, memorized, keep)
-    if spec.method == "deletion":
-        return keep
-    if spec.method == "neggrad":
-        return NegGrad(keep, memorized)
-    surrogates = _surrogates(job, targets)
-    if spec.method == "siss":
-        return Siss(memorized, surrogates, batch=spec.batch, seed=spec.seed)
-    if spec.method == "finetune":
-        return Adversarial(keep, surrogates, NoAdversary(memorized.embeds))
-    how = Dori(steps=spec.inner)
-    attack = InnerLoop(lambda m, latents, init, seeds: dori(m, latents, init, seeds=seeds, how=how).found, memorized)
-    return Adversarial(keep, surrogates, attack)
-
-
-def _erase(job: _Job, memorized: Pairs, keep: Deletion) -> Erase:
-    """Attacked at high noise, which costs least; triggers are kept from a quarter, a half and the end of the way."""
-    model = job.model
-    before = {name: p.detach().clone() for name, p in model.denoiser.named_parameters()}
-    how = HighNoise(steps=REHEARSED)
-    stages = (REHEARSED // 4, REHEARSED // 2, REHEARSED)
-
-    def attack(model: DiffusionModel, latents: Tensor, init: Tensor, seeds: Sequence[int]) -> Tensor:
-        found = dori(model, latents, init, seeds=seeds, how=how, keep=stages)
-        return torch.stack([found.embeds[stage] for stage in stages])
-
-    captions = model.encode(_kept_captions(job)).embeds
-    rounds = Rounds(settle_at=job.spec.updates - job.spec.settling, seed=job.spec.seed)
-    return Erase(memorized, keep.ordinary.latents, captions, keep.empty, before, attack, rounds)
-
-
-def _kept_captions(job: _Job) -> list[str]:
-    """The ordinary captions, pairs of words that no memorized caption has, and of all those the nearest thrice.
-
-    What a model makes of words is a prediction like any other: it can be kept without a picture that shows it.
-    """
-    memorized = captions_of(job.subjects.memorized)
-    words = Words(job.model, {word for caption in memorized for word in re.findall(r"\w+", caption)}).words
-    draw = random.Random(job.spec.seed)
-    texts = captions_of(job.split.train) + [" ".join(draw.choices(words, k=2)) for _ in range(WORD_PAIRS)]
-    near = neighbours(job.model, texts, memorized)
-    return texts + 2 * [text for text, n in zip(texts, near, strict=True) if n]
-
-
-def _pairs(model: UNetModel, pictures: References) -> Pairs:
-    return Pairs(latents_of(model, pictures.images), model.encode(captions_of(pictures)).embeds)
-
-
-def _surrogates(job: _Job, targets: References) -> Surrogates:
-    """Pictures by the model under the named edit, or pruned by Wanda as far as they need."""
-    spec, model, prompts = job.spec, job.model, captions_of(targets)
+def _surrogates(job: _Job) -> Surrogates:
+    """Made once a run."""
 
     def make() -> dict[str, Tensor]:
-        found = make_surrogates(
-            model,
-            prompts,
-            job.judge.copies,
-            mitigated=(edit.applied(model) for edit in _edits(spec, model, prompts)),
-            count=spec.surrogates,
-            how=Sampling(spec.steps, spec.guidance),
-            progress=job.progress,
-        )
-        return {"latents": found.latents, "stands_for": found.stands_for}
+        how = Sampling(job.spec.steps, job.spec.guidance)
+        made = surrogates_of(job.spec, job.model, job.subjects.memorized, job.judge.copies, how, job.progress)
+        return {"latents": made.latents, "stands_for": made.stands_for}
 
     found = job.once("surrogates", make)
-    return Surrogates(found["latents"].to(model.device), found["stands_for"])
-
-
-def _edits(spec: MitigateSpec, model: UNetModel, prompts: list[str]) -> Iterator[Edit]:
-    """The named edit, or Wanda's, each stronger than the one before."""
-    hashed = fingerprint(model)
-    if not spec.edit:
-        for share in PRUNED:
-            yield Edit.of(wanda(model, prompts, sparsity=share), hashed)
-        return
-    edit = Edit.load(spec.edit)
-    if edit.fingerprint != hashed:
-        raise UserError(f"{spec.edit}: made for another model, or for this one in another precision: name its own")
-    yield edit
+    return Surrogates(found["latents"].to(job.model.device), found["stands_for"])
 
 
 def _held_out_rate(job: _Job, targets: References, update: int) -> float:
@@ -352,7 +196,7 @@ def _results(job: _Job, targets: References, before: dict[str, Tensor], made: Fi
 
 def _rate(hits: Tensor) -> list[float]:
     """Share of copies with its 95% interval over pictures."""
-    found = rate_interval(hits.sum(1).tolist(), [hits.shape[1]] * len(hits))
+    found = share_interval(hits)
     return [found.value, found.low, found.high]
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from scipy.sparse.csgraph import connected_components
 from sklearn.feature_extraction.text import CountVectorizer, TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
@@ -85,6 +85,16 @@ def rate_interval(hits: Sequence[int], trials: Sequence[int], *, rounds: int = 1
     picks = np.random.default_rng(seed).integers(len(h), size=(rounds, len(h)))
     low, high = np.quantile(h[picks].sum(1) / n[picks].sum(1), [0.025, 0.975])
     return Interval(value, float(low), float(high))
+
+
+def share_interval(hits: ArrayLike) -> Interval:
+    """`rate_interval` of a table: which of a unit's trials were hits, (units, trials), true or false, 1 or 0.
+
+    Raises:
+        ValueError: There are no trials.
+    """
+    table = np.asarray(hits)
+    return rate_interval(table.sum(axis=1).tolist(), [table.shape[1]] * len(table))
 
 
 def text_scores(prompts: Sequence[str], positive: NDArray[np.bool_], clusters: Sequence[str]) -> Floats:

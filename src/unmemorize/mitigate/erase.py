@@ -1,4 +1,4 @@
-"""Erase: attack in rounds, keep every trigger that is found, and answer it as the empty prompt, with a margin."""
+"""Erase: attack in rounds, keep every trigger that is found, and let none of them lead towards its picture."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from unmemorize.core.hooks import replaced
-from unmemorize.core.model import Condition, DiffusionModel
+from unmemorize.core.model import Condition, DiffusionModel, Prediction
 from unmemorize.mitigate.denoising import Noise, Pairs, Rows, draw_noise, draw_rows, stream
 from unmemorize.mitigate.finetune import Team
 
@@ -22,18 +22,19 @@ class Rounds:
     """Settings: updates between two attacks, ordinary and hostile rows of an update, and how hard triggers are pushed.
 
     `fresh` is the share of hostile rows with triggers of the last attack, `own` that with the picture's own prompt;
-    others have earlier triggers. `margin` is how far beyond the empty prompt's prediction a trigger's is pushed, away
-    from the memorized picture; `weight` what that counts beside the ordinary rows, `settled` the same from update
-    `settle_at` on, when little is left and what was lost beside it comes back; `ceiling` the largest weight that noise
-    gives a row. A picture gets hostile rows in proportion to what is left of it to the power of `focus`, followed
-    with `memory` of what was seen before.
+    others have earlier triggers. A share `elsewhere` of them shows another picture, at high noise. `margin` is how far
+    behind the empty prompt a trigger has to stay, as a share of the way from there to the memorized picture; `weight`
+    what that counts beside the ordinary rows, `settled` the same from update `settle_at` on, when little is left and
+    what was lost beside it comes back; `ceiling` the largest weight that noise gives a row. A picture gets hostile rows
+    in proportion to what is left of it to the power of `focus`, followed with `memory` of what was seen before.
     """
 
     every: int = 12
     ordinary: int = 64
     hostile: int = 36
     fresh: float = 0.5
-    own: float = 0.15
+    own: float = 0.25
+    elsewhere: float = 0.5
     margin: float = 0.5
     weight: float = 1.0
     settled: float = 0.25
@@ -45,16 +46,19 @@ class Rounds:
 
 
 class Erase:
-    """Distil the model as it was, except under triggers of memorized pictures, where it is to know nothing of them.
+    """Distil the model as it was, except under triggers of memorized pictures, which are not to lead there.
 
-    With ε̄ the prediction of the model as it was, the target of an ordinary row is ε̄(x_t, t, y), and that of a row
-    with a memorized picture's x_t and a trigger y is ε̄(x_t, t, ∅) + m (ε̄(x_t, t, ∅) − ε): no picture has to take the
-    place of the memorized one, and what is ordinary cannot drift. Triggers are the prompt and what short attacks find
+    With ε̄ the prediction of the model as it was, the target of an ordinary row is ε̄(x_t, t, y): what is ordinary cannot
+    drift. In a row with a memorized picture's x_t and a trigger y, d = ε − ε̄(x_t, t, ∅) is the way from what the empty
+    prompt gives to the picture, and s = ⟨ε_θ(x_t, t, y) − ε̄(x_t, t, ∅), d⟩ / ‖d‖² how much of it y goes: 0 as far as
+    the empty prompt, 1 all the way. The row's error is ‖d‖² max(s + m, 0)²: a trigger may give anything that is no
+    nearer to the picture than the empty prompt's prediction, less a margin, so no picture has to take the memorized
+    one's place and what is near in words can stay. Triggers are the prompt and what short attacks find
     on the weights of that moment, from prompts, from N(0, I) and from ordinary captions, at the end and on the way. All
     are kept: weights that forget how they resisted an old trigger would only chase the newest. Errors count once or by
     (σ/α)² where that is more, up to a ceiling, as errors of the clean latent do: what a picture becomes is decided at
-    high noise, where errors of ε all but vanish. Of every picture it is known what is left, the error of its triggers'
-    rows as a share of what it would be if they gave the picture itself, and the more, the more rows it gets.
+    high noise. Of every picture it is known what is left, the error of its triggers' rows as a share of what it would
+    be if they gave the picture itself, and the more, the more rows it gets.
 
     Args:
         memorized: Pictures to erase, with their prompts.
@@ -87,30 +91,42 @@ class Erase:
         how = self._how
         if update % how.every == 0:
             self._rehearse(model, update, team)
-        latents, embeds, noise = self._ordinary_rows(model, update, team)
-        kept = self._errors(model, latents, noise, embeds, asked=embeds, margin=0.0)[0].mean()
+        kept = self._drift(model, *self._ordinary_rows(model, update, team)).mean()
         kept.backward()
-        rows, latents, embeds, noise = self._hostile_rows(model, update, team)
-        empty = self._empty.expand_as(embeds)
-        pushed, whole = self._errors(model, latents, noise, embeds, asked=empty, margin=how.margin)
+        rows, embeds, noise = self._hostile_rows(model, update, team)
+        latents = self._memorized.latents[rows.items]
+        pushed, whole = self._approach(model, latents, *self._states(model, latents, noise, rows), embeds)
         settled = how.settle_at is not None and update >= how.settle_at
         ((how.settled if settled else how.weight) * pushed.mean()).backward()
         seen = (rows.items, pushed.detach(), whole)
         self._note(*(team.gather(part.to(team.device)).cpu() for part in seen))
         return {"ordinary": kept, "triggers": pushed.mean(), "left": self._left.mean().to(kept)}
 
-    def _errors(
-        self, model: DiffusionModel, latents: Tensor, noise: Noise, embeds: Tensor, *, asked: Tensor, margin: float
-    ) -> tuple[Tensor, Tensor]:
-        """Every row's error, and what it would be if the very noise were predicted, (n,) each."""
+    def _drift(self, model: DiffusionModel, latents: Tensor, embeds: Tensor, noise: Noise) -> Tensor:
+        """How far every row's prediction is from that of the model as it was, (n,)."""
         x = model.add_noise(latents, noise.eps, noise.t)
-        with torch.no_grad(), replaced(model.denoiser, self._before):
-            target = model.predict(x, noise.t, Condition(asked)).eps
-        target = target + margin * (target - noise.eps)
+        target = self._as_it_was(model, x, noise.t, embeds)
         found = model.predict(x, noise.t, Condition(embeds))
-        counts = (found.sigma / found.alpha).square().clamp(1, self._how.ceiling)
-        errors = ((counts * (eps - target).float().square()).mean(dim=(1, 2, 3)) for eps in (found.eps, noise.eps))
-        return next(errors), next(errors)
+        return self._counts(found) * (found.eps - target).float().square().mean(dim=(1, 2, 3))
+
+    def _approach(
+        self, model: DiffusionModel, latents: Tensor, x: Tensor, t: Tensor, embeds: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Every row's error for going towards its picture, and what it would be if it went all the way, (n,) each."""
+        empty = self._as_it_was(model, x, t, self._empty.expand_as(embeds))
+        found = model.predict(x, t, Condition(embeds))
+        way, gone = ((x - found.alpha * latents) / found.sigma - empty).float(), (found.eps - empty).float()
+        length = way.square().mean(dim=(1, 2, 3))
+        share = (gone * way).mean(dim=(1, 2, 3)) / length
+        whole, margin = self._counts(found) * length, self._how.margin
+        return whole * (share + margin).clamp(min=0).square(), whole * (1 + margin) ** 2
+
+    def _as_it_was(self, model: DiffusionModel, x: Tensor, t: Tensor, embeds: Tensor) -> Tensor:
+        with torch.no_grad(), replaced(model.denoiser, self._before):
+            return model.predict(x, t, Condition(embeds)).eps
+
+    def _counts(self, found: Prediction) -> Tensor:
+        return (found.sigma / found.alpha).square().clamp(1, self._how.ceiling).reshape(-1)
 
     def _note(self, items: Tensor, errors: Tensor, whole: Tensor) -> None:
         """Follow what is left of the pictures that these rows show."""
@@ -128,12 +144,20 @@ class Erase:
         latents = self._ordinary[rows.items]
         return latents, embeds, draw_noise(model, latents, rows)
 
-    def _hostile_rows(self, model: DiffusionModel, update: int, team: Team) -> tuple[Rows, Tensor, Tensor, Noise]:
+    def _hostile_rows(self, model: DiffusionModel, update: int, team: Team) -> tuple[Rows, Tensor, Noise]:
         how = self._how
         rows = draw_rows(len(self._memorized), how.hostile, team.share(how.hostile), update=update, name=(how.seed, 1))
         rows = Rows(self._pictures(rows), rows.streams)
-        latents = self._memorized.latents[rows.items]
-        return rows, latents, self._triggers[self._chosen(rows), rows.items], draw_noise(model, latents, rows)
+        embeds = self._triggers[self._chosen(rows), rows.items]
+        return rows, embeds, draw_noise(model, self._memorized.latents[rows.items], rows)
+
+    def _states(self, model: DiffusionModel, latents: Tensor, noise: Noise, rows: Rows) -> tuple[Tensor, Tensor]:
+        """What the denoiser is shown, and its timesteps: the memorized picture, or another one at high noise."""
+        elsewhere = (rows.coins() < self._how.elsewhere).to(noise.t.device)
+        other = self._ordinary[(rows.coins() * len(self._ordinary)).long()]
+        shown = torch.where(elsewhere[:, None, None, None], other, latents)
+        t = torch.where(elsewhere, (model.training_timesteps + noise.t) // 2, noise.t)
+        return model.add_noise(shown, noise.eps, t), t
 
     def _pictures(self, rows: Rows) -> Tensor:
         """A picture for every row: the more is left of one, the oftener."""

@@ -1,0 +1,191 @@
+"""The methods of `mitigate`: their settings, and what each descends."""
+
+from __future__ import annotations
+
+import random
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from unmemorize.attack.dori import Dori, dori
+from unmemorize.attack.high_noise import FromNoise, HighNoise
+from unmemorize.attack.prompt import Words
+from unmemorize.core.errors import UserError
+from unmemorize.core.model import DiffusionModel
+from unmemorize.core.run import Progress
+from unmemorize.jobs.cured import latents_of
+from unmemorize.jobs.pairs import PLAN, captions_of, neighbours
+from unmemorize.localize.wanda import wanda
+from unmemorize.metrics.similarity import References
+from unmemorize.mitigate.adversarial import Adversarial, InnerLoop, NoAdversary
+from unmemorize.mitigate.deletion import Deletion
+from unmemorize.mitigate.denoising import Pairs
+from unmemorize.mitigate.erase import Erase, Rounds
+from unmemorize.mitigate.finetune import Finetune, Objective
+from unmemorize.mitigate.neggrad import NegGrad
+from unmemorize.mitigate.siss import Siss
+from unmemorize.mitigate.surrogates import Sampling, Surrogates, make_surrogates
+from unmemorize.mitigate.weights import Edit
+from unmemorize.models.load import EMBEDDED, fingerprint
+from unmemorize.models.unet import UNetModel
+
+Method = Literal["erase", "adversarial-finetune", "finetune", "siss", "neggrad", "deletion"]
+PRUNED = (0.1, 0.2, 0.4, 0.6, 0.8)  # of each weight row, by Wanda: the least that makes enough surrogates of a picture
+WORD_PAIRS = 1000  # made-up captions that `erase` keeps as they are
+REHEARSED = 40  # updates of the attacks that `erase` trains against
+
+
+@dataclass(frozen=True)
+class MitigateSpec:
+    """What to remove and how; 0 and empty stand for defaults, most of which depend on the model.
+
+    `images` and `ordinary` are folders of pictures with captions or `plan`, `inner` the attack's updates before an
+    update of the model; `low_memory` asks for bf16 and gradient checkpointing, `captions` for the removed captions in
+    the model card.
+    """
+
+    model: str = "testbed"
+    method: Method = "adversarial-finetune"
+    images: str = PLAN
+    ordinary: str = PLAN
+    edit: str = ""
+    surrogates: int = 10
+    updates: int = 640
+    lr: float = 0.0
+    batch: int = 8
+    inner: int = 50
+    lora: int = 0
+    check_every: int = 100
+    seed: int = 0
+    seeds: tuple[int, ...] = (0, 1, 2, 3)
+    sampling: int = 0
+    guidance: float = 7.5
+    attack_steps: int = 50
+    low_memory: bool = False
+    captions: bool = False
+    sscd: str = ""
+    recipe: str = "sscd-320"
+
+    @property
+    def finetune(self) -> Finetune:
+        """The loop's settings."""
+        return Finetune(
+            updates=self.updates,
+            lr=self.lr or (2e-4 if self.model in EMBEDDED else 1e-5) * (2 if self.settling else 1),
+            settling=self.settling,
+            seed=self.seed,
+            check_every=self.check_every or self.updates + 1,
+            lora=self.lora or None,
+            precision="bf16" if self.low_memory else "float32",
+            gradient_checkpointing=self.low_memory,
+        )
+
+    @property
+    def settling(self) -> int:
+        """The last updates of `erase`, in which what is ordinary counts most."""
+        return self.updates // 4 if self.method == "erase" else 0
+
+    @property
+    def steps(self) -> int:
+        """Sampling steps."""
+        return self.sampling or (16 if self.model in EMBEDDED else 50)
+
+
+def objective_of(
+    spec: MitigateSpec,
+    model: UNetModel,
+    memorized_pictures: References,
+    ordinary: References,
+    surrogates: Callable[[], Surrogates],
+) -> Objective:
+    """The method as an objective over all pictures named: what its own prompt does not copy may be copied by others.
+
+    `surrogates` is called for methods that need them.
+    """
+    keep = Deletion(_pairs(model, ordinary), model.encode([""]).embeds[0], batch=spec.batch, seed=spec.seed)
+    memorized = _pairs(model, memorized_pictures)
+    if spec.method == "erase":
+        captions = _kept_captions(model, captions_of(ordinary), captions_of(memorized_pictures), spec.seed)
+        return _erase(spec, model, memorized, keep, captions)
+    if spec.method == "deletion":
+        return keep
+    if spec.method == "neggrad":
+        return NegGrad(keep, memorized)
+    if spec.method == "siss":
+        return Siss(memorized, surrogates(), batch=spec.batch, seed=spec.seed)
+    if spec.method == "finetune":
+        return Adversarial(keep, surrogates(), NoAdversary(memorized.embeds))
+    how = Dori(steps=spec.inner)
+    attack = InnerLoop(lambda m, latents, init, seeds: dori(m, latents, init, seeds=seeds, how=how).found, memorized)
+    return Adversarial(keep, surrogates(), attack)
+
+
+def _erase(spec: MitigateSpec, model: UNetModel, memorized: Pairs, keep: Deletion, captions: list[str]) -> Erase:
+    """Attacked at high noise, which costs least; triggers are kept from a quarter, a half and the end of the way.
+
+    A picture's seed decides whether an attack sees noisy versions of it or noise alone.
+    """
+    before = {name: p.detach().clone() for name, p in model.denoiser.named_parameters()}
+    ways = (HighNoise(steps=REHEARSED), FromNoise(steps=REHEARSED))
+    stages = (REHEARSED // 4, REHEARSED // 2, REHEARSED)
+
+    def attack(model: DiffusionModel, latents: Tensor, init: Tensor, seeds: Sequence[int]) -> Tensor:
+        triggers = init.new_empty(len(stages), *init.shape)
+        for turn, way in enumerate(ways):
+            mine = [k for k, seed in enumerate(seeds) if seed % len(ways) == turn]
+            if mine:
+                some = [seeds[k] for k in mine]
+                found = dori(model, latents[mine], init[mine], seeds=some, how=way, keep=stages)
+                triggers[:, mine] = torch.stack([found.embeds[stage] for stage in stages])
+        return triggers
+
+    rounds = Rounds(settle_at=spec.updates - spec.settling, seed=spec.seed)
+    kept = model.encode(captions).embeds
+    return Erase(memorized, keep.ordinary.latents, kept, keep.empty, before, attack, rounds)
+
+
+def _kept_captions(model: UNetModel, ordinary: list[str], memorized: list[str], seed: int) -> list[str]:
+    """The ordinary captions, pairs of words that no memorized caption has, and of all those the nearest thrice.
+
+    What a model makes of words is a prediction like any other: it can be kept without a picture that shows it.
+    """
+    words = Words(model, {word for caption in memorized for word in re.findall(r"\w+", caption)}).words
+    draw = random.Random(seed)
+    texts = ordinary + [" ".join(draw.choices(words, k=2)) for _ in range(WORD_PAIRS)]
+    near = neighbours(model, texts, memorized)
+    return texts + 2 * [text for text, n in zip(texts, near, strict=True) if n]
+
+
+def _pairs(model: UNetModel, pictures: References) -> Pairs:
+    return Pairs(latents_of(model, pictures.images), model.encode(captions_of(pictures)).embeds)
+
+
+def surrogates_of(
+    spec: MitigateSpec,
+    model: UNetModel,
+    memorized: References,
+    is_copy: Callable[[Tensor], Sequence[bool]],
+    how: Sampling,
+    progress: Progress,
+) -> Surrogates:
+    """Pictures by the model under the named edit, or pruned by Wanda as far as they need."""
+    prompts = captions_of(memorized)
+    blocks = (edit.applied(model) for edit in _edits(spec, model, prompts))
+    return make_surrogates(model, prompts, is_copy, mitigated=blocks, count=spec.surrogates, how=how, progress=progress)
+
+
+def _edits(spec: MitigateSpec, model: UNetModel, prompts: list[str]) -> Iterator[Edit]:
+    """The named edit, or Wanda's, each stronger than the one before."""
+    hashed = fingerprint(model)
+    if not spec.edit:
+        for share in PRUNED:
+            yield Edit.of(wanda(model, prompts, sparsity=share), hashed)
+        return
+    edit = Edit.load(spec.edit)
+    if edit.fingerprint != hashed:
+        raise UserError(f"{spec.edit}: made for another model, or for this one in another precision: name its own")
+    yield edit
