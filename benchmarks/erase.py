@@ -14,6 +14,7 @@ import argparse
 import dataclasses
 import json
 from pathlib import Path
+from statistics import mean, stdev
 from typing import Any
 
 from common import kept, show, table, write
@@ -27,7 +28,7 @@ from unmemorize.models.load import fingerprint, load
 RUNS = Path("runs/erase")
 COMMON = {"seeds": (0, 1, 2, 3), "check_every": 0}
 ERASE = MitigateSpec(method="erase", **COMMON)
-PUBLISHED = MitigateSpec(method="adversarial-finetune", updates=100, **COMMON)
+PUBLISHED = MitigateSpec(method="adversarial-finetune", updates=60, **COMMON)
 SPECS = {
     "erase": ERASE,
     "erase, seed 1": dataclasses.replace(ERASE, seed=1),
@@ -70,7 +71,25 @@ def page(found: dict[str, dict[str, Any]]) -> list[str]:
     ]
     columns = ["method", "copies before", "after", "attacked, from the prompt", "attacked, from N(0, I)"]
     columns += ["alignment", "neighbours' alignment", "FID", "updates", "evaluations"]
-    return lines + table(columns, [_row(name, row) for name, row in found.items()])
+    return [*lines, *table(columns, [_row(name, row) for name, row in found.items()]), "", *_spread(found)]
+
+
+def _spread(found: dict[str, dict[str, Any]]) -> list[str]:
+    """What differs between training seeds of erase."""
+    runs = [row for name, row in found.items() if name.startswith("erase")]
+    if len(runs) < 2:
+        return []
+    values = {
+        "own prompts": [row["copy_rate_after"][0] for row in runs],
+        "attacked, from the prompt": [row["attacked"]["prompt"][0] for row in runs],
+        "attacked, from N(0, I)": [row["attacked"]["random"][0] for row in runs],
+    }
+    for group in ("ordinary", "neighbours"):
+        changes = [row["quality"][group]["alignment"]["change"][0] for row in runs]
+        values[f"alignment, {group} (change in %)"] = [100 * change for change in changes]
+    rows = [[name, f"{mean(v):.2f}", f"{stdev(v):.2f}", f"{min(v):.2f}", f"{max(v):.2f}"] for name, v in values.items()]
+    head = [f"erase, {len(runs)} training seeds", "mean", "standard deviation", "least", "most"]
+    return table(head, rows)
 
 
 def _row(name: str, row: dict[str, Any]) -> list[str]:

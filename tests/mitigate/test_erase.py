@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from unmemorize.core.model import Condition
-from unmemorize.mitigate.denoising import Pairs, draw_rows
+from unmemorize.mitigate.denoising import Pairs, draw_noise, draw_rows
 from unmemorize.mitigate.erase import Erase, Rounds
 from unmemorize.mitigate.finetune import Finetune, Team, finetune
 from unmemorize.models.load import wrap
@@ -78,13 +78,18 @@ def test_a_trigger_that_leads_away_is_left_alone(make_pipe):
 
 
 def test_elsewhere_another_picture_is_shown_at_high_noise(make_pipe):
-    """The state is an ordinary picture's, and the way leads from there to the memorized one."""
+    """Under its own prompt: an ordinary picture's state, and the way leads from there to the memorized one."""
     model = wrap(make_pipe())
     objective = erase(model, replace(QUICK, elsewhere=1.0, fresh=0.0, own=1.0))
-    rows, _, noise = objective._hostile_rows(model, 1, TEAM)
+    rows, chosen = objective._hostile_rows(1, TEAM)
     memorized = objective._memorized.latents[rows.items]
-    x, t = objective._states(model, memorized, noise, rows)
+    streams = [g.get_state() for g in rows.streams]
+    noise = draw_noise(model, memorized, rows)
+    for generator, state in zip(rows.streams, streams, strict=True):
+        generator.set_state(state)
+    x, t, margin = objective._states(model, memorized, rows, own=chosen == 0)
     assert (t >= 500).all()
+    assert not margin.any()
     noisy = [model.add_noise(z.expand_as(x), noise.eps, t) for z in objective._ordinary]
     apart = torch.stack([(x - other).abs().amax(dim=(1, 2, 3)) for other in noisy])
     assert apart.min(dim=0).values.max() < 1e-5
@@ -101,7 +106,8 @@ def test_elsewhere_another_picture_is_shown_at_high_noise(make_pipe):
             asked = (cond.embeds == objective._empty).flatten(1).all(1).reshape(-1, 1, 1, 1)
             return replace(said, output=torch.where(asked, said.output, aim))
 
-    error, whole = objective._approach(Giving(), memorized, x, t, memorized.new_ones(6, *objective._empty.shape))
+    triggers = memorized.new_ones(6, *objective._empty.shape)
+    error, whole = objective._approach(Giving(), memorized, triggers, x, t, margin)
     assert torch.allclose(error, whole, rtol=1e-4)
 
 

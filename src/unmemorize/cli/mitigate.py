@@ -24,7 +24,7 @@ def mitigate(
     ordinary: Annotated[str, typer.Option(help="Folder of ordinary pictures with captions, or plan.")] = "plan",
     run: Annotated[str, typer.Option(help="Folder of checkpoints and measurements; OUT.run by default.")] = "",
     edit: Annotated[str, typer.Option(help="Edit of the model that makes surrogates; Wanda's by default.")] = "",
-    updates: Annotated[int, typer.Option(min=1, help="Updates of the model.")] = 640,
+    updates: Annotated[int, typer.Option(min=1, help="Updates of the model.")] = 480,
     lr: Annotated[float, typer.Option(min=0, help="Learning rate; 1e-5, for the testbed 2e-4.")] = 0.0,
     batch: Annotated[int, typer.Option(min=1, help="Rows of either kind in an update.")] = 8,
     inner: Annotated[int, typer.Option(min=1, help="Attack updates before an update of the model.")] = 50,

@@ -22,21 +22,22 @@ class Rounds:
     """Settings: updates between two attacks, ordinary and hostile rows of an update, and how hard triggers are pushed.
 
     `fresh` is the share of hostile rows with triggers of the last attack, `own` that with the picture's own prompt;
-    others have earlier triggers. A share `elsewhere` of them shows another picture, at high noise. `margin` is how far
-    behind the empty prompt a trigger has to stay, as a share of the way from there to the memorized picture; `weight`
-    what that counts beside the ordinary rows, `settled` the same from update `settle_at` on, when little is left and
-    what was lost beside it comes back; `ceiling` the largest weight that noise gives a row. A picture gets hostile rows
-    in proportion to what is left of it to the power of `focus`, followed with `memory` of what was seen before.
+    others have earlier triggers. A share `elsewhere` of the own prompt's rows shows another picture, at high noise.
+    `margin` is how far behind the empty prompt a trigger has to stay where the memorized one is shown, as a share of
+    the way from there to it; `weight` what triggers count beside the ordinary rows, `settled` the same from update
+    `settle_at` on, when little is left and what was lost beside it comes back; `ceiling` the largest weight that noise
+    gives a row. A picture gets hostile rows in proportion to what is left of it to the power of `focus`, followed with
+    `memory` of what was seen before.
     """
 
     every: int = 12
     ordinary: int = 64
     hostile: int = 36
     fresh: float = 0.5
-    own: float = 0.25
-    elsewhere: float = 0.5
-    margin: float = 0.5
-    weight: float = 1.0
+    own: float = 0.3
+    elsewhere: float = 0.6
+    margin: float = 0.4
+    weight: float = 0.8
     settled: float = 0.25
     settle_at: int | None = None
     ceiling: float = 10.0
@@ -93,9 +94,9 @@ class Erase:
             self._rehearse(model, update, team)
         kept = self._drift(model, *self._ordinary_rows(model, update, team)).mean()
         kept.backward()
-        rows, embeds, noise = self._hostile_rows(model, update, team)
-        latents = self._memorized.latents[rows.items]
-        pushed, whole = self._approach(model, latents, *self._states(model, latents, noise, rows), embeds)
+        rows, chosen = self._hostile_rows(update, team)
+        latents, embeds = self._memorized.latents[rows.items], self._triggers[chosen, rows.items]
+        pushed, whole = self._approach(model, latents, embeds, *self._states(model, latents, rows, own=chosen == 0))
         settled = how.settle_at is not None and update >= how.settle_at
         ((how.settled if settled else how.weight) * pushed.mean()).backward()
         seen = (rows.items, pushed.detach(), whole)
@@ -110,7 +111,7 @@ class Erase:
         return self._counts(found) * (found.eps - target).float().square().mean(dim=(1, 2, 3))
 
     def _approach(
-        self, model: DiffusionModel, latents: Tensor, x: Tensor, t: Tensor, embeds: Tensor
+        self, model: DiffusionModel, latents: Tensor, embeds: Tensor, x: Tensor, t: Tensor, margin: Tensor
     ) -> tuple[Tensor, Tensor]:
         """Every row's error for going towards its picture, and what it would be if it went all the way, (n,) each."""
         empty = self._as_it_was(model, x, t, self._empty.expand_as(embeds))
@@ -118,7 +119,7 @@ class Erase:
         way, gone = ((x - found.alpha * latents) / found.sigma - empty).float(), (found.eps - empty).float()
         length = way.square().mean(dim=(1, 2, 3))
         share = (gone * way).mean(dim=(1, 2, 3)) / length
-        whole, margin = self._counts(found) * length, self._how.margin
+        whole = self._counts(found) * length
         return whole * (share + margin).clamp(min=0).square(), whole * (1 + margin) ** 2
 
     def _as_it_was(self, model: DiffusionModel, x: Tensor, t: Tensor, embeds: Tensor) -> Tensor:
@@ -144,20 +145,27 @@ class Erase:
         latents = self._ordinary[rows.items]
         return latents, embeds, draw_noise(model, latents, rows)
 
-    def _hostile_rows(self, model: DiffusionModel, update: int, team: Team) -> tuple[Rows, Tensor, Noise]:
+    def _hostile_rows(self, update: int, team: Team) -> tuple[Rows, Tensor]:
+        """Rows of memorized pictures, and the number of the trigger of each."""
         how = self._how
         rows = draw_rows(len(self._memorized), how.hostile, team.share(how.hostile), update=update, name=(how.seed, 1))
         rows = Rows(self._pictures(rows), rows.streams)
-        embeds = self._triggers[self._chosen(rows), rows.items]
-        return rows, embeds, draw_noise(model, self._memorized.latents[rows.items], rows)
+        return rows, self._chosen(rows)
 
-    def _states(self, model: DiffusionModel, latents: Tensor, noise: Noise, rows: Rows) -> tuple[Tensor, Tensor]:
-        """What the denoiser is shown, and its timesteps: the memorized picture, or another one at high noise."""
-        elsewhere = (rows.coins() < self._how.elsewhere).to(noise.t.device)
+    def _states(
+        self, model: DiffusionModel, latents: Tensor, rows: Rows, *, own: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """What the denoiser is shown, its timesteps, and the margins; under own prompts another picture now and then.
+
+        Where another picture is shown the way to the memorized one is long: a margin would be a share of that.
+        """
+        noise = draw_noise(model, latents, rows)
+        elsewhere = ((rows.coins() < self._how.elsewhere) & own).to(noise.t.device)
         other = self._ordinary[(rows.coins() * len(self._ordinary)).long()]
         shown = torch.where(elsewhere[:, None, None, None], other, latents)
         t = torch.where(elsewhere, (model.training_timesteps + noise.t) // 2, noise.t)
-        return model.add_noise(shown, noise.eps, t), t
+        margin = torch.where(elsewhere, 0.0, self._how.margin)
+        return model.add_noise(shown, noise.eps, t), t, margin
 
     def _pictures(self, rows: Rows) -> Tensor:
         """A picture for every row: the more is left of one, the oftener."""
