@@ -28,13 +28,13 @@ from unmemorize.models.load import fingerprint, load
 RUNS = Path("runs/erase")
 COMMON = {"seeds": (0, 1, 2, 3), "check_every": 0}
 ERASE = MitigateSpec(method="erase", **COMMON)
-PUBLISHED = MitigateSpec(method="adversarial-finetune", updates=60, **COMMON)
+PUBLISHED = MitigateSpec(method="adversarial-finetune", updates=40, **COMMON)
 SPECS = {
     "erase": ERASE,
     "erase, seed 1": dataclasses.replace(ERASE, seed=1),
     "erase, seed 2": dataclasses.replace(ERASE, seed=2),
     "adversarial fine-tuning": PUBLISHED,
-    "adversarial fine-tuning, LoRA": dataclasses.replace(PUBLISHED, lora=8),
+    "adversarial fine-tuning, LoRA, 10 inner updates": dataclasses.replace(PUBLISHED, lora=8, inner=10),
     "fine-tuning, no adversary": MitigateSpec(method="finetune", updates=200, **COMMON),
     "SISS": MitigateSpec(method="siss", updates=100, **COMMON),
     "NegGrad": MitigateSpec(method="neggrad", updates=50, **COMMON),
