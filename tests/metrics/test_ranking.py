@@ -4,12 +4,22 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.metrics import roc_auc_score
 
 from unmemorize.core.errors import NotApplicable
-from unmemorize.metrics.ranking import auc, cluster_bootstrap, rate_interval, related, roc, text_scores, tpr_at_fpr
+from unmemorize.metrics.ranking import (
+    auc,
+    cluster_bootstrap,
+    rate_interval,
+    related,
+    roc,
+    share_interval,
+    text_scores,
+    tpr_at_fpr,
+)
 
 # Few distinct values: ties are where ranking statistics go wrong.
 labelled = st.lists(st.tuples(st.integers(0, 6), st.booleans()), min_size=2, max_size=60).filter(
@@ -137,6 +147,13 @@ def test_a_rate_of_none_or_all_still_has_a_width():
     assert (1 - none.high) ** 20 == pytest.approx(0.05)
     assert (every.value, every.high) == (1, 1)
     assert every.low**20 == pytest.approx(0.05)
+
+
+def test_share_interval_is_the_rate_of_a_table():
+    """Rows are units, columns their trials; a torch table is one too."""
+    table = np.array([[1, 0, 1], [0, 0, 0], [1, 1, 1]])
+    assert share_interval(table) == rate_interval([2, 0, 3], [3, 3, 3])
+    assert share_interval(torch.tensor(table).bool()) == share_interval(table)
 
 
 def test_rate_interval_counts_units_not_trials():
