@@ -12,7 +12,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from itertools import product
 
@@ -23,13 +23,12 @@ from erase import SPECS, folder
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from unmemorize.attack.adaptive import Adaptive, adaptive, mixed
+from unmemorize.attack.adaptive import Adaptive, from_prompts
 from unmemorize.attack.dori import Dori, dori
 from unmemorize.attack.extraction import Extraction, Method, Trial, extraction
 from unmemorize.attack.high_noise import HighNoise
 from unmemorize.core.choose import evenly
 from unmemorize.core.hooks import replaced
-from unmemorize.core.results import Attack
 from unmemorize.core.run import atomic
 from unmemorize.data.ordinary import ordinary_prompts
 from unmemorize.jobs import locate
@@ -154,25 +153,14 @@ def to_rows(found: Extraction) -> list[dict]:
     ]
 
 
-def dear(pools: Sequence[Tensor]) -> Method:
-    """The adaptive attack as a method that starts from a prompt; it has no curve but its end, called update 1."""
-
-    def attack(model: UNetModel, latents: Tensor, init: Tensor, *, seeds: Sequence[int], keep: Sequence[int]) -> Attack:
-        small = [seed % 2**20 for seed in seeds]
-        found = adaptive(model, latents, mixed(init, pools, seeds=small, random=3), seeds=small, how=Adaptive())
-        return replace(found, embeds={0: init, 1: found.found})
-
-    return attack
-
-
 def methods(bench: Bench, prompts: Sequence[str]) -> dict[str, tuple[Method, Sequence[int], str, str]]:
     """Every setting by name: its attack, numbers of updates to look at, edit and start."""
     ordinary, others = (bench.model.encode(some).embeds for some in (ordinary_prompts(50), list(prompts)))
-    named = {}
+    dear, named = partial(from_prompts, pools=(ordinary, ordinary, others, others)), {}
     for (edit, init), (name, (how, curve)) in product(CASES, CHEAP.items()):
         named[f"{edit} | {init} | {name}"] = (partial(dori, how=how), curve, edit, init)
     for edit in DEAR:
-        named[f"{edit} | mixed | adaptive"] = (dear([ordinary, ordinary, others, others]), (1,), edit, "prompt")
+        named[f"{edit} | mixed | adaptive"] = (dear, (Adaptive().steps,), edit, "prompt")
     return named
 
 

@@ -57,7 +57,8 @@ def test_pictures_do_not_depend_on_those_attacked_with_them(tiny_model, three):
         together, seen = extraction(tiny_model, three, QUICK, judge, how)
         for i in range(3):
             alone, shown = extraction(tiny_model, three[[i]], QUICK, judge, how)
-            assert torch.allclose(seen.embeds[i], shown.embeds[0], atol=1e-4)
+            # Adam moves by 0.1 whatever the gradient's size: where that is near zero, rounding shows.
+            assert torch.allclose(seen.embeds[i], shown.embeds[0], atol=1e-3)
             assert np.allclose(together.values[i], alone.values[0], atol=1e-3)
             assert np.allclose(together.moved[i], alone.moved[0], rtol=1e-3)
 

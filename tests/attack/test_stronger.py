@@ -13,7 +13,7 @@ from unmemorize.attack.high_noise import FromNoise, HighNoise
 from unmemorize.core.model import Condition
 from unmemorize.core.sample import generate, generators
 
-SMALL = Adaptive(budget=300, seeds=(90,), steps=2)
+SMALL = Adaptive(steps=20, seeds=(90,), sampling=2)
 
 
 @pytest.fixture
@@ -86,7 +86,7 @@ def test_the_adaptive_attack_takes_the_start_that_leads_there(oracle):
     latent = oracle.denoiser.images[2:3]
     inits = torch.zeros(1, 4, 1, 6, dtype=torch.float64)
     inits[0, :, 0, 2] = torch.tensor([-400.0, -400.0, 0.0, -400.0])
-    attack = adaptive(oracle, latent, inits, seeds=[0], how=replace(SMALL, budget=1500, guidance=1.0))
+    attack = adaptive(oracle, latent, inits, seeds=[0], how=replace(SMALL, steps=185, guidance=1.0))
     assert attack.found.argmax().item() == 2
     image = generate(oracle, Condition(attack.found), seeds=[1], steps=20, guidance=1.0)
     assert (image - oracle.decode(latent)).square().mean().sqrt() < 0.05
@@ -96,7 +96,7 @@ def test_a_picture_that_is_not_stored_stays_away(oracle):
     """However much is spent: the model has no embedding for it."""
     latent = torch.rand(1, 3, 8, 8, generator=torch.Generator().manual_seed(9), dtype=torch.float64) * 2 - 1
     inits = torch.zeros(1, 4, 1, 6, dtype=torch.float64)
-    attack = adaptive(oracle, latent, inits, seeds=[0], how=replace(SMALL, budget=1500, guidance=1.0))
+    attack = adaptive(oracle, latent, inits, seeds=[0], how=replace(SMALL, steps=185, guidance=1.0))
     image = generate(oracle, Condition(attack.found), seeds=[1], steps=20, guidance=1.0)
     assert (image - oracle.decode(latent)).square().mean().sqrt() > 0.2
 
@@ -112,14 +112,14 @@ def test_the_adaptive_attack_does_not_depend_on_batching(tiny_model, targets):
     assert torch.allclose(together[1:2], alone, atol=1e-4)
 
 
-def test_the_adaptive_attack_counts_and_keeps_to_its_budget(tiny_model, targets):
+def test_the_adaptive_attack_counts_what_it_spends(tiny_model, targets):
     """All evaluations, those of the checks too; the distance is the smallest of all starts'."""
     latents, own = targets
     attack = adaptive(tiny_model, latents, mixed(own, [own], seeds=[5, 6, 7]), seeds=[5, 6, 7], how=SMALL)
     assert attack.evaluations == tiny_model.evaluations
-    assert 0.7 * 3 * SMALL.budget < attack.evaluations <= 3 * SMALL.budget
+    assert attack.evaluations == 3 * 4 * (20 * 2 + 2 * 2 * 2)  # a search, and checks of both its ends
     assert attack.found.shape == own.shape
-    first = adaptive(tiny_model, latents, own[:, None], seeds=[5, 6, 7], how=replace(SMALL, budget=SMALL.budget // 4))
+    first = adaptive(tiny_model, latents, own[:, None], seeds=[5, 6, 7], how=SMALL)
     assert attack.losses.shape == first.losses.shape == (1, 3)
     assert (attack.losses <= first.losses + 1e-4).all()  # the same search from the first start is one of four
 

@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
+from unmemorize.attack.adaptive import Adaptive
 from unmemorize.core.errors import UserError
 from unmemorize.core.hooks import checkpointed
 from unmemorize.core.run import load_record
@@ -111,6 +112,17 @@ def test_the_run_holds_rows_embeddings_and_pictures(spec, tmp_path):
         assert min(sheet.size) > 100
 
 
+def test_the_adaptive_attack_has_controls_and_a_budget_too(spec, tmp_path, monkeypatch):
+    """All or nothing: the prompts, and what many searches found; cost is that of all of them."""
+    small = Adaptive(seeds=(90,), sampling=1)
+    monkeypatch.setitem(job.METHODS, "adaptive", small)
+    asked = dataclasses.replace(spec, method="adaptive", batch=None, restarts=1, steps=1)
+    summary = run_attack(asked, tmp_path / "run")
+    assert [row["steps"] for row in summary["curve"]["control"]] == [0, 1]
+    assert summary["evaluations"] == 8 * (2 + 2 * 2)
+    assert summary["search_budget"] in (None, 0, 1)
+
+
 def test_checkpointing_changes_memory_and_not_numbers(spec, tmp_path):
     """The same numbers, and the flag is put back."""
     plain = run_attack(spec, tmp_path / "plain")
@@ -170,6 +182,8 @@ def test_what_is_its_own_mirror_image_is_no_unseen_picture(spec):
         ({"batch": 0}, "--batch 0"),
         ({"lr": -1.0}, "--lr -1"),
         ({"method": "none"}, "choose one of dori"),
+        ({"method": "adaptive", "lr": 1.0}, "--lr"),
+        ({"method": "adaptive", "init": "random"}, "--init"),
         ({"dtype": "int8"}, "choose one of float32"),
         ({"images": "plan"}, "--images"),
         ({"images": "missing"}, "missing: no such folder"),

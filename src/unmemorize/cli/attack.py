@@ -21,12 +21,12 @@ def attack(
     images: Annotated[
         str, typer.Option(help="Folder of training pictures to bring back, or 'plan': the testbed's memorized ones.")
     ] = "plan",
-    method: Annotated[str, typer.Option(help="The attack.")] = "dori",
+    method: Annotated[str, typer.Option(help="dori, high-noise, from-noise or adaptive.")] = "dori",
     edit: Annotated[str, typer.Option(help="An edit to attack the model under: NAME.safetensors.")] = "",
     init: Annotated[
         Literal["prompt", "random", "ordinary"], typer.Option(help="Start from its prompt, N(0, I), or another prompt.")
     ] = "prompt",
-    steps: Annotated[int, typer.Option(min=1, help="Updates of the embedding.")] = 50,
+    steps: Annotated[int | None, typer.Option(min=1, help="Updates; 50 by DoRI, the method's own by default.")] = None,
     restarts: Annotated[int, typer.Option(min=1, help="Attacks of each picture.")] = 1,
     lr: Annotated[float | None, typer.Option(help="Learning rate; the method's own by default.")] = None,
     batch: Annotated[int | None, typer.Option(min=1, help="Noisy versions of a picture in an update.")] = None,

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors.torch import save_file
 
+from unmemorize.attack.adaptive import Adaptive, from_prompts
 from unmemorize.attack.dori import Dori, dori
 from unmemorize.attack.extraction import CURVE, SEEDS, Init, Judge, Method, Trial, extraction, require_prompts
 from unmemorize.attack.high_noise import FromNoise, HighNoise
@@ -31,11 +31,11 @@ from unmemorize.models.load import EMBEDDED, fingerprint, load
 from unmemorize.models.unet import UNetModel
 from unmemorize.report.attack import draw_curves, draw_sheet
 
-# A method and its default settings, which have `steps`, `lr` and `batch`.
-METHODS: dict[str, tuple[Callable[..., Any], Any]] = {
-    "dori": (dori, Dori()),
-    "high-noise": (dori, HighNoise()),
-    "from-noise": (dori, FromNoise()),
+METHODS: dict[str, Dori | Adaptive] = {
+    "dori": Dori(),
+    "high-noise": HighNoise(),
+    "from-noise": FromNoise(),
+    "adaptive": Adaptive(),
 }
 DTYPES = ("float32", "float16", "bfloat16")
 SHARD = 8  # pictures: a killed attack loses no more
@@ -54,7 +54,7 @@ class AttackSpec:
     method: str = "dori"
     edit: str = ""
     init: Init = "prompt"
-    steps: int = 50
+    steps: int | None = None
     restarts: int = 1
     lr: float | None = None
     batch: int | None = None
@@ -72,9 +72,28 @@ class AttackSpec:
     checkpointing: bool = False
 
     @property
+    def settings(self) -> Dori | Adaptive:
+        """The method's own, but for what was asked for.
+
+        Raises:
+            UserError: There is no such method, it has no such setting, or a number is out of range.
+        """
+        if self.method not in METHODS:
+            raise UserError(f"{self.method}: no such attack: choose one of {', '.join(METHODS)}")
+        usual, asked = METHODS[self.method], {"steps": self.steps, "lr": self.lr, "batch": self.batch}
+        given = {name: value for name, value in asked.items() if value is not None}
+        for name, value in given.items():
+            if not hasattr(usual, name):
+                raise UserError(f"--{name}: the {self.method} attack has its own")
+            if value <= 0:
+                raise UserError(f"--{name} {value}: it has to be above 0")
+        return dataclasses.replace(usual, **given)
+
+    @property
     def trial(self) -> Trial:
         """How pictures are attacked and judged."""
-        curve = (*(step for step in CURVE if step < self.steps), self.steps)
+        last = self.settings.steps
+        curve = (last,) if self.method == "adaptive" else (*(step for step in CURVE if step < last), last)
         sampling = self.sampling or (16 if self.model in EMBEDDED else 50)
         return Trial(curve, self.init, self.restarts, self.seeds, sampling, self.guidance)
 
@@ -86,7 +105,7 @@ def run_attack(spec: AttackSpec, run: Path, progress: Progress = lambda stage, d
         UserError: The model, the edit or the pictures cannot be used, a setting is out of range, a prompt to start from
             is not known, or `run` holds another run.
     """
-    attack = method_of(spec)
+    _check(spec)
     edit = Edit.load(spec.edit) if spec.edit else None
     model = load(spec.model, dtype=getattr(torch, spec.dtype) if spec.dtype else None)
     hashed = fingerprint(model)
@@ -102,6 +121,7 @@ def run_attack(spec: AttackSpec, run: Path, progress: Progress = lambda stage, d
         require_prompts(pictures)
     open_run(run, record := _record(spec, hashed, subjects, check))
     with edit.applied(model) if edit else nullcontext(), checkpointed(model.denoiser, spec.checkpointing):
+        attack = _method(model, subjects, spec)
         table = _attack(model, subjects, attack, check.against, spec, run, progress)
     found = {group: from_rows([row for row in table if row["group"] == group]) for group in subjects.groups}
     facts = {"method": spec.method, "init": spec.init, "restarts": spec.restarts, "unseen_from": subjects.unseen_from}
@@ -113,23 +133,29 @@ def run_attack(spec: AttackSpec, run: Path, progress: Progress = lambda stage, d
     return summary
 
 
-def method_of(spec: AttackSpec) -> Method:
-    """The attack of a specification, its settings bound.
+def _check(spec: AttackSpec) -> None:
+    """Refuse what cannot be, before anything is read.
 
     Raises:
-        UserError: There is no such method, or a number is out of range.
+        UserError: A setting, the precision or the number of restarts is out of range.
     """
-    if spec.method not in METHODS:
-        raise UserError(f"{spec.method}: no such attack: choose one of {', '.join(METHODS)}")
     if spec.dtype not in ("", *DTYPES):
         raise UserError(f"{spec.dtype}: no such precision: choose one of {', '.join(DTYPES)}")
-    for name in ("steps", "restarts", "batch", "lr"):
-        value = getattr(spec, name)
-        if value is not None and value <= 0:
-            raise UserError(f"--{name} {value}: it has to be above 0")
-    attack, settings = METHODS[spec.method]
-    given = {"steps": spec.steps, "lr": spec.lr, "batch": spec.batch}
-    return partial(attack, how=dataclasses.replace(settings, **{k: v for k, v in given.items() if v is not None}))
+    if spec.restarts <= 0:
+        raise UserError(f"--restarts {spec.restarts}: it has to be above 0")
+    if spec.method == "adaptive" and spec.init != "prompt":
+        raise UserError(f"--init {spec.init}: the adaptive attack has all kinds of starts: leave --init out")
+    assert spec.settings
+
+
+def _method(model: UNetModel, subjects: Subjects, spec: AttackSpec) -> Method:
+    """The attack, its settings bound; the adaptive one also starts from ordinary prompts and the pictures' own."""
+    how = spec.settings
+    if isinstance(how, Dori):
+        return partial(dori, how=how)
+    ordinary = model.encode(ordinary_of(spec.model, spec.ordinary)).embeds
+    own = model.encode([caption or "" for caption in subjects.groups["attacked"].captions]).embeds
+    return partial(from_prompts, pools=(ordinary, ordinary, own, own), how=how)
 
 
 def _attack(
