@@ -39,7 +39,8 @@ def read(name: str) -> Row:
 
 def main() -> None:
     argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
-    names = ["none", "guard", "NeMo, each prompt's own", "Wanda 1%", "Wanda 10%", "Wanda 40%", *CURED]
+    pruners = ("NeMo, refined", "NeMo, each prompt's own", "Wanda 1%", "Wanda 10%", "Wanda 40%")
+    names = ["none", "guard", *pruners, *CURED]
     rows = {name: dict.fromkeys(COLUMNS) for name in names}
     for take in (guarded, pruned, attacked, cured, dear, typed):
         for name, cells in take().items():
@@ -65,12 +66,12 @@ def pruned() -> dict[str, Row]:
     """Quality and cost of pruning; copies are the attack's."""
     found = read("pruning")
     names = {f"Wanda {share}": f"Wanda, {share}" for share in ("1%", "10%", "40%")}
-    names["NeMo, each prompt's own"] = "NeMo, all, θ ≥ 0.25, not refined"
+    names |= {"NeMo, refined": "NeMo, all, θ ≥ 1", "NeMo, each prompt's own": "NeMo, all, θ ≥ 0.25, not refined"}
     result = {}
     for name, setting in names.items():
         row = found.get("settings", {}).get(setting)
         if row:
-            scope = row["own"] if name.startswith("NeMo") else row["together"]
+            scope = row["own"] if name.endswith("own") else row["together"]
             fit = scope["edit"].get("alignment")
             result[name] = {
                 "own prompts": _rate(scope["edit"]["rate"]),
@@ -84,7 +85,7 @@ def attacked() -> dict[str, Row]:
     """Twelve pictures before and after fifty updates."""
     result: dict[str, Row] = {}
     for row in read("attack").get("settings", {}).values():
-        if row["steps"] == 50 and not row["edit"].startswith("NeMo"):
+        if row["steps"] == 50:
             curve = row["curve"]["attacked"]
             start = "prompt" if row["init"] == "prompt" else "N(0, I)"
             cells = {f"DoRI, from {'the ' * (start == 'prompt')}{start}": _rate(list(curve[-1]["copies"].values()))}
@@ -95,7 +96,7 @@ def attacked() -> dict[str, Row]:
 
 
 def cured() -> dict[str, Row]:
-    """Sixteen pictures; copies before are 1.00, as the others are left out."""
+    """The pictures that were copied before; the others are left out."""
     return {
         name: {
             "own prompts": _rate(row["copy_rate_after"]),
@@ -149,8 +150,9 @@ def page(rows: dict[str, Row]) -> list[str]:
     cells = [[name, *(row[column] or "–" for column in COLUMNS)] for name, row in rows.items()]
     return [
         "Copy rates with 95% intervals. Pictures and seeds differ between the parts: twelve pictures for pruning, "
-        "sixteen for fine-tuning (those that were copied before), eight for the adaptive attack, six for the prompt "
-        "search; *: six pictures, an attack of 128 evaluations that knows nothing of the guard. Alignment: change "
+        "those that were copied before for fine-tuning, all that the VAE can bring back for the adaptive attack, "
+        "six for the prompt search; *: six pictures, an attack of 128 evaluations that knows nothing of the guard. "
+        "Alignment: change "
         "against the model as it came. Evaluations: what it took to make, once; the guard adds some to every call that "
         "it acts on. NeMo: each prompt's edit is in place for that prompt alone.",
         "",

@@ -356,4 +356,8 @@ def test_template_matches_do_not_depend_on_the_batch(references):
     assert [m.verdict for m in together] == ["template", "template", "none"]
     for image, found in zip(images, together, strict=True):
         (alone,) = match_pixels(image[None], references)
-        assert (alone.nearest, alone.verdict, alone.value) == (found.nearest, found.verdict, pytest.approx(found.value, abs=1e-6))
+        assert (alone.nearest, alone.verdict, alone.value) == (
+            found.nearest,
+            found.verdict,
+            pytest.approx(found.value, abs=1e-6),
+        )
