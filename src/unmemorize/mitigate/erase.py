@@ -50,16 +50,19 @@ class Erase:
     """Distil the model as it was, except under triggers of memorized pictures, which are not to lead there.
 
     With ε̄ the prediction of the model as it was, the target of an ordinary row is ε̄(x_t, t, y): what is ordinary cannot
-    drift. In a row with a memorized picture's x_t and a trigger y, d = ε − ε̄(x_t, t, ∅) is the way from what the empty
+    drift. In a row with a trigger y of a picture x0, d = (x_t − α x0)/σ − ε̄(x_t, t, ∅) is the way from what the empty
     prompt gives to the picture, and s = ⟨ε_θ(x_t, t, y) − ε̄(x_t, t, ∅), d⟩ / ‖d‖² how much of it y goes: 0 as far as
     the empty prompt, 1 all the way. The row's error is ‖d‖² max(s + m, 0)²: a trigger may give anything that is no
     nearer to the picture than the empty prompt's prediction, less a margin, so no picture has to take the memorized
-    one's place and what is near in words can stay. Triggers are the prompt and what short attacks find
-    on the weights of that moment, from prompts, from N(0, I) and from ordinary captions, at the end and on the way. All
-    are kept: weights that forget how they resisted an old trigger would only chase the newest. Errors count once or by
-    (σ/α)² where that is more, up to a ceiling, as errors of the clean latent do: what a picture becomes is decided at
-    high noise. Of every picture it is known what is left, the error of its triggers' rows as a share of what it would
-    be if they gave the picture itself, and the more, the more rows it gets.
+    one's place and what is near in words can stay. x_t is the noisy picture, under the prompt also another one's: who
+    is only shown the picture learns to recognise it in the noise, and arrives there from where it is not.
+
+    Triggers are the prompt and what short attacks find on the weights of that moment, from prompts, from N(0, I) and
+    from ordinary captions, at the end and on the way. All are kept: weights that forget how they resisted an old
+    trigger would only chase the newest. Errors count once or by (σ/α)² where that is more, up to a ceiling, as errors
+    of the clean latent do: what a picture becomes is decided at high noise. Of every picture it is known what is left,
+    the error of its triggers' rows as a share of what it would be if they gave the picture itself, and the more, the
+    more rows it gets.
 
     Args:
         memorized: Pictures to erase, with their prompts.
