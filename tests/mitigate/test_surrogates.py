@@ -18,7 +18,7 @@ HOW = Sampling(steps=8, guidance=1.0, batch=4)
 def copies_of(oracle, index):
     """Whether pictures are the oracle's picture of that number."""
     target = oracle.decode(oracle.denoiser.images[index])
-    return lambda images: [bool((image - target).square().mean().sqrt() < 0.1) for image in images]
+    return lambda images, number: [bool((image - target).square().mean().sqrt() < 0.1) for image in images]
 
 
 def shown(oracle, found):
@@ -32,10 +32,21 @@ def test_copies_are_left_out(oracle):
     assert shown(oracle, found) == [2, 2, 2]
 
 
+def test_each_prompt_is_judged_by_its_own_picture(oracle):
+    """A copy of another prompt's picture is none of this one's."""
+    targets = [oracle.decode(oracle.denoiser.images[k]) for k in (1, 2)]
+
+    def is_copy(images, number):
+        return [bool((image - targets[number]).square().mean().sqrt() < 0.1) for image in images]
+
+    found = make_surrogates(oracle, ["pair", "pair"], is_copy, mitigated=[nullcontext()], count=3, how=HOW)
+    assert shown(oracle, found) == [2, 2, 2, 1, 1, 1]
+
+
 def test_they_are_the_first_seeds_s(oracle):
     """Nothing is a copy: seeds 0, 1 and 2 of each prompt, in order."""
     found = make_surrogates(
-        oracle, ["pair", "all"], lambda x: [False] * len(x), mitigated=[nullcontext()], count=3, how=HOW
+        oracle, ["pair", "all"], lambda x, number: [False] * len(x), mitigated=[nullcontext()], count=3, how=HOW
     )
     assert found.stands_for.tolist() == [0, 0, 0, 1, 1, 1]
     expected = generate(oracle, oracle.encode(["all"] * 3), seeds=[0, 1, 2], steps=8, guidance=1.0)

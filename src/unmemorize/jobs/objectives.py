@@ -17,6 +17,7 @@ from unmemorize.attack.prompt import Words
 from unmemorize.core.errors import UserError
 from unmemorize.core.model import DiffusionModel
 from unmemorize.core.run import Progress
+from unmemorize.jobs.copies import CopyCheck
 from unmemorize.jobs.cured import latents_of
 from unmemorize.jobs.pairs import PLAN, captions_of, neighbours
 from unmemorize.localize.wanda import wanda
@@ -159,11 +160,15 @@ def surrogates_of(
     spec: MitigateSpec,
     model: UNetModel,
     memorized: References,
-    is_copy: Callable[[Tensor], Sequence[bool]],
+    copies: CopyCheck,
     how: Sampling,
     progress: Progress,
 ) -> Surrogates:
     """Pictures by the model under the named edit, or pruned by Wanda as far as they need."""
+
+    def is_copy(images: Tensor, number: int) -> list[bool]:
+        return [match.verdict != "none" for match in copies.against(images, memorized[[number] * len(images)])]
+
     prompts = captions_of(memorized)
     blocks = (edit.applied(model) for edit in _edits(spec, model, prompts))
     return make_surrogates(model, prompts, is_copy, mitigated=blocks, count=spec.surrogates, how=how, progress=progress)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -51,7 +52,7 @@ class Sampling:
 def make_surrogates(
     model: DiffusionModel,
     prompts: Sequence[str],
-    is_copy: Callable[[Tensor], Sequence[bool]],
+    is_copy: Callable[[Tensor, int], Sequence[bool]],
     *,
     mitigated: Iterable[AbstractContextManager],
     count: int = 10,
@@ -67,7 +68,7 @@ def make_surrogates(
     Args:
         model: The model.
         prompts: One a memorized picture.
-        is_copy: Which of some pictures (n, 3, h, w) in [0, 1] are copies.
+        is_copy: Which of some pictures (n, 3, h, w) in [0, 1] are copies of the memorized one of that number.
         mitigated: Blocks in which the model is mitigated, weakest first; a prompt takes the first that serves.
         count: Surrogates of each prompt; at most four times as many pictures are made for it in a block.
         how: Sampling.
@@ -80,7 +81,7 @@ def make_surrogates(
     for block in mitigated:
         with block:
             for number in (k for k in range(len(prompts)) if k not in found):
-                kept = _of_prompt(model, prompts[number], is_copy, count, how)
+                kept = _of_prompt(model, prompts[number], partial(is_copy, number=number), count, how)
                 if len(kept) == count:
                     found[number] = kept
                     progress("surrogates", len(found), len(prompts))
