@@ -16,10 +16,12 @@ from unmemorize.attack.high_noise import HighNoise
 from unmemorize.attack.prompt import Words
 from unmemorize.core.errors import UserError
 from unmemorize.core.model import DiffusionModel
+from unmemorize.core.results import Localization
 from unmemorize.core.run import Progress
 from unmemorize.jobs.copies import CopyCheck
 from unmemorize.jobs.cured import latents_of
 from unmemorize.jobs.pairs import PLAN, captions_of, neighbours
+from unmemorize.localize.layers import value_projections
 from unmemorize.localize.wanda import wanda
 from unmemorize.metrics.similarity import References
 from unmemorize.mitigate.adversarial import Adversarial, InnerLoop, NoAdversary
@@ -35,7 +37,7 @@ from unmemorize.models.load import EMBEDDED, fingerprint
 from unmemorize.models.unet import UNetModel
 
 Method = Literal["erase", "adversarial-finetune", "finetune", "siss", "neggrad", "deletion"]
-PRUNED = (0.1, 0.2, 0.4, 0.6, 0.8)  # of each weight row, by Wanda: the least that makes enough surrogates of a picture
+PRUNED = (0.1, 0.4, 0.8)  # of each weight row, by Wanda: the least that makes enough surrogates of a picture
 WORD_PAIRS = 1000  # made-up captions that `erase` keeps as they are
 REHEARSED = 40  # updates of the attacks that `erase` trains against
 
@@ -175,11 +177,17 @@ def surrogates_of(
 
 
 def _edits(spec: MitigateSpec, model: UNetModel, prompts: list[str]) -> Iterator[Edit]:
-    """The named edit, or Wanda's, each stronger than the one before."""
+    """The named edit, or Wanda's, each stronger than the one before, and in the end one that leaves no text.
+
+    Of a picture that Wanda does not hide the surrogates are what the model makes of nothing.
+    """
     hashed = fingerprint(model)
     if not spec.edit:
         for share in PRUNED:
             yield Edit.of(wanda(model, prompts, sparsity=share), hashed)
+        widths = {name: layer.out_features for name, layer in value_projections(model.denoiser).items()}
+        every = {name: torch.ones(width, dtype=torch.bool) for name, width in widths.items()}
+        yield Edit.of(Localization("all values", "channels", every, {}, (), tuple(prompts), 0), hashed)
         return
     edit = Edit.load(spec.edit)
     if edit.fingerprint != hashed:
