@@ -105,7 +105,7 @@ def run_attack(spec: AttackSpec, run: Path, progress: Progress = lambda stage, d
         UserError: The model, the edit or the pictures cannot be used, a setting is out of range, a prompt to start from
             is not known, or `run` holds another run.
     """
-    _check(spec)
+    how = _checked(spec)
     edit = Edit.load(spec.edit) if spec.edit else None
     model = load(spec.model, dtype=getattr(torch, spec.dtype) if spec.dtype else None)
     hashed = fingerprint(model)
@@ -121,7 +121,7 @@ def run_attack(spec: AttackSpec, run: Path, progress: Progress = lambda stage, d
         require_prompts(pictures)
     open_run(run, record := _record(spec, hashed, subjects, check))
     with edit.applied(model) if edit else nullcontext(), checkpointed(model.denoiser, spec.checkpointing):
-        attack = _method(model, subjects, spec)
+        attack = _method(model, subjects, spec, how)
         table = _attack(model, subjects, attack, check.against, spec, run, progress)
     found = {group: from_rows([row for row in table if row["group"] == group]) for group in subjects.groups}
     facts = {"method": spec.method, "init": spec.init, "restarts": spec.restarts, "unseen_from": subjects.unseen_from}
@@ -133,8 +133,8 @@ def run_attack(spec: AttackSpec, run: Path, progress: Progress = lambda stage, d
     return summary
 
 
-def _check(spec: AttackSpec) -> None:
-    """Refuse what cannot be, before anything is read.
+def _checked(spec: AttackSpec) -> Dori | Adaptive:
+    """The attack's settings; what cannot be is refused before anything is read.
 
     Raises:
         UserError: A setting, the precision or the number of restarts is out of range.
@@ -145,12 +145,11 @@ def _check(spec: AttackSpec) -> None:
         raise UserError(f"--restarts {spec.restarts}: it has to be above 0")
     if spec.method == "adaptive" and spec.init != "prompt":
         raise UserError(f"--init {spec.init}: the adaptive attack has all kinds of starts: leave --init out")
-    assert spec.settings
+    return spec.settings
 
 
-def _method(model: UNetModel, subjects: Subjects, spec: AttackSpec) -> Method:
+def _method(model: UNetModel, subjects: Subjects, spec: AttackSpec, how: Dori | Adaptive) -> Method:
     """The attack, its settings bound; the adaptive one also starts from ordinary prompts and the pictures' own."""
-    how = spec.settings
     if isinstance(how, Dori):
         return partial(dori, how=how)
     ordinary = model.encode(ordinary_of(spec.model, spec.ordinary)).embeds
