@@ -42,6 +42,7 @@ results: $(READY) ## Measure the published numbers again
 	$(BIN)/python benchmarks/locality.py
 	$(BIN)/python benchmarks/attack.py
 	$(BIN)/python benchmarks/erase.py
+	$(BIN)/python benchmarks/untrained.py
 	$(BIN)/python benchmarks/relearn.py
 	$(BIN)/python benchmarks/stronger.py
 	$(BIN)/python benchmarks/prompt_search.py

@@ -28,13 +28,13 @@ from unmemorize.models.load import fingerprint, load
 RUNS = Path("runs/erase")
 COMMON = {"seeds": (0, 1, 2, 3), "check_every": 0}
 ERASE = MitigateSpec(method="erase", **COMMON)
-PUBLISHED = MitigateSpec(method="adversarial-finetune", updates=24, **COMMON)
+PUBLISHED = MitigateSpec(method="adversarial-finetune", updates=96, **COMMON)  # as many evaluations as erase
 SPECS = {
     "erase": ERASE,
     "erase, seed 1": dataclasses.replace(ERASE, seed=1),
     "erase, seed 2": dataclasses.replace(ERASE, seed=2),
     "adversarial fine-tuning": PUBLISHED,
-    "adversarial fine-tuning, LoRA, 10 inner updates": dataclasses.replace(PUBLISHED, lora=8, inner=10),
+    "adversarial fine-tuning, LoRA": dataclasses.replace(PUBLISHED, updates=24, lora=8, lr=1e-3),
     "fine-tuning, no adversary": MitigateSpec(method="finetune", updates=200, **COMMON),
     "SISS": MitigateSpec(method="siss", updates=100, **COMMON),
     "NegGrad": MitigateSpec(method="neggrad", updates=50, **COMMON),
@@ -56,6 +56,22 @@ def folder(name: str) -> Path:
     return RUNS / name.replace(",", "").replace(" ", "-")
 
 
+def made(name: str) -> bool:
+    """Whether a method's model is there."""
+    return (folder(name) / "model").exists()
+
+
+def forget_retrained(results: dict[str, Any]) -> None:
+    """Drop the settings, "MODEL | …", of models that have been trained anew since they were measured."""
+    known = results.setdefault("models", {})
+    for name in filter(made, SPECS):
+        hashed = fingerprint(load(str(folder(name) / "model")))
+        if known.get(name) != hashed:
+            old = [setting for setting in results["settings"] if setting.startswith(f"{name} | ")]
+            results["settings"] = {k: v for k, v in results["settings"].items() if k not in old}
+            known[name] = hashed
+
+
 def _show(bar: tqdm, stage: str, done: int, total: int) -> None:
     bar.set_postfix_str(f"{stage} {done}/{total}")
 
@@ -63,15 +79,43 @@ def _show(bar: tqdm, stage: str, done: int, total: int) -> None:
 def page(found: dict[str, dict[str, Any]]) -> list[str]:
     """The numbers as a page."""
     first = next(iter(found.values()))
+    value, low, high = first["copy_rate_before"]
     lines = [
-        f"{first['pictures']} pictures that were planted a hundred times or more, four seeds each. The attack",
-        "is plain DoRI: 50 updates of batch 8, with seeds and starts that no training saw. Alignment is the relative",
-        "change on ordinary captions that no training saw, and on the quarter of them nearest to memorized ones.",
+        f"{first['pictures']} pictures that were planted a hundred times or more, four seeds each; before, "
+        f"{value:.2f} [{low:.2f}, {high:.2f}] are copies. The attack is plain DoRI: 50 updates of batch 8, with seeds "
+        "and starts that no training saw. Alignment is the relative change on ordinary captions that no training saw, "
+        "and on the quarter of them nearest to memorized ones. Seconds are those of the updates, on one core.",
         "",
     ]
-    columns = ["method", "copies before", "after", "attacked, from the prompt", "attacked, from N(0, I)"]
-    columns += ["alignment", "neighbours' alignment", "FID", "updates", "evaluations"]
-    return [*lines, *table(columns, [_row(name, row) for name, row in found.items()]), "", *_spread(found)]
+    return [*lines, *summary(found), "", *_spread(found)]
+
+
+def summary(found: dict[str, dict[str, Any]]) -> list[str]:
+    """A table with a row a mitigation."""
+    rows = [[name, *cells(row).values()] for name, row in found.items()]
+    return table(["mitigation", *cells(next(iter(found.values())))], rows)
+
+
+def cells(row: dict[str, Any]) -> dict[str, str]:
+    """What a mitigation left, what it changed and what it cost; a dash where nothing was measured."""
+
+    def change(group: str) -> str:
+        if not row["quality"]:
+            return "–"
+        value, low, high = row["quality"][group]["alignment"]["change"]
+        return f"{value:+.1%} [{low:+.1%}, {high:+.1%}]"
+
+    fid = row["quality"]["ordinary"]["fid"] if row["quality"] else None
+    return {
+        "own prompts": show(Interval(*row["copy_rate_after"]), 2),
+        "DoRI, from the prompt": show(Interval(*row["attacked"]["prompt"]), 2),
+        "DoRI, from N(0, I)": show(Interval(*row["attacked"]["random"]), 2),
+        "alignment": change("ordinary"),
+        "neighbours' alignment": change("neighbours"),
+        "FID": f"{fid['before'][0]:.3f} → {fid['after'][0]:.3f}" if fid else "–",
+        "evaluations": f"{row['evaluations']:,}",
+        "seconds": f"{row['seconds']:,}",
+    }
 
 
 def _spread(found: dict[str, dict[str, Any]]) -> list[str]:
@@ -90,21 +134,6 @@ def _spread(found: dict[str, dict[str, Any]]) -> list[str]:
     rows = [[name, f"{mean(v):.2f}", f"{stdev(v):.2f}", f"{min(v):.2f}", f"{max(v):.2f}"] for name, v in values.items()]
     head = [f"erase, {len(runs)} training seeds", "mean", "standard deviation", "least", "most"]
     return table(head, rows)
-
-
-def _row(name: str, row: dict[str, Any]) -> list[str]:
-    def rate(value: list[float]) -> str:
-        return show(Interval(*value), 2)
-
-    def change(group: str) -> str:
-        value, low, high = row["quality"][group]["alignment"]["change"]
-        return f"{value:+.1%} [{low:+.1%}, {high:+.1%}]"
-
-    fid = row["quality"]["ordinary"]["fid"]
-    cells = [name, rate(row["copy_rate_before"]), rate(row["copy_rate_after"])]
-    cells += [rate(row["attacked"][init]) for init in ("prompt", "random")]
-    cells += [change("ordinary"), change("neighbours"), f"{fid['before'][0]:.3f} → {fid['after'][0]:.3f}"]
-    return [*cells, str(row["updates"]), f"{row['evaluations']:,}"]
 
 
 def main() -> None:

@@ -59,6 +59,10 @@ PARTS = {
         "Mitigation in the weights",
         "Fine-tuning, attacked afterwards. Every method has the same pictures, attack and measures of quality.",
     ),
+    "untrained": (
+        "Mitigation without training",
+        "At inference and by pruning, measured as fine-tuning is.",
+    ),
     "relearn": (
         "Trained on after erasing",
         "Whether fine-tuning on unrelated pictures brings the erased ones back.",

@@ -16,8 +16,8 @@ from itertools import product
 
 import torch
 from common import REFERENCES, kept, often, pictures, planted, show, table, write
-from erase import SPECS
-from stronger import FIRST_SEED, GROUPS, PRUNED, edit_for, edits_of, made, subjects
+from erase import SPECS, forget_retrained
+from stronger import FIRST_SEED, GROUPS, NEMO, PRUNED, at_hand, edit_for, edits_of, subjects
 
 from unmemorize.attack.dori import dori
 from unmemorize.attack.high_noise import HighNoise
@@ -28,7 +28,7 @@ from unmemorize.models.load import fingerprint, load
 from unmemorize.models.unet import UNetModel
 
 HOW = PromptSearch()
-MODELS = ("none", *reversed(PRUNED), "NeMo, θ ≥ 0.25", *SPECS)
+MODELS = ("none", *reversed(PRUNED), *NEMO, *SPECS)
 STARTS, VOCABULARIES = ("random words", "nearest words"), ("all words", "not the caption's")
 
 
@@ -88,10 +88,11 @@ def main() -> None:
     seeds = list(range(FIRST_SEED, FIRST_SEED + options.seeds))
     asked = {"pictures": options.pictures, "words": options.words, "seeds": seeds, "how": str(HOW)}
     results = kept("prompt-search", {"fingerprint": fingerprint(model), "options": asked})
+    forget_retrained(results)
     groups = subjects(model, options.pictures)
     for edit, allowed, start, group in product(MODELS, VOCABULARIES, STARTS, GROUPS[:2]):
         name = " | ".join((edit, group, start, allowed))
-        if name in results["settings"] or options.only not in name or not made(edit):
+        if name in results["settings"] or options.only not in name or not at_hand(edit):
             continue
         edits, rows = edits_of(model, edit, prompts), []
         for i in range(len(groups[group])):

@@ -19,7 +19,7 @@ from itertools import product
 import numpy as np
 import torch
 from common import OUT, REFERENCES, STEPS, halves, kept, often, planted, show, table, write
-from erase import SPECS, folder
+from erase import SPECS, folder, forget_retrained, made
 from matplotlib.figure import Figure
 from torch import Tensor
 
@@ -34,6 +34,7 @@ from unmemorize.data.ordinary import ordinary_prompts
 from unmemorize.jobs import locate
 from unmemorize.jobs.subjects import derive
 from unmemorize.localize.nemo import NemoSettings, nemo
+from unmemorize.localize.reference import Reference
 from unmemorize.localize.wanda import wanda
 from unmemorize.metrics.budget import rates
 from unmemorize.metrics.similarity import PIXELS, References, match_pixels, match_targets
@@ -51,7 +52,8 @@ CASES = [
     ("NeMo, θ ≥ 0.25", "random"),
 ]
 PRUNED = {"Wanda 1%": 0.01, "Wanda 10%": 0.1, "Wanda 40%": 0.4}
-DEAR = ("none", *SPECS, *reversed(PRUNED), "NeMo, θ ≥ 0.25")  # what the adaptive attack is made on
+NEMO = ("NeMo, θ ≥ 0.25", "NeMo, refined")  # each prompt's own channels, unrefined, and all prompts' together, θ ≥ 1
+DEAR = ("none", *SPECS, *reversed(PRUNED), *NEMO)  # what the adaptive attack is made on
 
 
 @dataclass(frozen=True)
@@ -73,12 +75,19 @@ def edits_of(model: UNetModel, name: str, prompts: Sequence[str]) -> dict[str, E
     hashed = fingerprint(model)
     if name in PRUNED:
         return {"all": Edit.of(wanda(model, prompts, sparsity=PRUNED[name]), hashed)}
-    spec = locate.LocateSpec()
-    usual = locate.cached_reference(
-        model, locate.ordinary_prompts(spec), hashed, locate.cache_folder(), lambda stage, done, total: None
-    )
+    usual = usual_activations(model)
+    if name == "NeMo, refined":
+        return {"all": Edit.of(nemo(model, prompts, usual, NemoSettings(layers="all")), hashed)}
     found = nemo(model, prompts, usual, NemoSettings(layers="all", minimum=0.25, refine=False))
     return {prompt.prompt: Edit.of(found, hashed, prompt=prompt) for prompt in found.per_prompt}
+
+
+def usual_activations(model: UNetModel) -> Reference:
+    """What ordinary prompts activate, which NeMo compares with; kept between runs."""
+    everyone = locate.ordinary_prompts(locate.LocateSpec())
+    return locate.cached_reference(
+        model, everyone, fingerprint(model), locate.cache_folder(), lambda stage, done, total: None
+    )
 
 
 def edit_for(edits: dict[str, Edit | Weights], caption: str, place: int) -> Edit | Weights:
@@ -86,9 +95,9 @@ def edit_for(edits: dict[str, Edit | Weights], caption: str, place: int) -> Edit
     return edits.get(caption) or list(edits.values())[place % len(edits)]
 
 
-def made(name: str) -> bool:
-    """Whether a model is there to be attacked: fine-tuned ones are made by benchmarks/erase.py."""
-    return name not in SPECS or (folder(name) / "model").exists()
+def at_hand(name: str) -> bool:
+    """Whether a model can be attacked: fine-tuned ones are made by benchmarks/erase.py."""
+    return name not in SPECS or made(name)
 
 
 def subjects(model: UNetModel, count: int, *, half: bool = True) -> dict[str, References]:
@@ -222,12 +231,13 @@ def main() -> None:
     seeds = tuple(range(FIRST_SEED, FIRST_SEED + options.seeds))
     asked = {"pictures": options.pictures, "seeds": list(seeds), "high noise": str(HighNoise())}
     results = kept("stronger", {"fingerprint": fingerprint(model), "options": asked})
+    forget_retrained(results)
     bench, groups = Bench(model, {}, seeds), subjects(model, options.pictures)
     every = groups | {GROUPS[0]: subjects(model, len(prompts), half=False)[GROUPS[0]]}
     for name, (method, steps, edit, init) in methods(bench, prompts).items():
         for group, pictures in (every if name.endswith("adaptive") else groups).items():
             done = results["settings"].get(name, {})
-            if group in done or options.only not in f"{name} | {group}" or not made(edit):
+            if group in done or options.only not in f"{name} | {group}" or not at_hand(edit):
                 continue
             if edit not in bench.edits:
                 bench.edits[edit] = edits_of(model, edit, prompts)

@@ -105,7 +105,8 @@ def test_a_stopped_run_goes_on_to_the_same_bytes(options, folders, tiny_folder, 
     assert not (tmp_path / "a").exists()
     first = mitigate(spec, tmp_path / "a", tmp_path / "a.run")
     assert [update for update, _ in first["checks"]] == [20]
-    assert first == mitigate(spec, tmp_path / "b", tmp_path / "b.run")
+    whole = mitigate(spec, tmp_path / "b", tmp_path / "b.run")
+    assert first | {"seconds": 0} == whole | {"seconds": 0}
     name = "unet/diffusion_pytorch_model.safetensors"
     assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
 

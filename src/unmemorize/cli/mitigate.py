@@ -24,7 +24,7 @@ def mitigate(
     ordinary: Annotated[str, typer.Option(help="Folder of ordinary pictures with captions, or plan.")] = "plan",
     run: Annotated[str, typer.Option(help="Folder of checkpoints and measurements; OUT.run by default.")] = "",
     edit: Annotated[str, typer.Option(help="Edit of the model that makes surrogates; Wanda's by default.")] = "",
-    updates: Annotated[int, typer.Option(min=1, help="Updates of the model.")] = 480,
+    updates: Annotated[int, typer.Option(min=1, help="Updates of the model.")] = 960,
     lr: Annotated[float, typer.Option(min=0, help="Learning rate; 1e-5, for the testbed 2e-4.")] = 0.0,
     batch: Annotated[int, typer.Option(min=1, help="Rows of either kind in an update.")] = 8,
     inner: Annotated[int, typer.Option(min=1, help="Attack updates before an update of the model.")] = 50,
@@ -75,5 +75,6 @@ def _show(found: dict[str, Any], folder: str) -> None:
     for name, (value, low, high) in ((name, found[name]) for name in RATES):
         table.add_row(name.replace("_", " "), f"{value:.3f}", f"{low:.3f} to {high:.3f}")
     out.print(table, highlight=False)
-    out.print(f"{found['updates']} updates, {found['evaluations']} denoiser evaluations", highlight=False)
+    cost = f"{found['updates']} updates, {found['evaluations']} denoiser evaluations, {found['seconds']} seconds"
+    out.print(cost, highlight=False)
     out.print(f"model: {folder}", highlight=False, markup=False, soft_wrap=True)

@@ -40,7 +40,8 @@ def card(own: str, spec: Any, results: dict[str, Any], removed: Sequence[dict[st
         "| --- | --- | --- | --- |",
         *_quality(results["quality"]),
         "",
-        f"Training took {results['updates']} updates and {results['evaluations']} denoiser evaluations.",
+        f"Training took {results['updates']} updates, {results['evaluations']} denoiser evaluations and "
+        f"{results['seconds']} seconds.",
         "",
         "Settings:",
         "",

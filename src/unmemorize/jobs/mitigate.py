@@ -190,6 +190,7 @@ def _results(job: _Job, targets: References, before: dict[str, Tensor], made: Fi
         "updates": made.updates,
         "evaluations": made.evaluations,
         "evaluations_of_checks": made.checking,
+        "seconds": round(made.seconds),
         "checks": [list(check) for check in made.checks],
     }
 

@@ -38,7 +38,7 @@ from unmemorize.models.unet import UNetModel
 
 Method = Literal["erase", "adversarial-finetune", "finetune", "siss", "neggrad", "deletion"]
 PRUNED = (0.1, 0.4, 0.8)  # of each weight row, by Wanda: the least that makes enough surrogates of a picture
-WORD_PAIRS = 1000  # made-up captions that `erase` keeps as they are
+WORD_PAIRS = 4000  # made-up captions that `erase` keeps as they are
 REHEARSED = 40  # updates of the attacks that `erase` trains against
 
 
@@ -57,7 +57,7 @@ class MitigateSpec:
     ordinary: str = PLAN
     edit: str = ""
     surrogates: int = 10
-    updates: int = 480
+    updates: int = 960
     lr: float = 0.0
     batch: int = 8
     inner: int = 50

@@ -7,6 +7,7 @@ like.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -66,7 +67,8 @@ class Finetune:
 class Finetuned:
     """What a run did: updates made, (update, rate) of every check, losses by name, (updates,), and what it cost.
 
-    `evaluations` are the denoiser's by the objective, over all processes; `checking` those of the checks.
+    `evaluations` are the denoiser's by the objective, over all processes; `checking` those of the checks. `seconds` are
+    those of the first process in updates, without the checks.
     """
 
     updates: int
@@ -74,6 +76,7 @@ class Finetuned:
     losses: dict[str, Tensor]
     evaluations: int
     checking: int
+    seconds: float
 
 
 class Team:
@@ -186,9 +189,10 @@ def finetune(
         run = _Run(parameters, how, folder, team)
         run.resume(objective)
         while run.update < how.updates and not run.clean():
-            spent = model.evaluations
+            spent, since = model.evaluations, time.perf_counter()
             run.step(model, objective)
             run.evaluations += model.evaluations - spent
+            run.seconds += time.perf_counter() - since
             progress("updates", run.update, how.updates)
             if check is not None and run.update % how.check_every == 0:
                 rate = run.check(model, check)
@@ -212,6 +216,7 @@ class _Run:
     update: int = 0
     evaluations: int = 0
     checking: int = 0
+    seconds: float = 0.0
     checks: list[tuple[int, float]] = field(default_factory=list)
     losses: dict[str, list[float]] = field(default_factory=dict)
 
@@ -285,6 +290,7 @@ class _Run:
 
     def _take(self, record: dict[str, Any], tensors: dict[str, Tensor]) -> None:
         self.update, self.checks = record["update"], [(u, r) for u, r in record["checks"]]
+        self.seconds = record["seconds"]
         if self.team.first:  # what was spent is summed over processes
             self.evaluations, self.checking = record["evaluations"], record["checking"]
         self.losses = {name: values.tolist() for name, values in _part(tensors, "loss/").items()}
@@ -295,10 +301,10 @@ class _Run:
                 moments = {key: torch.empty_like(p).copy_(tensors[f"{key}/{name}"]) for key in _MOMENTS}
                 self.optimizer.state[p] = {"step": torch.tensor(float(self.update)), **moments}
 
-    def _spent(self) -> dict[str, int]:
+    def _spent(self) -> dict[str, Any]:
         counts = torch.tensor([self.evaluations, self.checking], device=self.team.device)
         evaluations, checking = self.team.gather(counts).reshape(-1, 2).sum(0).tolist()
-        return {"evaluations": evaluations, "checking": checking}
+        return {"evaluations": evaluations, "checking": checking, "seconds": self.seconds}
 
     def result(self) -> Finetuned:
         losses = {name: torch.tensor(values, dtype=torch.float64) for name, values in self.losses.items()}
