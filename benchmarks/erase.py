@@ -56,22 +56,6 @@ def folder(name: str) -> Path:
     return RUNS / name.replace(",", "").replace(" ", "-")
 
 
-def made(name: str) -> bool:
-    """Whether a method's model is there."""
-    return (folder(name) / "model").exists()
-
-
-def forget_retrained(results: dict[str, Any]) -> None:
-    """Drop the settings, "MODEL | …", of models that have been trained anew since they were measured."""
-    known = results.setdefault("models", {})
-    for name in filter(made, SPECS):
-        hashed = fingerprint(load(str(folder(name) / "model")))
-        if known.get(name) != hashed:
-            old = [setting for setting in results["settings"] if setting.startswith(f"{name} | ")]
-            results["settings"] = {k: v for k, v in results["settings"].items() if k not in old}
-            known[name] = hashed
-
-
 def _show(bar: tqdm, stage: str, done: int, total: int) -> None:
     bar.set_postfix_str(f"{stage} {done}/{total}")
 

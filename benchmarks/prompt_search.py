@@ -15,9 +15,10 @@ from collections.abc import Iterator
 from itertools import product
 
 import torch
-from common import REFERENCES, kept, often, pictures, planted, show, table, write
-from erase import SPECS, forget_retrained
-from stronger import FIRST_SEED, GROUPS, NEMO, PRUNED, at_hand, edit_for, edits_of, subjects
+from common import GUIDANCE, REFERENCES, STEPS, kept, often, planted, show, table, write
+from erase import SPECS
+from mitigated import NEMO, PRUNED, SAMPLED, Mitigation, at_hand, forget_retrained, mitigation
+from stronger import FIRST_SEED, GROUPS, subjects
 
 from unmemorize.attack.dori import dori
 from unmemorize.attack.high_noise import HighNoise
@@ -28,7 +29,7 @@ from unmemorize.models.load import fingerprint, load
 from unmemorize.models.unet import UNetModel
 
 HOW = PromptSearch()
-MODELS = ("none", *reversed(PRUNED), *NEMO, *SPECS)
+MODELS = ("none", *SAMPLED, *reversed(PRUNED), *NEMO, *SPECS)
 STARTS, VOCABULARIES = ("random words", "nearest words"), ("all words", "not the caption's")
 
 
@@ -42,7 +43,9 @@ def start_of(model: UNetModel, latent: torch.Tensor, start: str, words: int, for
     return nearest_words(model, found, words, forbidden=forbidden)
 
 
-def searched(model: UNetModel, target: References, start: str, allowed: str, words: int, seeds: list[int]) -> dict:
+def searched(
+    model: UNetModel, what: Mitigation, target: References, start: str, allowed: str, words: int, seeds: list[int]
+) -> dict:
     """One picture's prompt, and what it gives over seeds that the search has not seen, beside the caption's own."""
     caption, before = target.captions[0] or "", model.evaluations
     forbidden = [] if allowed == "all words" else caption.replace("-", " ").split()
@@ -50,12 +53,14 @@ def searched(model: UNetModel, target: References, start: str, allowed: str, wor
     with torch.no_grad():
         latent = model.invert(target.images)
     first = start_of(model, latent, start, words, forbidden, seed)
-    found = prompt_search(model, latent, first, seed=seed, how=HOW, forbidden=forbidden)
-    row = {"caption": caption, "start": first, "prompt": found.prompt, "evaluations": model.evaluations - before}
-    for name, prompt in (("copied", found.prompt), ("own", caption), ("before", first)):
-        made = match_targets(pictures(model, [prompt] * len(seeds), seeds), target[[0] * len(seeds)], REFERENCES)
-        row[name] = [PIXELS(match.value) for match in made]
-    return row | {"losses": [round(loss, 4) for loss in found.losses]}
+    best = prompt_search(model, latent, first, seed=seed, how=HOW, forbidden=forbidden)
+    row = {"caption": caption, "start": first, "prompt": best.prompt, "evaluations": model.evaluations - before}
+    for name, prompt in (("copied", best.prompt), ("own", caption), ("before", first)):
+        cond = model.encode([prompt] * len(seeds))
+        made = what.generate(model, cond, seeds=seeds, steps=STEPS, guidance=GUIDANCE)
+        found = match_targets(made, target[[0] * len(seeds)], REFERENCES)
+        row[name] = [PIXELS(match.value) for match in found]
+    return row | {"losses": [round(loss, 4) for loss in best.losses]}
 
 
 def page(results: dict) -> Iterator[str]:
@@ -94,11 +99,11 @@ def main() -> None:
         name = " | ".join((edit, group, start, allowed))
         if name in results["settings"] or options.only not in name or not at_hand(edit):
             continue
-        edits, rows = edits_of(model, edit, prompts), []
+        what, rows = mitigation(model, edit, prompts), []
         for i in range(len(groups[group])):
             target = groups[group][[i]]
-            with edit_for(edits, target.captions[0] or "", i).applied(model):
-                rows.append(searched(model, target, start, allowed, options.words, seeds))
+            with what.edit_for(target.captions[0], i).applied(model):
+                rows.append(searched(model, what, target, start, allowed, options.words, seeds))
         results["settings"][name] = rows
         write("prompt-search", results, list(page(results)))
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
 from itertools import product
@@ -19,26 +18,20 @@ from itertools import product
 import numpy as np
 import torch
 from common import OUT, REFERENCES, STEPS, halves, kept, often, planted, show, table, write
-from erase import SPECS, folder, forget_retrained, made
+from erase import SPECS
 from matplotlib.figure import Figure
-from torch import Tensor
+from mitigated import NEMO, PRUNED, SAMPLED, Mitigation, at_hand, forget_retrained, mitigation
 
 from unmemorize.attack.adaptive import Adaptive, from_prompts
 from unmemorize.attack.dori import Dori, dori
 from unmemorize.attack.extraction import Extraction, Method, Trial, extraction
 from unmemorize.attack.high_noise import HighNoise
 from unmemorize.core.choose import evenly
-from unmemorize.core.hooks import replaced
 from unmemorize.core.run import atomic
 from unmemorize.data.ordinary import ordinary_prompts
-from unmemorize.jobs import locate
 from unmemorize.jobs.subjects import derive
-from unmemorize.localize.nemo import NemoSettings, nemo
-from unmemorize.localize.reference import Reference
-from unmemorize.localize.wanda import wanda
 from unmemorize.metrics.budget import rates
 from unmemorize.metrics.similarity import PIXELS, References, match_pixels, match_targets
-from unmemorize.mitigate.weights import Edit
 from unmemorize.models.load import fingerprint, load
 from unmemorize.models.unet import UNetModel
 
@@ -51,53 +44,7 @@ CASES = [
     ("NeMo, θ ≥ 0.25", "prompt"),
     ("NeMo, θ ≥ 0.25", "random"),
 ]
-PRUNED = {"Wanda 1%": 0.01, "Wanda 10%": 0.1, "Wanda 40%": 0.4}
-NEMO = ("NeMo, θ ≥ 0.25", "NeMo, refined")  # each prompt's own channels, unrefined, and all prompts' together, θ ≥ 1
-DEAR = ("none", *SPECS, *reversed(PRUNED), *NEMO)  # what the adaptive attack is made on
-
-
-@dataclass(frozen=True)
-class Weights:
-    """A fine-tuned denoiser's weights, applied as an edit is."""
-
-    values: dict[str, Tensor]
-
-    def applied(self, model: UNetModel) -> AbstractContextManager[None]:
-        return replaced(model.denoiser, self.values)
-
-
-def edits_of(model: UNetModel, name: str, prompts: Sequence[str]) -> dict[str, Edit | Weights]:
-    """An edit for every memorized prompt, or one for all, called "all"."""
-    if name == "none":
-        return {"all": Weights({})}
-    if name in SPECS:
-        return {"all": Weights(dict(load(str(folder(name) / "model")).denoiser.named_parameters()))}
-    hashed = fingerprint(model)
-    if name in PRUNED:
-        return {"all": Edit.of(wanda(model, prompts, sparsity=PRUNED[name]), hashed)}
-    usual = usual_activations(model)
-    if name == "NeMo, refined":
-        return {"all": Edit.of(nemo(model, prompts, usual, NemoSettings(layers="all")), hashed)}
-    found = nemo(model, prompts, usual, NemoSettings(layers="all", minimum=0.25, refine=False))
-    return {prompt.prompt: Edit.of(found, hashed, prompt=prompt) for prompt in found.per_prompt}
-
-
-def usual_activations(model: UNetModel) -> Reference:
-    """What ordinary prompts activate, which NeMo compares with; kept between runs."""
-    everyone = locate.ordinary_prompts(locate.LocateSpec())
-    return locate.cached_reference(
-        model, everyone, fingerprint(model), locate.cache_folder(), lambda stage, done, total: None
-    )
-
-
-def edit_for(edits: dict[str, Edit | Weights], caption: str, place: int) -> Edit | Weights:
-    """The caption's own edit, or, if it has none, one of the others in turn."""
-    return edits.get(caption) or list(edits.values())[place % len(edits)]
-
-
-def at_hand(name: str) -> bool:
-    """Whether a model can be attacked: fine-tuned ones are made by benchmarks/erase.py."""
-    return name not in SPECS or made(name)
+DEAR = ("none", *SPECS, *SAMPLED, *reversed(PRUNED), *NEMO)  # what the adaptive attack is made on
 
 
 def subjects(model: UNetModel, count: int, *, half: bool = True) -> dict[str, References]:
@@ -132,16 +79,16 @@ class Bench:
     """What every setting is measured with."""
 
     model: UNetModel
-    edits: dict[str, dict[str, Edit | Weights]]
+    mitigations: dict[str, Mitigation]
     seeds: tuple[int, ...]
 
     def attacked(self, pictures: References, edit: str, init: str, method: Method, curve: Sequence[int]) -> list[dict]:
         """One row a picture: copies and values by number of updates and seed, and evaluations."""
-        trial = Trial(tuple(curve), init, seeds=self.seeds, sampling=STEPS)  # type: ignore[arg-type]
-        edits, rows = self.edits[edit], []
-        each = len(pictures) if len(edits) == 1 else 1
+        what, rows = self.mitigations[edit], []
+        trial = Trial(tuple(curve), init, seeds=self.seeds, sampling=STEPS, generate=what.generate)  # type: ignore[arg-type]
+        each = len(pictures) if len(what.edits) == 1 else 1
         for i in range(0, len(pictures), each):
-            with edit_for(edits, pictures.captions[i] or "", i).applied(self.model):
+            with what.edit_for(pictures.captions[i], i).applied(self.model):
                 part = pictures[list(range(i, min(i + each, len(pictures))))]
                 judge = partial(match_targets, references=REFERENCES)
                 rows += to_rows(extraction(self.model, part, method, judge, trial)[0])
@@ -239,8 +186,8 @@ def main() -> None:
             done = results["settings"].get(name, {})
             if group in done or options.only not in f"{name} | {group}" or not at_hand(edit):
                 continue
-            if edit not in bench.edits:
-                bench.edits[edit] = edits_of(model, edit, prompts)
+            if edit not in bench.mitigations:
+                bench.mitigations[edit] = mitigation(model, edit, prompts)
             results["settings"][name] = done | {group: bench.attacked(pictures, edit, init, method, steps)}
             write("stronger", results, list(page(results)))
     figure(results["settings"])

@@ -9,68 +9,23 @@ again.
 from __future__ import annotations
 
 import argparse
-import time
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 
 import torch
-from common import STEPS, Row, kept, write
+from common import Row, kept, write
 from erase import ERASE, summary
-from stronger import NEMO, PRUNED, Weights, edit_for, edits_of, usual_activations
+from mitigated import UNTRAINED, Mitigation, mitigation
 from torch import Tensor
 
 from unmemorize.attack.dori import Dori
-from unmemorize.core.model import Condition, DiffusionModel
-from unmemorize.core.sample import first_unconditional, generate
-from unmemorize.data.ordinary import ordinary_prompts
-from unmemorize.detect.noise import noise_gap_at_start
 from unmemorize.jobs.copies import copy_check
 from unmemorize.jobs.cured import Judge, Subjects, attacked_copies, copies_of, judge_of, measure, quality
 from unmemorize.jobs.mitigate import TEST_SEED
 from unmemorize.jobs.pairs import PLAN, captions_of, memorized_pictures, neighbours, ordinary_pictures
 from unmemorize.metrics.ranking import share_interval
 from unmemorize.metrics.similarity import References
-from unmemorize.mitigate.perturb import add_embedding_noise
-from unmemorize.mitigate.prompt import generate_guarded, limits_of
-from unmemorize.mitigate.weights import Edit
 from unmemorize.models.load import fingerprint, load
 from unmemorize.models.unet import UNetModel
-
-NOISE = 2.0  # of the embedding: less hides nothing on the testbed (benchmarks/mitigation.py)
-NAMES = ("none", "guard", "embedding noise", *PRUNED, *NEMO)
-
-
-@dataclass(frozen=True)
-class Mitigation:
-    """What is in place when pictures are made, an edit and a way to sample, and what it took to make it."""
-
-    edits: dict[str, Edit | Weights]
-    generate: Callable[..., Tensor]
-    evaluations: int
-    seconds: float
-
-
-def mitigation(model: UNetModel, name: str, prompts: Sequence[str]) -> Mitigation:
-    """One of NAMES."""
-    before, since = model.evaluations, time.perf_counter()
-    samplers = {"guard": guarded, "embedding noise": lambda _: noisy}
-    sampler = samplers[name](model) if name in samplers else generate
-    edits = edits_of(model, "none" if name in samplers else name, prompts)
-    return Mitigation(edits, sampler, model.evaluations - before, time.perf_counter() - since)
-
-
-def guarded(model: UNetModel) -> Callable[..., Tensor]:
-    """What the guard makes, calibrated as it comes."""
-    empty = first_unconditional(model, seeds=(0,), steps=STEPS)
-    found = noise_gap_at_start(model, ordinary_prompts(), empty, seeds=(0,), steps=STEPS)
-    return partial(generate_guarded, limits=limits_of(found.scores.flatten().tolist()))
-
-
-def noisy(model: DiffusionModel, cond: Condition, *, seeds: Sequence[int], steps: int, guidance: float) -> Tensor:
-    """`generate` from embeddings with noise, which the attacker does not know."""
-    rows = [add_embedding_noise(y, scale=NOISE, seed=seed) for y, seed in zip(cond.embeds, seeds, strict=True)]
-    return generate(model, replace(cond, embeds=torch.stack(rows)), seeds=seeds, steps=steps, guidance=guidance)
 
 
 @dataclass(frozen=True)
@@ -86,25 +41,25 @@ class Bench:
     def measured(self, what: Mitigation) -> Row:
         """A row as benchmarks/erase.py writes them; without quality if each picture has its own edit."""
         judge = replace(self.judge, generate=what.generate)
-        left = {name: share_interval(hits) for name, hits in self._left(what.edits, judge).items()}
+        left = {name: share_interval(hits) for name, hits in self._left(what, judge).items()}
         rates = {name: [rate.value, rate.low, rate.high] for name, rate in left.items()}
         return {
             "pictures": len(self.targets),
             "copy_rate_after": rates.pop("after"),
             "attacked": rates,
-            "quality": self._quality(what.edits, judge),
+            "quality": self._quality(what, judge),
             "evaluations": what.evaluations,
             "seconds": round(what.seconds),
         }
 
-    def _left(self, edits: dict[str, Edit | Weights], judge: Judge) -> dict[str, Tensor]:
+    def _left(self, what: Mitigation, judge: Judge) -> dict[str, Tensor]:
         """Copies for the prompts and after attacks, (pictures, seeds) each."""
         count, found = len(self.targets), []
-        each = count if len(edits) == 1 else 1
+        each = count if len(what.edits) == 1 else 1
         for i in range(0, count, each):
             part = self.targets[list(range(i, i + each))]
             prompts = captions_of(part)
-            with edit_for(edits, prompts[0], i).applied(self.model):
+            with what.edit_for(prompts[0], i).applied(self.model):
                 own = copies_of(self.model, self.model.encode(prompts), part, judge)
                 attacked = {
                     init: attacked_copies(self.model, part, init, judge, seed=TEST_SEED + i, how=Dori())
@@ -113,10 +68,10 @@ class Bench:
             found.append({"after": own} | attacked)
         return {name: torch.cat([rows[name] for rows in found]) for name in found[0]}
 
-    def _quality(self, edits: dict[str, Edit | Weights], judge: Judge) -> Row | None:
-        if len(edits) > 1:
+    def _quality(self, what: Mitigation, judge: Judge) -> Row | None:
+        if len(what.edits) > 1:
             return None
-        with edit_for(edits, "", 0).applied(self.model):
+        with what.edit_for(None, 0).applied(self.model):
             after = measure(self.model, self.subjects, judge)
         return quality(self.before, after, self.subjects, judge)
 
@@ -151,8 +106,7 @@ def main() -> None:
     model = load("testbed")
     results = kept("untrained", {"fingerprint": fingerprint(model)})
     bench, prompts = prepare(model), captions_of(memorized_pictures(model, "testbed", PLAN))
-    usual_activations(model)  # found once, whatever is pruned then: no cost of one of them
-    for name in NAMES:
+    for name in UNTRAINED:
         if options.only in name and name not in results["settings"]:
             results["settings"][name] = bench.measured(mitigation(model, name, prompts))
             write("untrained", results, page(results["settings"]))
