@@ -24,7 +24,7 @@ def mitigate(
     ordinary: Annotated[str, typer.Option(help="Folder of ordinary pictures with captions, or plan.")] = "plan",
     run: Annotated[str, typer.Option(help="Folder of checkpoints and measurements; OUT.run by default.")] = "",
     edit: Annotated[str, typer.Option(help="Edit of the model that makes surrogates; Wanda's by default.")] = "",
-    updates: Annotated[int, typer.Option(min=1, help="Updates of the model.")] = 960,
+    updates: Annotated[int, typer.Option(min=0, help="Updates of the model; 0: the default of the method.")] = 0,
     lr: Annotated[float, typer.Option(min=0, help="Learning rate; 1e-5, for the testbed 2e-4.")] = 0.0,
     batch: Annotated[int, typer.Option(min=1, help="Rows of either kind in an update.")] = 8,
     inner: Annotated[int, typer.Option(min=1, help="Attack updates before an update of the model.")] = 50,
@@ -40,7 +40,7 @@ def mitigate(
 ) -> None:
     """Fine-tune memorized pictures out of a model and test what an attack still brings back."""
     from unmemorize.jobs.mitigate import mitigate as run_mitigate
-    from unmemorize.jobs.objectives import MitigateSpec
+    from unmemorize.jobs.objectives import UPDATES, MitigateSpec
 
     spec = MitigateSpec(
         model=model,
@@ -48,7 +48,7 @@ def mitigate(
         images=images,
         ordinary=ordinary,
         edit=edit,
-        updates=updates,
+        updates=updates or UPDATES[method],
         lr=lr,
         batch=batch,
         inner=inner,

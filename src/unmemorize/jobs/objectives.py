@@ -37,6 +37,14 @@ from unmemorize.models.load import EMBEDDED, fingerprint
 from unmemorize.models.unet import UNetModel
 
 Method = Literal["erase", "adversarial-finetune", "finetune", "siss", "neggrad", "deletion"]
+UPDATES: dict[Method, int] = {
+    "erase": 960,
+    "adversarial-finetune": 200,
+    "finetune": 200,
+    "siss": 100,
+    "neggrad": 50,  # what it ascends has no end: more only does harm
+    "deletion": 200,
+}
 PRUNED = (0.1, 0.4, 0.8)  # of each weight row, by Wanda: the least that makes enough surrogates of a picture
 WORD_PAIRS = 4000  # made-up captions that `erase` keeps as they are
 REHEARSED = 40  # updates of the attacks that `erase` trains against
@@ -52,12 +60,12 @@ class MitigateSpec:
     """
 
     model: str = "testbed"
-    method: Method = "adversarial-finetune"
+    method: Method = "erase"
     images: str = PLAN
     ordinary: str = PLAN
     edit: str = ""
     surrogates: int = 10
-    updates: int = 960
+    updates: int = UPDATES["erase"]
     lr: float = 0.0
     batch: int = 8
     inner: int = 50
