@@ -35,10 +35,10 @@ SPECS = {
     "erase, seed 2": dataclasses.replace(ERASE, seed=2),
     "adversarial fine-tuning": PUBLISHED,
     "adversarial fine-tuning, LoRA": dataclasses.replace(PUBLISHED, updates=24, lora=8, lr=1e-3),
-    "fine-tuning, no adversary": MitigateSpec(method="finetune", updates=200, **COMMON),
-    "SISS": MitigateSpec(method="siss", updates=100, **COMMON),
-    "NegGrad": MitigateSpec(method="neggrad", updates=50, **COMMON),
-    "naive deletion": MitigateSpec(method="deletion", updates=200, **COMMON),
+    "fine-tuning, no adversary": MitigateSpec(method="finetune", **COMMON),
+    "SISS": MitigateSpec(method="siss", **COMMON),
+    "NegGrad": MitigateSpec(method="neggrad", **COMMON),
+    "naive deletion": MitigateSpec(method="deletion", **COMMON),
 }
 
 
@@ -63,11 +63,10 @@ def _show(bar: tqdm, stage: str, done: int, total: int) -> None:
 def page(found: dict[str, dict[str, Any]]) -> list[str]:
     """The numbers as a page."""
     first = next(iter(found.values()))
-    value, low, high = first["copy_rate_before"]
     lines = [
         f"{first['pictures']} pictures that were planted a hundred times or more, four seeds each; before, "
-        f"{value:.2f} [{low:.2f}, {high:.2f}] are copies. The attack is plain DoRI: 50 updates of batch 8, with seeds "
-        "and starts that no training saw. Alignment is the relative change on ordinary captions that no training saw, "
+        f"{show(Interval(*first['copy_rate_before']), 2)} are copies. The attack is plain DoRI: 50 updates of batch 8, "
+        "with seeds and starts that no training saw. Alignment is the relative change on ordinary captions that no training saw, "
         "and on the quarter of them nearest to memorized ones. Seconds are those of the updates, on one core.",
         "",
     ]

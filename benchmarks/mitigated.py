@@ -92,7 +92,7 @@ def usual_activations(model: UNetModel) -> Reference:
 
 
 def guarded(model: UNetModel) -> Callable[..., Tensor]:
-    """What the guard makes, calibrated as it comes."""
+    """What the guard makes, calibrated on the prompts that it comes with."""
     empty = first_unconditional(model, seeds=(0,), steps=STEPS)
     found = noise_gap_at_start(model, ordinary_prompts(), empty, seeds=(0,), steps=STEPS)
     return partial(generate_guarded, limits=limits_of(found.scores.flatten().tolist()))
@@ -115,6 +115,6 @@ def forget_retrained(results: Row) -> None:
     for name in filter(at_hand, SPECS):
         hashed = fingerprint(load(str(folder(name) / "model")))
         if known.get(name) != hashed:
-            old = [setting for setting in results["settings"] if setting.startswith(f"{name} | ")]
-            results["settings"] = {k: v for k, v in results["settings"].items() if k not in old}
+            left = {k: v for k, v in results["settings"].items() if not k.startswith(f"{name} | ")}
+            results["settings"] = left
             known[name] = hashed

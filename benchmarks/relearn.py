@@ -18,9 +18,8 @@ from erase import folder
 from unmemorize.attack.dori import Dori
 from unmemorize.core.results import Interval
 from unmemorize.jobs.copies import copy_check
-from unmemorize.jobs.cured import Judge, attacked_copies, copies_of, judge_of, latents_of
+from unmemorize.jobs.cured import Judge, attacked_from_both, copies_of, judge_of, latents_of, rate_of
 from unmemorize.jobs.pairs import PLAN, captions_of, memorized_pictures, ordinary_pictures
-from unmemorize.metrics.ranking import share_interval
 from unmemorize.metrics.similarity import References
 from unmemorize.mitigate.deletion import Deletion
 from unmemorize.mitigate.denoising import Pairs
@@ -42,11 +41,9 @@ def trained_on(model: UNetModel, updates: int) -> None:
 
 def judged(model: UNetModel, memorized: References, judge: Judge) -> dict[str, list[float]]:
     """Copy rates for the prompts, and after DoRI from prompts and from N(0, I)."""
-    found = {"prompt": copies_of(model, model.encode(captions_of(memorized)), memorized, judge)}
-    for init in ("prompt", "random"):
-        found[f"attacked from {init}"] = attacked_copies(model, memorized, init, judge, seed=SEED, how=Dori())
-    rates = {name: share_interval(hits) for name, hits in found.items()}
-    return {name: [rate.value, rate.low, rate.high] for name, rate in rates.items()}
+    own = copies_of(model, model.encode(captions_of(memorized)), memorized, judge)
+    attacked = attacked_from_both(model, memorized, judge, seed=SEED, how=Dori())
+    return {"prompt": rate_of(own)} | {f"attacked from {init}": rate_of(hits) for init, hits in attacked.items()}
 
 
 def page(results: dict) -> list[str]:

@@ -18,11 +18,9 @@ from mitigated import UNTRAINED, Mitigation, mitigation
 from torch import Tensor
 
 from unmemorize.attack.dori import Dori
-from unmemorize.jobs.copies import copy_check
-from unmemorize.jobs.cured import Judge, Subjects, attacked_copies, copies_of, judge_of, measure, quality
-from unmemorize.jobs.mitigate import TEST_SEED
-from unmemorize.jobs.pairs import PLAN, captions_of, memorized_pictures, neighbours, ordinary_pictures
-from unmemorize.metrics.ranking import share_interval
+from unmemorize.jobs.cured import Judge, Subjects, attacked_from_both, copies_of, measure, quality, rate_of
+from unmemorize.jobs.mitigate import TEST_SEED, measures
+from unmemorize.jobs.pairs import captions_of
 from unmemorize.metrics.similarity import References
 from unmemorize.models.load import fingerprint, load
 from unmemorize.models.unet import UNetModel
@@ -41,8 +39,7 @@ class Bench:
     def measured(self, what: Mitigation) -> Row:
         """A row as benchmarks/erase.py writes them; without quality if each picture has its own edit."""
         judge = replace(self.judge, generate=what.generate)
-        left = {name: share_interval(hits) for name, hits in self._left(what, judge).items()}
-        rates = {name: [rate.value, rate.low, rate.high] for name, rate in left.items()}
+        rates = {name: rate_of(hits) for name, hits in self._left(what, judge).items()}
         return {
             "pictures": len(self.targets),
             "copy_rate_after": rates.pop("after"),
@@ -61,10 +58,7 @@ class Bench:
             prompts = captions_of(part)
             with what.edit_for(prompts[0], i).applied(self.model):
                 own = copies_of(self.model, self.model.encode(prompts), part, judge)
-                attacked = {
-                    init: attacked_copies(self.model, part, init, judge, seed=TEST_SEED + i, how=Dori())
-                    for init in ("prompt", "random")
-                }
+                attacked = attacked_from_both(self.model, part, judge, seed=TEST_SEED + i, how=Dori())
             found.append({"after": own} | attacked)
         return {name: torch.cat([rows[name] for rows in found]) for name in found[0]}
 
@@ -78,14 +72,10 @@ class Bench:
 
 def prepare(model: UNetModel) -> Bench:
     """The same pictures and captions as a run of `unmemorize mitigate` has."""
-    memorized, split = memorized_pictures(model, "testbed", PLAN), ordinary_pictures(model, "testbed", PLAN)
-    near = neighbours(model, captions_of(split.held_out), captions_of(memorized))
-    subjects = Subjects(memorized, split.held_out, split.clusters, near)
-    copies = copy_check(model, "testbed", "", ERASE.sscd, ERASE.recipe)
-    judge = judge_of(model, "testbed", copies, ERASE.seeds, ERASE.steps, ERASE.guidance)
+    subjects, judge, _ = measures(ERASE, model)
     before = measure(model, subjects, judge)
     copied = before["copies"].any(dim=1).nonzero()[:, 0].tolist()
-    return Bench(model, subjects, judge, before, memorized[copied])
+    return Bench(model, subjects, judge, before, subjects.memorized[copied])
 
 
 def page(found: dict[str, Row]) -> list[str]:
@@ -105,7 +95,8 @@ def main() -> None:
     options = parser.parse_args()
     model = load("testbed")
     results = kept("untrained", {"fingerprint": fingerprint(model)})
-    bench, prompts = prepare(model), captions_of(memorized_pictures(model, "testbed", PLAN))
+    bench = prepare(model)
+    prompts = captions_of(bench.subjects.memorized)
     for name in UNTRAINED:
         if options.only in name and name not in results["settings"]:
             results["settings"][name] = bench.measured(mitigation(model, name, prompts))

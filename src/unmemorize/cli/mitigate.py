@@ -40,7 +40,7 @@ def mitigate(
 ) -> None:
     """Fine-tune memorized pictures out of a model and test what an attack still brings back."""
     from unmemorize.jobs.mitigate import mitigate as run_mitigate
-    from unmemorize.jobs.objectives import UPDATES, MitigateSpec
+    from unmemorize.jobs.objectives import MitigateSpec
 
     spec = MitigateSpec(
         model=model,
@@ -48,7 +48,7 @@ def mitigate(
         images=images,
         ordinary=ordinary,
         edit=edit,
-        updates=updates or UPDATES[method],
+        updates=updates,
         lr=lr,
         batch=batch,
         inner=inner,

@@ -15,6 +15,7 @@ from unmemorize.core.model import Condition
 from unmemorize.core.sample import generate, generators
 from unmemorize.jobs.copies import CopyCheck
 from unmemorize.metrics.quality import Change, compare, fid, kid, mean_of
+from unmemorize.metrics.ranking import share_interval
 from unmemorize.metrics.similarity import References
 from unmemorize.models.load import EMBEDDED
 from unmemorize.models.unet import UNetModel
@@ -96,6 +97,20 @@ def attacked_copies(
     if init == "random":
         start = torch.stack([torch.randn(start.shape[1:], generator=g) for g in generators(seeds)]).to(start)
     return copies_of(model, Condition(dori(model, latents, start, seeds=seeds, how=how).found), memorized, judge)
+
+
+def attacked_from_both(
+    model: UNetModel, memorized: References, judge: Judge, *, seed: int, how: Dori
+) -> dict[str, Tensor]:
+    """`attacked_copies` from the prompts and from N(0, I), by start."""
+    starts: tuple[Init, ...] = ("prompt", "random")
+    return {init: attacked_copies(model, memorized, init, judge, seed=seed, how=how) for init in starts}
+
+
+def rate_of(hits: Tensor) -> list[float]:
+    """The share of copies in (pictures, seeds), with its 95% interval over pictures: value, low and high."""
+    found = share_interval(hits)
+    return [found.value, found.low, found.high]
 
 
 @torch.no_grad()

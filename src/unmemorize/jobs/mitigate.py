@@ -29,7 +29,16 @@ from unmemorize.core.run import (
 )
 from unmemorize.jobs.card import card
 from unmemorize.jobs.copies import copy_check
-from unmemorize.jobs.cured import Judge, Subjects, attacked_copies, judge_of, measure, quality
+from unmemorize.jobs.cured import (
+    Judge,
+    Subjects,
+    attacked_copies,
+    attacked_from_both,
+    judge_of,
+    measure,
+    quality,
+    rate_of,
+)
 from unmemorize.jobs.objectives import MitigateSpec, objective_of, surrogates_of
 from unmemorize.jobs.pairs import (
     PLAN,
@@ -40,7 +49,6 @@ from unmemorize.jobs.pairs import (
     neighbours,
     ordinary_pictures,
 )
-from unmemorize.metrics.ranking import share_interval
 from unmemorize.metrics.similarity import References
 from unmemorize.mitigate.finetune import Finetuned, Team, finetune
 from unmemorize.mitigate.surrogates import Sampling, Surrogates
@@ -112,26 +120,31 @@ def mitigate(
 
 def _job(spec: MitigateSpec, run: Path, model: UNetModel, team: Team, progress: Progress) -> _Job:
     """Read everything and open the run."""
-    memorized = memorized_pictures(model, spec.model, spec.images)
-    split = ordinary_pictures(model, spec.model, spec.ordinary)
-    folder = "" if spec.images == PLAN else spec.images
-    copies = copy_check(model, spec.model, folder, spec.sscd, spec.recipe)
-    near = neighbours(model, captions_of(split.held_out), captions_of(memorized))
-    subjects = Subjects(memorized, split.held_out, split.clusters, near)
+    subjects, judge, split = measures(spec, model)
     if team.first:
-        data = {"images": (spec.images, memorized), "ordinary": (spec.ordinary, split.train)}
+        data = {"images": (spec.images, subjects.memorized), "ordinary": (spec.ordinary, split.train)}
         record = RunRecord(
             status="running",
             spec={k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(spec).items()},
             versions=versions(),
             model={"name": spec.model, "fingerprint": fingerprint(model)},
             data={name: _source(*parts) for name, parts in data.items()},
-            criterion=dataclasses.asdict(copies.criterion),
+            criterion=dataclasses.asdict(judge.copies.criterion),
         )
         open_run(run, record)
     team.wait()
-    judge = judge_of(model, spec.model, copies, spec.seeds, spec.steps, spec.guidance)
     return _Job(spec, run, model, team, judge, subjects, split, progress)
+
+
+def measures(spec: MitigateSpec, model: UNetModel) -> tuple[Subjects, Judge, Split]:
+    """What is measured, how, and the ordinary pictures that are trained on or held out."""
+    memorized = memorized_pictures(model, spec.model, spec.images)
+    split = ordinary_pictures(model, spec.model, spec.ordinary)
+    folder = "" if spec.images == PLAN else spec.images
+    copies = copy_check(model, spec.model, folder, spec.sscd, spec.recipe)
+    near = neighbours(model, captions_of(split.held_out), captions_of(memorized))
+    judge = judge_of(model, spec.model, copies, spec.seeds, spec.steps, spec.guidance)
+    return Subjects(memorized, split.held_out, split.clusters, near), judge, split
 
 
 def _source(name: str, pictures: References) -> Source:
@@ -167,22 +180,16 @@ def _results(job: _Job, targets: References, before: dict[str, Tensor], made: Fi
     spec, model = job.spec, job.model
     after = job.once("after", lambda: measure(model, job.subjects, job.judge))
     how = Dori(steps=spec.attack_steps)
-    found = job.once(
-        "attacked",
-        lambda: {
-            init: attacked_copies(model, targets, init, job.judge, seed=TEST_SEED, how=how)
-            for init in ("prompt", "random")
-        },
-    )
-    attacked = {init: _rate(hits) for init, hits in found.items()}
+    found = job.once("attacked", lambda: attacked_from_both(model, targets, job.judge, seed=TEST_SEED, how=how))
+    attacked = {init: rate_of(hits) for init, hits in found.items()}
     worst = max(attacked.values(), key=lambda rate: rate[0])
     chosen = before["copies"].any(dim=1)
     return {
         "method": spec.method,
         "pictures": len(targets),
         "not_memorized": len(job.subjects.memorized) - len(targets),
-        "copy_rate_before": _rate(before["copies"][chosen]),
-        "copy_rate_after": _rate(after["copies"][chosen]),
+        "copy_rate_before": rate_of(before["copies"][chosen]),
+        "copy_rate_after": rate_of(after["copies"][chosen]),
         "attacked_copy_rate_after": worst,
         "attacked": attacked,
         "quality": quality(before, after, job.subjects, job.judge),
@@ -193,12 +200,6 @@ def _results(job: _Job, targets: References, before: dict[str, Tensor], made: Fi
         "seconds": round(made.seconds),
         "checks": [list(check) for check in made.checks],
     }
-
-
-def _rate(hits: Tensor) -> list[float]:
-    """Share of copies with its 95% interval over pictures."""
-    found = share_interval(hits)
-    return [found.value, found.low, found.high]
 
 
 def _export(spec: MitigateSpec, model: UNetModel, out: Path, results: dict[str, Any], targets: References) -> None:

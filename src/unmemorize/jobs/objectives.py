@@ -65,7 +65,7 @@ class MitigateSpec:
     ordinary: str = PLAN
     edit: str = ""
     surrogates: int = 10
-    updates: int = UPDATES["erase"]
+    updates: int = 0
     lr: float = 0.0
     batch: int = 8
     inner: int = 50
@@ -80,6 +80,10 @@ class MitigateSpec:
     captions: bool = False
     sscd: str = ""
     recipe: str = "sscd-320"
+
+    def __post_init__(self) -> None:
+        # What a run records is how many it made, not that it was not asked.
+        object.__setattr__(self, "updates", self.updates or UPDATES[self.method])
 
     @property
     def finetune(self) -> Finetune:
