@@ -67,7 +67,8 @@ def page(found: dict[str, dict[str, Any]]) -> list[str]:
         f"{first['pictures']} pictures that were planted a hundred times or more, four seeds each; before, "
         f"{show(Interval(*first['copy_rate_before']), 2)} are copies. The attack is plain DoRI: 50 updates of batch 8, "
         "with seeds and starts that no training saw. Alignment is the relative change on ordinary captions that no "
-        "training saw, and on the quarter of them nearest to memorized ones. Seconds are those of the updates, on one core.",
+        "training saw, and on the quarter of them nearest to memorized ones. Seconds are those of the "
+        "updates, on one core.",
         "",
     ]
     return [*lines, *summary(found), "", *_spread(found)]
