@@ -54,9 +54,9 @@ def page(rows: dict[str, dict[str, str]]) -> list[str]:
         "Copy rates with 95% intervals. The pictures are those that the model copied before, four seeds each; for the "
         "adaptive attack all that the VAE can bring back, two seeds, and its control pictures that were trained on "
         "once; for the prompt search six, two seeds. Alignment: change against the model as it came. Evaluations and "
-        "seconds (one core, not all of one machine): what it took to make, once; the guard adds some to every call that "
-        "it acts on. Attacks do not know of the guard and of the noise. NeMo, θ ≥ 0.25: each prompt's own channels are off for that prompt "
-        "alone.",
+        "seconds (one core, not all of one machine): what it took to make, once; the guard adds some to every call "
+        "that it acts on. Attacks do not know of the guard and of the noise. NeMo, θ ≥ 0.25: each prompt's own "
+        "channels are off for that prompt alone.",
         "",
         *table(["mitigation", *next(iter(rows.values()))], [[name, *row.values()] for name, row in rows.items()]),
     ]
