@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
+from scipy.stats import binomtest
 from sklearn.metrics import roc_auc_score
 
 from unmemorize.core.errors import NotApplicable
@@ -129,24 +130,53 @@ def test_prompts_of_one_kind_cannot_be_ranked(label):
         cluster_bootstrap(auc, np.arange(4.0), np.full(4, label), list("abcd"))
 
 
-def test_rate_interval_covers_the_true_rate():
-    """Where pictures of one unit are copied together, the interval over units nearly always holds the rate."""
-    covered = 0
-    for seed in range(150):
-        hits = np.where(np.random.default_rng(seed).random(60) < 0.3, 4, 0)
-        found = rate_interval(hits, [4] * 60, rounds=200)
-        assert found.value == hits.sum() / 240
-        covered += found.low <= 0.3 <= found.high
-    assert covered >= 130
+@pytest.mark.parametrize("rate", [0.05, 0.1, 0.2, 0.5, 0.9])
+@pytest.mark.parametrize(("units", "seeds"), [(17, 4), (18, 2), (60, 4)])
+def test_rate_interval_covers_the_true_rate(rate, units, seeds):
+    """With seeds of a picture that agree in part (beta-binomial, correlation 0.3), 95% or more of intervals hold it."""
+    rng = np.random.default_rng(units)
+    shape = 1 / 0.3 - 1
+    own = rng.beta(rate * shape, (1 - rate) * shape, size=(400, units))
+    hits = rng.binomial(seeds, own)
+    found = [rate_interval(row, [seeds] * units) for row in hits]
+    covered = np.mean([interval.low <= rate <= interval.high for interval in found])
+    assert covered >= 0.95 - 2 * (0.95 * 0.05 / 400) ** 0.5
+
+
+def test_rate_interval_is_the_exact_one_where_a_unit_has_one_trial():
+    """Against scipy's Clopper-Pearson interval."""
+    for hits in range(18):
+        found = rate_interval([1] * hits + [0] * (17 - hits), [1] * 17)
+        expected = binomtest(hits, 17).proportion_ci(0.95, method="exact")
+        assert (found.low, found.high) == pytest.approx((expected.low, expected.high), abs=1e-12)
+
+
+@given(st.lists(st.integers(0, 4), min_size=1, max_size=25), st.data())
+def test_one_hit_more_never_lowers_a_limit(hits, data):
+    """Seeing one copy more is evidence for a higher rate, wherever it falls."""
+    place = data.draw(st.integers(0, len(hits) - 1))
+    assume(hits[place] < 4)
+    more = [h + (i == place) for i, h in enumerate(hits)]
+    before, after = rate_interval(hits, [4] * len(hits)), rate_interval(more, [4] * len(hits))
+    assert before.low <= after.low
+    assert before.high <= after.high
 
 
 def test_a_rate_of_none_or_all_still_has_a_width():
-    """No copy among 20 units is compatible with a rate of 14% (the rule of three), and the mirror image for all."""
-    none, every = rate_interval([0] * 20, [4] * 20), rate_interval([4] * 20, [4] * 20)
+    """No copy among 17 units of four seeds says no more than none of 17, and one copy does not shrink the limit."""
+    none, one = rate_interval([0] * 17, [4] * 17), rate_interval([1] + [0] * 16, [4] * 17)
     assert (none.value, none.low) == (0, 0)
-    assert (1 - none.high) ** 20 == pytest.approx(0.05)
-    assert (every.value, every.high) == (1, 1)
-    assert every.low**20 == pytest.approx(0.05)
+    assert (1 - none.high) ** 17 == pytest.approx(0.025)
+    assert one.high > none.high
+    every = rate_interval([4] * 17, [4] * 17)
+    assert (every.low, every.high) == (pytest.approx(1 - none.high), 1)
+
+
+def test_half_of_the_seeds_of_every_picture_is_no_certainty():
+    """One copy of two seeds in each of 18 pictures: the bootstrap over pictures had no width there."""
+    found = rate_interval([1] * 18, [2] * 18)
+    assert found.low < 0.3
+    assert found.high > 0.7
 
 
 def test_share_interval_is_the_rate_of_a_table():

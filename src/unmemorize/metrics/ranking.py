@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.sparse.csgraph import connected_components
+from scipy.stats import beta
 from sklearn.feature_extraction.text import CountVectorizer, TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score, roc_curve
@@ -16,6 +17,7 @@ from sklearn.pipeline import make_pipeline
 from unmemorize.core.errors import NotApplicable
 from unmemorize.core.results import Interval
 
+TAIL = 0.025  # on either side of a 95% interval
 MIN_CLUSTERS = 5  # with fewer unrelated prompts an interval would look narrower than it is
 Floats = NDArray[np.float64]
 Statistic = Callable[[Floats, NDArray[np.bool_]], float]
@@ -66,11 +68,15 @@ def cluster_bootstrap(
     return Interval(statistic(scores, positive), float(low), float(high))
 
 
-def rate_interval(hits: Sequence[int], trials: Sequence[int], *, rounds: int = 1000, seed: int = 0) -> Interval:
-    """Σ hits / Σ trials with its 95% interval, resampling the units (pictures, prompts) that the trials belong to.
+def rate_interval(hits: Sequence[int], trials: Sequence[int]) -> Interval:
+    """Σ hits / Σ trials with its exact 95% interval over the units (pictures, prompts) that the trials belong to.
 
-    Where no unit or every unit was hit each time the bootstrap has no width; the interval then reaches to the value
-    that would give such a result with probability 5%, counting units, not trials.
+    Clopper and Pearson's interval, in which a unit counts once, by the share of its trials that were hits: as if all
+    trials of a unit came out alike, which is the worst case. So more trials of the same units narrow nothing, and one
+    hit more never lowers a limit. Units with unequal trials count as (Σ n)² / Σ n² equal ones.
+
+    Paper: Clopper and Pearson 1934.
+    Differs: the count of hits need not be whole (the limits are quantiles of beta distributions, which take any count).
 
     Raises:
         ValueError: There are no trials.
@@ -79,12 +85,11 @@ def rate_interval(hits: Sequence[int], trials: Sequence[int], *, rounds: int = 1
     if not n.sum():
         raise ValueError("expected at least one trial, got none")
     value = float(h.sum() / n.sum())
-    if value in (0.0, 1.0):
-        edge = 0.05 ** (1 / len(n))
-        return Interval(value, edge if value else 0.0, 1.0 if value else 1 - edge)
-    picks = np.random.default_rng(seed).integers(len(h), size=(rounds, len(h)))
-    low, high = np.quantile(h[picks].sum(1) / n[picks].sum(1), [0.025, 0.975])
-    return Interval(value, float(low), float(high))
+    units = float(n.sum() ** 2 / (n**2).sum())
+    hit, missed = value * units, (1 - value) * units
+    low = float(beta.ppf(TAIL, hit, missed + 1)) if value > 0 else 0.0
+    high = float(beta.ppf(1 - TAIL, hit + 1, missed)) if value < 1 else 1.0
+    return Interval(value, low, high)
 
 
 def share_interval(hits: ArrayLike) -> Interval:
