@@ -30,7 +30,7 @@ WRONG = {
     "a folder that is no pipeline": ({"model": "images"}, "model_index.json"),
     "no file of prompts": ({"--prompts": "missing.txt"}, "no such file"),
     "an empty file of prompts": ({"--prompts": "empty.txt"}, "no prompts"),
-    "a folder for prompts": ({"--prompts": "images"}, "no such file"),
+    "a folder for prompts": ({"--prompts": "images"}, "a folder, not a file"),
     "a column that is not there": ({"--prompts": "table.csv", "--column": "words"}, "no column 'words'"),
     "no folder of pictures": ({"--images": "missing"}, "no such folder"),
     "a folder without pictures": ({"--images": "none"}, "no pictures"),

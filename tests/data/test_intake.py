@@ -16,7 +16,7 @@ from PIL import Image
 
 from data_pictures import draw, folder_of, metadata, png, tar_of
 from unmemorize.core.errors import UserError
-from unmemorize.data.hashes import MAX_PIXELS
+from unmemorize.core.pictures import MAX_PIXELS
 from unmemorize.data.intake import picture_files, pieces, read_piece
 from unmemorize.data.items import MAX_CAPTION
 

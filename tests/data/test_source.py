@@ -159,7 +159,7 @@ def refused(path, match, column=None):
 def test_a_missing_file_is_named(tmp_path):
     """What is not there, or is a folder, is one line with the kinds of file there are."""
     refused(tmp_path / "none.csv", r"no such file: name a \.txt, \.csv")
-    refused(tmp_path, "no such file")
+    refused(tmp_path, "a folder, not a file")
 
 
 @pytest.mark.parametrize("name", ["a.txt", "a.csv", "a.tsv", "a.jsonl"])
@@ -291,7 +291,7 @@ def test_a_picture_that_cannot_be_read_is_named(tmp_path, damage):
     Image.fromarray(noise.numpy()).save(bad)
     whole = bad.read_bytes()
     bad.write_bytes({"garbage": b"garbage", "truncated": whole[: len(whole) // 2], "empty": b""}[damage])
-    with pytest.raises(UserError, match=r"bad\.png: cannot be read as a picture: repair or remove it"):
+    with pytest.raises(UserError, match=r"bad\.png: (picture cannot be read|empty file): repair or remove it"):
         read_references(tmp_path, (10, 20))
 
 

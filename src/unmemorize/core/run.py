@@ -16,6 +16,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from unmemorize.core.errors import UserError
+from unmemorize.core.files import kind_of, require_file, require_plain
 
 Progress = Callable[[str, int, int], None]  # stage, done, total
 RECORDED = ("unmemorize", "torch", "diffusers", "transformers", "numpy", "scikit-learn", "pyarrow", "pillow")
@@ -57,8 +58,9 @@ def load_record(run: Path) -> RunRecord | None:
         UserError: `run.json` is not one of ours.
     """
     path = run / "run.json"
-    if not path.exists():
+    if kind_of(path) == "nothing":
         return None
+    require_file(path, "name another directory with --run")
     try:
         return RunRecord.model_validate_json(path.read_text(encoding="utf-8"))
     except (ValidationError, UnicodeDecodeError) as error:
@@ -76,6 +78,7 @@ def open_run(run: Path, record: RunRecord) -> None:
         raise UserError(f"{run}: holds something else: name a new directory with --run")
     if before is not None and before.model_copy(update={"status": record.status}) != record:
         raise UserError(f"{run}: holds a run with other settings, inputs or versions: name another with --run")
+    require_plain(run)
     for left in run.rglob(".*.tmp"):  # by a run that was killed while it wrote
         left.unlink()
     record.save(run)

@@ -3,22 +3,15 @@
 from __future__ import annotations
 
 import hashlib
-import io
-import warnings
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image
 
-FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")  # others, such as PostScript, run programs to be decoded
-MAX_PIXELS = 64_000_000
+from unmemorize.core.pictures import read_picture
+
 SMALL = 16  # the embedding is the picture at 16 × 16 pixels
-UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, MemoryError, Image.DecompressionBombError)
-
-
-class Unusable(Exception):
-    """A picture that cannot be used, and why."""
 
 
 @dataclass(frozen=True)
@@ -33,36 +26,15 @@ class Looks:
     embedding: bytes
 
 
-def decode(content: bytes) -> Image.Image:
-    """The upright RGB picture in a file's bytes.
-
-    Raises:
-        Unusable: It is empty, truncated, no picture, or unpacks to too many pixels.
-    """
-    if not content:
-        raise Unusable("empty file")
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of odd metadata; bombs are refused below
-            with Image.open(io.BytesIO(content), formats=FORMATS) as image:
-                if image.width * image.height > MAX_PIXELS:
-                    raise Unusable("decompression bomb")
-                return ImageOps.exif_transpose(image).convert("RGB")
-    except Image.DecompressionBombError as error:
-        raise Unusable("decompression bomb") from error
-    except UNREADABLE as error:
-        raise Unusable("picture cannot be read") from error
-
-
 def looks(content: bytes) -> Looks:
     """Hash a picture's file.
 
     Raises:
-        Unusable: As `decode`.
+        Unusable: As `read_picture`.
     """
     import imagehash  # an extra, which `database.require` asks for
 
-    image = decode(content)
+    image = read_picture(content)
     perceptual = np.packbits(imagehash.phash(image).hash.ravel()).view(">u8")[0]
     pixels = _digest(repr(image.size).encode() + image.tobytes())
     return Looks(*image.size, _digest(content), pixels, int(perceptual), _embedding(image))

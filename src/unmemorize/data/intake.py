@@ -10,10 +10,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from unmemorize.core.errors import UserError
+from unmemorize.core.files import is_special, kind_of
+from unmemorize.core.pictures import Unusable
 from unmemorize.core.run import Source, atomic, digest
 from unmemorize.core.text import normalise, words
 from unmemorize.data.folders import folder_pieces
-from unmemorize.data.hashes import Unusable, looks
+from unmemorize.data.hashes import looks
 from unmemorize.data.items import ENDINGS, Item
 from unmemorize.data.tables import table_pieces
 from unmemorize.data.tars import TarPiece
@@ -55,6 +57,8 @@ def pieces(source: Path, column: str = "") -> list[Piece]:
     """
     if not source.exists():
         raise UserError(f"{source}: no such file or folder: name a folder, a .parquet file or a .tar file")
+    if is_special(source):
+        raise UserError(f"{source}: {kind_of(source)}: name a folder, a .parquet file or a .tar file")
     root = source if source.is_dir() else source.parent
     files = sorted(p for p in source.rglob("*") if p.is_file()) if source.is_dir() else [source]
     if archives := _ending(files, ARCHIVES):

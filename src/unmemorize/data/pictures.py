@@ -10,13 +10,30 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from unmemorize.core.errors import UserError
+from unmemorize.core.pictures import Unusable, read_picture
 from unmemorize.core.run import atomic
 
 
 def load_image(path: Path) -> Tensor:
-    """An RGB picture as (3, h, w) in [0, 1]."""
-    with Image.open(path) as image:
-        return to_tensor(image)
+    """An RGB picture as (3, h, w) in [0, 1].
+
+    Raises:
+        UserError: It cannot be read.
+    """
+    return to_tensor(read_image(path))
+
+
+def read_image(path: Path) -> Image.Image:
+    """The upright RGB picture in a file.
+
+    Raises:
+        UserError: It cannot be read.
+    """
+    try:
+        return read_picture(path)
+    except Unusable as error:
+        raise UserError(f"{path}: {error}: repair or remove it") from error
 
 
 def to_tensor(image: Image.Image) -> Tensor:

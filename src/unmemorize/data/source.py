@@ -12,10 +12,11 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
 
 from unmemorize.core.errors import UserError
-from unmemorize.data.pictures import to_tensor
+from unmemorize.core.files import kind_of, require_file
+from unmemorize.data.pictures import read_image, to_tensor
 from unmemorize.metrics.similarity import References
 
 COLUMNS = ("prompt", "caption", "text")
@@ -49,8 +50,7 @@ def read_prompts(path: Path, column: str | None = None) -> list[Prompt]:
     Raises:
         UserError: The file is missing, empty, not UTF-8, has no caption column, or has a row that is not text.
     """
-    if not path.is_file():
-        raise UserError(f"{path}: no such file: name a .txt, .csv, .tsv, .jsonl or .parquet file of prompts")
+    require_file(path, "name a .txt, .csv, .tsv, .jsonl or .parquet file of prompts")
     try:
         texts = list(dict.fromkeys(_texts(path, column)))
     except UnicodeDecodeError as error:
@@ -163,8 +163,9 @@ def read_references(folder: Path, size: tuple[int, int]) -> References:
 
 def _metadata(folder: Path) -> dict[str, dict[str, Any]]:
     path = folder / "metadata.jsonl"
-    if not path.exists():
+    if kind_of(path) == "nothing":
         return {}
+    require_file(path, "repair or remove it")
     try:
         return {row["file_name"]: row for row in _json_rows(path) if isinstance(row.get("file_name"), str)}
     except UnicodeDecodeError as error:
@@ -175,16 +176,15 @@ def _caption(file: Path, row: dict[str, Any]) -> str | None:
     if isinstance(row.get("text"), str) and not _surrogate.search(row["text"]):
         return row["text"]
     text = file.with_suffix(".txt")
-    return text.read_text(encoding="utf-8", errors="replace").strip() if text.exists() else None
+    if kind_of(text) == "nothing":
+        return None
+    require_file(text, "repair or remove it")
+    return text.read_text(encoding="utf-8", errors="replace").strip()
 
 
 def _picture(file: Path, size: tuple[int, int]) -> tuple[torch.Tensor, tuple[int, int]]:
     """The picture, its centre cut to the aspect of `size`, and the (width, height) it had."""
-    try:
-        with Image.open(file) as image:
-            rgb = ImageOps.exif_transpose(image).convert("RGB")
-    except (UnidentifiedImageError, OSError, SyntaxError, Image.DecompressionBombError) as error:
-        raise UserError(f"{file}: cannot be read as a picture: repair or remove it") from error
+    rgb = read_image(file)
     small = rgb if rgb.size == size[::-1] else ImageOps.fit(rgb, size[::-1], Image.Resampling.LANCZOS)
     return to_tensor(small), rgb.size
 

@@ -15,11 +15,11 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from unmemorize.core.errors import UserError
+from unmemorize.core.pictures import Unusable, read_picture
 from unmemorize.core.run import Progress, RunRecord, atomic, open_run, versions, write_json
 from unmemorize.data.curation import actions, collect_stakes, group_rows, kept_rows
 from unmemorize.data.database import counts, database, open_parquet, require
 from unmemorize.data.duplicates import BITS, SAME, Group, caption_groups, group_pictures, picture_groups
-from unmemorize.data.hashes import Unusable, decode
 from unmemorize.data.intake import Piece, picture_files, pieces, read_piece, source_of
 from unmemorize.data.repeats import caption_templates, repeated_words
 from unmemorize.data.words import Trigger, collect_captions, shared_words
@@ -195,7 +195,7 @@ def _thumbnails(run: Path, found: list[Piece], rows: set[int]) -> None:
     missing = {row for row in rows if not (run / "pictures" / f"{row}.png").exists()}
     for row, content in picture_files(found, missing):
         try:
-            image = decode(content)
+            image = read_picture(content)
         except Unusable:
             continue
         image.thumbnail((SMALL, SMALL), Image.Resampling.LANCZOS)

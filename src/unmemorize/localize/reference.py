@@ -147,6 +147,8 @@ def save_reference(path: Path, found: Reference, key: str) -> None:
 
 def load_reference(path: Path, key: str) -> Reference | None:
     """What `save_reference` wrote, or None where there is nothing usable: it can be measured again."""
+    if not path.is_file():
+        return None
     try:
         with safe_open(path, "pt") as file:
             facts = json.loads(file.metadata()["reference"])

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from unmemorize.core.criteria import Criterion
 from unmemorize.core.errors import MissingExtra, UserError
+from unmemorize.core.files import require_file
 from unmemorize.core.results import Match
 
 Box = tuple[int, int, int, int]
@@ -209,8 +210,7 @@ def sscd_criterion(weights: Path, recipe: str) -> Criterion:
     """
     if recipe not in SSCD_RECIPES:
         raise UserError(f"unknown SSCD recipe {recipe!r}: choose one of {', '.join(SSCD_RECIPES)}")
-    if not weights.is_file():
-        raise UserError(f"{weights}: no such file: name an SSCD TorchScript (.pt) or ONNX (.onnx) file")
+    require_file(weights, "name an SSCD TorchScript (.pt) or ONNX (.onnx) file")
     hashed = hashlib.sha256(weights.read_bytes()).hexdigest()
     return Criterion("sscd", SSCD_RECIPES[recipe].threshold, recipe, hashed, higher_is_closer=True)
 

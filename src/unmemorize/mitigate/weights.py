@@ -16,6 +16,7 @@ from safetensors.torch import load, save
 from torch import Tensor, nn
 
 from unmemorize.core.errors import UserError
+from unmemorize.core.files import require_file
 from unmemorize.core.fingerprint import pipeline_fingerprint
 from unmemorize.core.hooks import replaced
 from unmemorize.core.model import DiffusionModel
@@ -140,8 +141,7 @@ class Edit:
         path = Path(path)
         beside = path.with_suffix(".json")
         for file in (path, beside):
-            if not file.is_file():
-                raise UserError(f"{file}: no such file: an edit is a .safetensors file with a .json file beside it")
+            require_file(file, "an edit is a .safetensors file with a .json file beside it")
         try:
             record, data = EditRecord.model_validate_json(beside.read_bytes()), path.read_bytes()
         except ValidationError as error:

@@ -12,6 +12,7 @@ from safetensors import SafetensorError
 from transformers.utils import logging as transformers_logging
 
 from unmemorize.core.errors import NotApplicable, UserError
+from unmemorize.core.files import kind_of, require_plain
 from unmemorize.core.fingerprint import pipeline_fingerprint
 from unmemorize.models.unet import UNetModel
 
@@ -71,8 +72,10 @@ def _check_path(path: str) -> None:
         if path.count("/") == 1 and not path.startswith((".", "/", "~")):
             return  # a hub id
         raise UserError(f"{path}: no such folder: name a pipeline folder, a hub id (owner/name) or 'testbed'")
-    if folder.is_file():
-        raise UserError(f"{path}: a file, not a folder: name a folder saved by pipe.save_pretrained(...)")
+    if kind_of(folder) != "a folder":
+        raise UserError(f"{path}: {kind_of(folder)}, not a folder: name a folder saved by pipe.save_pretrained(...)")
+    for level in ("*", "*/*"):  # not "**/*", which does not look into folders that are links
+        require_plain(folder, level)
     index = folder / "model_index.json"
     if not index.exists():
         raise UserError(f"{path}: no model_index.json: name a folder saved by pipe.save_pretrained(...)")

@@ -10,8 +10,8 @@ from typing import Any
 import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from PIL import Image
 
+from unmemorize.core.pictures import read_picture
 from unmemorize.core.run import atomic
 from unmemorize.report.drawing import ACCENT, FAINT, INK, MUTED, STYLE
 
@@ -75,8 +75,7 @@ def draw_sheet(values: Mapping[str, tuple[float, float]], run: Path) -> None:
         titles = {"target": key, "original": said, "attacked": f"attack {attacked:.2f}"}
         for offset, (name, title) in enumerate(titles.items()):
             cell = cells[row][3 * column + offset]
-            with Image.open(run / "images" / f"{key}-{name}.png") as image:
-                cell.imshow(image.convert("RGB"), interpolation="nearest")
+            cell.imshow(read_picture(run / "images" / f"{key}-{name}.png"), interpolation="nearest")
             cell.set_title(title, fontsize=7.5, parse_math=False)
     with atomic(run / "sheet.png") as temporary:
         canvas.savefig(temporary, format="png", metadata={"Software": None}, dpi=110)

@@ -11,6 +11,7 @@ from typing import Any
 import pyarrow as pa
 from pydantic import BaseModel
 
+from unmemorize.core.files import require_plain
 from unmemorize.core.run import atomic
 from unmemorize.report.build import TEMPLATES, environment
 from unmemorize.report.pictures import picture_loader
@@ -80,6 +81,7 @@ def build_data_report(run: Path) -> Path:
     Raises:
         UserError: The run directory is incomplete or damaged.
     """
+    require_plain(run)
     summary = read_document(run / "data.json", DataSummary)
     triggers = read_rows(run / "triggers.parquet", TRIGGERS)
     page = (

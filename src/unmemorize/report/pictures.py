@@ -12,6 +12,9 @@ from pathlib import Path
 
 from PIL import Image
 
+from unmemorize.core.files import is_special
+from unmemorize.core.pictures import Unusable, read_picture
+
 LARGEST = 256  # pixels a side; larger pictures are shrunk
 THUMB = 96  # the same for a thumbnail
 EXACT = 128  # up to here every pixel is kept, and shown as a square of whole pixels
@@ -38,9 +41,8 @@ def picture_loader(run: Path, largest: int = LARGEST) -> Callable[[str], Picture
             path = (root / relative).resolve()
             if not path.is_relative_to(root):
                 return None
-            with Image.open(path) as image:
-                return _encode(image.convert("RGB"), largest)
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError, Image.DecompressionBombWarning):
+            return _encode(read_picture(path), largest)
+        except (OSError, ValueError, Unusable):
             return None
 
     return load
@@ -53,7 +55,9 @@ def file_hasher(run: Path) -> Callable[[str], str]:
     def hashed(relative: str) -> str:
         try:
             path = (root / relative).resolve()
-            return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_relative_to(root) else ""
+            if is_special(path) or not path.is_relative_to(root):
+                return ""
+            return hashlib.sha256(path.read_bytes()).hexdigest()
         except (OSError, ValueError):
             return ""
 

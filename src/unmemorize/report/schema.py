@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 from pydantic import AliasChoices, BaseModel, Field, ValidationError
 
 from unmemorize.core.errors import UserError
+from unmemorize.core.files import require_plain
 
 Row = dict[str, Any]
 Loaded = TypeVar("Loaded", bound=BaseModel)
@@ -227,6 +228,7 @@ def load_run(path: Path) -> Run:
     """
     if not path.is_dir():
         raise UserError(f"{path}: no such run directory: name one that an audit wrote")
+    require_plain(path)
     summary = read_document(path / "summary.json", Summary)
     scores = path / "scores"
     return Run(

@@ -1,0 +1,54 @@
+"""Files that are read: regular ones only, since opening a named pipe or a device can wait forever."""
+
+from __future__ import annotations
+
+import stat
+from pathlib import Path
+
+from unmemorize.core.errors import UserError
+
+
+def kind_of(path: Path) -> str:
+    """What is at a path, with links followed: "a file", "a folder", "nothing", or a kind that is never opened."""
+    try:
+        mode = path.stat().st_mode
+    except (FileNotFoundError, NotADirectoryError):
+        return "nothing"
+    if stat.S_ISREG(mode):
+        return "a file"
+    if stat.S_ISDIR(mode):
+        return "a folder"
+    if stat.S_ISFIFO(mode):
+        return "a named pipe"
+    if stat.S_ISSOCK(mode):
+        return "a socket"
+    return "a device"
+
+
+def is_special(path: Path) -> bool:
+    """Whether something is there that is neither a regular file nor a folder."""
+    return kind_of(path) not in ("a file", "a folder", "nothing")
+
+
+def require_file(path: Path, remedy: str) -> None:
+    """Refuse what is no regular file; `remedy` ends the message.
+
+    Raises:
+        UserError: It is missing, a folder, a named pipe, a socket or a device.
+    """
+    kind = kind_of(path)
+    if kind == "nothing":
+        raise UserError(f"{path}: no such file: {remedy}")
+    if kind != "a file":
+        raise UserError(f"{path}: {kind}, not a file: {remedy}")
+
+
+def require_plain(folder: Path, pattern: str = "**/*") -> None:
+    """Refuse a folder that holds anything but regular files and folders, at the paths that match `pattern`.
+
+    Raises:
+        UserError: It holds a named pipe, a socket or a device.
+    """
+    for path in folder.glob(pattern):
+        if is_special(path):
+            raise UserError(f"{path}: {kind_of(path)}, which is never opened: remove it")
