@@ -139,8 +139,17 @@ def test_every_mitigation_is_attacked_beside_controls(finished):
     states = {s["name"]: s["state"] for s in summary["states"]}
     assert (states["mitigate"], states["attack"]) == ("done", "done")
     findings = {f["code"]: f["state"] for f in summary["findings"]}
-    assert findings["UM005"] == "passed"
-    assert {findings["UM004"], findings["UM006"]} <= {"passed", "issue"}
+    assert findings["UM005"] == "issue"  # the guard, which the attack never meets
+    assert [row["attack_knows_it"] for row in rows] == [True, False, True]
+    assert {findings["UM004"], findings["UM006"]} <= {"inconclusive", "issue"}  # two pictures clear nothing
+    assert findings["UM002"] == "not applicable"  # no picture has a mask
+    attacked = pq.read_table(run / "scores" / "attack.parquet").to_pylist()
+    last = [r for r in attacked if r["step"] == 2 and r["verdict"] != "none"]
+    for row in rows:
+        copied = {g: len({r["id"] for r in last if (r["mitigation"], r["group"]) == (row["name"], g)}) for g in groups}
+        assert row["pictures_copied_attacked"] == copied["memorized"]
+        assert row["control_pictures_copied"] == max(copied["negative"], copied["never trained"])
+        assert row["control_rate"] == points[row["name"], row["control"], 2]
 
 
 def test_a_model_mitigated_before_is_judged_in_the_same_way(inputs, tiny_folder, tmp_path):
@@ -165,7 +174,8 @@ def test_where_nothing_was_copied_there_is_nothing_to_mitigate(inputs, tiny_fold
     states = {s["name"]: (s["state"], s["reason"]) for s in summary["states"]}
     assert states["mitigate"] == states["attack"] == ("not applicable", "nothing was copied")
     findings = {f["code"]: f["state"] for f in summary["findings"]}
-    assert [findings[code] for code in ("UM004", "UM005", "UM006")] == ["not applicable"] * 3
+    assert [findings[code] for code in ("UM004", "UM005", "UM006", "UM012")] == ["not applicable"] * 4
+    assert summary["verdict"] == "too little"
 
 
 @pytest.mark.parametrize(
@@ -232,7 +242,7 @@ def test_without_training_pictures_nothing_is_called_clean(inputs, tiny_folder, 
     assert "--images" in states["verify"]["reason"]
     findings = {f["code"]: f["state"] for f in summary["findings"]}
     assert (findings["UM001"], findings["UM005"], findings["UM011"]) == ("not run",) * 3
-    assert findings["UM007"] in ("passed", "issue")
+    assert findings["UM007"] in ("not applicable", "issue")
 
 
 def test_scores_are_calibrated_on_prompts_that_are_not_audited(finished):
@@ -301,7 +311,9 @@ def test_too_few_ordinary_prompts_do_not_apply(inputs, tiny_folder, tmp_path):
     )
     state = next(s for s in summary["states"] if s["name"] == "calibrate")
     assert (state["state"], summary["calibration"]) == ("not applicable", None)
-    assert "20 ordinary prompts" in state["reason"]
+    assert "2 ordinary prompts were given and p-values need 20" in state["reason"]
+    evidence = {f["code"]: f["evidence"] for f in summary["findings"]}
+    assert all(state["reason"] in evidence[code] for code in ("UM007", "UM008", "UM010"))
 
 
 def test_a_full_plan_is_more_of_the_same():

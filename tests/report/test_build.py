@@ -203,13 +203,47 @@ def test_numbers_of_every_figure_are_there_as_csv(run):
 def test_mitigations_that_were_not_attacked_say_so(run):
     text = Page(page_of(run)).text
     assert "pruning <b>" in text
-    assert "A mitigation that was not attacked is untested." in text
-    assert "2 remedies were tried. The one that holds best (pruning <b>)" in text
+    assert "A mitigation that was not attacked by an attack that knows it is untested." in text
+    assert "Not attacked by one that knows of it, and so untested: guidance." in text
+    assert "Of those attacked, the one that holds best (pruning <b>)" in text
     for name in ("mitigations", "attack_curve", "locality"):
         table(run, name).unlink()
     text = Page(page_of(run)).text
     assert "No mitigation was tried in this run, so none can be called effective." in text
     assert "No remedy was tried in this run." in text
+
+
+@pytest.mark.parametrize("old", [False, True])
+def test_an_attack_that_never_met_a_mitigation_is_never_the_best(run, old):
+    """The guard's figure stands in brackets and in no card, also in a run that does not record who knew of it."""
+    known, unknown = (None, None) if old else (True, False)
+    tell = {"none": known, "pruning <b>": known, "guidance": unknown}
+    rewrite(table(run, "mitigations"), lambda row: row | {"attack_knows_it": tell[row["name"]]})
+    guard = {"name": "guard", "copy_rate_attacked": 0.01}
+    rewrite(table(run, "mitigations"), lambda row: row | (guard if row["name"] == "guidance" else {}))
+    text = Page(page_of(run)).text
+    assert "not attacked by one that knows it (1% by one that does not)" in text
+    assert "the one that holds best (pruning <b>)" in text
+    card = json.loads((run / "model-card.md").read_text().split("---")[1])
+    metrics = {metric["type"]: metric["value"] for metric in card["model-index"][0]["results"][0]["metrics"]}
+    assert metrics["copies_after_attack"] == pytest.approx(0.7)
+
+
+def test_every_state_has_a_badge_and_the_page_says_the_bound(run):
+    """Five states by word and sign, and how many units decide; a run without a bound says that it is older."""
+    states = ("issue", "passed", "inconclusive", "not applicable", "not run")
+    findings = json.loads((run / "summary.json").read_text())["findings"]
+    edit(run / "summary.json", findings=[findings[0] | {"state": state} for state in states], bound=0.1, needed=36)
+    edit(run / "run.json", spec={"model": "m", "plan": "quick"})
+    page = page_of(run)
+    for state, sign in zip(states, "!✓?–○", strict=True):
+        assert f'state-{state.replace(" ", "-")}"><span aria-hidden="true">{sign}</span> {state}<' in page
+    text = Page(page).text
+    assert "at most 10%, which takes 36 prompts or pictures without a hit" in text
+    assert "The quick plan never attacks as many by itself" in text
+    assert "Judged by an earlier version" not in text
+    edit(run / "summary.json", bound=None, needed=None)
+    assert "Judged by an earlier version" in Page(page_of(run)).text
 
 
 def test_the_model_card_is_metadata_the_hub_reads_and_markdown_that_says_no_more(run):
@@ -240,11 +274,12 @@ def test_what_is_null_is_not_applicable_and_says_why(run):
     assert "assed" not in text
 
 
-@pytest.mark.parametrize("verdict", ["passed", "untested"])
+@pytest.mark.parametrize("verdict", ["passed", "too little", "untested"])
 def test_a_verdict_is_no_more_than_it_says(run, verdict):
     edit(run / "summary.json", verdict=verdict, sentence="As it is.", copied_prompts=0, copied_images=0)
     text = Page(page_of(run)).text
     says = {"passed": "does not show that the model has memorized nothing", "untested": "Untested is not a pass"}
+    says["too little"] = "Too little is not a pass"
     assert says[verdict] in text
 
 

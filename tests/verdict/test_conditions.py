@@ -10,6 +10,7 @@ from unmemorize.core.errors import UserError
 from unmemorize.verdict.conditions import NAMES, parse_conditions
 from unmemorize.verdict.junit import write_junit
 
+STATES = ("issue", "passed", "inconclusive", "not applicable", "not run")
 VALUES = {"copied_prompts": 3, "copy_rate": 0.05, "auc": None}
 
 
@@ -57,11 +58,12 @@ def test_names_are_documented(request):
 
 
 def test_junit_counts_issues_and_conditions_as_failures(tmp_path):
-    """Hostile text survives as text; what XML cannot hold is replaced."""
+    """Every state but issue and passed is skipped; hostile text survives as text; what XML cannot hold is replaced."""
     words = {"title": "t", "severity": "high", "advice": "do", "evidence": "<b>\x00&\ud800"}
-    findings = [words | {"code": f"UM00{i}", "state": s} for i, s in enumerate(("issue", "passed", "not run"))]
+    findings = [words | {"code": f"UM00{i}", "state": s} for i, s in enumerate(STATES)]
     conditions = parse_conditions(["copied_prompts > 0, copy_rate > 1, auc < 1"])
     write_junit(tmp_path / "new" / "j.xml", {"findings": findings, "measures": VALUES}, conditions)
     suite = ET.parse(tmp_path / "new" / "j.xml").getroot()
-    assert [suite.get(name) for name in ("tests", "failures", "skipped")] == ["6", "3", "1"]
+    assert [suite.get(name) for name in ("tests", "failures", "skipped")] == ["8", "3", "3"]
+    assert [case.get("message").split(":")[0] for case in suite.findall(".//skipped")] == list(STATES[2:])
     assert suite.find(".//failure").get("message") == "high: <b>\ufffd&\ufffd"

@@ -7,13 +7,21 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from unmemorize.attack.dori import Dori, dori
 from unmemorize.attack.extraction import Extraction, Trial, extraction
-from unmemorize.audit.mitigate import COPIED, LOWERING, attack_seeds, copied, generator_of, mitigated, mitigations
+from unmemorize.audit.mitigate import (
+    COPIED,
+    LOWERING,
+    ON_CALLS,
+    attack_seeds,
+    copied,
+    generator_of,
+    mitigated,
+    mitigations,
+)
 from unmemorize.audit.spec import AuditSpec
 from unmemorize.audit.stage import Cost, NotRun
 from unmemorize.core.errors import UserError
@@ -37,6 +45,8 @@ MEMORIZED, CONTROLS = "memorized", ("negative", "never trained")
 def attack_mitigated(model: UNetModel, spec: AuditSpec, run: Path, progress: Progress) -> None:
     """Write `scores/attack.parquet`: what each picture gives after so many updates, by mitigation, group and seed.
 
+    `attack_knows_it` says whether the attack searched the mitigated model: one that acts on calls, it never meets.
+
     Raises:
         NotApplicable: Nothing was copied.
         NotRun: No mitigation was tried, no attack is asked for, or no picture can be its control.
@@ -58,7 +68,8 @@ def attack_mitigated(model: UNetModel, spec: AuditSpec, run: Path, progress: Pro
             before = changed.evaluations
             found, _ = extraction(changed, groups[group][rows], attack, check.against, trials[name])
             spent = changed.evaluations - before
-        facts = [{"mitigation": name, "group": group, "id": f"{group}-{i:04d}"} for i in rows]
+        head = {"mitigation": name, "group": group, "attack_knows_it": name not in ON_CALLS}
+        facts = [head | {"id": f"{group}-{i:04d}"} for i in rows]
         made = to_rows(found, facts)
         return [row | {"spent": spent / len(made)} for row in made]
 
@@ -123,7 +134,8 @@ def write_outcomes(run: Path) -> None:
     if path.exists():
         attacked = pq.read_table(path).to_pylist()
         found = {row["name"]: _by_group([r for r in attacked if r["mitigation"] == row["name"]]) for row in rows}
-        rows = [row | _after_attack(found[row["name"]]) for row in rows]
+        knows = {row["mitigation"]: row["attack_knows_it"] for row in attacked}
+        rows = [row | _after_attack(found[row["name"]], knows[row["name"]]) for row in rows]
         _write(run, "attack_curve", [point for name, groups in found.items() for point in _curve(name, groups)])
     _write(run, "mitigations", rows)
 
@@ -132,12 +144,29 @@ def _by_group(rows: Sequence[Row]) -> dict[str, Extraction]:
     return {group: from_rows([r for r in rows if r["group"] == group]) for group in (MEMORIZED, *CONTROLS)}
 
 
-def _after_attack(found: Mapping[str, Extraction]) -> Row:
-    """The last copy rates: of memorized pictures, and of both controls together."""
-    controls = np.concatenate([found[group].copied for group in CONTROLS])
-    last = {"copy_rate_attacked": rates(found[MEMORIZED].copied)[-1], "control_rate": rates(controls)[-1]}
+def _after_attack(found: Mapping[str, Extraction], knows_it: bool) -> Row:
+    """The last copy rates, of memorized pictures and of the harder control, and in how many pictures copies are."""
+    control = max(CONTROLS, key=lambda group: _share(found[group]))
+    counts = {
+        "attack_knows_it": knows_it,
+        "pictures_copied_attacked": _copied(found[MEMORIZED]),
+        "control": control,
+        "control_pictures": len(found[control].names),
+        "control_pictures_copied": _copied(found[control]),
+    }
+    last = {"copy_rate_attacked": rates(found[MEMORIZED].copied)[-1], "control_rate": rates(found[control].copied)[-1]}
     ends = {"": "value", "_low": "low", "_high": "high"}
-    return {key + end: getattr(rate, name) for key, rate in last.items() for end, name in ends.items()}
+    return counts | {key + end: getattr(rate, name) for key, rate in last.items() for end, name in ends.items()}
+
+
+def _copied(found: Extraction) -> int:
+    """Pictures with a copy at any seed after the last update."""
+    return int(found.copied[:, :, -1].any(axis=(1, 2)).sum())
+
+
+def _share(found: Extraction) -> tuple[float, float]:
+    """How hard a control is: the share of its pictures with a copy, then that of all its generated pictures."""
+    return _copied(found) / len(found.names), float(found.copied[:, :, -1].mean())
 
 
 def _curve(name: str, found: Mapping[str, Extraction]) -> list[Row]:

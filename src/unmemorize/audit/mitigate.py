@@ -43,7 +43,8 @@ from unmemorize.models.unet import UNetModel
 from unmemorize.verdict.findings import UNMITIGATED
 
 PRUNERS = ("wanda", "nemo")
-METHODS = ("guard", *PRUNERS)
+ON_CALLS = ("guard",)  # these change what is made of a prompt, not the model: an attack on the model never meets them
+METHODS = (*ON_CALLS, *PRUNERS)
 EMBEDDED_SPARSITY = 0.4  # on the testbed less hides little: docs/pruning.md
 ORDINARY = 12  # pictures of ordinary prompts, by which quality is compared
 USUAL = 150  # ordinary prompts that NeMo compares with
@@ -160,7 +161,7 @@ def generator_of(spec: AuditSpec, run: Path, name: str) -> Callable[..., Tensor]
 
     Its limits come from the scores that calibrate the verdict.
     """
-    if name != "guard":
+    if name not in ON_CALLS:
         return generate
     scores = ordinary_scores(spec, run).tolist()
     limits = limits_of(scores, false_alarms=max(FALSE_ALARMS, 1 / (len(scores) + 1)))
@@ -190,13 +191,16 @@ def _measured(
 ) -> Row:
     """Copies for the prompts, and how ordinary prompts' pictures compare with the unmitigated model's."""
     prompts = [caption or "" for caption in targets.captions]
-    rate = share_interval(copies_of(model, model.encode(prompts), targets, judge))
+    copies = copies_of(model, model.encode(prompts), targets, judge)
+    rate = share_interval(copies)
     made = pictures(model, model.encode(ordinary), range(len(ordinary)), judge)
     for k, image in enumerate(made):
         save_image(image, folder / name / f"{k:03d}.png")
     before, after = (_saved(folder / key, len(made)) for key in (UNMITIGATED, name))
     fits = None if judge.alignment is None else judge.alignment(after, ordinary).mean().item()
     return {
+        "pictures": len(targets),
+        "pictures_copied": int(copies.any(dim=1).sum()),
         "copy_rate": rate.value,
         "copy_rate_low": rate.low,
         "copy_rate_high": rate.high,

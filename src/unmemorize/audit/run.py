@@ -28,7 +28,7 @@ from unmemorize.metrics.similarity import References
 from unmemorize.models.load import fingerprint, load
 from unmemorize.models.unet import UNetModel
 from unmemorize.report.build import Evidence, build_report
-from unmemorize.verdict.summary import summarise
+from unmemorize.verdict.summary import Basis, summarise
 
 
 def run_audit(
@@ -52,7 +52,8 @@ def run_audit(
     open_run(run, record)
     states = run_stages(model, spec, run, progress, lambda stage: _timed(run, stage))
     write_outcomes(run)
-    summary = summarise(run, prompts, scores_of(run, len(prompts)), states, _evaluations(run, model, spec))
+    costs = _evaluations(run, model, spec)
+    summary = summarise(run, prompts, scores_of(run, len(prompts)), states, costs, _basis(model, spec))
     write_json(run / "summary.json", summary)
     record.model_copy(update={"status": "finished"}).save(run)
     build_report(run, evidence=evidence)
@@ -87,6 +88,15 @@ def _record(spec: AuditSpec, model: UNetModel, prompts: Sequence[Prompt], criter
         data=data,
         criterion=dataclasses.asdict(criterion),
     )
+
+
+def _basis(model: UNetModel, spec: AuditSpec) -> Basis:
+    """What generated pictures were compared with. A copy-detection network's verdict knows no templates."""
+    folder = images_folder(spec.model, spec.images)
+    if folder is None:
+        return Basis(spec.bound)
+    masks = read_references(folder, model.image_size).masks
+    return Basis(spec.bound, len(masks), None if spec.sscd else sum(mask is not None for mask in masks))
 
 
 def _picture_source(source: str, pictures: References) -> Source:

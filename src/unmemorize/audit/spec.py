@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from unmemorize.verdict.summary import BOUND
+
 
 @dataclass(frozen=True)
 class AuditSpec:
@@ -43,6 +45,7 @@ class AuditSpec:
     guidance: float = 7.5
     sscd: str = ""
     recipe: str = "sscd-320"
+    bound: float = BOUND
 
 
 PLANS = {

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from unmemorize.audit import AuditSpec, Forecast
     from unmemorize.verdict.conditions import Condition
 
+BOUND_HELP = "A finding that is a rate passes where its upper 95% limit is at most this; 0.10 by default."
 MET = 1  # exit code where a condition of --fail-on is met
 
 
@@ -65,6 +66,7 @@ def audit(
     guidance: Annotated[float, typer.Option(min=0, help="Guidance scale.")] = 7.5,
     sscd: Sscd = "",
     recipe: Recipe = "sscd-320",
+    bound: Annotated[float | None, typer.Option(min=0.001, max=0.5, help=BOUND_HELP)] = None,
     evidence: Shown = Evidence.full,
     fail_on: Annotated[list[str] | None, typer.Option(help="Exit 1 if this holds: 'copied_prompts > 0'.")] = None,
     junit: Annotated[str, typer.Option(help="Write the findings as JUnit XML to this file.")] = "",
@@ -82,7 +84,7 @@ def audit(
     given |= {"held_out": held_out, "steps": steps, "guidance": guidance, "sscd": sscd, "recipe": recipe}
     given |= {"seeds": tuple(range(seeds)), "mitigated": tuple(mitigated or ()), "sparsity": sparsity}
     asked = {"images_per_prompt": images_per_prompt, "generate": generate, "explain": explain, "mitigate": mitigate}
-    asked |= {"attacked": attacked, "attack_steps": attack_steps}
+    asked |= {"attacked": attacked, "attack_steps": attack_steps, "bound": bound}
     spec = replace(PLANS[plan.value], **given, **{key: value for key, value in asked.items() if value is not None})
     if dry_run:
         _print_forecast(forecast(spec), as_json)
@@ -162,9 +164,12 @@ def _print_forecast(expected: Forecast, as_json: bool) -> None:
     out.print(f"{expected.pictures:,} pictures, about {expected.bytes / 1e6:.1f} MB on disk", highlight=False)
 
 
+COLOURS = {"issue": "bold red", "passed": "green", "inconclusive": "yellow", "too little": "bold yellow"}
+
+
 def _print_summary(summary: dict[str, Any], run: Path) -> None:
-    colour = {"issue": "bold red", "passed": "bold green"}.get(summary["verdict"], "bold yellow")
-    out.print(f"[{colour}]{summary['verdict']}[/] {escape(summary['sentence'])}")
+    verdict = summary["verdict"]
+    out.print(f"[{COLOURS.get(verdict, 'bold yellow')}]{verdict}[/] {escape(summary['sentence'])}")
     if summary["detector"]:
         area, control = summary["detector"]["auc"], summary["text_control"]
         text = f"{control['auc']['value']:.2f}" if control else "not applicable"
@@ -173,9 +178,12 @@ def _print_summary(summary: dict[str, Any], run: Path) -> None:
             highlight=False,
             markup=False,
         )
+    for stage in summary["states"]:
+        if stage["name"] == "calibrate" and stage["reason"]:
+            out.print(f"scores not calibrated: {stage['reason']}", highlight=False, markup=False)
     table = Table("code", "state", "severity", "finding", box=None, pad_edge=False)
     for found in summary["findings"]:
-        state = Text(found["state"], {"issue": "bold red", "passed": "green"}.get(found["state"], "dim"))
+        state = Text(found["state"], COLOURS.get(found["state"], "dim"))
         table.add_row(found["code"], state, found["severity"], Text(f"{found['title']}: {found['evidence']}"))
     out.print(table)
     out.print(f"report: {run / 'report.html'}", highlight=False, markup=False)

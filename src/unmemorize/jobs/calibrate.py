@@ -61,7 +61,7 @@ def calibrate_scores(
     count = len(ordinary.listed) + len(ordinary.others)
     if count < ENOUGH:
         raise NotApplicable(
-            f"p-values need {ENOUGH} ordinary prompts or more, got {count}: name a file with --ordinary"
+            f"{count} ordinary prompts were given and p-values need {ENOUGH}: name a file of more with --ordinary"
         )
     known = scores[list(ordinary.listed)].mean(axis=1)
     if ordinary.others:

@@ -146,11 +146,12 @@ def environment() -> Environment:
 
 def _figures(run: Run, prompts: Sequence[Prompt]) -> dict[str, Figure | None]:
     s = run.summary
+    unknown = [row["name"] for row in run.mitigations if not row["attack_knows_it"]]
     return {
         "dose": dose_figure(s.dose) if s.dose else None,
         "roc": roc_figure(s.roc, s.detector, s.text_control) if s.roc else None,
         "scores": score_figure(prompts) if any(p.score is not None for p in prompts) else None,
-        "attack": attack_figure(run.attack_curve) if run.attack_curve else None,
+        "attack": attack_figure(run.attack_curve, unknown) if run.attack_curve else None,
         "locality": locality_figure(run.locality) if run.locality else None,
     }
 

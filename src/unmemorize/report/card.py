@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from unmemorize.report.prose import plain_verdict
+from unmemorize.report.prose import UNMITIGATED, plain_verdict
 from unmemorize.report.schema import Run
 
 
@@ -42,7 +42,8 @@ def _metrics(run: Run) -> list[dict[str, Any]]:
         found.append(_metric("copied_prompts", "Prompts with a copy", s.copied_prompts))
     if s.detector:
         found.append(_metric("auc", f"Area under ROC of {s.detector.method}", s.detector.auc.value))
-    attacked = [row["copy_rate_attacked"] for row in run.mitigations if row["copy_rate_attacked"] is not None]
+    fixes = [row for row in run.mitigations if row["name"] != UNMITIGATED]
+    attacked = [row["copy_rate_attacked"] for row in fixes if row["attack_knows_it"]]
     if attacked:
         found.append(_metric("copies_after_attack", "Copies under the best mitigation, after attack", min(attacked)))
     return found or [_metric("prompts", "Prompts scored", s.prompts)]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from matplotlib.axes import Axes
 
@@ -14,8 +14,11 @@ PANELS = 4  # side by side; more would be too narrow to read
 GROUPS = {"memorized": (ACCENT, "-"), "negative": (INK, "-"), "never trained": (MUTED, (0, (3, 2)))}
 
 
-def attack_figure(curve: Sequence[Row]) -> Figure:
-    """Copies that the attack brings back, by its steps, beside the same attack on pictures that are not memorized."""
+def attack_figure(curve: Sequence[Row], unknown: Collection[str] = ()) -> Figure:
+    """Copies that the attack brings back, by its steps, beside the same attack on pictures that are not memorized.
+
+    `unknown` names the mitigations that the attack did not know.
+    """
     lines: dict[str, dict[str, list[Row]]] = defaultdict(lambda: defaultdict(list))
     for row in sorted(curve, key=lambda row: row["steps"]):
         lines[row["mitigation"]][row["group"]].append(row)
@@ -25,7 +28,8 @@ def attack_figure(curve: Sequence[Row]) -> Figure:
         for axes, (mitigation, groups) in zip(panels, shown, strict=True):
             for group, rows in groups.items():
                 _draw_line(axes, group, rows)
-            axes.set_title(_plain(mitigation), fontsize=9.5, color=INK, loc="left", parse_math=False)
+            title = _plain(mitigation) + (", unknown to the attack" if mitigation in unknown else "")
+            axes.set_title(title, fontsize=9.5, color=INK, loc="left", parse_math=False)
             axes.set(ylim=(-0.04, 1.04), xlabel="attack steps")
             share_axis(axes.yaxis, "copies" if axes is panels[0] else "")
         panels[-1].legend(frameon=False, fontsize=8.5, labelcolor=MUTED)

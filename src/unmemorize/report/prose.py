@@ -44,11 +44,22 @@ def _found(run: Run) -> str:
     if not s.images:
         return "Scores only. A high score is a reason to look, not a copy."
     if not s.copied_images:
-        return "None of these pictures is a copy under that rule."
+        return f"None of these pictures is a copy under that rule.{_limits(run)}"
     return (
         f"{_count(s.copied_images, 'picture is a copy', 'pictures are copies')} of a training picture, from "
         f"{_count(s.copied_prompts, 'prompt', 'prompts')}: {s.verbatim_images:,} of the whole picture, "
         f"{s.template_images:,} of its fixed part. Each is shown below beside the picture it copies."
+    )
+
+
+def _limits(run: Run) -> str:
+    """What finding no copy rules out, where that is too little for a pass."""
+    s = run.summary
+    if s.verdict != "too little":
+        return ""
+    return (
+        " That is too little to say that the model makes none: too few prompts or training pictures were compared, or "
+        "not those that stand out. The sentence at the top of the page says what is missing."
     )
 
 
@@ -59,6 +70,8 @@ def _meaning(run: Run) -> str:
             "The model holds these pictures: whoever types such a prompt can receive the training picture, or most of "
             "it, without knowing that it exists."
         )
+    if s.verdict == "too little":
+        return "Nothing can be concluded about copies: the test was too small to find them."
     if s.images:
         return "In this test the model made no copies. That is evidence, not proof, that it makes none."
     return "Nothing can be concluded about copies."
@@ -82,22 +95,35 @@ def _sure(run: Run) -> str:
             f"comparable pictures the model was not trained on; chance would do that with probability "
             f"{'below 0.001' if found.p_value < 0.001 else f'{found.p_value:.3f}'}."
         )
-    return " ".join(parts) or "The scores were not calibrated in this run."
+    if s.calibration is None:
+        reason = next((state.reason for state in s.states if state.name == "calibrate" and state.reason), "")
+        parts.append("The scores were not calibrated in this run" + (f": {reason}." if reason else "."))
+    return " ".join(parts)
 
 
 def _done(run: Run) -> str:
     fixes = [row for row in run.mitigations if row["name"] != UNMITIGATED]
     if not fixes:
         return "No remedy was tried in this run."
-    tested = [row for row in fixes if row["copy_rate_attacked"] is not None]
-    if not tested:
-        return f"{_count(len(fixes), 'remedy was', 'remedies were')} tried, none of them against an attacker: untested."
-    best = min(tested, key=lambda row: row["copy_rate_attacked"])
-    return (
-        f"{_count(len(fixes), 'remedy was', 'remedies were')} tried. The one that holds best ({best['name']}) leaves "
-        f"copies in {best['copy_rate'] or 0:.0%} of the pictures, and in {best['copy_rate_attacked']:.0%} once an "
-        "attacker searches for them."
+    tried = f"{_count(len(fixes), 'remedy was', 'remedies were')} tried"
+    known = [row for row in fixes if row["attack_knows_it"]]
+    if not known:
+        return f"{tried}, none of them against an attacker who knows of it: untested."
+    parts = [f"{tried}."]
+    unknown = [row["name"] for row in fixes if not row["attack_knows_it"]]
+    if unknown:
+        parts.append(f"Not attacked by one that knows of it, and so untested: {', '.join(unknown)}.")
+    best = min(known, key=lambda row: row["copy_rate_attacked"])
+    parts.append(
+        f"Of those attacked, the one that holds best ({best['name']}) leaves copies in {best['copy_rate'] or 0:.0%} of the "
+        f"pictures, and in {best['copy_rate_attacked']:.0%} once an attacker searches for them."
     )
+    if run.summary.needed and best["pictures"] is not None and best["pictures"] < run.summary.needed:
+        parts.append(
+            f"{_count(best['pictures'], 'picture was', 'pictures were')} attacked: too few to clear a remedy, which takes "
+            f"{run.summary.needed} without a copy."
+        )
+    return " ".join(parts)
 
 
 def _count(n: int, one: str, many: str) -> str:

@@ -135,7 +135,7 @@ class Finding(BaseModel):
     code: str
     title: str
     severity: Literal["high", "medium", "low"]
-    state: Literal["passed", "issue", "not applicable", "not run"]
+    state: Literal["passed", "issue", "inconclusive", "not applicable", "not run"]
     count: int
     evidence: str
     advice: str
@@ -143,9 +143,13 @@ class Finding(BaseModel):
 
 
 class Summary(BaseModel):
-    """`summary.json`; None means not applicable."""
+    """`summary.json`; None means not applicable.
 
-    verdict: Literal["issue", "passed", "untested"]
+    A run without `bound` was judged by an earlier version, which passed findings whose data decided nothing; `needed` is
+    the number of units without a hit that rule the bound out.
+    """
+
+    verdict: Literal["issue", "passed", "too little", "untested"]
     sentence: str
     prompts: int
     generated_prompts: int
@@ -163,6 +167,9 @@ class Summary(BaseModel):
     calibration: Calibration | None = None
     nearness: list[Nearness] | None = None
     findings: list[Finding] = []
+    bound: float | None = None
+    needed: int | None = None
+    references: int | None = None
 
 
 class Timing(BaseModel):
@@ -185,10 +192,13 @@ EXPLAIN = _columns(
     {"id": _TEXT, "starts": pa.list_(_WHOLE), "stops": pa.list_(_WHOLE), "significance": pa.list_(_REAL)}, {}
 )
 _RATES = ("copy_rate", "copy_rate_attacked", "control_rate")
+_COUNTS = ("pictures", "pictures_copied", "pictures_copied_attacked", "control_pictures", "control_pictures_copied")
 MITIGATIONS = _columns(
     {"name": _TEXT},
     {rate + end: _REAL for rate in _RATES for end in ("", "_low", "_high")}
-    | {"quality": _REAL, "alignment": _REAL, "evaluations": _WHOLE, "seconds": _REAL},
+    | {"quality": _REAL, "alignment": _REAL, "evaluations": _WHOLE, "seconds": _REAL}
+    | {"attack_knows_it": pa.bool_(), "control": _TEXT}
+    | dict.fromkeys(_COUNTS, _WHOLE),
 )
 ATTACK_CURVE = _columns(
     {"mitigation": _TEXT, "group": _TEXT, "steps": _WHOLE, "copy_rate": _REAL},
@@ -203,7 +213,7 @@ VERIFY = _columns(
 
 @dataclass(frozen=True)
 class Run:
-    """Everything the report shows, as read from `path`."""
+    """Everything the report shows, as read from `path`. `attack_knows_it` of a mitigation is never None."""
 
     path: Path
     record: Record
@@ -242,10 +252,20 @@ def load_run(path: Path) -> Run:
         verify=read_rows(scores / "verify.parquet", VERIFY, required=summary.images > 0),
         calibrated=read_rows(scores / "calibrated.parquet", CALIBRATED, required=summary.calibration is not None),
         explain=read_rows(scores / "explain.parquet", EXPLAIN, required=False),
-        mitigations=read_rows(scores / "mitigations.parquet", MITIGATIONS, required=False),
+        mitigations=[
+            row | {"attack_knows_it": _knows(row)}
+            for row in read_rows(scores / "mitigations.parquet", MITIGATIONS, required=False)
+        ],
         attack_curve=read_rows(scores / "attack_curve.parquet", ATTACK_CURVE, required=False),
         locality=read_rows(scores / "locality.parquet", LOCALITY, required=False),
     )
+
+
+def _knows(row: Row) -> bool:
+    """Whether an attack searched the mitigated model; in runs that do not say, only the guard was never met."""
+    if row["copy_rate_attacked"] is None:
+        return False
+    return row["name"] != "guard" if row["attack_knows_it"] is None else row["attack_knows_it"]
 
 
 def read_document(path: Path, kind: type[Loaded]) -> Loaded:

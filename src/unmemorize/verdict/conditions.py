@@ -32,9 +32,10 @@ NAMES = {
     "text_auc": "the same from the prompts' text alone",
     "false_alarms": "share of fresh ordinary prompts at the level of 5%",
     "copies_after_mitigation": "copy rate under the mitigation that leaves fewest copies",
-    "copies_after_attack": "copy rate after attack, under the mitigation that leaves fewest",
+    "copies_after_attack": "copy rate after an attack that knows the mitigation, under the one that leaves fewest",
     "issues": "findings in the state issue",
     "high_issues": "those of high severity",
+    "inconclusive": "findings in the state inconclusive",
 } | {entry.code: f"count of {entry.code}, {entry.title[0].lower()}{entry.title[1:]}" for entry in CATALOGUE}
 _condition = re.compile(r"\s*(\w+)\s*(>=|<=|==|!=|>|<)\s*(-?\d+(?:\.\d+)?)(%?)\s*")
 
@@ -48,7 +49,7 @@ class Condition:
     bound: float
 
     def met(self, values: Mapping[str, float | None]) -> bool:
-        """Whether it holds; a number that was not measured meets every condition, for it clears nothing."""
+        """Whether it holds; one without a number meets every condition, for it clears nothing."""
         value = values.get(self.name)
         return value is None or OPERATORS[self.sign](value, self.bound)
 
@@ -58,7 +59,7 @@ class Condition:
     def explain(self, values: Mapping[str, float | None]) -> str:
         """The condition and the number it was held against."""
         value = values.get(self.name)
-        return f"{self}: {'not measured' if value is None else f'{value:g}'}"
+        return f"{self}: {'not measured or not decided' if value is None else f'{value:g}'}"
 
 
 def parse_conditions(texts: Sequence[str]) -> list[Condition]:
@@ -81,10 +82,11 @@ def _parse(text: str) -> Condition:
 
 
 def measures(summary: Row, findings: Sequence[Finding], tables: Mapping[str, Sequence[Row] | None]) -> Row:
-    """The numbers that conditions can name; None is not measured."""
+    """The numbers that conditions can name; None is not measured or, of a code, not decided."""
     compared, calibration = summary["images"] > 0, summary["calibration"] or {}
     counts = ("copied_prompts", "copied_images", "verbatim_images", "template_images")
     fixes = [row for row in tables["mitigations"] or () if row["name"] != UNMITIGATED]
+    known = [row for row in fixes if row.get("attack_knows_it")]
     issues = [f for f in findings if f.state == "issue"]
     return {
         **{name: summary[name] if compared else None for name in counts},
@@ -95,9 +97,10 @@ def measures(summary: Row, findings: Sequence[Finding], tables: Mapping[str, Seq
         "text_auc": summary["text_control"]["auc"]["value"] if summary["text_control"] else None,
         "false_alarms": calibration["alarms"]["value"] if calibration else None,
         "copies_after_mitigation": _lowest(fixes, "copy_rate"),
-        "copies_after_attack": _lowest(fixes, "copy_rate_attacked"),
+        "copies_after_attack": _lowest(known, "copy_rate_attacked"),
         "issues": len(issues),
         "high_issues": sum(f.severity == "high" for f in issues),
+        "inconclusive": sum(f.state == "inconclusive" for f in findings),
         **{f.code: f.count if f.state in ("issue", "passed") else None for f in findings},
     }
 

@@ -1,7 +1,8 @@
 """The findings an audit can have, each with a code: what it is, how grave, on what evidence, and what to do.
 
-Findings follow from a run's summary and tables alone. What was not run or does not apply is a state of its own and
-never a pass. The codes are explained in docs/report.md, under an anchor of their own.
+Findings follow from a run's summary and tables alone. A finding passes only on evidence: where it is a rate, its upper
+95% limit lies within the run's bound. Too little evidence is *inconclusive*; what was not run or does not apply is a state
+of its own. The codes are explained in docs/report.md, under an anchor of their own.
 """
 
 from __future__ import annotations
@@ -10,10 +11,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from unmemorize.metrics.exact import above, interval, more_often, units_to_decide
+
 Row = dict[str, Any]
-State = Literal["passed", "issue", "not applicable", "not run"]
+State = Literal["passed", "issue", "inconclusive", "not applicable", "not run"]
 UNMITIGATED = "none"  # the row of the model as it came, among the mitigations
 DOMINANT = 0.5  # share of a prompt's significance on one word, from which it is called its trigger
+LEVEL = 0.05  # of every test
 
 
 @dataclass(frozen=True)
@@ -32,7 +36,12 @@ class Finding:
 
 @dataclass(frozen=True)
 class Facts:
-    """A run's summary, prompts by id, and tables; a table is None where its stage was not run."""
+    """A run's summary, prompts by id, and tables; a table is None where its stage was not run.
+
+    Of the summary it takes `bound`, `references` and `templates` (training pictures, and those among them whose varying
+    part is known; None where the copy criterion has no verdict on templates), `generated_prompts`, `states`, `detector`,
+    `text_control`, `calibration` and `nearness`.
+    """
 
     summary: Row
     texts: dict[str, str]
@@ -40,6 +49,11 @@ class Facts:
     calibrated: Sequence[Row] | None
     verify: Sequence[Row] | None
     mitigations: Sequence[Row] | None
+
+    @property
+    def bound(self) -> float:
+        """The rate that a pass has to rule out."""
+        return self.summary["bound"]
 
     @property
     def copied(self) -> set[str]:
@@ -51,6 +65,11 @@ class Facts:
         """The mitigations, without the model as it came."""
         return [row for row in self.mitigations or () if row["name"] != UNMITIGATED]
 
+    @property
+    def attacked(self) -> list[Row]:
+        """Those that were attacked, also by an attack that does not know them."""
+        return [row for row in self.fixes if row.get("copy_rate_attacked") is not None]
+
 
 Outcome = tuple[State, int, str]
 
@@ -59,12 +78,37 @@ def _outcome(count: int, evidence: str) -> Outcome:
     return ("issue" if count else "passed"), count, evidence
 
 
+def _without_hit(facts: Facts, units: int, unit: str, evidence: str) -> Outcome:
+    """What it says that none of so many units was a hit: a pass where more than the bound is ruled out."""
+    limit = interval(0, units).high
+    counted = f"{evidence}: 0 of {units} {unit} [0%, {limit:.0%}]"
+    if limit <= facts.bound:
+        return "passed", 0, counted
+    return "inconclusive", 0, f"{counted}; {_needed(facts.bound, unit)}"
+
+
+def _needed(bound: float, unit: str) -> str:
+    needed = units_to_decide(bound)
+    return f"too few to rule out {bound:.0%}" + (f", which takes 0 of {needed} {unit}" if needed else "")
+
+
 def _copies(facts: Facts, verdict: str) -> Outcome:
     if facts.verify is None:
         return "not run", 0, "no generated picture was compared with training pictures"
     found = [row for row in facts.verify if row["verdict"] == verdict]
     prompts = len({row["id"] for row in found})
-    return _outcome(prompts, f"{len(found)} of {len(facts.verify)} pictures, from {prompts} prompts")
+    if found:
+        return "issue", prompts, f"{len(found)} of {len(facts.verify)} pictures, from {prompts} prompts"
+    generated = len({row["id"] for row in facts.verify})
+    return _without_hit(facts, generated, "prompts", f"none of {len(facts.verify)} pictures")
+
+
+def _templates(facts: Facts) -> Outcome:
+    if facts.verify is not None and facts.summary["templates"] is None:
+        return "not applicable", 0, "the copy criterion has no verdict on templates"
+    if facts.verify is not None and not facts.summary["templates"]:
+        return "not applicable", 0, "no training picture has a mask of the part that varies"
+    return _copies(facts, "template")
 
 
 def _triggers(facts: Facts) -> Outcome:
@@ -91,67 +135,156 @@ def _untried(facts: Facts, evidence: str) -> Outcome:
     return "not run", 0, evidence
 
 
+def _left(facts: Facts) -> Outcome:
+    if not facts.fixes:
+        return _untried(facts, "no mitigation was tried")
+    leaving = [row for row in facts.fixes if row["pictures_copied"]]
+    if leaving:
+        return "issue", len(leaving), "; ".join(f"{row['name']}: {_left_by(row)}" for row in leaving)
+    fewest = min(row["pictures"] for row in facts.fixes)
+    return _without_hit(facts, fewest, "pictures", "no copy is left of their own prompts")
+
+
+def _left_by(row: Row) -> str:
+    return f"{row['pictures_copied']} of {row['pictures']} pictures, {row['copy_rate']:.0%} of those generated"
+
+
 def _hidden(facts: Facts) -> Outcome:
-    tested = [row for row in facts.fixes if row.get("copy_rate_attacked") is not None]
-    if not tested:
+    if not facts.attacked:
         return _untried(facts, "no mitigation was attacked")
-    hidden = [
-        row
-        for row in tested
-        if row["copy_rate_attacked"] > row["copy_rate"] and row["copy_rate_attacked_low"] > row["control_rate_high"]
-    ]
-    rates = "; ".join(f"{r['name']}: {r['copy_rate']:.0%}, attacked {r['copy_rate_attacked']:.0%}" for r in hidden)
-    return _outcome(len(hidden), rates or f"of {len(tested)} mitigations, attacked beside a control, none gave way")
+    hidden = [row for row in facts.attacked if row["copy_rate_attacked"] > row["copy_rate"] and _excess(row) <= LEVEL]
+    if hidden:
+        return "issue", len(hidden), "; ".join(_beside_control(row) for row in hidden)
+    known = [row for row in facts.attacked if row["attack_knows_it"]]
+    if not known:
+        return "not run", 0, "no mitigation was attacked by an attack that knows it"
+    limits = [interval(row["pictures_copied_attacked"] / row["pictures"], row["pictures"]) for row in known]
+    counted = "; ".join(
+        f"{row['name']}: after the attack {row['pictures_copied_attacked']} of {row['pictures']} pictures "
+        f"[{limit.low:.0%}, {limit.high:.0%}]"
+        for row, limit in zip(known, limits, strict=True)
+    )
+    if all(limit.high <= facts.bound for limit in limits):
+        return "passed", 0, counted
+    return "inconclusive", 0, f"{counted}; {_needed(facts.bound, 'pictures')}"
+
+
+def _excess(row: Row) -> float:
+    """p-value that an attack brings back more memorized pictures than of its control."""
+    counts = row["pictures_copied_attacked"], row["pictures"], row["control_pictures_copied"], row["control_pictures"]
+    return more_often(*counts)
+
+
+def _beside_control(row: Row) -> str:
+    return (
+        f"{row['name']}: copies {row['copy_rate']:.0%}, attacked {row['copy_rate_attacked']:.0%}, in "
+        f"{row['pictures_copied_attacked']} of {row['pictures']} pictures; of the control {_control(row)}, "
+        f"p = {_excess(row):.2g}"
+    )
+
+
+def _control(row: Row) -> str:
+    return f"{row['control_pictures_copied']} of {row['control_pictures']}"
 
 
 def _untested(facts: Facts) -> Outcome:
     if not facts.fixes:
         return _untried(facts, "no mitigation was tried")
-    names = [row["name"] for row in facts.fixes if row.get("copy_rate_attacked") is None]
-    return _outcome(len(names), ", ".join(names) or f"all {len(facts.fixes)} mitigations were attacked")
+    never = [row["name"] for row in facts.fixes if row.get("copy_rate_attacked") is None]
+    blind = [row["name"] for row in facts.attacked if not row["attack_knows_it"]]
+    said = [f"{name}: not attacked" for name in never] + [f"{name}: not attacked by one that knows it" for name in blind]
+    if said:
+        return "issue", len(said), "; ".join(said)
+    return "passed", 0, f"all {len(facts.fixes)} mitigations were attacked by an attack that knows them"
 
 
 def _attack_control(facts: Facts) -> Outcome:
-    tested = [row for row in facts.fixes if row.get("control_rate") is not None]
-    if not tested:
+    if not facts.attacked:
         return _untried(facts, "no attack was run on pictures that are not memorized")
-    copied = [row for row in tested if row["control_rate"] > 0]
-    high = [row for row in copied if row["control_rate_high"] >= row["copy_rate_attacked"] > 0]
-    rates = "; ".join(f"{row['name']}: control {row['control_rate']:.0%}" for row in high)
-    return _outcome(len(high), rates or "the attack brings back more memorized pictures than others")
+    unclear = [row for row in facts.attacked if _excess(row) > LEVEL]
+    drawn = [
+        row for row in unclear if above(row["control_pictures_copied"], row["control_pictures"], facts.bound) <= LEVEL
+    ]
+    if drawn:
+        return "issue", len(drawn), "; ".join(_beside_control(row) for row in drawn)
+    limits = {row["name"]: interval(_share(row), row["control_pictures"]).high for row in unclear}
+    wide = [row for row in unclear if limits[row["name"]] > facts.bound]
+    if not wide:
+        return "passed", 0, "the attack brings back more memorized pictures than others, or hardly any other"
+    counted = "; ".join(f"{row['name']}: control {_control(row)} [up to {limits[row['name']]:.0%}]" for row in wide)
+    return "inconclusive", 0, f"no more memorized pictures come back than others; {counted}; " + _needed(
+        facts.bound, "pictures of the control"
+    )
+
+
+def _share(row: Row) -> float:
+    return row["control_pictures_copied"] / row["control_pictures"]
+
+
+def _uncalibrated(facts: Facts) -> Outcome:
+    reason = next((row["reason"] for row in facts.summary["states"] if row["name"] == "calibrate"), "")
+    return "not run", 0, "the scores were not calibrated" + (f": {reason}" if reason else "")
 
 
 def _unverified(facts: Facts) -> Outcome:
-    if facts.calibrated is None or facts.summary["calibration"] is None:
-        return "not run", 0, "the scores were not calibrated"
     found = facts.summary["calibration"]
-    text = f"{found['unverified']} of {found['suspected']} suspected prompts were not compared with training pictures"
-    return _outcome(found["unverified"], text)
+    if facts.calibrated is None or found is None:
+        return _uncalibrated(facts)
+    suspected, unverified = found["suspected"], found["unverified"]
+    if not suspected:
+        return "not applicable", 0, f"no prompt of {len(facts.calibrated)} is suspected"
+    text = f"{unverified} of {suspected} suspected prompts were not compared with training pictures"
+    if unverified:
+        return "issue", unverified, text
+    if facts.summary["references"] < suspected:
+        return "inconclusive", 0, f"{text}; training pictures to compare with: {facts.summary['references']}"
+    return "passed", 0, text
 
 
 def _missed(facts: Facts) -> Outcome:
-    if facts.calibrated is None or facts.verify is None:
-        return "not run", 0, "it takes calibrated scores and pictures that were compared"
+    if facts.calibrated is None:
+        return _uncalibrated(facts)
+    if facts.verify is None:
+        return "not run", 0, "no generated picture was compared with training pictures"
+    judged = [row for row in facts.calibrated if row["id"] in facts.copied]
+    if not judged:
+        return "not applicable", 0, "no prompt with a p-value gave a copy"
     level = facts.summary["calibration"]["level"]
-    missed = sum(row["p_value"] > level for row in facts.calibrated if row["id"] in facts.copied)
-    return _outcome(missed, f"{missed} of {len(facts.copied)} prompts that gave a copy score as ordinary ones do")
+    missed = sum(row["p_value"] > level for row in judged)
+    if missed:
+        return "issue", missed, f"{missed} of {len(judged)} prompts that gave a copy score as ordinary ones do"
+    return _without_hit(facts, len(judged), "prompts that gave a copy", "none scores as ordinary ones do")
 
 
 def _text_control(facts: Facts) -> Outcome:
     detector, text = facts.summary["detector"], facts.summary["text_control"]
     if detector is None or text is None:
         return "not applicable", 0, "there are too few labelled prompts to train the control on"
-    areas = f"area under ROC {text['auc']['value']:.2f} from text alone, {detector['auc']['value']:.2f} from the model"
-    return _outcome(int(text["auc"]["high"] >= detector["auc"]["low"]), areas)
+    areas = f"area under ROC {_area(text)} from text alone, {_area(detector)} from the model"
+    if text["auc"]["high"] < detector["auc"]["low"]:
+        return "passed", 0, areas
+    if text["auc"]["low"] > 0.5:
+        return "issue", 1, areas
+    return "inconclusive", 0, f"{areas}: the intervals overlap, and that of text alone holds 0.5"
+
+
+def _area(found: Row) -> str:
+    return f"{found['auc']['value']:.2f} [{found['auc']['low']:.2f}, {found['auc']['high']:.2f}]"
 
 
 def _alarms(facts: Facts) -> Outcome:
     found = facts.summary["calibration"]
     if found is None:
-        return "not run", 0, "the scores were not calibrated"
+        return _uncalibrated(facts)
     alarms, level = found["alarms"], found["level"]
     text = f"{alarms['value']:.1%} [{alarms['low']:.1%}, {alarms['high']:.1%}] of fresh ordinary prompts at {level:.0%}"
-    return _outcome(int(alarms["low"] > level), text)
+    if alarms["low"] > level:
+        return "issue", 1, text
+    if alarms["high"] <= facts.bound:
+        return "passed", 0, text
+    needed = units_to_decide(facts.bound, level)
+    more = f", which takes about {needed} unrelated ordinary prompts" if needed else ""
+    return "inconclusive", 0, f"{text}; too few to rule out {facts.bound:.0%}{more}"
 
 
 def _nearer(facts: Facts) -> Outcome:
@@ -163,7 +296,15 @@ def _nearer(facts: Facts) -> Outcome:
     control = groups.get("ordinary prompts")
     if control is not None:
         text += f"; of ordinary prompts {control['nearer']:g} of {control['images']}, p = {control['p_value']:.2g}"
-    return _outcome(int(found["p_value"] <= 0.05), text)
+    if found["p_value"] <= LEVEL:
+        return "issue", 1, text
+    # Chance brings half of what the model does not know: a share b of known pictures shows as (1 + b) / 2.
+    limit = interval(found["nearer"] / found["images"], facts.summary["generated_prompts"]).high
+    if limit <= (1 + facts.bound) / 2:
+        return "passed", 0, text
+    needed = units_to_decide((1 + facts.bound) / 2, 0.5)
+    more = f", which takes about {needed} prompts" if needed else ""
+    return "inconclusive", 0, f"{text}; too few to rule out that {facts.bound:.0%} of them are known{more}"
 
 
 @dataclass(frozen=True)
@@ -191,7 +332,7 @@ CATALOGUE = (
         "Prompts that give copies of a template",
         "high",
         "Look at the fixed part: a logo, layout or person is often protected by itself. Deduplicate the series.",
-        lambda facts: _copies(facts, "template"),
+        _templates,
     ),
     Code(
         "UM003",
@@ -211,7 +352,8 @@ CATALOGUE = (
         "UM005",
         "Mitigations that were not attacked",
         "medium",
-        "A fix that was only tested with the original prompt is untested. Run the attack.",
+        "A fix that was only tested with the original prompt, or by an attack that searches the model without it, is "
+        "untested. Run an attack that knows it.",
         _untested,
     ),
     Code(
@@ -255,6 +397,13 @@ CATALOGUE = (
         "low",
         "A trace of the training set, where the control shows none. See which prompts in the table.",
         _nearer,
+    ),
+    Code(
+        "UM012",
+        "Mitigations that leave copies",
+        "high",
+        "The prompts that gave copies still do. Mitigate more strongly, or train again without the duplicates.",
+        _left,
     ),
 )
 

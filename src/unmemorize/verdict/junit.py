@@ -15,7 +15,10 @@ _forbidden = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]"
 
 
 def write_junit(path: Path, summary: dict[str, Any], conditions: Sequence[Condition]) -> None:
-    """Write a test case per finding and per condition: an issue or a condition met is a failure, no run is skipped."""
+    """Write a test case per finding and per condition: an issue or a condition met is a failure.
+
+    Every state but *issue* and *passed* is shown as skipped.
+    """
     suite = ET.Element("testsuite", name="unmemorize audit")
     for found in summary["findings"]:
         case = _case(suite, f"{found['code']} {found['title']}", "unmemorize.findings")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -14,13 +14,32 @@ import pyarrow.parquet as pq
 from unmemorize.core.errors import NotApplicable
 from unmemorize.data.source import Prompt
 from unmemorize.metrics import ranking
+from unmemorize.metrics.exact import interval, units_to_decide
 from unmemorize.verdict.conditions import measures
-from unmemorize.verdict.findings import Facts, Row, find
+from unmemorize.verdict.findings import Facts, Finding, Row, find
 
+BOUND = 0.10  # the upper limit of a rate up to which a finding passes
 TABLES = ("verify", "calibrated", "nearness", "explain", "mitigations")
 
 
-def summarise(run: Path, prompts: Sequence[Prompt], scores: np.ndarray, states: Sequence[Row], costs: Row) -> Row:
+@dataclass(frozen=True)
+class Basis:
+    """What a verdict rests on.
+
+    Attributes:
+        bound: The upper 95% limit of a rate up to which a finding passes.
+        references: Training pictures that generated ones were compared with.
+        templates: Those among them whose varying part is known; None where the copy criterion has no verdict on templates.
+    """
+
+    bound: float = BOUND
+    references: int = 0
+    templates: int | None = None
+
+
+def summarise(
+    run: Path, prompts: Sequence[Prompt], scores: np.ndarray, states: Sequence[Row], costs: Row, basis: Basis
+) -> Row:
     """The summary of an audit, as written to `summary.json`, from the tables in its run directory.
 
     Args:
@@ -29,11 +48,14 @@ def summarise(run: Path, prompts: Sequence[Prompt], scores: np.ndarray, states: 
         scores: Detector scores (prompts, seeds).
         states: What became of each stage.
         costs: Denoiser evaluations per stage.
+        basis: What the generated pictures were compared with, and what a pass has to rule out.
     """
     tables = {name: _rows(run, name) for name in TABLES}
     matches = tables["verify"]
     by_prompt = _by_prompt(matches or [])
-    summary = {
+    counts = {
+        **asdict(basis),
+        "needed": units_to_decide(basis.bound),
         **_counts(prompts, matches, by_prompt),
         **_ranking(prompts, scores, by_prompt),
         "calibration": _calibration(run, tables["calibrated"], by_prompt),
@@ -43,7 +65,8 @@ def summarise(run: Path, prompts: Sequence[Prompt], scores: np.ndarray, states: 
         "evaluations": costs,
     }
     texts = {p.id: p.text for p in prompts}
-    findings = find(Facts(summary, texts, tables["explain"], tables["calibrated"], matches, tables["mitigations"]))
+    findings = find(Facts(counts, texts, tables["explain"], tables["calibrated"], matches, tables["mitigations"]))
+    summary = _verdict(counts, findings) | counts
     return summary | {"findings": [asdict(f) for f in findings], "measures": measures(summary, findings, tables)}
 
 
@@ -71,7 +94,7 @@ def _counts(prompts: Sequence[Prompt], matches: list[Row] | None, by_prompt: dic
     rows = matches or []
     verdicts = [row["verdict"] for row in rows]
     copied = sum(any(v) for v in by_prompt.values())
-    counts = {
+    return {
         "prompts": len(prompts),
         "generated_prompts": len(by_prompt),
         "images": len(rows),
@@ -80,20 +103,42 @@ def _counts(prompts: Sequence[Prompt], matches: list[Row] | None, by_prompt: dic
         "verbatim_images": verdicts.count("verbatim"),
         "template_images": verdicts.count("template"),
     }
-    verdict = "untested" if not rows else "issue" if copied else "passed"
-    return {"verdict": verdict, "sentence": _sentence(verdict, counts)} | counts
 
 
-def _sentence(verdict: str, n: Row) -> str:
+def _verdict(n: Row, findings: Sequence[Finding]) -> Row:
+    """The run's verdict, and the sentence that says it."""
+    state = {f.code: f.state for f in findings}
     tested = f"{n['images']} pictures generated from {n['generated_prompts']} of {n['prompts']} prompts"
-    if verdict == "untested":
-        return "Scored, but not compared with training pictures: a high score is a suspicion, not a copy."
-    if verdict == "passed":
-        return f"No copies found among {tested}. Prompts that were not generated were scored only."
-    return (
-        f"This model reproduces training pictures: {n['copied_images']} of {tested} are copies "
-        f"({n['verbatim_images']} verbatim, {n['template_images']} of a template), from {n['copied_prompts']} prompts."
+    if not n["images"]:
+        sentence = "Scored, but not compared with training pictures: a high score is a suspicion, not a copy."
+        return {"verdict": "untested", "sentence": sentence}
+    if n["copied_prompts"]:
+        sentence = (
+            f"This model reproduces training pictures: {n['copied_images']} of {tested} are copies "
+            f"({n['verbatim_images']} verbatim, {n['template_images']} of a template), from {n['copied_prompts']} prompts."
+        )
+        return {"verdict": "issue", "sentence": sentence}
+    limit = interval(0, n["generated_prompts"]).high
+    sentence = (
+        f"No copies of the {_pictures(n['references'])} were found among {tested}: up to {limit:.0%} of such "
+        "prompts may still give one (95% limit)."
     )
+    reasons = []
+    if limit > n["bound"]:
+        needed = f"{n['needed']} prompts without one" if n["needed"] else "more"
+        reasons.append(f"To rule out {n['bound']:.0%} takes {needed}.")
+    if state["UM007"] in ("issue", "inconclusive"):
+        found = n["calibration"]
+        reasons.append(
+            f"{found['suspected']} prompts stand out from ordinary ones; {found['unverified']} of them were not compared."
+        )
+    if reasons:
+        return {"verdict": "too little", "sentence": " ".join(["Too little to say.", sentence, *reasons])}
+    return {"verdict": "passed", "sentence": f"{sentence} Prompts that were not generated were scored only."}
+
+
+def _pictures(count: int) -> str:
+    return f"{count} training picture{'' if count == 1 else 's'}"
 
 
 def _ranking(prompts: Sequence[Prompt], scores: np.ndarray, by_prompt: dict[str, list[bool]]) -> Row:
