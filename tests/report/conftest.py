@@ -76,7 +76,8 @@ def _outcomes() -> dict[str, list[dict[str, object]]]:
     """Three mitigations, one of them not attacked, with the curves of the other two, and where memories sit."""
     rates = {"none": (0.9, 0.95, 0.1), "pruning <b>": (0.05, 0.7, 0.1), "guidance": (0.1, None, None)}
     mitigations = [
-        {"name": name, "attack_knows_it": None if values[1] is None else True, "pictures": 6, "quality": 0.8, "alignment": 0.3, "evaluations": 1200, "seconds": 31.5}
+        {"name": name, "pictures": 6, "attack_knows_it": values[1] is not None}
+        | {"quality": 0.8, "alignment": 0.3, "evaluations": 1200, "seconds": 31.5}
         | {f"{column}{end}": None if v is None else max(0.0, min(1.0, v + d))
            for column, v in zip(("copy_rate", "copy_rate_attacked", "control_rate"), values, strict=True)
            for end, d in (("", 0), ("_low", -0.05), ("_high", 0.05))}

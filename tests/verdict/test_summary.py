@@ -15,6 +15,8 @@ from unmemorize.verdict.summary import Basis, summarise
 ALARMS = {"value": 0.04, "low": 0.01, "high": 0.07}
 PROMPTS = [Prompt(f"p{i}", f"prompt number {i}") for i in range(40)]
 
+ONE_PICTURE = {"generated": 40, "suspected": 3, "basis": Basis(references=1)}
+
 
 def judged(run, *, generated, suspected=0, copied=0, basis=None):
     """The summary of a run that generated from the first prompts, and suspects the last ones."""
@@ -37,7 +39,7 @@ def judged(run, *, generated, suspected=0, copied=0, basis=None):
         ({"generated": 2}, "too little", "up to 84% of such prompts may still give one (95% limit)"),
         ({"generated": 2}, "too little", "To rule out 10% takes 36 prompts without one"),
         ({"generated": 38, "suspected": 3}, "too little", "3 prompts stand out from ordinary ones; 2 of them were not"),
-        ({"generated": 40, "suspected": 3, "basis": Basis(references=1)}, "too little", "No copies of the 1 training picture were"),
+        (ONE_PICTURE, "too little", "No copies of the 1 training picture were found among 40 pictures"),
         ({"generated": 2, "basis": Basis(0.5, 60)}, "too little", "up to 84%"),
         ({"generated": 6, "basis": Basis(0.5, 60)}, "passed", "up to 46%"),
         ({"generated": 2, "copied": 1}, "issue", "1 of 2 pictures"),

@@ -115,14 +115,13 @@ def _done(run: Run) -> str:
         parts.append(f"Not attacked by one that knows of it, and so untested: {', '.join(unknown)}.")
     best = min(known, key=lambda row: row["copy_rate_attacked"])
     parts.append(
-        f"Of those attacked, the one that holds best ({best['name']}) leaves copies in {best['copy_rate'] or 0:.0%} of the "
-        f"pictures, and in {best['copy_rate_attacked']:.0%} once an attacker searches for them."
+        f"Of those attacked, the one that holds best ({best['name']}) leaves copies in {best['copy_rate'] or 0:.0%} of "
+        f"the pictures, and in {best['copy_rate_attacked']:.0%} once an attacker searches for them."
     )
-    if run.summary.needed and best["pictures"] is not None and best["pictures"] < run.summary.needed:
-        parts.append(
-            f"{_count(best['pictures'], 'picture was', 'pictures were')} attacked: too few to clear a remedy, which takes "
-            f"{run.summary.needed} without a copy."
-        )
+    needed, pictures = run.summary.needed, best["pictures"]
+    if needed and pictures is not None and pictures < needed:
+        attacked = _count(pictures, "picture was", "pictures were")
+        parts.append(f"{attacked} attacked: too few to clear a remedy, which takes {needed} without a copy.")
     return " ".join(parts)
 
 

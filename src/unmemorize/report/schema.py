@@ -145,8 +145,8 @@ class Finding(BaseModel):
 class Summary(BaseModel):
     """`summary.json`; None means not applicable.
 
-    A run without `bound` was judged by an earlier version, which passed findings whose data decided nothing; `needed` is
-    the number of units without a hit that rule the bound out.
+    A run without `bound` was judged by an earlier version, which passed findings whose data decided nothing. `needed`
+    is the number of units without a hit that rule the bound out.
     """
 
     verdict: Literal["issue", "passed", "too little", "untested"]

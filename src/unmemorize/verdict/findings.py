@@ -1,8 +1,8 @@
 """The findings an audit can have, each with a code: what it is, how grave, on what evidence, and what to do.
 
 Findings follow from a run's summary and tables alone. A finding passes only on evidence: where it is a rate, its upper
-95% limit lies within the run's bound. Too little evidence is *inconclusive*; what was not run or does not apply is a state
-of its own. The codes are explained in docs/report.md, under an anchor of their own.
+95% limit lies within the run's bound. Too little evidence is *inconclusive*; what was not run or does not apply is a
+state of its own. The codes are explained in docs/report.md, under an anchor of their own.
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ class Facts:
     """A run's summary, prompts by id, and tables; a table is None where its stage was not run.
 
     Of the summary it takes `bound`, `references` and `templates` (training pictures, and those among them whose varying
-    part is known; None where the copy criterion has no verdict on templates), `generated_prompts`, `states`, `detector`,
-    `text_control`, `calibration` and `nearness`.
+    part is known; None where the copy criterion has no verdict on templates), `generated_prompts`, `states`,
+    `detector`, `text_control`, `calibration` and `nearness`.
     """
 
     summary: Row
@@ -190,9 +190,10 @@ def _control(row: Row) -> str:
 def _untested(facts: Facts) -> Outcome:
     if not facts.fixes:
         return _untried(facts, "no mitigation was tried")
-    never = [row["name"] for row in facts.fixes if row.get("copy_rate_attacked") is None]
-    blind = [row["name"] for row in facts.attacked if not row["attack_knows_it"]]
-    said = [f"{name}: not attacked" for name in never] + [f"{name}: not attacked by one that knows it" for name in blind]
+    said = [f"{row['name']}: not attacked" for row in facts.fixes if row not in facts.attacked]
+    said += [
+        f"{row['name']}: not attacked by one that knows it" for row in facts.attacked if not row["attack_knows_it"]
+    ]
     if said:
         return "issue", len(said), "; ".join(said)
     return "passed", 0, f"all {len(facts.fixes)} mitigations were attacked by an attack that knows them"
@@ -212,8 +213,11 @@ def _attack_control(facts: Facts) -> Outcome:
     if not wide:
         return "passed", 0, "the attack brings back more memorized pictures than others, or hardly any other"
     counted = "; ".join(f"{row['name']}: control {_control(row)} [up to {limits[row['name']]:.0%}]" for row in wide)
-    return "inconclusive", 0, f"no more memorized pictures come back than others; {counted}; " + _needed(
-        facts.bound, "pictures of the control"
+    return (
+        "inconclusive",
+        0,
+        f"no more memorized pictures come back than others; {counted}; "
+        + _needed(facts.bound, "pictures of the control"),
     )
 
 

@@ -29,7 +29,7 @@ class Basis:
     Attributes:
         bound: The upper 95% limit of a rate up to which a finding passes.
         references: Training pictures that generated ones were compared with.
-        templates: Those among them whose varying part is known; None where the copy criterion has no verdict on templates.
+        templates: Those among them whose varying part is known; None where the criterion has no verdict on templates.
     """
 
     bound: float = BOUND
@@ -115,7 +115,8 @@ def _verdict(n: Row, findings: Sequence[Finding]) -> Row:
     if n["copied_prompts"]:
         sentence = (
             f"This model reproduces training pictures: {n['copied_images']} of {tested} are copies "
-            f"({n['verbatim_images']} verbatim, {n['template_images']} of a template), from {n['copied_prompts']} prompts."
+            f"({n['verbatim_images']} verbatim, {n['template_images']} of a template), from {n['copied_prompts']} "
+            "prompts."
         )
         return {"verdict": "issue", "sentence": sentence}
     limit = interval(0, n["generated_prompts"]).high
@@ -128,10 +129,8 @@ def _verdict(n: Row, findings: Sequence[Finding]) -> Row:
         needed = f"{n['needed']} prompts without one" if n["needed"] else "more"
         reasons.append(f"To rule out {n['bound']:.0%} takes {needed}.")
     if state["UM007"] in ("issue", "inconclusive"):
-        found = n["calibration"]
-        reasons.append(
-            f"{found['suspected']} prompts stand out from ordinary ones; {found['unverified']} of them were not compared."
-        )
+        suspected, unverified = n["calibration"]["suspected"], n["calibration"]["unverified"]
+        reasons.append(f"{suspected} prompts stand out from ordinary ones; {unverified} of them were not compared.")
     if reasons:
         return {"verdict": "too little", "sentence": " ".join(["Too little to say.", sentence, *reasons])}
     return {"verdict": "passed", "sentence": f"{sentence} Prompts that were not generated were scored only."}
