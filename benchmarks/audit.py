@@ -32,8 +32,8 @@ def page(found: dict) -> list[str]:
     head = "mitigation | copies, own prompts | after attack | harder control | quality | alignment | evaluations"
     states = "; ".join(f"*{state}*: {', '.join(codes)}" for state, codes in found["findings"].items())
     return [
-        f"{found['prompts']} prompts and {found['images']} pictures in {found['cpu']:.0f} s of processor time, with the "
-        f"report. Findings: {states}.",
+        f"{found['prompts']} prompts and {found['images']} pictures in {found['cpu']:.0f} s of processor time, the "
+        f"report included. Findings: {states}.",
         "",
         *table(head.split(" | "), rows),
     ]
