@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 import xml.etree.ElementTree as ET
+from pathlib import Path
 
 import pytest
 from PIL import Image
@@ -90,7 +91,7 @@ def test_a_condition_that_is_met_is_exit_code_one(call, tiny_folder, inputs):
     run = ("--prompts", inputs / "prompts.txt", "--steps", 2, "--run", inputs / "run", "--junit", inputs / "j.xml")
     assert call("audit", tiny_folder, *run, "--fail-on", "suspected_prompts < 0")[0] == 0
     suite = ET.parse(inputs / "j.xml").getroot()
-    assert (suite.get("tests"), len(suite.findall("testcase"))) == ("12", 12)
+    assert (suite.get("tests"), len(suite.findall("testcase"))) == ("13", 13)
     code, _, err = call("audit", tiny_folder, *run, "--fail-on", "suspected_prompts >= 0, copies_after_attack > 0")
     assert code == 1
     assert "copies_after_attack > 0: not measured" in err
@@ -167,3 +168,17 @@ def test_names_of_the_package_resolve():
     assert all(getattr(unmemorize, name) is not None for name in unmemorize.__all__)
     with pytest.raises(AttributeError, match="nothing_like_it"):
         _ = unmemorize.nothing_like_it
+
+
+def test_the_terminal_says_why_scores_are_not_calibrated(capsys):
+    """The number of ordinary prompts given and needed stands above the findings; without a reason there is no line."""
+    from unmemorize.cli.audit import _print_summary
+
+    reason = "3 ordinary prompts were given and p-values need 20: name a file of more with --ordinary"
+    summary = {"verdict": "too little", "sentence": "Too little to say.", "detector": None, "findings": []}
+    for said in (reason, ""):
+        states = [{"name": "calibrate", "state": "not applicable", "reason": said}]
+        _print_summary(summary | {"states": states}, Path("runs/x"))
+        printed = " ".join(capsys.readouterr().out.split())
+        assert (f"scores not calibrated: {reason}" in printed) == bool(said)
+        assert printed.startswith("too little Too little to say.")
