@@ -22,6 +22,8 @@ class AuditSpec:
     `mitigate` names methods, apart by commas, or is `none`; `mitigated` are models mitigated before, and `sparsity` is
     the share of each row that Wanda may take, 0 for a default. They are tried and attacked on `attacked` of the copied
     pictures, with `attack_steps` updates (0: not attacked) of `attack_batch` noisy versions each.
+
+    A finding that is a rate passes where its upper 95% limit is at most `bound`.
     """
 
     model: str = "testbed"
