@@ -63,6 +63,83 @@ def test_under_chance_p_is_not_small_too_often():
     assert 0.02 < np.mean(np.array(p) <= 0.05) < 0.09
 
 
+def near(rng, names, known):
+    """Distances of generated pictures to pictures, small for those of the group that each was made from."""
+    return rng.random((len(known), len(names))) + np.where(np.asarray(known)[:, None] == names, 0, 2)
+
+
+@pytest.mark.parametrize("copies", [1, 5, 20])
+@pytest.mark.parametrize("exact", [True, False])
+def test_one_picture_however_often_has_no_p_below_one_half(copies, exact):
+    """Ten pictures a set, each there so many times; all generations are of one, of the training set."""
+    rng = np.random.default_rng(copies)
+    names = np.repeat(np.arange(20), copies)
+    distances = np.where(np.arange(20) == 3, 1, 9)[names] * np.ones((40, 1)) if exact else near(rng, names, [3] * 40)
+    split = 10 * copies
+    found = nearness_test(distances[:, :split], distances[:, split:], paired=False, groups=names)
+    assert found.nearer == pytest.approx(40)
+    assert found.p_value == pytest.approx(0.5, abs=0.05)
+
+
+def test_variants_of_one_layout_have_no_p_below_one_half_beside_their_mirror_images():
+    """Twenty variants among thirty pictures; generations are of the layout, each nearest to another variant."""
+    rng = np.random.default_rng(0)
+    layout = np.minimum(np.arange(60) % 30, 10) + 100 * (np.arange(60) // 30)
+    distances = near(rng, layout, [10] * 40)
+    found = nearness_test(distances[:, :30], distances[:, 30:], paired=True, groups=layout)
+    assert found.nearer == 40
+    assert found.p_value == pytest.approx(0.5, abs=0.05)
+
+
+def test_a_picture_and_its_mirror_image_in_the_training_set_say_nothing():
+    """Each is the other's held-out partner, so exchanging both changes nothing."""
+    groups = np.array([0, 1, 2, 3, 1, 0, 4, 5])
+    distances = near(np.random.default_rng(0), groups, [0] * 20 + [1] * 20)
+    found = nearness_test(distances[:, :4], distances[:, 4:], paired=True, groups=groups)
+    assert found.nearer == pytest.approx(20, abs=12)
+    assert found.p_value > 0.3
+
+
+def test_a_group_of_both_sets_counts_half():
+    """What duplicates a training picture was not held out; what is left are one finding on either side."""
+    groups = np.array([0, 1, 2, 0, 3, 4])
+    distances = near(np.random.default_rng(0), groups, [0] * 10 + [1] * 2 + [3])
+    found = nearness_test(distances[:, :3], distances[:, 3:], paired=False, groups=groups)
+    assert found.nearer == 10 / 2 + 2
+    # Of the other two pictures of either set, two are drawn: both hits, the larger alone, or less than was seen.
+    assert found.p_value == pytest.approx(0.5, abs=0.05)
+
+
+@pytest.mark.parametrize("paired", [True, False])
+def test_under_chance_p_is_not_small_too_often_where_pictures_are_duplicated(paired):
+    """Groups of one to six variants, named at random; the generator knows twelve of them, whatever their names."""
+    rng = np.random.default_rng(1)
+    small = 0
+    for run in range(300):
+        sizes = rng.integers(1, 7, 40)
+        if paired:
+            training = np.repeat(np.arange(40), sizes)
+            names = np.concatenate([training, training + 40])
+            known = np.where(rng.random(12) < 0.5, 0, 40) + rng.choice(40, 12, replace=False)
+        else:
+            names = np.repeat(np.arange(40), sizes)
+            known = rng.choice(40, 12, replace=False)
+            order = np.argsort(rng.random(40)[names], kind="stable")
+            names = names[order]
+        split = len(names) // 2 if paired else int(sizes[list(dict.fromkeys(names))][:20].sum())
+        distances = near(rng, names, rng.choice(known, 60))
+        found = nearness_test(
+            distances[:, :split], distances[:, split:], paired=paired, groups=names, rounds=199, seed=run
+        )
+        small += found.p_value <= 0.05
+    assert small <= binom.ppf(0.999, 300, 0.05)
+
+
+def test_there_is_one_group_number_per_picture():
+    with pytest.raises(ValueError, match="expected 4 group numbers"):
+        nearness_test(np.zeros((2, 2)), np.zeros((2, 2)), paired=True, groups=np.zeros(2, int))
+
+
 def test_a_picture_that_is_its_own_mirror_image_says_nothing():
     """Equal distances count half and stay equal under every exchange."""
     distances = np.random.default_rng(0).random((8, 5))

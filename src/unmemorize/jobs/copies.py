@@ -6,6 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor
 
 from unmemorize.core.criteria import Criterion
@@ -14,6 +16,7 @@ from unmemorize.core.results import Match
 from unmemorize.core.run import Source, digest
 from unmemorize.data.source import read_references
 from unmemorize.jobs.inputs import images_folder
+from unmemorize.metrics.duplicates import duplicate_groups
 from unmemorize.metrics.similarity import (
     PIXELS,
     References,
@@ -33,7 +36,18 @@ LARGE = 256  # pixels from which pictures are compared by a copy-detection netwo
 
 Matcher = Callable[[Tensor, References], list[Match]]  # pictures and references
 TargetMatcher = Callable[[Tensor, References, References], list[Match]]  # pictures, the target of each, references
-Distances = Callable[[Tensor, Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Distances:
+    """The plain distances under a comparison, and which pictures are one picture under it.
+
+    `between` takes pictures and pictures to distances (n, m), `groups` pictures and the pixels to keep, (n, 64, 64), to
+    a group number per picture, the same for duplicates.
+    """
+
+    between: Callable[[Tensor, Tensor], Tensor]
+    groups: Callable[[Tensor, Tensor], NDArray[np.int64]]
 
 
 @dataclass(frozen=True)
@@ -75,15 +89,25 @@ def _comparisons(sscd: str, recipe: str) -> tuple[Criterion, Matcher, TargetMatc
 
 
 def distances(sscd: str, recipe: str) -> Distances:
-    """The plain distance under the same comparison: of pictures to pictures, (n, m).
+    """The plain distance under the same comparison, and the groups of duplicates.
 
     Raises:
         UserError: The file or the recipe cannot be used.
     """
     if not sscd:
-        return lambda images, others: pixel_distances(small(images), small(others))
+        return Distances(
+            lambda images, others: pixel_distances(small(images), small(others)),
+            lambda images, keep: duplicate_groups(small(images), keep),
+        )
     criterion, embed = sscd_criterion(Path(sscd), recipe), load_sscd(Path(sscd))
-    return lambda images, others: 1 - sscd_cosines(images, others, criterion, embed).double()
+
+    def cosines(images: Tensor, others: Tensor) -> Tensor:
+        return sscd_cosines(images, others, criterion, embed).double()
+
+    return Distances(
+        lambda images, others: 1 - cosines(images, others),
+        lambda images, keep: duplicate_groups(small(images), keep, cosines(images, images)),
+    )
 
 
 def copy_check(model: UNetModel, name: str, images: str, sscd: str = "", recipe: str = "sscd-320") -> CopyCheck:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from unmemorize.core.choose import evenly
+from unmemorize.core.errors import NotApplicable
 from unmemorize.core.model import Condition, DiffusionModel
 from unmemorize.core.results import Match
 from unmemorize.core.run import Progress, atomic, digest
@@ -24,7 +25,7 @@ from unmemorize.data.source import Prompt
 from unmemorize.jobs.copies import Distances, Matcher
 from unmemorize.metrics.magnitude import magnitude
 from unmemorize.metrics.permutation import nearness_test
-from unmemorize.metrics.similarity import References
+from unmemorize.metrics.similarity import References, kept_pixels
 
 Row = dict[str, Any]
 
@@ -104,31 +105,61 @@ def compare_held_out(
 ) -> None:
     """Whether generated pictures are nearer to training pictures than to others: `scores/nearness.parquet`.
 
+    Pictures given are compared one a group of duplicates, as many of either set: a larger set, or one with more
+    variants of a picture, has the nearer picture by chance. A group with pictures of both sets is left out.
+
     Args:
         run: Where the pictures are.
         references: The training pictures.
         held_out: Pictures (n, 3, h, w) that were not trained on; the training pictures' mirror images by default.
-        distances: Of pictures to pictures.
+        distances: Of pictures to pictures, with groups of duplicates.
         ordinary: Ids of the prompts whose pictures are the control.
+
+    Raises:
+        NotApplicable: All pictures given are duplicates of training pictures.
     """
     rows = _generated(run)
-    images, training, other = _images(run, rows), references.images, held_out
-    if other is None:
+    images, training, keep = _images(run, rows), references.images, kept_pixels(references)
+    if held_out is None:
         other = training.flip(-1)
+        groups = distances.groups(torch.cat([training, other]), torch.cat([keep, keep.flip(-1)]))
     else:
-        size = min(len(training), len(other))  # sets of one size, or the larger has the nearer picture by chance
-        training, other = training[_sample(len(training), size)], other[_sample(len(other), size)]
-    near, far = distances(images, training).numpy(), distances(images, other).numpy()
+        chosen, others = _comparable(training, held_out, keep, distances)
+        training, other = training[chosen], held_out[others]
+        groups = np.arange(len(training) + len(other))
+    near, far = distances.between(images, training).numpy(), distances.between(images, other).numpy()
     control = np.array([row["id"] in ordinary for row in rows])
-    groups = {"all": np.ones(len(rows), bool), "ordinary prompts": control}
+    sets = {"all": np.ones(len(rows), bool), "ordinary prompts": control}
     found = [
         {"group": name, "held_out": "mirror images" if held_out is None else "pictures given"}
-        | vars(nearness_test(near[members], far[members], paired=held_out is None))
-        for name, members in groups.items()
+        | vars(nearness_test(near[members], far[members], paired=held_out is None, groups=groups))
+        for name, members in sets.items()
         if members.any()
     ]
     with atomic(run / "scores" / "nearness.parquet") as temporary:
         pq.write_table(pa.Table.from_pylist(found), temporary)
+
+
+def _comparable(
+    training: Tensor, held_out: Tensor, keep: Tensor, distances: Distances
+) -> tuple[np.ndarray, np.ndarray]:
+    """Which pictures of either set to compare: one a group of duplicates, none of a group of both, as many of each."""
+    size = min(len(training), len(held_out))
+    chosen, others = _sample(len(training), size), _sample(len(held_out), size)
+    counted = torch.cat([keep[chosen], torch.ones(size, *keep.shape[1:])])
+    groups = distances.groups(torch.cat([training[chosen], held_out[others]]), counted)
+    both = np.intersect1d(groups[:size], groups[size:])
+    chosen, others = chosen[_firsts(groups[:size], both)], others[_firsts(groups[size:], both)]
+    size = min(len(chosen), len(others))
+    if not size:
+        raise NotApplicable("the pictures given as held out are duplicates of training pictures")
+    return chosen[_sample(len(chosen), size)], others[_sample(len(others), size)]
+
+
+def _firsts(groups: np.ndarray, without: np.ndarray) -> np.ndarray:
+    """Where each group begins, but for some groups."""
+    names, first = np.unique(groups, return_index=True)
+    return first[~np.isin(names, without)]
 
 
 def _sample(count: int, size: int) -> np.ndarray:

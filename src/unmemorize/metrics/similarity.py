@@ -72,7 +72,7 @@ def match_pixels(images: Tensor, references: References, criterion: Criterion = 
     Differs: α is left to the threshold; duplicates of the nearest reference are no neighbours, or a training picture
     that is there fifty times would hide its own copies; a handful of references is completed as if by unrelated ones.
     """
-    images, pictures, keep = small(images), small(references.images), _kept_pixels(references)
+    images, pictures, keep = small(images), small(references.images), kept_pixels(references)
     plain, masked = pixel_distances(images, pictures), pixel_distances(images, pictures, keep)
     ratios = plain.min(1).values / _neighbourhood(plain, pictures[plain.argmin(1)], pictures)
     templates = masked.argmin(1)
@@ -101,7 +101,7 @@ def match_targets(
         small(images),
         small(targets.images),
         small(references.images),
-        _kept_pixels(targets),
+        kept_pixels(targets),
     )
     distances = (images.double() - own.double()).square().mean(dim=(1, 2, 3)).sqrt()
     ratios = distances / _neighbourhood(pixel_distances(images, pictures), own, pictures)
@@ -156,7 +156,8 @@ def _neighbourhood(distances: Tensor, closest: Tensor, pictures: Tensor) -> Tens
     return ((near.nan_to_num(posinf=0).sum(1) + missing * unrelated) / (count + missing)).clamp(min=1e-6)
 
 
-def _kept_pixels(references: References) -> Tensor:
+def kept_pixels(references: References) -> Tensor:
+    """Which pixels of each picture count, at the size they are compared at, (n, 64, 64): 0 in the box that varies."""
     n, _, h, w = references.images.shape
     keep = torch.ones(n, 1, h, w)
     for i, box in enumerate(references.masks):
