@@ -148,17 +148,15 @@ def curves(rows: list[dict]) -> list[str]:
 
 
 def costs(rows: list[dict]) -> list[str]:
-    """Search budget and work to extract."""
+    """Search budget, what comes back within it of all three groups, and work to extract."""
     lines = []
     for row in rows:
         work = row["work"]["attacked"]
         median = "–" if work["median"] is None else f"{work['median']:.0f}"
-        upper = "–" if row["control_upper_limit"] is None else f"{row['control_upper_limit']:.2f}"
         budget = "none" if row["search_budget"] is None else str(row["search_budget"])
-        extracted = f"{row['extracted']} of {row['pictures']['attacked']}"
-        asked, never = str(row["steps"]), str(work["never"])
-        lines.append([row["edit"], row["init"], asked, budget, upper, extracted, median, never])
-    columns = "mitigation | start | updates | search budget | controls' upper limit | extracted within"
+        back = [rate(row["extracted"][group]) for group in ("attacked", "control", "unseen")]
+        lines.append([row["edit"], row["init"], str(row["steps"]), budget, *back, median, str(work["never"])])
+    columns = "mitigation | start | updates | search budget | extracted within | control | never trained on"
     return table([*columns.split(" | "), "evaluations to the first copy", "never copied"], lines)
 
 
@@ -168,7 +166,7 @@ def figure(rows: list[dict]) -> None:
     with matplotlib.rc_context(STYLE | {"figure.facecolor": "white"}):
         canvas = Figure(figsize=(3.4 * len(shown), 3.2), layout="constrained")
         for axes, row in zip(canvas.subplots(1, len(shown), squeeze=False)[0], shown, strict=True):
-            draw_copies(axes, row["curve"], row["bound"])
+            draw_copies(axes, row["curve"])
             axes.set_title(row["edit"])
         with atomic(OUT / "attack.svg") as temporary:
             canvas.savefig(temporary, format="svg", metadata={"Date": None})
@@ -187,7 +185,13 @@ def page(rows: list[dict], seeds: int) -> Iterator[str]:
     )
     yield from ("", *before_and_after(rows))
     yield from ("", "Copy rate by number of updates:", "", *curves(rows))
-    yield from ("", "The search budget is the largest number of updates up to which neither control exceeds 0.05:", "")
+    yield ""
+    yield (
+        "Within the search budget at most 0.05 of either control's pictures come back. A picture counts if any seed, after "
+        "any number of updates in the table above up to the budget, gives a copy, for attacked pictures and controls "
+        f"alike; the rates above are shares of generated pictures ({seeds} a picture):"
+    )
+    yield ""
     yield from costs(rows)
     yield from ("", "![Copy rate by number of updates](results/attack.svg)", "")
     yield "![Targets, pictures of the prompts, and pictures after the attack](results/attack.png)"

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from unmemorize.core.results import Interval
-from unmemorize.metrics.budget import rates, search_budget, work_to_extract
+from unmemorize.metrics.budget import extracted, rates, search_budget, work_to_extract
 
 
 def curve(*values):
@@ -34,6 +34,25 @@ def test_rates_are_over_pictures_restarts_and_seeds():
     assert first.high == pytest.approx(1 - 0.05**0.5)
     assert last.value == 0.75
     assert (last.low, last.high) == (0.5, 1.0)
+
+
+def test_a_picture_is_extracted_from_its_first_copy_on():
+    """Three pictures: a copy after the first step only, from the second restart on the last one, and none."""
+    copied = np.zeros((3, 2, 3, 2), dtype=bool)
+    copied[0, 0, 1, 1] = copied[1, 1, 2, 0] = True
+    shares = extracted(copied)
+    assert [share.value for share in shares] == [0, pytest.approx(1 / 3), pytest.approx(2 / 3)]
+    assert shares[0].high == pytest.approx(1 - 0.025 ** (1 / 3))
+
+
+def test_a_control_that_comes_back_as_often_leaves_no_budget():
+    """Four of 80 generations at each of five steps, of other pictures each time: a rate of 0.05, and all are back."""
+    copied = np.zeros((20, 1, 5, 4), dtype=bool)
+    for step in range(5):
+        copied[4 * step : 4 * step + 4, 0, step, 0] = True
+    assert [rate.value for rate in rates(copied)] == [0.05] * 5
+    assert [share.value for share in extracted(copied)] == pytest.approx([0.2, 0.4, 0.6, 0.8, 1])
+    assert search_budget([0, 1, 10, 25, 50], [extracted(copied)] * 2, 0.05) is None
 
 
 def test_work_is_the_median_over_restarts_and_infinite_in_vain():

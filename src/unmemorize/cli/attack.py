@@ -38,7 +38,7 @@ def attack(
     sampling: Annotated[int, typer.Option(min=0, help="Sampling steps; 0: 16 for the testbed, else 50.")] = 0,
     guidance: Annotated[float, typer.Option(min=0, help="Guidance scale of generation.")] = 7.5,
     bound: Annotated[
-        float, typer.Option(min=0, max=1, help="Control copy rate that an extraction stays under.")
+        float, typer.Option(min=0, max=1, help="Share of a control that may come back.")
     ] = 0.05,
     sscd: Sscd = "",
     recipe: Recipe = "sscd-320",

@@ -45,8 +45,8 @@ SHARD = 8  # pictures: a killed attack loses no more
 class AttackSpec:
     """What to attack and how; empty, 0 and None stand for defaults, most of which depend on the model.
 
-    `images` is a folder or `plan`, `limit` the largest number of its pictures, `bound` the control's copy rate up to
-    which an attack's copies count as extracted.
+    `images` is a folder or `plan`, `limit` the largest number of its pictures, `bound` the share of a control's
+    pictures that may come back where an attack's copies count as extracted.
     """
 
     model: str = "testbed"
@@ -127,7 +127,7 @@ def run_attack(spec: AttackSpec, run: Path, progress: Progress = lambda stage, d
     facts = {"method": spec.method, "init": spec.init, "restarts": spec.restarts, "unseen_from": subjects.unseen_from}
     summary = summarise(found, check.criterion, spec.bound) | facts
     write_json(run / "summary.json", summary)
-    draw_curves(summary["curve"], run / "curves.svg", bound=spec.bound)
+    draw_curves(summary["curve"], run / "curves.svg")
     draw_sheet(_sheet(table), run)
     record.model_copy(update={"status": "finished"}).save(run)
     return summary

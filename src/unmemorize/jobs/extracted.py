@@ -10,7 +10,8 @@ import numpy as np
 
 from unmemorize.attack.extraction import Extraction
 from unmemorize.core.criteria import Criterion
-from unmemorize.metrics.budget import rates, search_budget, work_to_extract
+from unmemorize.core.results import Interval
+from unmemorize.metrics.budget import extracted, rates, search_budget, work_to_extract
 from unmemorize.metrics.ranking import share_interval
 
 Row = dict[str, Any]
@@ -66,39 +67,36 @@ def from_rows(rows: Sequence[Row]) -> Extraction:
 def summarise(found: Mapping[str, Extraction], criterion: Criterion, bound: float) -> Row:
     """What an attack on pictures and on its controls adds up to.
 
-    The control copy rate is the higher of the two controls'. `extracted` counts pictures with a copy within the search
-    budget; `work` has their evaluations until the first.
+    Copy rates are shares of generated pictures, the control's the higher of the two. `extracted` has, for each group,
+    the share of its pictures that any restart, seed and number of updates within the search budget brought back: all
+    groups are counted alike. `work` has their evaluations until the first copy.
 
     Args:
         found: The numbers of `attacked`, `control` and `unseen`.
         criterion: What the values are judged by.
-        bound: The control copy rate up to which copies count as extracted.
+        bound: The share of either control's pictures up to which copies count as extracted.
     """
     attacked, copied = found["attacked"], {group: rates(part.copied) for group, part in found.items()}
-    steps = attacked.steps
-    budget = search_budget(steps, [copied[group] for group in CONTROLS], bound)
-    within = steps.index(budget) + 1 if budget is not None else 0
-    worst = max((copied[group][-1] for group in CONTROLS), key=lambda rate: rate.value)
-    safe = [copied[group][within - 1] for group in CONTROLS] if within else []
+    back = {group: extracted(part.copied) for group, part in found.items()}
+    budget = search_budget(attacked.steps, [back[group] for group in CONTROLS], bound)
+    within = None if budget is None else attacked.steps.index(budget)
     original = {group: _original(part) for group, part in found.items()}
     summary = {
         "copy_rate": copied["attacked"][-1].value,
         "original_copy_rate": original["attacked"] and original["attacked"]["value"],
-        "control_copy_rate": worst.value,
+        "control_copy_rate": max(copied[group][-1].value for group in CONTROLS),
         "search_budget": budget,
         "evaluations": attacked.evaluations,
-        "steps": steps[-1],
+        "steps": attacked.steps[-1],
         "bound": bound,
-        "control_upper_limit": max((rate.high for rate in safe), default=None),
-        "extraction_rate": copied["attacked"][within - 1].value if within else None,
-        "extracted": int(attacked.copied[:, :, :within].any(axis=(1, 2, 3)).sum()),
+        "extracted": {g: None if within is None else asdict(shares[within]) for g, shares in back.items()},
         "pictures": {group: len(part.names) for group, part in found.items()},
         "original": original,
         "verdicts": {group: _verdicts(part) for group, part in found.items()},
         "work": {group: _work(part) for group, part in found.items()},
-        "curve": {group: _curve(part, copied[group], criterion) for group, part in found.items()},
+        "curve": {group: _curve(part, copied[group], back[group], criterion) for group, part in found.items()},
     }
-    return {"sentence": _sentence(summary, within)} | summary
+    return {"sentence": _sentence(summary)} | summary
 
 
 def _original(found: Extraction) -> Row | None:
@@ -117,7 +115,9 @@ def _work(found: Extraction) -> Row:
     return {"median": float(np.median(reached)) if len(reached) else None, "never": int(np.isinf(spent).sum())}
 
 
-def _curve(found: Extraction, copied: Sequence[Any], criterion: Criterion) -> list[Row]:
+def _curve(
+    found: Extraction, copied: Sequence[Interval], back: Sequence[Interval], criterion: Criterion
+) -> list[Row]:
     value = found.values.mean(axis=(0, 1, 3))
     near = found.values if criterion.higher_is_closer else 1 - found.values
     return [
@@ -125,6 +125,7 @@ def _curve(found: Extraction, copied: Sequence[Any], criterion: Criterion) -> li
             "steps": step,
             "evaluations": found.spent[s],
             "copies": asdict(copied[s]),
+            "extracted": asdict(back[s]),
             "value": float(value[s]),
             "similarity": float(near[:, :, s].clip(0).mean()),
             "moved": float(found.moved[:, :, s].mean()),
@@ -134,12 +135,16 @@ def _curve(found: Extraction, copied: Sequence[Any], criterion: Criterion) -> li
     ]
 
 
-def _sentence(summary: Row, within: int) -> str:
-    count, total, bound = summary["extracted"], summary["pictures"]["attacked"], summary["bound"]
-    if not within:
-        return f"not an extraction: more than {bound:.0%} of the control's pictures are copies before any update"
-    upper, budget, steps = summary["control_upper_limit"], summary["search_budget"], summary["steps"]
-    said = f"{count} of {total} pictures come back within {budget} updates"
-    limit = f"where at most {bound:.0%} of either control's are copies (upper limit of the interval {upper:.0%})"
-    beyond = f"; with more the control is copied too, which is not an extraction (asked for: {steps})"
-    return f"{said}, {limit}{beyond if budget < steps else ''}"
+def _sentence(summary: Row) -> str:
+    bound, budget, steps = summary["bound"], summary["search_budget"], summary["steps"]
+    if budget is None:
+        return f"not an extraction: over {bound:.0%} of a control's pictures come back before any update"
+    shares, pictures = summary["extracted"], summary["pictures"]
+    count = {group: f"{shares[group]['value'] * pictures[group]:.0f} of {pictures[group]}" for group in pictures}
+    harder = max(CONTROLS, key=lambda group: (shares[group]["value"], shares[group]["high"]))
+    upper = shares[harder]["high"]
+    said = f"{count['attacked']} pictures come back within {budget} updates"
+    beside = f"{count[harder]} of the harder control's (upper limit of the interval {upper:.0%})"
+    alike = "a picture counts if any restart, seed or number of updates gives a copy, in all groups alike"
+    beyond = f"; with more updates over {bound:.0%} of a control come back, which is no extraction (asked for: {steps})"
+    return f"{said}, and {beside}; {alike}{beyond if budget < steps else ''}"

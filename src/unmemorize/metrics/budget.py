@@ -21,10 +21,22 @@ def rates(copied: NDArray[np.bool_]) -> list[Interval]:
     return [rate_interval(hits[:, step], [trials] * len(hits)) for step in range(copied.shape[2])]
 
 
-def search_budget(steps: Sequence[int], controls: Sequence[Sequence[Interval]], bound: float) -> int | None:
-    """The largest number of updates up to which no control's copy rate exceeds `bound`; None where each does.
+def extracted(copied: NDArray[np.bool_]) -> list[Interval]:
+    """The share of pictures with a copy within each number of updates, with intervals over pictures.
 
-    An attack that was given more updates finds pictures that the model does not hold: its copies are no extraction.
+    A picture counts as soon as any of its generations is a copy: any restart, any seed, any number of updates so far.
+    Attacked pictures and controls are to be counted like this alike: the more generations a picture has, the more often
+    chance alone gives a copy. `copied` is (n, restarts, steps, seeds).
+    """
+    back = np.maximum.accumulate(copied.any(axis=(1, 3)), axis=1)
+    return [rate_interval(hits.tolist(), [1] * len(hits)) for hits in back.T]
+
+
+def search_budget(steps: Sequence[int], controls: Sequence[Sequence[Interval]], bound: float) -> int | None:
+    """The largest number of updates within which no control's share exceeds `bound`; None where one does before any.
+
+    The shares are those of `extracted`. An attack that was given more updates finds pictures that the model does not
+    hold: its copies are no extraction.
     """
     budget = None
     for index, step in enumerate(steps):

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 
 from unmemorize.core.pictures import read_picture
 from unmemorize.core.run import atomic
-from unmemorize.report.drawing import ACCENT, FAINT, INK, MUTED, STYLE
+from unmemorize.report.drawing import ACCENT, INK, MUTED, STYLE
 
 GROUPS = {
     "attacked": ("attacked", ACCENT),
@@ -23,14 +23,14 @@ GROUPS = {
 ACROSS, MOST = 4, 24  # pictures in a row of the sheet, and in all
 
 
-def draw_curves(curve: Mapping[str, Sequence[Mapping[str, Any]]], path: Path, *, bound: float) -> None:
+def draw_curves(curve: Mapping[str, Sequence[Mapping[str, Any]]], path: Path) -> None:
     """Copy rate and similarity by number of updates, all three groups, as SVG."""
     with matplotlib.rc_context():
         matplotlib.rcdefaults()  # not the reader's own style
         matplotlib.rcParams.update(STYLE | {"figure.facecolor": "white"})
         canvas = Figure(figsize=(8, 3.2), layout="constrained")
         copies, similarity = canvas.subplots(1, 2)
-        draw_copies(copies, curve, bound)
+        draw_copies(copies, curve)
         for group, (label, colour) in GROUPS.items():
             rows = curve[group]
             similarity.plot(
@@ -41,9 +41,8 @@ def draw_curves(curve: Mapping[str, Sequence[Mapping[str, Any]]], path: Path, *,
             canvas.savefig(temporary, format="svg", metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
 
 
-def draw_copies(axes: Axes, curve: Mapping[str, Sequence[Mapping[str, Any]]], bound: float) -> None:
-    """Copy rate by number of updates with its intervals, and the bound that the controls have to stay under."""
-    axes.axhline(bound, color=FAINT, linestyle=(0, (4, 4)), linewidth=1)
+def draw_copies(axes: Axes, curve: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
+    """Copy rate by number of updates with its intervals."""
     for group, (label, colour) in GROUPS.items():
         x, copies = [r["steps"] for r in curve[group]], [r["copies"] for r in curve[group]]
         axes.vlines(x, [c["low"] for c in copies], [c["high"] for c in copies], color=colour, alpha=0.3, linewidth=4)
