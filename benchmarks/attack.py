@@ -187,9 +187,9 @@ def page(rows: list[dict], seeds: int) -> Iterator[str]:
     yield from ("", "Copy rate by number of updates:", "", *curves(rows))
     yield ""
     yield (
-        "Within the search budget at most 0.05 of either control's pictures come back. A picture counts if any seed, after "
-        "any number of updates in the table above up to the budget, gives a copy, for attacked pictures and controls "
-        f"alike; the rates above are shares of generated pictures ({seeds} a picture):"
+        "Within the search budget at most 0.05 of either control's pictures come back. A picture counts if any seed, "
+        "after any number of updates in the table above up to the budget, gives a copy, for attacked pictures and "
+        f"controls alike; the rates above are shares of generated pictures ({seeds} a picture):"
     )
     yield ""
     yield from costs(rows)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from scipy.stats import beta
 
 from unmemorize.core.results import Interval
 from unmemorize.metrics.budget import extracted, rates, search_budget, work_to_extract
@@ -31,9 +32,9 @@ def test_rates_are_over_pictures_restarts_and_seeds():
     copied = np.array([[[[0, 0], [1, 1]]], [[[0, 0], [0, 1]]]], dtype=bool)
     first, last = rates(copied)
     assert first.value == 0
-    assert first.high == pytest.approx(1 - 0.05**0.5)
+    assert first.high == pytest.approx(1 - 0.025**0.5)
     assert last.value == 0.75
-    assert (last.low, last.high) == (0.5, 1.0)
+    assert (last.low, last.high) == (beta.ppf(0.025, 1.5, 1.5), beta.ppf(0.975, 2.5, 0.5))
 
 
 def test_a_picture_is_extracted_from_its_first_copy_on():

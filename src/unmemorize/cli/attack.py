@@ -37,9 +37,7 @@ def attack(
     seeds: Annotated[int, typer.Option(min=1, help="Pictures to generate from each embedding.")] = 4,
     sampling: Annotated[int, typer.Option(min=0, help="Sampling steps; 0: 16 for the testbed, else 50.")] = 0,
     guidance: Annotated[float, typer.Option(min=0, help="Guidance scale of generation.")] = 7.5,
-    bound: Annotated[
-        float, typer.Option(min=0, max=1, help="Share of a control that may come back.")
-    ] = 0.05,
+    bound: Annotated[float, typer.Option(min=0, max=1, help="Share of a control that may come back.")] = 0.05,
     sscd: Sscd = "",
     recipe: Recipe = "sscd-320",
     dtype: Annotated[str, typer.Option(help="float32, float16 or bfloat16; by the device where empty.")] = "",

@@ -115,9 +115,7 @@ def _work(found: Extraction) -> Row:
     return {"median": float(np.median(reached)) if len(reached) else None, "never": int(np.isinf(spent).sum())}
 
 
-def _curve(
-    found: Extraction, copied: Sequence[Interval], back: Sequence[Interval], criterion: Criterion
-) -> list[Row]:
+def _curve(found: Extraction, copied: Sequence[Interval], back: Sequence[Interval], criterion: Criterion) -> list[Row]:
     value = found.values.mean(axis=(0, 1, 3))
     near = found.values if criterion.higher_is_closer else 1 - found.values
     return [
