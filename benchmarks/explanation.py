@@ -1,97 +1,235 @@
-"""Does the word that was planted rank first? On word families, whose captions share one word and nothing else.
+"""Which explainer finds a word that the copy needs? The truth is generated: the prompt without each of its words.
 
 python benchmarks/explanation.py
+
+A prompt is copied if more than half of its pictures are copies of its own picture. Such a copy needs a word if none of
+the pictures is a copy, at the same seeds, with the word left out and with a keyword of an ordinary prompt in its place.
+What was generated is kept in docs/results/explanation.json and not generated again.
 """
 
 from __future__ import annotations
 
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from functools import partial
+
 import numpy as np
-from common import matches, pictures, planted, table, write
+import torch
+from common import REFERENCES, STEPS, Row, kept, matches, pictures, planted, table, write
 from tqdm import tqdm
 
+from unmemorize.core.results import Explanation
+from unmemorize.data.source import Prompt
+from unmemorize.explain.inputs import word_gradient_input
 from unmemorize.explain.tokens import leave_one_out, rank_agreement, word_significance
+from unmemorize.explain.words import MARGIN, SHARE, occurrences, without, words_of
 from unmemorize.metrics.ranking import rate_interval
+from unmemorize.metrics.similarity import match_targets
 from unmemorize.models.load import load
+from unmemorize.models.unet import UNetModel
 
 SEEDS = (220, 221, 222, 223)
+FIRST = 2  # every prompt is generated at so many seeds, and at the others if one of these pictures is a copy
+EXPLAINERS: dict[str, Callable[[UNetModel, str], Explanation]] = {
+    "gradient, first step": partial(word_significance, seeds=SEEDS, steps=STEPS),
+    "gradient, all steps": partial(word_significance, seeds=SEEDS[:FIRST], steps=STEPS, window=(0, STEPS)),
+    "gradient × input": partial(word_gradient_input, seeds=SEEDS, steps=STEPS),
+    "leaving out": partial(leave_one_out, seeds=SEEDS, steps=STEPS),
+}
 
 
-def families(prompts) -> dict[str, str]:
-    """The word that all captions of a family share, by family."""
-    shared: dict[str, set[str]] = {}
-    for p in prompts:
-        words = set(p.text.split())
-        shared[p.cluster] = shared.get(p.cluster, words) & words
-    return {cluster: next(iter(words)) for cluster, words in shared.items() if len(words) == 1}
+def judged(p: Prompt) -> bool:
+    """Whether a prompt is of a kind that is copied, and has words to choose from."""
+    often = p.kind in ("word", "template", "repeat", "image-only") or (p.kind == "verbatim" and (p.copies or 0) >= 100)
+    return often and len(p.text.split()) > 1
 
 
-def first(words: tuple[str, ...], values, wanted: str) -> bool:
-    """Whether the wanted word has the highest value."""
-    return words[int(np.argmax(values))] == wanted
+def generated(model: UNetModel, texts: Sequence[str], seeds: Sequence[int]) -> torch.Tensor:
+    """Every text at every seed: all seeds of the first text, then of the second."""
+    return pictures(model, [text for text in texts for _ in seeds], list(seeds) * len(texts))
 
 
-def measure(model, prompts) -> dict[str, list]:
-    """For every prompt: whether the planted word ranks first by either method, chance, and the methods' agreement."""
-    planted_word = families(prompts)
-    rows: dict[str, list] = {"gradient": [], "leave one out": [], "chance": [], "agreement": []}
-    for p in tqdm(prompts, model.name):
-        found = word_significance(model, p.text, seeds=SEEDS)
-        lost, _ = leave_one_out(model, p.text, seeds=SEEDS)
-        wanted = planted_word[p.cluster]
-        rows["gradient"].append(first(found.words, found.significance, wanted))
-        rows["leave one out"].append(first(found.words, lost, wanted))
-        rows["chance"].append(found.words.count(wanted) / len(found.words))
-        rows["agreement"].append(rank_agreement(found.significance, lost))
+def own_copies(images: torch.Tensor, owners: Sequence[Prompt]) -> list[int]:
+    """How many of the pictures generated for each prompt are copies of that prompt's own picture."""
+    seeds = len(images) // len(owners)
+    targets = []
+    for owner in owners:
+        targets += [REFERENCES.names.index(f"{owner.cluster}-00.png")] * seeds
+    copied = [match.verdict != "none" for match in match_targets(images, REFERENCES[targets], REFERENCES)]
+    return np.reshape(copied, (len(owners), seeds)).sum(axis=1).tolist()
+
+
+def truth(model: UNetModel, prompts: Sequence[Prompt], first: Sequence[int]) -> list[Row]:
+    """The copied prompts, and of each word how many copies are left without it and with another in its place.
+
+    `first` is how many of each prompt's first pictures are copies.
+    """
+    again = [p for p, copies in zip(prompts, first, strict=True) if copies]
+    rest = own_copies(generated(model, [p.text for p in again], SEEDS[FIRST:]), again)
+    total = {p.id: copies for p, copies in zip(prompts, first, strict=True) if copies}
+    for p, copies in zip(again, rest, strict=True):
+        total[p.id] += copies
+    copied = [p for p in again if total[p.id] > SHARE * len(SEEDS)]
+    keywords = sorted({p.text.rsplit(", ", 1)[1] for p in planted(lambda p: p.kind == "negative") if ", " in p.text})
+    rng = np.random.default_rng(0)
+    rows = []
+    for p in tqdm(copied, "words"):
+        places = words_of(p.text)
+        left_out = [without(p.text, occurrences(p.text, place)) for place in places]
+        copies_left_out = own_copies(generated(model, left_out, SEEDS), [p] * len(places))
+        copies_replaced: list[int | None] = []
+        for place, copies in zip(places, copies_left_out, strict=True):
+            if copies:  # the copy does not need this word, whatever stands in its place
+                copies_replaced.append(None)
+            else:
+                text = instead(p.text, place, str(rng.choice(keywords)))
+                copies_replaced += own_copies(generated(model, [text], SEEDS), [p])
+        rows.append(
+            {
+                "id": p.id,
+                "kind": p.kind,
+                "cluster": p.cluster,
+                "prompt": p.text,
+                "words": [p.text[start:end] for start, end in places],
+                "copies": total[p.id],
+                "copies left out": copies_left_out,
+                "copies replaced": copies_replaced,
+            }
+        )
     return rows
 
 
-def summary(rows: dict[str, list], prompts, kept: list[bool]) -> dict:
-    """Shares of the kept prompts, with intervals over families."""
-    found: dict = {
-        "prompts": sum(kept),
-        "chance": float(np.mean([c for c, k in zip(rows["chance"], kept, strict=True) if k])),
-    }
-    families_kept = sorted({p.cluster for p, k in zip(prompts, kept, strict=True) if k})
-    for method in ("gradient", "leave one out"):
-        hits, trials = ([0] * len(families_kept) for _ in range(2))
-        for p, hit, k in zip(prompts, rows[method], kept, strict=True):
-            if k:
-                hits[families_kept.index(p.cluster)] += hit
-                trials[families_kept.index(p.cluster)] += 1
-        interval = rate_interval(hits, trials)
-        found[method] = [interval.value, interval.low, interval.high]
-    agreements = [a for a, k in zip(rows["agreement"], kept, strict=True) if k and a is not None]
-    return found | {"agreement": float(np.mean(agreements))}
+def instead(prompt: str, place: tuple[int, int], word: str) -> str:
+    """The prompt with another word wherever the word at `place` is said."""
+    for start, end in reversed(occurrences(prompt, place)):
+        prompt = prompt[:start] + word + prompt[end:]
+    return prompt
 
 
-def copied(model, prompts) -> list[bool]:
-    """Whether either of two pictures of each prompt is a copy."""
-    texts, seeds = [p.text for p in prompts for _ in range(2)], list(SEEDS[:2]) * len(prompts)
-    found = matches(pictures(model, texts, seeds))[0]
-    return [any(found[i : i + 2]) for i in range(0, len(found), 2)]
+def needed(row: Row) -> list[bool]:
+    """Which words the copy needs: without them no picture is a copy."""
+    most = MARGIN * len(SEEDS)
+    pairs = zip(row["copies left out"], row["copies replaced"], strict=True)
+    return [left_out < most and replaced is not None and replaced < most for left_out, replaced in pairs]
+
+
+def families(prompts: Sequence[Prompt], own: Sequence[int], others: Sequence[int]) -> Row:
+    """How often captions of word families give a copy of their own picture, and of any training picture."""
+    members = [i for i, p in enumerate(prompts) if p.kind == "word"]
+    result: Row = {"prompts": len(members), "pictures": len(members) * FIRST}
+    for name, copies in (("own picture", own), ("any picture", others)):
+        hits = [copies[i] for i in members]
+        rate = by_family([prompts[i].cluster for i in members], hits, FIRST)
+        result[name] = {"prompts": int(np.count_nonzero(hits)), "copies": sum(hits), "rate": rate}
+    return result
+
+
+def by_family(clusters: Sequence[str | None], hits: Sequence[int], trials: int) -> list[float]:
+    """A rate with its interval, over families; `trials` of each prompt."""
+    sums: dict[str | None, list[int]] = defaultdict(lambda: [0, 0])
+    for cluster, hit in zip(clusters, hits, strict=True):
+        sums[cluster][0] += hit
+        sums[cluster][1] += trials
+    rate = rate_interval([hit for hit, _ in sums.values()], [trial for _, trial in sums.values()])
+    return [rate.value, rate.low, rate.high]
+
+
+def explained(model: UNetModel, rows: Sequence[Row]) -> dict[str, Row]:
+    """The values of each explainer for the words of each prompt, by explainer and prompt."""
+    values: dict[str, Row] = {name: {} for name in EXPLAINERS}
+    for row in tqdm(rows, model.name):
+        for name, explain in EXPLAINERS.items():
+            explanation = explain(model, row["prompt"])
+            values[name][row["id"]] = {
+                "words": list(explanation.significance),
+                "special": explanation.special,
+                "evaluations": explanation.evaluations,
+            }
+    return values
+
+
+def summary(rows: Sequence[Row], values: dict[str, Row], wanted: Callable[[Row], list[bool]]) -> Row:
+    """How often each explainer's first word is a wanted one, with intervals over families, and how often by chance."""
+    result: Row = {"prompts": len(rows), "families": len({row["cluster"] for row in rows})}
+    result["chance"] = float(np.mean([np.mean(wanted(row)) for row in rows]))
+    for name, of in values.items():
+        hits = [int(wanted(row)[int(np.argmax(of[row["id"]]["words"]))]) for row in rows]
+        result[name] = {"hits": sum(hits), "rate": by_family([row["cluster"] for row in rows], hits, 1)}
+    pairs = [[values[name][row["id"]]["words"] for name in ("gradient, first step", "leaving out")] for row in rows]
+    agreements = [agreement for a, b in pairs if (agreement := rank_agreement(a, b)) is not None]
+    return result | {"agreement": float(np.mean(agreements)) if agreements else None}
+
+
+def planted_word(row: Row) -> list[bool]:
+    """Which word is the one that the captions of a word family share: the last."""
+    return [i == len(row["words"]) - 1 for i in range(len(row["words"]))]
+
+
+def shares(rows: Sequence[Row], values: Row) -> dict[str, float]:
+    """Shares of the gradient on words, begin, end and padding tokens: means over prompts."""
+    parts = []
+    for row in rows:
+        of = values[row["id"]]
+        parts.append({"words": sum(of["words"])} | of["special"])
+    return {key: float(np.mean([part[key] / sum(part.values()) for part in parts])) for key in parts[0]}
 
 
 def main() -> None:
-    prompts = planted(lambda p: p.kind == "word")
-    numbers = {}
-    for name in ("testbed", "testbed-twin"):
-        model = load(name)
-        rows = measure(model, prompts)
-        numbers[name] = summary(rows, prompts, [True] * len(prompts))
-        if name == "testbed" and sum(kept := copied(model, prompts)) >= 5:
-            numbers["testbed, prompts that are copied"] = summary(rows, prompts, kept)
+    numbers = kept("explanation", {"seeds": list(SEEDS), "steps": STEPS})
+    model = load("testbed")
+    if "copied" not in numbers:
+        prompts = planted(judged)
+        images = generated(model, [p.text for p in prompts], SEEDS[:FIRST])
+        own = own_copies(images, prompts)
+        others = np.reshape(matches(images)[0], (len(prompts), FIRST)).sum(axis=1).tolist()
+        numbers["families"] = families(prompts, own, others)
+        numbers["copied"] = truth(model, prompts, own)
+        write("explanation", numbers, page(numbers))
+    copied = numbers["copied"]
+    some = [row for row in copied if any(needed(row)) and not all(needed(row))]
+    groups = {
+        "planted word": ([row for row in copied if row["kind"] == "word" and needed(row)[-1]], planted_word),
+        "any word": (some, needed),
+    }
+    rows = [row for row in copied if any(row in members for members, _ in groups.values())]
+    numbers["values"] = {name: explained(load(name), rows) for name in ("testbed", "testbed-twin")}
+    numbers["ranks"] = {}
+    for name, values in numbers["values"].items():
+        for group, (members, wanted) in groups.items():
+            numbers["ranks"][f"{name}, {group}"] = summary(members, values, wanted)
+    numbers["shares"] = shares(rows, numbers["values"]["testbed"]["gradient, first step"])
+    write("explanation", numbers, page(numbers))
+
+
+def page(numbers: Row) -> list[str]:
+    """The tables of docs/results.md."""
+    of = numbers["families"]
+    lines = []
+    for name in ("own picture", "any picture"):
+        row = of[name]
+        lines.append([name, str(row["prompts"]), f"{row['copies']} of {of['pictures']}", interval(row["rate"])])
+    head = [f"{of['prompts']} captions of word families: copies of", "prompts with a copy", "pictures", "copy rate"]
+    text = table(head, lines)
+    if "ranks" not in numbers:
+        return text
+    copied = numbers["copied"]
+    words = sum(len(row["words"]) for row in copied)
+    text += ["", f"Copied prompts of two words or more: {len(copied)}, with {words} words, of which the copy needs "]
+    text[-1] += f"{sum(sum(needed(row)) for row in copied)}. First by each explainer is a word that the copy needs:"
     lines = [
-        [
-            name,
-            str(row["prompts"]),
-            *("{:.2f} [{:.2f}, {:.2f}]".format(*row[m]) for m in ("gradient", "leave one out")),
-            f"{row['chance']:.2f}",
-            f"{row['agreement']:.2f}",
-        ]
-        for name, row in numbers.items()
+        [name, str(row["prompts"]), str(row["families"])]
+        + [f"{row[explainer]['hits']}: {interval(row[explainer]['rate'])}" for explainer in EXPLAINERS]
+        + [f"{row['chance']:.2f}", "–" if row["agreement"] is None else f"{row['agreement']:.2f}"]
+        for name, row in numbers["ranks"].items()
     ]
-    head = ["model", "prompts", "planted word first, by gradient", "by leaving out", "by chance", "mean rank agreement"]
-    write("explanation", numbers, table(head, lines))
+    head = ["model, word", "prompts", "families", *EXPLAINERS, "by chance", "rank agreement"]
+    shares = ", ".join(f"{name} {share:.0%}" for name, share in numbers["shares"].items())
+    return [*text, "", *table(head, lines), "", f"Where the gradient at the first step lies, on average: {shares}."]
+
+
+def interval(rate: Sequence[float]) -> str:
+    """A rate with its interval."""
+    return "{:.3f} [{:.3f}, {:.3f}]".format(*rate)
 
 
 if __name__ == "__main__":

@@ -19,9 +19,10 @@ from unmemorize.audit.mitigate import mitigations
 from unmemorize.core.errors import UserError
 from unmemorize.core.sample import generate
 from unmemorize.data.pictures import save_image
-from unmemorize.data.source import Prompt
+from unmemorize.data.source import Prompt, read_references
 from unmemorize.explain.tokens import word_significance
-from unmemorize.jobs.pictures import choose
+from unmemorize.jobs.pictures import choose, reference_name
+from unmemorize.metrics.similarity import match_targets
 from unmemorize.mitigate.weights import Edit
 from unmemorize.models.load import load
 
@@ -105,8 +106,13 @@ def test_evaluations_are_those_of_the_denoiser(inputs, tiny_folder, tmp_path, mo
     summary = run_audit(spec(inputs, tiny_folder), tmp_path / "run")
     spent = summary["evaluations"]
     assert sum(spent.values()) == sum(calls)
-    exact = {"detect": 2 * 31, "calibrate": 2 * 41, "generate": 60 * 2 * STEPS, "explain": 3 * 4}
+    exact = {"detect": 2 * 31, "calibrate": 2 * 41, "generate": 60 * 2 * STEPS}
     assert exact.items() <= spent.items()
+    explained = pq.read_table(tmp_path / "run" / "scores" / "explain.parquet").to_pylist()
+    tried = sum(row["omitted"] is not None for row in explained)
+    texts = 2 * tried  # with and without the word: pictures of two seeds, and the magnitude with its empty prompt
+    assert tried > 0
+    assert spent["explain"] == 3 * 4 + texts * 2 * 2 * STEPS + texts * 2 + tried * 2
     expected = forecast(spec(inputs, tiny_folder))
     assert exact.items() <= expected.evaluations.items()  # of the later stages it only says what is likely
     assert expected.evaluations.keys() == expected.seconds.keys() == spent.keys()
@@ -289,6 +295,32 @@ def test_copied_prompts_are_explained_first(finished, tiny_folder):
         found = word_significance(load(str(tiny_folder)), texts[row["id"]], seeds=(0, 1), steps=STEPS)
         assert row["significance"] == pytest.approx(found.significance, rel=1e-4)
         assert list(zip(row["starts"], row["stops"], strict=True)) == list(found.spans)
+
+
+def test_copied_prompts_are_generated_without_their_first_word(finished, inputs, tiny_folder):
+    """Of the picture that the prompt copied, at the seeds of the audit, judged as if by hand."""
+    run, _ = finished
+    model = load(str(tiny_folder))
+    references = read_references(inputs / "images", model.image_size)
+    texts = {r["id"]: r["prompt"] for r in pq.read_table(run / "scores" / "prompts.parquet").to_pylist()}
+    verified = pq.read_table(run / "scores" / "verify.parquet").to_pylist()
+    rows = [r for r in pq.read_table(run / "scores" / "explain.parquet").to_pylist() if r["omitted"] is not None]
+    assert rows
+    for row in rows:
+        words = texts[row["id"]].split()
+        first = row["significance"].index(max(row["significance"]))
+        assert row["omitted"] == first
+        nearest = next(r["nearest"] for r in verified if r["id"] == row["id"] and r["verdict"] != "none")
+        target = next(i for i, name in enumerate(references.names) if reference_name(name) == nearest)
+        for column, text in (
+            ("copies_with", texts[row["id"]]),
+            ("copies_without", " ".join(word for word in words if word != words[first])),
+        ):
+            images = generate(model, model.encode([text] * 2), seeds=[0, 1], steps=STEPS)
+            matches = match_targets(images, references[[target] * 2], references)
+            assert row[column] == sum(m.verdict != "none" for m in matches)
+        assert row["pictures"] == 2
+        assert min(row[name] for name in ("begin", "end", "padding")) > 0
 
 
 def test_held_out_pictures_are_compared(inputs, tiny_folder, finished, tmp_path):

@@ -81,6 +81,22 @@ def test_explain_gives_every_word_a_number(call, tiny_folder):
     assert -1 <= found["rank_agreement"] <= 1
 
 
+@pytest.mark.parametrize(
+    ("method", "evaluations", "special"),
+    [("gradient", 2, {"begin", "end", "padding"}), ("gradient-input", 2, {"begin", "end", "padding"})]
+    + [("leave-one-out", 7, set())],
+)
+def test_explain_by_each_method(call, tiny_folder, method, evaluations, special):
+    """Every method has a value a word, its own tokens apart, and a cost that is counted."""
+    arguments = ("explain", tiny_folder, "an owl on a fence", "--seeds", 1, "--method", method)
+    code, out, _ = call(*arguments, "--json")
+    result = json.loads(out)
+    assert code == 0
+    assert (result["method"], result["evaluations"], set(result["special"])) == (method, evaluations, special)
+    assert len({w["significance"] for w in result["words"]}) == 5
+    assert call(*arguments)[0] == 0
+
+
 def test_explain_prints_hostile_words_as_they_are(call, tiny_folder):
     """Markup in a prompt is text."""
     code, out, _ = call("explain", tiny_folder, "[bold red]owl[/] [/nothing]", "--seeds", 1)
@@ -112,6 +128,7 @@ WRONG = {
     "steps that are no number": (["detect", "MODEL", "--prompts", "FILE", "--steps", "all"], "FIRST:LAST"),
     "steps beyond the last": (["detect", "MODEL", "--prompts", "FILE", "--steps", "60"], "window inside"),
     "steps backwards": (["explain", "MODEL", "a", "--steps", "3:2"], "window inside"),
+    "a window of leaving out": (["explain", "MODEL", "a", "--method", "leave-one-out", "--steps", "2"], "first step"),
     "nothing to explain": (["explain", "MODEL", " "], "the prompt is empty"),
     "no such model": (["explain", "./nowhere", "a"], "no such folder"),
     "a folder in use": (["generate", "MODEL", "a", "--out", "."], "not empty"),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from unmemorize.explain.words import Outcome, Variant, again, measure, variants, without, word_effects
+from unmemorize.explain.words import Outcome, Variant, again, measure, occurrences, variants, without, word_effects, words_of
 
 
 def texts(found, kind):
@@ -126,3 +126,19 @@ def test_measuring_alone_or_together_is_the_same(tiny_model):
     assert both[1].magnitude == pytest.approx(alone[0].magnitude, rel=1e-4)
     assert both[1].copies == alone[0].copies
     assert both[1].seeds == 2
+
+
+LEFT_OUT = {
+    ("baguette bread, sweating", 2): "baguette bread",
+    ("baguette bread, sweating", 1): "baguette, sweating",
+    ("video camera camera camera", 2): "video",
+    ("An owl, an OWL. On a fence", 3): "An, an. On a fence",
+    ("owl — fence", 1): "owl fence",
+    ("Emma’s <i>red</i> kite", 0): "<i>red</i> kite",
+}
+
+
+@pytest.mark.parametrize(("prompt", "number"), LEFT_OUT)
+def test_a_word_is_left_out_wherever_it_is_said(prompt, number):
+    """In any case and beside any punctuation, as somebody would type the rest."""
+    assert without(prompt, occurrences(prompt, words_of(prompt)[number])) == LEFT_OUT[prompt, number]

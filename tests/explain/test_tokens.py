@@ -9,7 +9,8 @@ import torch
 
 from unmemorize.core.errors import NotApplicable
 from unmemorize.core.sample import first_unconditional
-from unmemorize.explain.tokens import leave_one_out, rank_agreement, token_significance, word_significance, words_of
+from unmemorize.explain.tokens import leave_one_out, rank_agreement, token_significance, word_significance
+from unmemorize.explain.words import words_of
 from unmemorize.metrics.magnitude import magnitude
 
 PROMPT = "a lighthouse at dusk"
@@ -102,15 +103,23 @@ def test_a_prompt_without_words(tiny_model, prompt):
 
 def test_leave_one_out_is_the_magnitude_without_the_word(tiny_model):
     """What each word is said to add is what the magnitude loses when the prompt is typed without it."""
-    lost, cost = leave_one_out(tiny_model, PROMPT, seeds=[0, 1])
-    assert cost == (4 + 1) * 2 + 2
-    empty = first_unconditional(tiny_model, seeds=[0, 1])
-    t = tiny_model.schedule(50).timesteps[0]
-    full, without = (
-        magnitude(tiny_model.predict(empty.x, t, tiny_model.encode([p, p])), empty).mean()
-        for p in (PROMPT, "a lighthouse dusk")
-    )
-    assert lost[2] == pytest.approx((full - without).item(), abs=1e-5)
+    explanation = leave_one_out(tiny_model, PROMPT, seeds=[0, 1])
+    assert explanation.evaluations == tiny_model.evaluations == (4 + 1) * 2 + 2
+    lost = _magnitude(tiny_model, PROMPT) - _magnitude(tiny_model, "a lighthouse dusk")
+    assert explanation.significance[2] == pytest.approx(lost, abs=1e-5)
+
+
+def test_a_word_said_twice_is_left_out_twice(tiny_model):
+    """Neither mention alone is the word, and the comma between two names goes with the second."""
+    explanation = leave_one_out(tiny_model, "owl, red Owl", seeds=[0, 1])
+    lost = _magnitude(tiny_model, "owl, red Owl") - _magnitude(tiny_model, "red")
+    assert explanation.significance[0] == explanation.significance[2] == pytest.approx(lost, abs=1e-5)
+
+
+def _magnitude(model, prompt):
+    empty = first_unconditional(model, seeds=[0, 1])
+    t = model.schedule(50).timesteps[0]
+    return magnitude(model.predict(empty.x, t, model.encode([prompt, prompt])), empty).mean().item()
 
 
 def test_rank_agreement():

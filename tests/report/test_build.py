@@ -189,6 +189,19 @@ def test_words_are_coloured_by_their_share_and_the_prompt_stays_whole(run):
     assert 'share:0.50">&lt;b&gt;three</mark>' in page
 
 
+def test_what_falls_on_no_word_and_the_copies_without_one_are_shown(run):
+    """Shares of the gradient add up to all of it; the counterfactual names the word, as text."""
+    rewrite(table(run, "prompts"), lambda row: row | {"prompt": f"one two <b>three {row['id']}"})
+    words = {"starts": [0, 4, 8], "stops": [3, 7, 16], "significance": [1.0, 2.0, 1.0]}
+    special = {"begin": 2.0, "end": 1.0, "padding": 9.0}
+    counts = {"omitted": 2, "pictures": 4, "copies_with": 3, "copies_without": 0}
+    rewrite(table(run, "explain"), lambda row: {"id": row["id"]} | words | special | counts)
+    text = Page(page_of(run)).text
+    assert "words 25% · begin token 12% · end token 6% · padding tokens 56%" in text
+    assert "generated without “<b>three”" in text
+    assert "0 of 4 pictures copy the same training picture; with the whole prompt 3 of 4" in text
+
+
 def test_numbers_of_every_figure_are_there_as_csv(run):
     rewrite(table(run, "locality"), lambda row: row | {"group": '=HYPERLINK("x")' if row["value"] > 0.45 else "other"})
     links = {a["download"]: a["href"] for tag, a in Page(page_of(run)).elements if tag == "a" and "download" in a}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 
+import numpy as np
 import pytest
 from scipy.stats import binomtest, fisher_exact
 
@@ -77,7 +78,8 @@ def test_where_nothing_was_run_nothing_passes():
     assert {state for state, _ in found.values()} == {"not run", "not applicable"}
 
 
-TRIGGER = WORDS | {"significance": [1.0, 7.0, 1.0]}
+TRIGGER = WORDS | {"begin": 2.0, "end": 1.0, "padding": 4.0, "omitted": 1, "pictures": 4}
+TRIGGER |= {"copies_with": 4, "copies_without": 0}
 CASES = {
     "UM001": {"verify": copied("verbatim", "0")},
     "UM002": {"verify": copied("template", "0")},
@@ -202,7 +204,55 @@ def test_codes_are_those_of_the_catalogue_and_of_the_docs(request):
     assert all(f"({c.code.lower()})=" in text for c in CATALOGUE)
 
 
-def test_the_trigger_is_named():
-    """The word that carries most of the significance stands in the evidence."""
-    found = find(Facts(SUMMARY, TEXTS, [TRIGGER], CALIBRATED, copied("verbatim", "0"), None))
-    assert "“red”" in next(f.evidence for f in found if f.code == "UM003")
+def trigger(*rows):
+    """State and evidence of UM003 for these rows of the table."""
+    texts = {row["id"]: "a red kite" for row in rows}
+    found = find(Facts(SUMMARY, texts, list(rows), CALIBRATED, copied("verbatim"), None))
+    return next((f.state, f.evidence) for f in found if f.code == "UM003")
+
+
+def test_the_trigger_is_named_with_what_was_generated():
+    """The word, copies with it and without it, how many words were tried, and where else the gradient lies."""
+    state, evidence = trigger(TRIGGER)
+    assert state == "issue"
+    assert "“red”: 4 of 4 pictures copied with it, 0 of 4 without" in evidence
+    assert "one word tried of each of 1 prompts" in evidence
+    assert "20% on begin tokens, 10% on end tokens, 40% on padding tokens" in evidence
+
+
+def test_the_share_of_the_gradient_is_no_trigger():
+    """Nearly all significance of the words on one of them, but the picture is copied without it: no issue."""
+    dominant = TRIGGER | {"significance": [0.1, 9.0, 0.1], "copies_without": 4}
+    assert trigger(dominant)[0] != "issue"
+    assert trigger(WORDS | {"significance": [0.1, 9.0, 0.1]})[0] == "not applicable"
+
+
+def test_copies_without_the_word_pass_where_there_are_enough_prompts():
+    """Of sixty prompts at most 6% stop copying; of three it may be 71%; one that never copied again says nothing."""
+    rows = [TRIGGER | {"id": f"{i}", "copies_without": 1} for i in range(60)]
+    assert trigger(*rows)[0] == "passed"
+    state, evidence = trigger(*rows[:3], TRIGGER | {"copies_with": 0})
+    assert state == "inconclusive"
+    assert "0 of 3 prompts [0%, 71%]" in evidence
+
+
+@pytest.mark.parametrize(("copies", "pictures", "prompts"), [(2, 2, 1), (1, 4, 1), (3, 4, 1), (4, 4, 4)])
+def test_what_chance_explains_is_inconclusive(copies, pictures, prompts):
+    """Fisher's p is 1/6, 1/2, 1/14, and of four prompts one at 1/70 is 4/70 for all."""
+    kept = [TRIGGER | {"id": f"{i}", "copies_without": 4} for i in range(prompts - 1)]
+    assert trigger(*kept, TRIGGER | {"copies_with": copies, "pictures": pictures})[0] == "inconclusive"
+
+
+def test_chance_seldom_makes_a_trigger():
+    """Words that do nothing, prompts chosen because they copied: at most one run of twenty has a finding."""
+    rng, runs, issues = np.random.default_rng(0), 400, 0
+    for _ in range(runs):
+        rows = []
+        while len(rows) < 12:
+            pictures, rate = 8, rng.uniform()
+            with_it, without_it = rng.uniform(size=(2, pictures)) < rate
+            if with_it[:2].any():  # the first two pictures are those that were found copied
+                counts = {"copies_with": int(with_it.sum()), "copies_without": int(without_it.sum())}
+                rows.append(TRIGGER | counts | {"id": f"{len(rows)}", "pictures": pictures})
+        issues += trigger(*rows)[0] == "issue"
+    assert issues / runs <= 0.05

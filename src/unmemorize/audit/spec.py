@@ -17,7 +17,7 @@ class AuditSpec:
 
     `seeds` score every prompt; the first `images_per_prompt` of them generate. `generate` prompts are generated:
     the known ladder, then the highest-scoring half and an even spread of the rest. `explain` prompts have their words
-    explained, copied ones first.
+    explained, copied ones first, and these are generated without the word of highest significance, at `seeds`.
 
     `mitigate` names methods, apart by commas, or is `none`; `mitigated` are models mitigated before, and `sparsity` is
     the share of each row that Wanda may take, 0 for a default. They are tried and attacked on `attacked` of the copied

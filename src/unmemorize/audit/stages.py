@@ -2,26 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
+from functools import partial
 from pathlib import Path
 
 import pyarrow.parquet as pq
+from torch import Tensor
 
 from unmemorize.audit.attack import attack_cost, attack_mitigated
 from unmemorize.audit.inputs import audited, ordinary, scores_of
-from unmemorize.audit.mitigate import mitigate_cost, try_mitigations
+from unmemorize.audit.mitigate import COPIED, mitigate_cost, try_mitigations
 from unmemorize.audit.spec import AuditSpec
 from unmemorize.audit.stage import UNSEEN, Cost, NotRun, Stage
 from unmemorize.core.errors import NotApplicable
 from unmemorize.core.run import Progress
 from unmemorize.data.source import read_references
 from unmemorize.jobs.calibrate import LEVEL, calibrate_scores
-from unmemorize.jobs.copies import distances, matcher
+from unmemorize.jobs.copies import CopyCheck, copy_check, distances, matcher
 from unmemorize.jobs.detect import DetectSpec, score_prompts
-from unmemorize.jobs.explain import explain_prompts
+from unmemorize.jobs.explain import ExplainSpec, explain_prompts
 from unmemorize.jobs.inputs import images_folder
-from unmemorize.jobs.pictures import choose, compare_held_out, generate_pictures, verify_pictures
+from unmemorize.jobs.pictures import (
+    Row,
+    choose,
+    compare_held_out,
+    generate_pictures,
+    reference_name,
+    verify_pictures,
+)
 from unmemorize.models.unet import UNetModel
 
 
@@ -98,10 +107,28 @@ def _explain(model: UNetModel, spec: AuditSpec, run: Path, progress: Progress) -
     means = scores_of(run, len(prompts)).mean(axis=1)
     verified = run / "scores" / "verify.parquet"
     rows = pq.read_table(verified).to_pylist() if verified.exists() else []
-    copied = {row["id"] for row in rows if row["verdict"] != "none"}
-    order = sorted(range(len(prompts)), key=lambda i: (prompts[i].id not in copied, -means[i]))
+    copies = _copies(model, spec, [row for row in rows if row["verdict"] != "none"])
+    order = sorted(range(len(prompts)), key=lambda i: (prompts[i].id not in copies, -means[i]))
     chosen = [prompts[i] for i in order[: spec.explain]]
-    explain_prompts(model, chosen, run, progress, seeds=spec.seeds, steps=spec.steps)
+    explaining = ExplainSpec(spec.model, spec.seeds, spec.steps, guidance=spec.guidance)
+    explain_prompts(model, chosen, run, progress, spec=explaining, copies=copies)
+
+
+def _copies(model: UNetModel, spec: AuditSpec, rows: Sequence[Row]) -> dict[str, Callable[[Tensor], list[bool]]]:
+    """By prompt: which of some pictures are copies of the picture that the prompt's first copy is one of."""
+    if not rows:
+        return {}
+    check = copy_check(model, spec.model, spec.images, spec.sscd, spec.recipe)
+    place = {reference_name(name): i for i, name in enumerate(check.references.names)}
+    nearest: dict[str, str] = {}
+    for row in rows:
+        nearest.setdefault(row["id"], row["nearest"])
+    return {key: partial(_are_copies, check, place[name]) for key, name in nearest.items()}
+
+
+def _are_copies(check: CopyCheck, target: int, images: Tensor) -> list[bool]:
+    matches = check.against(images, check.references[[target] * len(images)])
+    return [match.verdict != "none" for match in matches]
 
 
 def _detect_cost(model: UNetModel, spec: AuditSpec, prompts: int) -> Cost:
@@ -120,8 +147,15 @@ def _generate_cost(model: UNetModel, spec: AuditSpec, prompts: int) -> Cost:
 
 
 def _explain_cost(model: UNetModel, spec: AuditSpec, prompts: int) -> Cost:
-    each = len(spec.seeds) * min(spec.explain, prompts)
-    return Cost(2 * each, gradients=each)
+    """What it costs if a third of the generated prompts give copies: these are generated with and without a word."""
+    explained, seeds = min(spec.explain, prompts), len(spec.seeds)
+    evaluations, pictures = 2 * seeds * explained, 0
+    if images_folder(spec.model, spec.images) is not None:
+        copied = min(explained, max(min(spec.generate, prompts) // COPIED, 1))
+        pictures = 2 * seeds * copied
+        calls = len(model.schedule(spec.steps).timesteps) * (2 if spec.guidance > 1 else 1)
+        evaluations += pictures * calls + 3 * seeds * copied  # the last are the magnitudes of both texts
+    return Cost(evaluations, gradients=seeds * explained, pictures=pictures)
 
 
 STAGES = (

@@ -13,6 +13,21 @@ from rich.text import Text
 from unmemorize.cli.app import Json, Model, app, errors, out, window
 
 
+class Method(StrEnum):
+    """How words are explained."""
+
+    gradient = "gradient"
+    gradient_input = "gradient-input"
+    leave_one_out = "leave-one-out"
+
+
+COLUMNS = {
+    Method.gradient: "significance",
+    Method.gradient_input: "gradient × input",
+    Method.leave_one_out: "magnitude lost without it",
+}
+
+
 class Pool(StrEnum):
     """How the tokens of a word are put together."""
 
@@ -25,6 +40,10 @@ class Pool(StrEnum):
 def explain(
     model: Model,
     prompt: Annotated[str, typer.Argument(help="The prompt.")],
+    method: Annotated[
+        Method,
+        typer.Option(help="gradient at the text encoder's output, gradient × input at its input, or leave-one-out."),
+    ] = Method.gradient,
     seeds: Annotated[int, typer.Option(min=1, help="Seeds.")] = 4,
     steps: Annotated[str, typer.Option(help="Sampling steps to average over: the first N, or FIRST:LAST.")] = "1",
     sampling_steps: Annotated[int, typer.Option(min=1, max=1000, help="Sampling steps in all.")] = 50,
@@ -33,18 +52,14 @@ def explain(
     as_json: Json = False,
 ) -> None:
     """Show which words of a prompt carry its memory."""
+    from unmemorize.jobs.explain import ExplainSpec
     from unmemorize.jobs.explain import explain as run_explain
 
+    spec = ExplainSpec(
+        model, tuple(range(seeds)), sampling_steps, window(steps), pool=pool.value, method=method.value, check=check
+    )
     with errors.status("computing"):
-        found = run_explain(
-            model,
-            prompt,
-            seeds=range(seeds),
-            steps=sampling_steps,
-            window=window(steps),
-            pool=pool.value,
-            check=check,
-        )
+        found = run_explain(spec, prompt)
     if as_json:
         print(json.dumps(found, ensure_ascii=False))
     else:
@@ -54,9 +69,11 @@ def explain(
 def _print_words(found: dict[str, Any]) -> None:
     words = found["words"]
     most = max([w["significance"] for w in words] + [1e-12])
-    out.print(Text(" ").join(Text(w["word"], _shade(w["significance"] / most)) for w in words), "\n")
+    shaded = [Text(w["word"], _shade(max(w["significance"], 0.0) / most)) for w in words]
+    out.print(Text(" ").join(shaded), "\n")
     lost = "magnitude_lost_without" in words[0]
-    table = Table("word", "significance", *(["magnitude lost without it"] if lost else []), box=None, pad_edge=False)
+    column = COLUMNS[Method(found["method"])]
+    table = Table("word", column, *(["magnitude lost without it"] if lost else []), box=None, pad_edge=False)
     for w in words:
         more = [f"{w['magnitude_lost_without']:+.3f}"] if lost else []
         table.add_row(Text(w["word"]), f"{w['significance']:.4f}", *more)

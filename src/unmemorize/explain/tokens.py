@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from itertools import islice
@@ -16,14 +15,10 @@ from unmemorize.core.hooks import frozen
 from unmemorize.core.model import Condition, DiffusionModel, Prediction
 from unmemorize.core.results import Explanation
 from unmemorize.core.sample import first_conditional, first_unconditional, trajectory
+from unmemorize.explain.words import occurrences, without, words_of
 from unmemorize.metrics.magnitude import magnitude
 
 POOLS: dict[str, Callable[[Tensor], Tensor]] = {"sum": torch.sum, "max": torch.amax, "mean": torch.mean}
-
-
-def words_of(prompt: str) -> list[tuple[int, int]]:
-    """The spans of a prompt's words: whatever stands between white space."""
-    return [match.span() for match in re.finditer(r"\S+", prompt)]
 
 
 def token_significance(
@@ -46,7 +41,7 @@ def token_significance(
     total = []
     repeated = cond[torch.zeros(len(seeds), dtype=torch.long, device=cond.embeds.device)]
     with frozen(model.denoiser):
-        for t, uncond in _visited(model, repeated, seeds, steps, window, guidance):
+        for t, uncond in visited(model, repeated, seeds, steps, window, guidance):
             embeds = repeated.embeds.detach().clone().requires_grad_()
             with torch.enable_grad():
                 value = magnitude(model.predict(uncond.x, t, replace(repeated, embeds=embeds)), uncond)
@@ -55,7 +50,7 @@ def token_significance(
     return torch.stack(total).mean(0).cpu()
 
 
-def _visited(
+def visited(
     model: DiffusionModel,
     cond: Condition,
     seeds: Sequence[int],
@@ -82,19 +77,23 @@ def word_significance(
     window: tuple[int, int] = (0, 1),
     pool: str = "sum",
 ) -> Explanation:
-    """What each word contributes: its tokens' significance, pooled (`sum`, `max` or `mean`).
+    """What each word contributes: its tokens' significance, pooled (`sum`, `max` or `mean`)."""
+    before = model.evaluations
+    tokens = token_significance(model, model.encode([prompt]), seeds=seeds, steps=steps, window=window)
+    return by_word(model, prompt, tokens, pool=pool, evaluations=model.evaluations - before)
+
+
+def by_word(model: DiffusionModel, prompt: str, tokens: Tensor, *, pool: str, evaluations: int) -> Explanation:
+    """The values of a prompt's tokens, (tokens,), pooled to those of its words.
 
     Words beyond the model's longest prompt count nothing. Begin, end and padding tokens are reported apart: padding can
     carry much of a memory.
     """
-    before = model.evaluations
-    cond = model.encode([prompt])
-    tokens = token_significance(model, cond, seeds=seeds, steps=steps, window=window)
-    spans, words = model.spans(prompt), words_of(prompt)
-    starts = torch.tensor([start if stop > start else -1 for start, stop in spans])
+    cond, words = model.encode([prompt]), words_of(prompt)
+    starts = torch.tensor([start if stop > start else -1 for start, stop in model.spans(prompt)])
     inside = [(starts >= start) & (starts < stop) for start, stop in words]
     values = tuple(float(POOLS[pool](tokens[mask])) if mask.any() else 0.0 for mask in inside)
-    return Explanation(prompt, tuple(words), values, _special(tokens, starts, cond), model.evaluations - before)
+    return Explanation(prompt, tuple(words), values, _special(tokens, starts, cond), evaluations)
 
 
 def _special(tokens: Tensor, starts: Tensor, cond: Condition) -> dict[str, float]:
@@ -105,20 +104,22 @@ def _special(tokens: Tensor, starts: Tensor, cond: Condition) -> dict[str, float
     return {name: float(tokens[group].sum()) for name, group in groups.items()}
 
 
-def leave_one_out(
-    model: DiffusionModel, prompt: str, *, seeds: Sequence[int], steps: int = 50
-) -> tuple[tuple[float, ...], int]:
-    """How much the first step's magnitude falls when each word is left out, and the evaluations that took.
+def leave_one_out(model: DiffusionModel, prompt: str, *, seeds: Sequence[int], steps: int = 50) -> Explanation:
+    """How much the first step's magnitude falls when each word is left out, wherever the prompt says it.
 
-    A second opinion that needs no gradient: words + 1 evaluations a seed.
+    It needs no gradient: words + 1 evaluations a seed, and one for the empty prompt. Begin, end and padding tokens
+    cannot be left out and have no value.
     """
     before = model.evaluations
-    spans = words_of(prompt)
-    variants = [prompt, *(" ".join((prompt[:start] + prompt[stop:]).split()) for start, stop in spans)]
+    words = words_of(prompt)
+    variants = [prompt]
+    for place in words:
+        variants.append(without(prompt, occurrences(prompt, place)))
     empty = first_unconditional(model, seeds=seeds, steps=steps)
     cond = first_conditional(model, model.encode(variants), empty, steps=steps)
     values = magnitude(cond, empty.repeated(len(variants))).reshape(len(variants), len(seeds)).mean(1)
-    return tuple((values[0] - values[1:]).tolist()), model.evaluations - before
+    lost = tuple((values[0] - values[1:]).tolist())
+    return Explanation(prompt, tuple(words), lost, {}, model.evaluations - before)
 
 
 def rank_agreement(first: Sequence[float], second: Sequence[float]) -> float | None:

@@ -98,6 +98,30 @@ def without(prompt: str, places: Sequence[tuple[int, int]]) -> str:
     return tidy.strip(" ,;:")
 
 
+def words_of(prompt: str) -> list[tuple[int, int]]:
+    """The spans of a prompt's words: whatever stands between white space."""
+    return [match.span() for match in re.finditer(r"\S+", prompt)]
+
+
+def occurrences(prompt: str, place: tuple[int, int]) -> list[tuple[int, int]]:
+    """Every place where the word at `place` is said, in any case, without the punctuation around it."""
+    start, end = _bare(prompt, place)
+    word = normalise(prompt[start:end])
+    places = []
+    for other in words_of(prompt):
+        start, end = _bare(prompt, other)
+        if normalise(prompt[start:end]) == word:
+            places.append((start, end))
+    return places
+
+
+def _bare(prompt: str, place: tuple[int, int]) -> tuple[int, int]:
+    """The part of a word between its first and its last letter; all of it where it has none."""
+    start, end = place
+    letters = list(spans(prompt[start:end]))
+    return (start + letters[0][0], start + letters[-1][1]) if letters else place
+
+
 def again(prompt: str, place: tuple[int, int], times: int) -> str:
     """The prompt with the word at `place` said `times` times."""
     start, end = place

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import groupby
 from statistics import fmean, pstdev
 
@@ -51,6 +51,16 @@ class Word:
 
 
 @dataclass(frozen=True)
+class Omission:
+    """How many of `pictures` copy the same training picture with the whole prompt, and without `word`."""
+
+    word: str
+    pictures: int
+    copies_with: int
+    copies_without: int
+
+
+@dataclass(frozen=True)
 class Prompt:
     """A row of the table. `score` is the mean over seeds, `bar` its share of the highest score in the run."""
 
@@ -69,6 +79,8 @@ class Prompt:
     q_value: float | None = None
     scores: tuple[float, ...] = ()
     words: tuple[Word, ...] = ()
+    shares: dict[str, float] = field(default_factory=dict)
+    omission: Omission | None = None
     curve: tuple[float, ...] = ()
 
     @property
@@ -111,6 +123,8 @@ def rank_prompts(run: Run) -> list[Prompt]:
             q_value=calibrated.get(row["id"], {}).get("q_value"),
             scores=tuple(scores.get(row["id"], ())),
             words=_words(row["prompt"], explained[row["id"]]) if row["id"] in explained else (),
+            shares=_shares(explained[row["id"]]) if row["id"] in explained else {},
+            omission=_omission(row["prompt"], explained[row["id"]]) if row["id"] in explained else None,
             curve=curves.get(row["id"], ()),
         )
         for rank, row in enumerate(ordered, start=1)
@@ -132,6 +146,23 @@ def _words(prompt: str, row: Row) -> tuple[Word, ...]:
         pieces += [Word(prompt[end:start], None), Word(prompt[start:stop], value / most, value)]
         end = stop
     return tuple(piece for piece in [*pieces, Word(prompt[end:], None)] if piece.text)
+
+
+def _shares(row: Row) -> dict[str, float]:
+    """Shares of the gradient on words and on the tokens that are none; empty where these were not recorded."""
+    if row["padding"] is None:
+        return {}
+    parts = {"words": sum(row["significance"])} | {name: row[name] for name in ("begin", "end", "padding")}
+    total = sum(parts.values()) or 1.0
+    return {name: value / total for name, value in parts.items()}
+
+
+def _omission(prompt: str, row: Row) -> Omission | None:
+    place = row["omitted"]
+    if place is None:
+        return None
+    word = prompt[row["starts"][place] : row["stops"][place]]
+    return Omission(word, row["pictures"], row["copies_with"], row["copies_without"])
 
 
 def _curves(run: Run) -> dict[str, tuple[float, ...]]:

@@ -189,7 +189,9 @@ DETECT = _columns({"id": _TEXT, "method": _TEXT, "seed": _WHOLE}, {"score": _REA
 IMAGES = _columns({"id": _TEXT, "seed": _WHOLE, "image": _TEXT}, {"curve": pa.list_(_REAL)})
 CALIBRATED = _columns({"id": _TEXT, "p_value": _REAL, "q_value": _REAL}, {})
 EXPLAIN = _columns(
-    {"id": _TEXT, "starts": pa.list_(_WHOLE), "stops": pa.list_(_WHOLE), "significance": pa.list_(_REAL)}, {}
+    {"id": _TEXT, "starts": pa.list_(_WHOLE), "stops": pa.list_(_WHOLE), "significance": pa.list_(_REAL)},
+    {"begin": _REAL, "end": _REAL, "padding": _REAL}
+    | {"omitted": _WHOLE, "pictures": _WHOLE, "copies_with": _WHOLE, "copies_without": _WHOLE},
 )
 _RATES = ("copy_rate", "copy_rate_attacked", "control_rate")
 _COUNTS = ("pictures", "pictures_copied", "pictures_copied_attacked", "control_pictures", "control_pictures_copied")

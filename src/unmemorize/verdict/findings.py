@@ -11,12 +11,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import numpy as np
+
+from unmemorize.metrics.discovery import benjamini_hochberg
 from unmemorize.metrics.exact import above, interval, more_often, units_to_decide
 
 Row = dict[str, Any]
 State = Literal["passed", "issue", "inconclusive", "not applicable", "not run"]
 UNMITIGATED = "none"  # the row of the model as it came, among the mitigations
-DOMINANT = 0.5  # share of a prompt's significance on one word, from which it is called its trigger
+NAMED = 5  # words that a finding names
 LEVEL = 0.05  # of every test
 
 
@@ -74,10 +77,6 @@ class Facts:
 Outcome = tuple[State, int, str]
 
 
-def _outcome(count: int, evidence: str) -> Outcome:
-    return ("issue" if count else "passed"), count, evidence
-
-
 def _without_hit(facts: Facts, units: int, unit: str, evidence: str) -> Outcome:
     """What it says that none of so many units was a hit: a pass where more than the bound is ruled out."""
     limit = interval(0, units).high
@@ -114,19 +113,44 @@ def _templates(facts: Facts) -> Outcome:
 def _triggers(facts: Facts) -> Outcome:
     if facts.explain is None:
         return "not run", 0, "no prompt's words were explained"
-    rows = [row for row in facts.explain if row["id"] in facts.copied and len(row["significance"]) > 2]
+    rows = [row for row in facts.explain if row.get("omitted") is not None and row["copies_with"]]
     if not rows:
-        return "not applicable", 0, "no prompt of three words or more that gave a copy was explained"
-    words = [word for row in rows if (word := _dominant(facts.texts[row["id"]], row)) is not None]
-    named = ", ".join(f"“{word}”" for word in list(dict.fromkeys(words))[:5])
-    text = f"in {len(words)} of {len(rows)} explained prompts that gave a copy, one word carries most of it"
-    return _outcome(len(words), f"{text}: {named}" if words else text)
+        return "not applicable", 0, "no prompt of two words or more that gave a copy was explained"
+    stopped = [row for row in rows if not row["copies_without"]]
+    shown = _beyond_chance(rows)
+    tried = f"one word tried of each of {len(rows)} prompts, the one of the highest significance; {_on_no_word(rows)}"
+    if shown:
+        words = "; ".join(_counterfactual(facts, row) for row in shown[:NAMED])
+        more = f" and {len(shown) - NAMED} more" if len(shown) > NAMED else ""
+        return "issue", len(shown), f"{words}{more}; {tried}"
+    if stopped:
+        words = "; ".join(_counterfactual(facts, row) for row in stopped[:NAMED])
+        return "inconclusive", 0, f"{words}: not told from chance at so few pictures and so many prompts; {tried}"
+    return _without_hit(facts, len(rows), "prompts", f"{tried}; without a copy then")
 
 
-def _dominant(text: str, row: Row) -> str | None:
-    top = max(range(len(row["significance"])), key=row["significance"].__getitem__)
-    share = row["significance"][top] / (sum(row["significance"]) or 1.0)
-    return text[row["starts"][top] : row["stops"][top]] if share > DOMINANT else None
+def _beyond_chance(rows: Sequence[Row]) -> list[Row]:
+    """Prompts without a copy once their word is left out, where chance is ruled out for all prompts tried together."""
+    p_values = []
+    for row in rows:
+        p_values.append(more_often(row["copies_with"], row["pictures"], row["copies_without"], row["pictures"]))
+    adjusted = benjamini_hochberg(np.array(p_values))
+    return [row for row, q in zip(rows, adjusted, strict=True) if q <= LEVEL and not row["copies_without"]]
+
+
+def _counterfactual(facts: Facts, row: Row) -> str:
+    """The word, and how many pictures are copies with it and without it."""
+    word = facts.texts[row["id"]][row["starts"][row["omitted"]] : row["stops"][row["omitted"]]]
+    counts = f"{row['copies_with']} of {row['pictures']} pictures copied with it, {row['copies_without']} of"
+    return f"“{word}”: {counts} {row['pictures']} without"
+
+
+def _on_no_word(rows: Sequence[Row]) -> str:
+    """Shares of the gradient on tokens that are no words, over all rows."""
+    names = ("begin", "end", "padding")
+    total = sum(sum(row["significance"]) + sum(row[name] for name in names) for row in rows) or 1.0
+    shares = [f"{sum(row[name] for row in rows) / total:.0%} on {name} tokens" for name in names]
+    return "of the gradient " + ", ".join(shares)
 
 
 def _untried(facts: Facts, evidence: str) -> Outcome:
@@ -340,7 +364,7 @@ CATALOGUE = (
     ),
     Code(
         "UM003",
-        "Prompts in which one word triggers the copy",
+        "Prompts that give no copy without one of their words",
         "medium",
         "Caption these pictures anew without the word, or take it out of prompts at inference.",
         _triggers,
