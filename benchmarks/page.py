@@ -27,8 +27,13 @@ PARTS = {
     ),
     "explanation": (
         "Explanation",
-        "Word families: captions that share one word, planted with near-duplicates of one picture. How often that word "
-        "has the highest significance.",
+        "Which words a copy needs, by generating the prompt without each of them, and how often each explainer puts "
+        "such a word first. A prompt is copied if more than half of four pictures are copies of its own picture; "
+        "the copy needs a word if none of the four is one at the same seeds, with the word left out and with an "
+        "ordinary prompt's keyword in its place. Planted word: captions of word families whose copy needs the word "
+        "that the family shares. Any word: every copied prompt of two words or more that needs one of its words and "
+        "not another. The twin was never shown these pictures more than once: what an explainer finds there is not "
+        "memory. Brackets are 95% intervals over families.",
     ),
     "mitigation": (
         "Mitigation at inference",

@@ -320,7 +320,7 @@ def test_copied_prompts_are_generated_without_their_first_word(finished, inputs,
             matches = match_targets(images, references[[target] * 2], references)
             assert row[column] == sum(m.verdict != "none" for m in matches)
         assert row["pictures"] == 2
-        assert min(row[name] for name in ("begin", "end", "padding")) > 0
+        assert row["begin"] > 0
 
 
 def test_held_out_pictures_are_compared(inputs, tiny_folder, finished, tmp_path):

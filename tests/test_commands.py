@@ -83,8 +83,11 @@ def test_explain_gives_every_word_a_number(call, tiny_folder):
 
 @pytest.mark.parametrize(
     ("method", "evaluations", "special"),
-    [("gradient", 2, {"begin", "end", "padding"}), ("gradient-input", 2, {"begin", "end", "padding"})]
-    + [("leave-one-out", 7, set())],
+    [
+        ("gradient", 2, {"begin", "end", "padding"}),
+        ("gradient-input", 2, {"begin", "end", "padding"}),
+        ("leave-one-out", 7, set()),
+    ],
 )
 def test_explain_by_each_method(call, tiny_folder, method, evaluations, special):
     """Every method has a value a word, its own tokens apart, and a cost that is counted."""

@@ -4,7 +4,17 @@ from __future__ import annotations
 
 import pytest
 
-from unmemorize.explain.words import Outcome, Variant, again, measure, occurrences, variants, without, word_effects, words_of
+from unmemorize.explain.words import (
+    Outcome,
+    Variant,
+    again,
+    measure,
+    occurrences,
+    variants,
+    without,
+    word_effects,
+    words_of,
+)
 
 
 def texts(found, kind):

@@ -30,7 +30,7 @@ def token_gradient_input(
     have a sign: where it is positive, the magnitude rises when the input is scaled up. The first step alone costs two
     evaluations a seed and a backward pass through the denoiser and the text encoder.
 
-    Paper: Shrikumar et al. 2016 for gradient × input.
+    Paper: Shrikumar et al. 2016 for gradient × input, as Captum's documentation cites it.
     Differs: of the magnitude (Wen et al. 2024) instead of a class score.
 
     Raises:
