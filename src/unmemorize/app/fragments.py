@@ -79,8 +79,8 @@ def words(found: Explanation | None) -> str:
     )
     rest = ", ".join(f"{name} {_small(value)}" for name, value in found.special.items())
     return f"""<section class="words" aria-label="Words"><h2>Words</h2><ol>{items}</ol>
-<p class="meta">How steeply the score rises with each word: change the most significant one first. Not words: {rest}; where
-these are larger, the numbers of the words say little.</p>
+<p class="meta">How steeply the score rises with each word: change the most significant one first. Not words: {rest};
+where these are larger, the numbers of the words say little.</p>
 </section>"""
 
 
