@@ -1,4 +1,4 @@
-"""The quick audit of the testbed as users run it: what it finds, and the processor time it takes.
+"""The quick audit of the testbed as users run it: what it finds, and how long it takes.
 
     python benchmarks/audit.py
 
@@ -8,6 +8,8 @@ Writes docs/results/audit.{json,md}. The run in runs/audit-results is made anew,
 from __future__ import annotations
 
 import argparse
+import json
+import os
 import shutil
 import time
 from pathlib import Path
@@ -23,6 +25,7 @@ RUN = Path("runs/audit-results")
 
 def page(found: dict) -> list[str]:
     """The numbers as a page."""
+    stages = ", ".join(f"{name} {seconds:.0f}" for name, seconds in found["stages"].items())
     rows = []
     for row in found["mitigations"]:
         rates = [_rate(row, name) for name in ("copy_rate", "copy_rate_attacked", "control_rate")]
@@ -32,8 +35,10 @@ def page(found: dict) -> list[str]:
     head = "mitigation | copies, own prompts | after attack | harder control | quality | alignment | evaluations"
     states = "; ".join(f"*{state}*: {', '.join(codes)}" for state, codes in found["findings"].items())
     return [
-        f"{found['prompts']} prompts and {found['images']} pictures in {found['cpu']:.0f} s of processor time, the "
-        f"report included. Findings: {states}.",
+        f"{found['prompts']} prompts and {found['images']} pictures in {found['seconds']:.0f} s on {found['cores']} "
+        f"cores, the report included; {found['cpu']:.0f} s of processor time. By stage: {stages}.",
+        "",
+        f"Findings: {states}.",
         "",
         *table(head.split(" | "), rows),
     ]
@@ -46,13 +51,16 @@ def _rate(row: dict, name: str) -> str:
 def main() -> None:
     argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     shutil.rmtree(RUN, ignore_errors=True)
-    spent = time.process_time()
+    since, spent = time.perf_counter(), time.process_time()
     summary = run_audit(AuditSpec(), RUN, lambda stage, done, total: print(stage, done, total, flush=True))
     findings: dict[str, list[str]] = {}
     for finding in summary["findings"]:
         findings.setdefault(finding["state"], []).append(finding["code"])
     found = {
+        "seconds": time.perf_counter() - since,
         "cpu": time.process_time() - spent,
+        "cores": os.cpu_count(),
+        "stages": json.loads((RUN / "timing.json").read_text(encoding="utf-8"))["seconds"],
         "prompts": summary["prompts"],
         "images": summary["images"],
         "verdict": summary["verdict"],
