@@ -74,7 +74,7 @@ def run(model, change: Change, prompts, align: Alignment) -> dict:
     made = torch.cat(images)
     copies, similarity = matches(made)
     hits = np.reshape(copies, (len(prompts), -1)).sum(1)
-    rate = rate_interval(hits.tolist(), [len(SEEDS)] * len(prompts))
+    rate = rate_interval(hits.tolist(), [len(SEEDS)] * len(prompts), [p.cluster for p in prompts])
     return {
         "copy_rate": [rate.value, rate.low, rate.high],
         "similarity": float(np.mean(similarity)),

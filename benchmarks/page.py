@@ -14,16 +14,23 @@ from unmemorize.core.run import atomic
 HEAD = """# Results
 
 Everything here was measured on the shipped testbed by `make results`; this page is put together from the parts that it
-writes in `docs/results/`. Intervals are 95% bootstraps over clusters of related prompts. Small models show signs and
-orders of effects; their values do not carry over to large ones.
+writes in `docs/results/`. Intervals are 95%. Those of rates are exact (Clopper and Pearson) over pictures or prompts,
+and over whole families where prompts are related (word families; negatives in families of six); areas under curves and
+changes of quality are bootstrapped over clusters of related prompts. Small models show signs and orders of effects;
+their values do not carry over to large ones.
+
+Of rows that need a fine-tuned model, which is not shipped, intervals were computed anew on 2026-11-26 from the rates
+and the numbers of pictures.
 """
 PARTS = {
     "testbed": ("What the models copy", "Every prompt of the plan, two seeds, 16 sampling steps, guidance 7.5."),
     "detection": (
         "Detection",
         "The text-conditional magnitude (Wen et al. 2024) of planted prompts against the negatives, with the control "
-        "that sees the text alone. The twin was trained on the same pictures without the duplicates: what the score "
-        "finds there is not memory.",
+        "that sees the text alone. The twin was trained on one pair of a caption and a picture of each entry of the "
+        "plan, once: 361 of 971 planted pictures and 361 of 651 captions. Of the verbatim and repeat prompts it "
+        "lacks the duplicates and nothing else, and what the score finds there is not memory; most captions of word "
+        "and image-only entries and most pictures of templates and caption-only entries it has never seen.",
     ),
     "explanation": (
         "Explanation",
@@ -70,7 +77,7 @@ PARTS = {
     ),
     "relearn": (
         "Trained on after erasing",
-        "Whether fine-tuning on unrelated pictures brings the erased ones back.",
+        "Whether fine-tuning on unrelated pictures brings back what was erased, beside a model that only hides.",
     ),
     "stronger": (
         "Cheaper and dearer attacks",

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import torch
-from common import OUT, REFERENCES, write
+from common import OUT, REFERENCES, planted, write
 from matplotlib.figure import Figure
 from PIL import Image
 from tqdm import tqdm
@@ -31,6 +31,7 @@ from unmemorize.testbed.alignment import Alignment
 from unmemorize.testbed.dose import CURVE
 
 SEEDS = (100, 101, 102, 103)
+CLUSTERS = {p.id: p.cluster for p in planted(lambda p: True)}
 MODELS = {"planted": "testbed", "twin": "testbed-twin"}
 
 
@@ -73,9 +74,9 @@ def groups(prompts: list[dict]) -> dict[str, list[str]]:
 
 
 def rate(verdicts: dict[str, list[str]], ids: list[str]) -> tuple[float, float, float]:
-    """Share of pictures that are copies, with its interval over prompts."""
+    """Share of pictures that are copies, with its interval over clusters of related prompts."""
     hits = [sum(v != "none" for v in verdicts[i]) for i in ids]
-    interval = rate_interval(hits, [len(verdicts[i]) for i in ids])
+    interval = rate_interval(hits, [len(verdicts[i]) for i in ids], [CLUSTERS[i] for i in ids])
     return interval.value, interval.low, interval.high
 
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from unmemorize.attack.adaptive import Adaptive, adaptive, mixed
+from unmemorize.attack.adaptive import Adaptive, adaptive, from_prompts, mixed
 from unmemorize.attack.dori import Dori, dori
 from unmemorize.attack.high_noise import FromNoise, HighNoise
 from unmemorize.core.model import Condition
@@ -102,20 +102,20 @@ def test_a_picture_that_is_not_stored_stays_away(oracle):
 
 
 def test_the_adaptive_attack_does_not_depend_on_batching(tiny_model, targets):
-    """One picture at a time or all at once, few rows or many."""
+    """One picture at a time or all at once, few rows or many; Adam makes more of rounding where gradients are small."""
     latents, own = targets
     inits = mixed(own, [own], seeds=[5, 6, 7])
     together = adaptive(tiny_model, latents, inits, seeds=[5, 6, 7], how=SMALL).found
     split = adaptive(tiny_model, latents, inits, seeds=[5, 6, 7], how=SMALL, rows=6).found
-    assert torch.allclose(together, split, atol=1e-4)
+    assert torch.allclose(together, split, atol=1e-3)
     alone = adaptive(tiny_model, latents[1:2], inits[1:2], seeds=[6], how=SMALL).found
-    assert torch.allclose(together[1:2], alone, atol=1e-4)
+    assert torch.allclose(together[1:2], alone, atol=1e-3)
 
 
 def test_the_adaptive_attack_counts_what_it_spends(tiny_model, targets):
     """All evaluations, those of the checks too; the distance is the smallest of all starts'."""
     latents, own = targets
-    attack = adaptive(tiny_model, latents, mixed(own, [own], seeds=[5, 6, 7]), seeds=[5, 6, 7], how=SMALL)
+    attack = adaptive(tiny_model, latents, mixed(own, [], seeds=[5, 6, 7]), seeds=[5, 6, 7], how=SMALL)
     assert attack.evaluations == tiny_model.evaluations
     assert attack.evaluations == 3 * 4 * (20 * 2 + 2 * 2 * 2)  # a search, and checks of both its ends
     assert attack.found.shape == own.shape
@@ -141,11 +141,31 @@ def test_the_adaptive_attack_takes_a_start_that_no_search_improves_on(oracle):
 
 
 def test_mixed_starts(tiny_model, targets):
-    """The own prompt first, then noise, then one of each pool; the same for a seed whatever the company."""
+    """The own prompt twice, then noise, then one of each pool; the same for a seed whatever the company."""
     _, own = targets
     pool = tiny_model.encode(["four", "five"]).embeds
-    starts = mixed(own, [pool, pool], seeds=[1, 2, 3], random=3)
+    starts = mixed(own, [pool, pool], seeds=[1, 2, 3])
     assert starts.shape == (3, 6, *own.shape[1:])
     assert torch.equal(starts[:, 0], own)
+    assert torch.equal(starts[:, 1], own)
     assert all((drawn == pool).flatten(1).all(1).any() for drawn in starts[:, 4:].flatten(0, 1))
-    assert torch.equal(starts[1:2], mixed(own[1:2], [pool, pool], seeds=[2], random=3))
+    assert torch.equal(starts[1:2], mixed(own[1:2], [pool, pool], seeds=[2]))
+
+
+def test_every_kind_of_start_is_searched_in_both_ways(tiny_model, targets, monkeypatch):
+    """Own prompt, noise and both pools: each at high noise and each from noise."""
+    latents, own = targets
+    pools = [tiny_model.encode([text]).embeds for text in ("four", "five")]
+    searched = {}
+
+    def recorded(model, latents, init, *, seeds, how, rows):
+        searched[type(how)] = init.unflatten(0, (len(own), -1))
+        return dori(model, latents, init, seeds=seeds, how=replace(how, steps=0), rows=rows)
+
+    monkeypatch.setattr("unmemorize.attack.adaptive.dori", recorded)
+    from_prompts(tiny_model, latents, own, seeds=[5, 6, 7], pools=[p for p in pools for _ in range(2)], how=SMALL)
+    assert set(searched) == {HighNoise, FromNoise}
+    for starts in searched.values():
+        assert torch.equal(starts[:, 0], own)
+        assert torch.equal(starts[:, 2:], torch.stack([p[0] for p in pools]).expand(3, -1, -1, -1))
+        assert not any(torch.equal(noise, known) for noise in starts[:, 1] for known in (*own, *pools))

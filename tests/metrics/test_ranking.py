@@ -193,6 +193,27 @@ def test_rate_interval_counts_units_not_trials():
     assert (few.value, few.low, few.high) == (many.value, many.low, many.high)
 
 
+def test_rate_interval_counts_related_units_once():
+    """Families of six that come out alike: over single prompts an interval holds the rate far too rarely."""
+    rng = np.random.default_rng(0)
+    clusters = [f"family-{i // 6}" for i in range(120)]
+    held = {"families": 0, "prompts": 0}
+    for _ in range(200):
+        hits = np.repeat(rng.random(20) < 0.2, 6).astype(int).tolist()
+        families, prompts = rate_interval(hits, [1] * 120, clusters), rate_interval(hits, [1] * 120)
+        assert families.value == prompts.value
+        held["families"] += families.low <= 0.2 <= families.high
+        held["prompts"] += prompts.low <= 0.2 <= prompts.high
+    assert held["families"] >= 190 - 2 * (200 * 0.95 * 0.05) ** 0.5
+    assert held["prompts"] < 150
+
+
+def test_rate_interval_of_clusters_is_that_of_their_sums():
+    """Two clusters of two and three units are two units with the sums of hits and trials."""
+    found = rate_interval([1, 0, 2, 2, 0], [2, 2, 2, 2, 2], ["a", "a", "b", "b", "b"])
+    assert found == rate_interval([1, 4], [4, 6])
+
+
 def sentences(rng, count, words):
     return [" ".join(rng.choice(words, 4)) for _ in range(count)]
 

@@ -8,6 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from scipy.stats import binomtest
 
 from unmemorize.data.source import Prompt
 from unmemorize.verdict.summary import Basis, summarise
@@ -51,3 +52,18 @@ def test_a_verdict_passes_on_evidence_only(case, verdict, says, tmp_path):
     summary = judged(tmp_path / "run", **case)
     assert summary["verdict"] == verdict
     assert says in summary["sentence"]
+
+
+def test_related_prompts_of_a_rung_count_once(tmp_path):
+    """Thirty prompts of five families, each copied or not as a whole: the interval is that of five, not of thirty."""
+    prompts = [Prompt(f"p{i}", f"text {i}", "verbatim", 100, True, f"family-{i // 6}") for i in range(30)]
+    rows = [
+        {"id": p.id, "seed": 0, "image": "", "nearest": "", "verdict": "verbatim" if i < 12 else "none"}
+        for i, p in enumerate(prompts)
+    ]
+    (tmp_path / "scores").mkdir()
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "scores" / "verify.parquet")
+    (rung,) = summarise(tmp_path, prompts, np.zeros((30, 1)), [], {}, Basis(references=30))["dose"]
+    expected = binomtest(2, 5).proportion_ci(0.95, method="exact")
+    assert (rung["pictures"], rung["copied"], rung["copy_rate"]) == (30, 12, 0.4)
+    assert (rung["low"], rung["high"]) == (pytest.approx(expected.low), pytest.approx(expected.high))

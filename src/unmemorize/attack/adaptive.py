@@ -80,31 +80,33 @@ def from_prompts(
     pools: Sequence[Tensor],
     how: Adaptive = Adaptive(),
 ) -> Attack:
-    """`adaptive` from the pictures' own prompts (n, tokens, width), three draws from N(0, I), and prompts of pools.
+    """`adaptive` from the pictures' own prompts (n, tokens, width), draws from N(0, I), and prompts of pools.
 
     As a method that `extraction` takes: on the way there is nothing to keep but the prompts, as after 0 updates.
     """
-    found = adaptive(model, latents, mixed(init, pools, seeds=seeds, random=3), seeds=seeds, how=how)
-    return replace(found, embeds={0: init} | found.embeds)
+    attack = adaptive(model, latents, mixed(init, pools, seeds=seeds), seeds=seeds, how=how)
+    return replace(attack, embeds={0: init} | attack.embeds)
 
 
-def mixed(own: Tensor, pools: Sequence[Tensor], *, seeds: Sequence[int], random: int = 2) -> Tensor:
-    """Starts for each picture: its own prompt, draws from N(0, I), and one prompt of every pool.
+def mixed(own: Tensor, pools: Sequence[Tensor], *, seeds: Sequence[int]) -> Tensor:
+    """Starts for each picture: its own prompt twice, two draws from N(0, I), and one prompt of every pool.
+
+    Each kind of start comes twice in a row, because `adaptive` searches every second start at high noise and the others
+    from noise: the own prompt has to be searched in both ways. Name a pool twice for the same reason.
 
     Args:
         own: The pictures' own prompts, (n, tokens, width).
-        pools: Encoded prompts to draw from, (any, tokens, width) each; a pool may come twice.
+        pools: Encoded prompts to draw from, (any, tokens, width) each.
         seeds: One a picture.
-        random: How many draws from N(0, I).
 
     Returns:
-        (n, 1 + random + pools, tokens, width).
+        (n, 4 + pools, tokens, width).
     """
     starts = []
     for prompt, stream in zip(own, generators(seeds), strict=True):
-        normal = torch.randn(random, *prompt.shape, generator=stream).to(prompt)
+        normal = torch.randn(2, *prompt.shape, generator=stream).to(prompt)
         drawn = [pool[int(torch.randint(len(pool), (1,), generator=stream))].to(prompt) for pool in pools]
-        starts.append(torch.stack([prompt, *normal, *drawn]))
+        starts.append(torch.stack([prompt, prompt, *normal, *drawn]))
     return torch.stack(starts)
 
 

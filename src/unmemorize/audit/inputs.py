@@ -32,14 +32,21 @@ def scores_of(run: Path, prompts: int) -> np.ndarray:
 
 
 def ordinary_scores(spec: AuditSpec, run: Path) -> np.ndarray:
-    """The scores of the prompts that calibrate it, one a prompt and seed.
+    """The scores of the prompts that calibrate it, one a prompt: each at one of the seeds, in turn.
+
+    A threshold for a share of prompts counts independent scores, and those of one prompt are nearly equal: pooled over
+    seeds, a few prompts would pass for many.
 
     Raises:
         NotApplicable: There are none.
     """
+    prompts = ordinary(spec)
+    scores = scores_of(run, len(audited(spec)))[list(prompts.listed)]
     table = run / "scores" / "ordinary.parquet"
-    listed = scores_of(run, len(audited(spec)))[list(ordinary(spec).listed)].ravel()
-    found = np.r_[listed, pq.read_table(table)["score"].to_numpy()] if table.exists() else listed
-    if not len(found):
+    if table.exists():
+        others = pq.read_table(table)["score"].to_numpy().reshape(len(prompts.others), -1)
+        scores = np.concatenate([scores, others])
+    if not len(scores):
         raise NotApplicable("no ordinary prompt was scored: name a file with --ordinary")
-    return found
+    rows = np.arange(len(scores))
+    return scores[rows, rows % scores.shape[1]]

@@ -159,7 +159,8 @@ def mitigated(model: UNetModel, run: Path, name: str, folder: str) -> Iterator[U
 def generator_of(spec: AuditSpec, run: Path, name: str) -> Callable[..., Tensor]:
     """What makes pictures under a mitigation: the guard acts on calls, not on the model.
 
-    Its limits come from the scores that calibrate the verdict.
+    Its limits come from the scores that calibrate the verdict. A share of false alarms that so few prompts cannot
+    promise is raised to the least that they can, 1 / (n + 1).
     """
     if name not in ON_CALLS:
         return generate

@@ -160,10 +160,9 @@ def _recorded(model: UNetModel, texts: list[str], spec: DetectSpec) -> list[Row]
 
 
 def _write_prompts(prompts: Sequence[Prompt], path: Path) -> None:
-    rows = [
-        {"id": p.id, "prompt": p.text, "kind": p.kind, "copies": p.copies, "memorable": p.memorable} for p in prompts
-    ]
     text, integer, truth = pa.string(), pa.int64(), pa.bool_()
-    schema = pa.schema([("id", text), ("prompt", text), ("kind", text), ("copies", integer), ("memorable", truth)])
+    known = [("kind", text), ("copies", integer), ("memorable", truth), ("cluster", text)]
+    schema = pa.schema([("id", text), ("prompt", text), *known])
+    rows = [{"id": p.id, "prompt": p.text} | {name: getattr(p, name) for name, _ in known} for p in prompts]
     with atomic(path) as temporary:
         pq.write_table(pa.Table.from_pylist(rows, schema), temporary)

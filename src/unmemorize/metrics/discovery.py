@@ -30,7 +30,7 @@ def benjamini_hochberg(p: Floats) -> Floats:
 
     For independent tests, and for conformal p-values of one calibration set.
 
-    Paper: Benjamini and Hochberg 1995; Bates et al. 2023, theorem 2.6.
+    Paper: Benjamini and Hochberg 1995; Bates et al. 2023 (for conformal p-values, which are dependent).
     """
     return _step_up(p, len(p))
 

@@ -68,7 +68,7 @@ def cluster_bootstrap(
     return Interval(statistic(scores, positive), float(low), float(high))
 
 
-def rate_interval(hits: Sequence[int], trials: Sequence[int]) -> Interval:
+def rate_interval(hits: Sequence[float], trials: Sequence[float], clusters: Sequence[str] | None = None) -> Interval:
     """Σ hits / Σ trials with its exact 95% interval over the units (pictures, prompts) that the trials belong to.
 
     Clopper and Pearson's interval, in which a unit counts once, by the share of its trials that were hits: as if all
@@ -78,10 +78,19 @@ def rate_interval(hits: Sequence[int], trials: Sequence[int]) -> Interval:
     Paper: Clopper and Pearson 1934.
     Differs: the count of hits need not be whole (the limits are quantiles of beta distributions, which take any count).
 
+    Args:
+        hits: One count a unit.
+        trials: One count a unit.
+        clusters: The cluster of each unit, where units are related (prompts that share a word): a cluster then counts
+            once, as its units' trials together.
+
     Raises:
         ValueError: There are no trials.
     """
     h, n = np.asarray(hits, float), np.asarray(trials, float)
+    if clusters is not None:
+        member = np.unique(np.asarray(clusters), return_inverse=True)[1]
+        h, n = np.bincount(member, h), np.bincount(member, n)
     if not n.sum():
         raise ValueError("expected at least one trial, got none")
     value = float(h.sum() / n.sum())
@@ -105,7 +114,9 @@ def share_interval(hits: ArrayLike) -> Interval:
 def text_scores(prompts: Sequence[str], positive: NDArray[np.bool_], clusters: Sequence[str]) -> Floats:
     """Out-of-fold scores of a classifier that sees the text alone: the control beside every detector.
 
-    Words and word pairs, logistic regression, five folds that never split a cluster, averaged over five shuffles.
+    Words and word pairs, logistic regression, five folds that never split a cluster, averaged over five shuffles. An
+    interval of its AUC is that of these prompts alone; where prompts were chosen to balance it, as the testbed's plan
+    was, it is not that of other prompts drawn in the same way.
 
     Raises:
         NotApplicable: There are fewer than five prompts or clusters of either kind.

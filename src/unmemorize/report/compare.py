@@ -7,8 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from unmemorize.core.errors import UserError
+from unmemorize.metrics.ranking import MIN_CLUSTERS, rate_interval, related
 from unmemorize.report.build import SIDES, TEMPLATES, Evidence, environment, write_text
 from unmemorize.report.pictures import picture_loader
 from unmemorize.report.rows import COPIES, Prompt, rank_prompts
@@ -16,6 +18,7 @@ from unmemorize.report.schema import Interval, Run, load_run
 
 SHOWN = 200  # pairs with pictures on the page
 ROUNDS = 2000
+Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -27,27 +30,39 @@ class Pair:
     b: Prompt
 
     @property
-    def score(self) -> float | None:
-        """Difference of the scores, B - A."""
-        return None if self.a.score is None or self.b.score is None else self.b.score - self.a.score
+    def scores(self) -> tuple[float, float] | None:
+        """A's score and B's."""
+        return None if self.a.score is None or self.b.score is None else (self.a.score, self.b.score)
+
+    @property
+    def rates(self) -> tuple[float, float] | None:
+        """Shares of pictures that are copies, A's and B's, over seeds that both runs have compared."""
+        a, b = _verdicts(self.a), _verdicts(self.b)
+        both = a.keys() & b.keys()
+        if not both:
+            return None
+        return sum(a[seed] for seed in both) / len(both), sum(b[seed] for seed in both) / len(both)
 
     @property
     def copies(self) -> float | None:
-        """Difference of the shares of pictures that are copies, over seeds that both runs have compared."""
-        a, b = _verdicts(self.a), _verdicts(self.b)
-        both = a.keys() & b.keys()
-        return sum(b[seed] - a[seed] for seed in both) / len(both) if both else None
+        """Difference of these shares, B - A."""
+        return None if self.rates is None else self.rates[1] - self.rates[0]
 
 
 @dataclass(frozen=True)
 class Difference:
-    """Mean of B - A over `pairs` prompts, with its 95% bootstrap interval over prompts."""
+    """Means over `pairs` prompts, of which `change` is B - A.
+
+    Its 95% interval is over `clusters` of related prompts; None where they are too few for one.
+    """
 
     name: str
     a: float
     b: float
-    change: Interval
+    change: float
+    interval: Interval | None
     pairs: int
+    clusters: int
 
 
 def build_comparison(run_a: Path, run_b: Path, out: Path, *, evidence: Evidence = "full") -> Path:
@@ -88,32 +103,61 @@ def pair_prompts(a: Run, b: Run) -> list[Pair]:
 
 def differences(pairs: Sequence[Pair]) -> list[Difference]:
     """What changed on average, over the prompts where both runs measured it."""
-    measured: list[tuple[str, Callable[[Pair], float | None], Callable[[Prompt], float]]] = [
-        ("score", lambda pair: pair.score, lambda prompt: prompt.score or 0.0),
-        ("copy rate", lambda pair: pair.copies, _copy_rate),
-    ]
-    found = []
-    for name, change, value in measured:
-        kept = [(pair, d) for pair in pairs if (d := change(pair)) is not None]
-        if kept:
-            ends = (
-                float(np.mean([value(side) for side in sides]))
-                for sides in zip(*((p.a, p.b) for p, _ in kept), strict=True)
-            )
-            found.append(Difference(name, *ends, _bootstrap([d for _, d in kept]), len(kept)))
-    return found
+    clusters = _clusters(pairs)
+    scores = _difference("score", [pair.scores for pair in pairs], clusters, _bootstrap)
+    rates = _difference("copy rate", [pair.rates for pair in pairs], clusters, _exact)
+    return [difference for difference in (scores, rates) if difference is not None]
 
 
-def _bootstrap(values: Sequence[float]) -> Interval:
-    array = np.asarray(values)
-    picks = np.random.default_rng(0).integers(len(array), size=(ROUNDS, len(array)))
-    low, high = np.quantile(array[picks].mean(axis=1), [0.025, 0.975])
-    return Interval(value=float(array.mean()), low=float(low), high=float(high))
+def _clusters(pairs: Sequence[Pair]) -> list[str]:
+    """The cluster of related prompts that each belongs to: the plan's where it is known, else by common words."""
+    planned = [pair.a.cluster for pair in pairs if pair.a.cluster]
+    return planned if len(planned) == len(pairs) else related([pair.prompt for pair in pairs])
 
 
-def _copy_rate(prompt: Prompt) -> float:
-    verdicts = _verdicts(prompt)
-    return sum(verdicts.values()) / len(verdicts) if verdicts else 0.0
+def _difference(
+    name: str,
+    values: Sequence[tuple[float, float] | None],
+    clusters: Sequence[str],
+    interval: Callable[[Floats, Sequence[str]], Interval | None],
+) -> Difference | None:
+    """Over the prompts that have values; None where none has."""
+    rows = [i for i, value in enumerate(values) if value is not None]
+    if not rows:
+        return None
+    a, b = np.array([values[i] for i in rows]).T
+    groups = [clusters[i] for i in rows]
+    return Difference(
+        name=name,
+        a=float(a.mean()),
+        b=float(b.mean()),
+        change=float((b - a).mean()),
+        interval=interval(b - a, groups),
+        pairs=len(rows),
+        clusters=len(set(groups)),
+    )
+
+
+def _bootstrap(changes: Floats, clusters: Sequence[str]) -> Interval | None:
+    """The 95% percentile interval of their mean, resampling whole clusters; None for fewer than five."""
+    member = np.unique(np.asarray(clusters), return_inverse=True)[1]
+    sums, sizes = np.bincount(member, changes), np.bincount(member)
+    if len(sums) < MIN_CLUSTERS:
+        return None
+    picks = np.random.default_rng(0).integers(len(sums), size=(ROUNDS, len(sums)))
+    low, high = np.quantile(sums[picks].sum(axis=1) / sizes[picks].sum(axis=1), [0.025, 0.975])
+    return Interval(value=float(changes.mean()), low=float(low), high=float(high))
+
+
+def _exact(changes: Floats, clusters: Sequence[str]) -> Interval:
+    """An interval of the mean of rates' changes, of at least 95%, which also has a width where no rate changed.
+
+    What copies were gained and what were lost are rates, each with its exact interval; their difference is in between.
+    """
+    ones = np.ones(len(changes))
+    gained = rate_interval(changes.clip(min=0), ones, clusters)
+    lost = rate_interval((-changes).clip(min=0), ones, clusters)
+    return Interval(value=float(changes.mean()), low=gained.low - lost.high, high=gained.high - lost.low)
 
 
 def _verdicts(prompt: Prompt) -> dict[int, bool]:

@@ -82,6 +82,7 @@ class Prompt:
     shares: dict[str, float] = field(default_factory=dict)
     omission: Omission | None = None
     curve: tuple[float, ...] = ()
+    cluster: str | None = None
 
     @property
     def copied(self) -> bool:

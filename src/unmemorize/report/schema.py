@@ -184,7 +184,9 @@ def _columns(needed: dict[str, pa.DataType], optional: dict[str, pa.DataType]) -
 
 
 _TEXT, _REAL, _WHOLE = pa.string(), pa.float64(), pa.int64()
-PROMPTS = _columns({"id": _TEXT, "prompt": _TEXT}, {"kind": _TEXT, "copies": _WHOLE, "memorable": pa.bool_()})
+PROMPTS = _columns(
+    {"id": _TEXT, "prompt": _TEXT}, {"kind": _TEXT, "copies": _WHOLE, "memorable": pa.bool_(), "cluster": _TEXT}
+)
 DETECT = _columns({"id": _TEXT, "method": _TEXT, "seed": _WHOLE}, {"score": _REAL})
 IMAGES = _columns({"id": _TEXT, "seed": _WHOLE, "image": _TEXT}, {"curve": pa.list_(_REAL)})
 CALIBRATED = _columns({"id": _TEXT, "p_value": _REAL, "q_value": _REAL}, {})

@@ -26,7 +26,7 @@ KINDS = {
     "word": "near-duplicate pictures whose captions share one word and nothing else",
     "repeat": "one picture whose caption repeats a word",
     "caption-only": "one caption over twenty different pictures",
-    "image-only": "one picture under twenty different captions",
+    "image-only": "one picture under twenty captions that share its name: alone, and with nineteen keywords",
     "negative": "one picture, once, beside the other styles of its name",
 }
 

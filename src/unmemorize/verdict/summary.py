@@ -189,15 +189,15 @@ def _text_control(texts: Sequence[str], positive: np.ndarray, clusters: Sequence
 
 
 def _dose(prompts: Sequence[Prompt], by_prompt: dict[str, list[bool]]) -> list[Row] | None:
-    rungs: dict[int, list[list[bool]]] = defaultdict(list)
+    rungs: dict[int, list[Prompt]] = defaultdict(list)
     for p in prompts:
         if p.kind == "verbatim" and p.copies is not None and p.id in by_prompt:
-            rungs[p.copies].append(by_prompt[p.id])
-    return [_rung(copies, results) for copies, results in sorted(rungs.items())] or None
+            rungs[p.copies].append(p)
+    return [_rung(copies, rung, by_prompt) for copies, rung in sorted(rungs.items())] or None
 
 
-def _rung(copies: int, results: list[list[bool]]) -> Row:
-    hits, trials = [sum(r) for r in results], [len(r) for r in results]
-    rate = ranking.rate_interval(hits, trials)
-    counts = {"copies": copies, "pictures": len(results), "images": sum(trials), "copied": sum(hits)}
+def _rung(copies: int, prompts: Sequence[Prompt], by_prompt: dict[str, list[bool]]) -> Row:
+    hits, trials = [sum(by_prompt[p.id]) for p in prompts], [len(by_prompt[p.id]) for p in prompts]
+    rate = ranking.rate_interval(hits, trials, _clusters(prompts))
+    counts = {"copies": copies, "pictures": len(prompts), "images": sum(trials), "copied": sum(hits)}
     return counts | {"copy_rate": rate.value, "low": rate.low, "high": rate.high}
