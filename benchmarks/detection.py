@@ -137,8 +137,8 @@ def page(numbers: dict) -> list[str]:
         *table(head, rows),
         "",
         f"By what is planted, {BY_KIND}. *Everything memorable* is a mixture: 120 of its 168 prompts are of word "
-        "families. Caption-only prompts are a control: their captions are in 40 rows each, over twenty pictures, so that "
-        "a score that only found frequent captions would find them.",
+        "families. Caption-only prompts are a control: their captions are in 40 rows each, over twenty pictures, so "
+        "that a score that only found frequent captions would find them.",
         "",
         *by_kind(numbers["kinds"]),
         "",
