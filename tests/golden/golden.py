@@ -37,6 +37,7 @@ from safetensors.numpy import load_file
 
 HERE = Path(__file__).resolve().parent
 TOLERANCE = 1e-6  # relative and absolute
+PROBABILITIES = {"p_value", "q_value"}  # relative alone: what is small counts most
 
 # Fields that no change of code has to keep: times, versions, paths, and fingerprints of files.
 LEFT_OUT = {
@@ -54,6 +55,7 @@ EXPORT = "testbed export testbed"
 PROMPTS = "--prompts ../inputs/prompts.txt"
 MEMORIZED = "--prompts ../inputs/memorized.txt"
 ATTACK = "--limit 1 --seeds 1 --sampling 6 --run run --json"
+CONTROLS = "--controls ../inputs/control --held-out ../inputs/unseen"
 AUDIT = (
     "--plan quick --seeds 1 --images-per-prompt 1 --explain 3 --attacked 1 --attack-steps 2 --steps 6 --run run --json"
 )
@@ -72,9 +74,9 @@ COMMANDS = {
     "apply": "apply testbed ../locate-wanda/edit.safetensors --out model",
     "attack-dori": f"attack testbed --method dori --steps 2 {ATTACK}",
     "attack-high-noise": "attack testbed --method high-noise --edit ../locate-wanda/edit.safetensors --init random "
-    f"--restarts 2 --steps 2 {ATTACK}",
-    "attack-from-noise": f"attack testbed --method from-noise --init ordinary --steps 2 {ATTACK}",
-    "attack-adaptive": f"attack testbed --method adaptive --steps 1 {ATTACK}",
+    f"--restarts 2 --steps 2 {CONTROLS} {ATTACK}",
+    "attack-from-noise": f"attack testbed --method from-noise --init ordinary --steps 2 {CONTROLS} {ATTACK}",
+    "attack-adaptive": f"attack testbed --method adaptive --steps 1 {CONTROLS} {ATTACK}",
     "mitigate-erase": f"mitigate testbed --method erase {MITIGATE}",
     "mitigate-adversarial": f"mitigate testbed --method adversarial-finetune {MITIGATE}",
     "mitigate-siss": f"mitigate testbed --method siss {MITIGATE}",
@@ -207,7 +209,9 @@ def _write_inputs(images: Path, folder: Path) -> None:
     _write_prompts(memorized + ordinary[:18], temporary / "prompts.txt")
     _write_prompts(ordinary[18:58], temporary / "ordinary.txt")
     _write_pictures(memorized[-2:], images, temporary / "memorized")
-    _write_pictures(ordinary[:40:2], images, temporary / "ordinary")
+    _write_pictures(ordinary[:16:2], images, temporary / "ordinary")
+    _write_pictures(ordinary[100:101], images, temporary / "control")
+    _write_pictures(ordinary[101:102], images, temporary / "unseen")
     _write_pictures(rows[::8] + memorized, images, temporary / "pictures")
     for copy in range(4):  # a memorized picture five times, with its caption in other words
         row = memorized[0] | {"text": f"{memorized[0]['text']} number {copy}", "name": f"copy-{copy}.png"}
@@ -302,7 +306,7 @@ def _table_differences(
     """The first difference of each column, with the number of the others."""
     pairs, differences = _matched_fields(where, old, new, renamed)
     for name, other in pairs.items():
-        column = _differences(f"{where}: {name}", old[name], new[other], renamed)
+        column = _differences(f"{where}: {name}", old[name], new[other], renamed, _absolute(name))
         if len(column) > 1:
             column = [column[0]._replace(where=f"{column[0].where} and {len(column) - 1} more")]
         differences += column
@@ -318,20 +322,26 @@ def _matched_fields(
     return _matched(f"{where}: ", old, new, renamed)
 
 
-def _differences(where: str, old: Any, new: Any, renamed: Mapping[str, str | None]) -> list[Difference]:
+def _absolute(name: str) -> float:
+    return 0.0 if name in PROBABILITIES else TOLERANCE
+
+
+def _differences(
+    where: str, old: Any, new: Any, renamed: Mapping[str, str | None], absolute: float = TOLERANCE
+) -> list[Difference]:
     differences: list[Difference] = []
     if isinstance(old, dict) and isinstance(new, dict):
         pairs, differences = _matched_fields(where, old, new, renamed)
         for name, other in pairs.items():
-            differences += _differences(f"{where}: {name}", old[name], new[other], renamed)
+            differences += _differences(f"{where}: {name}", old[name], new[other], renamed, _absolute(name))
     elif isinstance(old, list) and isinstance(new, list):
         if len(old) != len(new):
             return [Difference(where, f"{len(old)} values", f"{len(new)} values")]
         for number, value in enumerate(old):
-            differences += _differences(f"{where}[{number}]", value, new[number], renamed)
+            differences += _differences(f"{where}[{number}]", value, new[number], renamed, absolute)
     elif isinstance(old, np.ndarray) and isinstance(new, np.ndarray):
         differences = _array_differences(where, old, new)
-    elif not _same(old, new):
+    elif not _same(old, new, absolute):
         differences = [Difference(where, old, new)]
     return differences
 
@@ -347,10 +357,12 @@ def _array_differences(where: str, old: np.ndarray, new: np.ndarray) -> list[Dif
     return [Difference(f"{where}{list(place)}, {apart.sum()} of {apart.size} differ", old[place], new[place])]
 
 
-def _same(old: Any, new: Any) -> bool:
-    if _is_number(old) and _is_number(new):
-        return math.isclose(old, new, rel_tol=TOLERANCE, abs_tol=TOLERANCE) or (math.isnan(old) and math.isnan(new))
-    return type(old) is type(new) and old == new
+def _same(old: Any, new: Any, absolute: float) -> bool:
+    if not (_is_number(old) and _is_number(new)):
+        return type(old) is type(new) and old == new
+    if math.isnan(old) or math.isnan(new):
+        return math.isnan(old) and math.isnan(new)
+    return math.isclose(old, new, rel_tol=TOLERANCE, abs_tol=absolute)
 
 
 def _is_number(value: Any) -> bool:

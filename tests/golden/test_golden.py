@@ -69,6 +69,14 @@ def test_a_column_has_one_line(recordings):
     assert compare(old, new, NOTHING) == [Difference("detect/run/detect.parquet: score[0] and 2 more", 0.5, 1.5)]
 
 
+def test_small_probabilities_are_compared_by_their_ratio(recordings):
+    """Far below the tolerance a score may change, a p-value may not."""
+    old, new = recordings
+    write_table(old, score=[3e-8, 0.5, 1.0], p_value=[3e-8, 0.5, 1.0])
+    write_table(new, score=[4e-8, 0.5, 1.0], p_value=[4e-8, 0.5, 1.0])
+    assert compare(old, new, NOTHING) == [Difference("detect/run/detect.parquet: p_value[0]", 3e-8, 4e-8)]
+
+
 def test_a_string_is_not_its_number(recordings):
     """A value of another type differs, and so does another text."""
     old, new = recordings
