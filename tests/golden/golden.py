@@ -84,7 +84,7 @@ COMMANDS = {
     "mitigate-naive": f"mitigate testbed --method finetune {MITIGATE}",
     "mitigate-deletion": f"mitigate testbed --method deletion {MITIGATE}",
     "data": "data ../inputs/pictures --out run --export keep.parquet --json",
-    "triggers": "triggers testbed --limit 1 --repeats 2 --seeds 1 --steps 6 --run run --json",
+    "triggers": f"triggers testbed {MEMORIZED} --limit 1 --repeats 2 --seeds 1 --steps 6 --run run --json",
     "generate": "generate testbed 'bento box' --seeds 2 --steps 6 --out pictures --json",
     "generate-guarded": "generate testbed 'bento box' --guard wen --ordinary ../inputs/ordinary.txt --seeds 2 "
     "--steps 6 --out pictures --json",
@@ -207,7 +207,7 @@ def _write_inputs(images: Path, folder: Path) -> None:
     temporary.mkdir()
     _write_prompts(memorized[-2:], temporary / "memorized.txt")
     _write_prompts(memorized + ordinary[:18], temporary / "prompts.txt")
-    _write_prompts(ordinary[18:58], temporary / "ordinary.txt")
+    _write_prompts(ordinary[18:128], temporary / "ordinary.txt")
     _write_pictures(memorized[-2:], images, temporary / "memorized")
     _write_pictures(ordinary[:16:2], images, temporary / "ordinary")
     _write_pictures(ordinary[100:101], images, temporary / "control")
