@@ -5,8 +5,8 @@
     python tests/golden/golden.py compare OLD NEW
 
 A recording holds a folder a command: its run directory, and what it printed. `record` leaves out commands whose folder
-is there, so that a recording that was stopped goes on. Its files are for this machine and these versions: other
-processors and other versions of torch round differently.
+is there, so that a recording that was stopped goes on. The checkout must not change while it is recorded. Both
+recordings have to be made on one machine: other processors and other versions of torch round differently.
 
 `renamed.json` says what is called otherwise in the newer checkout, from the old name to the new one: `columns` (columns
 of tables, keys of JSON, names of tensors) and `files` (paths in a recording) as regular expressions, and `options` as
