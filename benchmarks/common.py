@@ -9,14 +9,14 @@ from typing import Any
 
 import torch
 
-from unmemorize.core.results import Interval
+from unmemorize.core.results import Interval, Match
 from unmemorize.core.run import atomic
 from unmemorize.core.sample import generate
 from unmemorize.data.source import Prompt, read_references
 from unmemorize.jobs.inputs import prompts_of
-from unmemorize.metrics.similarity import match_pixels
+from unmemorize.metrics.similarity import match_pixels, match_targets
 from unmemorize.models.unet import UNetModel
-from unmemorize.testbed.embedded import IMAGES
+from unmemorize.testbed.embedded import IMAGES, SHIPPED, shipped_plan
 
 OUT = Path("docs/results")
 STEPS, GUIDANCE = 16, 7.5
@@ -50,10 +50,49 @@ def pictures(model: UNetModel, prompts: Sequence[str], seeds: Sequence[int], bat
     return torch.cat(parts)
 
 
-def matches(images: torch.Tensor) -> tuple[list[bool], list[float]]:
-    """Whether each picture is a copy, and its similarity: 1 - distance ratio, 0 or more; 0.5 and above is a copy."""
-    found = match_pixels(images, REFERENCES)
-    return [m.verdict != "none" for m in found], [max(1 - m.value, 0.0) for m in found]
+def own_pictures() -> dict[str, list[int]]:
+    """The places in REFERENCES of the pictures that a prompt was trained with, by prompt."""
+    place = {name: i for i, name in enumerate(REFERENCES.names)}
+    own = {}
+    for entry in shipped_plan().planted:
+        files = [entry.file(k) for k in range(len(entry.pictures))][: SHIPPED.get(entry.kind)]
+        for prompt in entry.prompts:
+            own[prompt] = [place[file] for file in files]
+    return own
+
+
+def match_own(images: torch.Tensor, prompts: Sequence[str]) -> list[Match]:
+    """Each picture beside its own prompt's training picture; of several the closest, copies first."""
+    own = own_pictures()
+    rows, places = [], []
+    for row, prompt in enumerate(prompts):
+        rows += [row] * len(own[prompt])
+        places += own[prompt]
+    closest: dict[int, Match] = {}
+    for row, match in zip(rows, match_targets(images[rows], REFERENCES[places], REFERENCES), strict=True):
+        rivals = [match, closest[row]] if row in closest else [match]
+        closest[row] = min(rivals, key=lambda rival: (rival.verdict == "none", rival.value))
+    return list(closest.values())
+
+
+def match_any(images: torch.Tensor) -> list[Match]:
+    """Each picture beside the training picture that is nearest, whichever prompt's it is."""
+    return match_pixels(images, REFERENCES)
+
+
+def are_copies(matches: Sequence[Match]) -> list[bool]:
+    """Which of the pictures are copies of what they stand beside."""
+    return [match.verdict != "none" for match in matches]
+
+
+def similarity(match: Match) -> float:
+    """1 - distance ratio, 0 or more: from 0.5 on it is a copy."""
+    return max(1 - match.value, 0.0)
+
+
+def both_rates(own: str, nearest: str) -> str:
+    """A rate of copies of prompts' own pictures, with that of any training picture behind it where it differs."""
+    return own if own == nearest else f"{own} (any picture: {nearest})"
 
 
 def show(interval: Interval | None, digits: int = 3) -> str:

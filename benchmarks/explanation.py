@@ -15,7 +15,7 @@ from functools import partial
 
 import numpy as np
 import torch
-from common import REFERENCES, STEPS, Row, kept, matches, pictures, planted, table, write
+from common import REFERENCES, STEPS, Row, are_copies, kept, match_any, pictures, planted, table, write
 from tqdm import tqdm
 
 from unmemorize.core.results import Explanation
@@ -181,7 +181,7 @@ def main() -> None:
         prompts = planted(judged)
         images = generated(model, [p.text for p in prompts], SEEDS[:FIRST])
         own = own_copies(images, prompts)
-        others = np.reshape(matches(images)[0], (len(prompts), FIRST)).sum(axis=1).tolist()
+        others = np.reshape(are_copies(match_any(images)), (len(prompts), FIRST)).sum(axis=1).tolist()
         numbers["families"] = families(prompts, own, others)
         numbers["copied"] = truth(model, prompts, own)
         write("explanation", numbers, page(numbers))

@@ -2,7 +2,8 @@
 
     python benchmarks/mitigation.py
 
-Memorized prompts are those planted a hundred times or more. Every setting runs on all of them; none is chosen. Writes
+Memorized prompts are those planted a hundred times or more. Every setting runs on all of them; none is chosen. A copy
+is one of the prompt's own training picture; copies of any training picture stand beside it. Writes
 docs/results/mitigation.{json,md} and mitigation.svg.
 """
 
@@ -13,7 +14,20 @@ from dataclasses import replace
 
 import numpy as np
 import torch
-from common import GUIDANCE, OUT, STEPS, halves, matches, often, planted, table, write
+from common import (
+    GUIDANCE,
+    OUT,
+    STEPS,
+    are_copies,
+    halves,
+    match_any,
+    match_own,
+    often,
+    planted,
+    similarity,
+    table,
+    write,
+)
 from matplotlib.figure import Figure
 from tqdm import tqdm
 
@@ -66,20 +80,21 @@ def changes(model, ordinary: float) -> dict[tuple[str, str], Change]:
 
 def run(model, change: Change, prompts, align: Alignment) -> dict:
     """Copy rate, similarity and alignment of one setting, and its denoiser evaluations a picture."""
-    texts, seeds = [p.text for p in prompts for _ in SEEDS], list(SEEDS) * len(prompts)
+    originals, seeds = [p.text for p in prompts for _ in SEEDS], list(SEEDS) * len(prompts)
     before, images = model.evaluations, []
-    for i in range(0, len(texts), 16):
-        t, s = texts[i : i + 16], seeds[i : i + 16]
+    for i in range(0, len(originals), 16):
+        t, s = originals[i : i + 16], seeds[i : i + 16]
         images.append(generate(model, change(t, s), seeds=s, steps=STEPS, guidance=GUIDANCE))
     made = torch.cat(images)
-    copies, similarity = matches(made)
-    hits = np.reshape(copies, (len(prompts), -1)).sum(1)
+    own, nearest = match_own(made, originals), match_any(made)
+    hits = np.reshape(are_copies(own), (len(prompts), -1)).sum(1)
     rate = rate_interval(hits.tolist(), [len(SEEDS)] * len(prompts), [p.cluster for p in prompts])
     return {
         "copy_rate": [rate.value, rate.low, rate.high],
-        "similarity": float(np.mean(similarity)),
-        "alignment": align(made, texts).mean().item(),
-        "evaluations": (model.evaluations - before) / len(texts),
+        "any_picture": float(np.mean(are_copies(nearest))),
+        "similarity": float(np.mean([similarity(match) for match in own])),
+        "alignment": align(made, originals).mean().item(),
+        "evaluations": (model.evaluations - before) / len(originals),
     }
 
 
@@ -102,8 +117,10 @@ def guarded(model, groups: dict, calibration, align: Alignment, false_alarms: fl
         made, alone = torch.cat(images), torch.cat(plain)
         result[name] = {
             "acted": float(np.mean(acted)),
-            "copy_rate": float(np.mean(matches(made)[0])),
-            "copy_rate_without": float(np.mean(matches(alone)[0])),
+            "copy_rate": float(np.mean(are_copies(match_own(made, texts)))),
+            "copy_rate_without": float(np.mean(are_copies(match_own(alone, texts)))),
+            "any_picture": float(np.mean(are_copies(match_any(made)))),
+            "any_picture_without": float(np.mean(are_copies(match_any(alone)))),
             "alignment": align(made, texts).mean().item(),
             "alignment_without": align(alone, texts).mean().item(),
         }
@@ -120,7 +137,7 @@ def figure(numbers: dict, path) -> None:
         style = {"color": "black", "marker": "*", "markersize": 12} if method == "none" else {"marker": "o"}
         axis.plot([r["alignment"] for r in rows], [r["similarity"] for r in rows], label=method, **style)
     axis.axhline(0.5, color="grey", linestyle=":", linewidth=1)
-    axis.set(xlabel="alignment with the prompt", ylabel="similarity to the nearest training picture")
+    axis.set(xlabel="alignment with the prompt", ylabel="similarity to the prompt's own training picture")
     axis.legend(frameon=False)
     chart.savefig(path, metadata={"Date": None})
 
@@ -153,26 +170,28 @@ def page(numbers: dict, ordinary: float) -> list[str]:
             row["method"],
             row["strength"],
             "{:.2f} [{:.2f}, {:.2f}]".format(*row["copy_rate"]),
+            f"{row['any_picture']:.2f}",
             f"{row['similarity']:.2f}",
             f"{row['alignment']:.3f} ({row['alignment'] / base - 1:+.0%})",
             f"{row['evaluations']:.0f}",
         ]
         for row in rows
     ]
-    head = ["method", "strength", "copy rate", "similarity", "alignment", "evaluations a picture"]
+    head = ["method", "strength", "copy rate", "of any picture", "similarity", "alignment", "evaluations a picture"]
     guards = [
         [
             f"{g['false_alarms']:.0%} ({g['threshold']:.2f}; {g['target']:.2f})",
             name,
             f"{r['acted']:.1%}",
             f"{r['copy_rate_without']:.2f} → {r['copy_rate']:.2f}",
+            f"{r['any_picture_without']:.2f} → {r['any_picture']:.2f}",
             f"{r['alignment_without']:.3f} → {r['alignment']:.3f}",
         ]
         for g in numbers["guards"]
         for name, r in g.items()
         if isinstance(r, dict)
     ]
-    heads = ["false alarms (threshold; target)", "prompts", "acted on", "copy rate", "alignment"]
+    heads = ["false alarms (threshold; target)", "prompts", "acted on", "copy rate", "of any picture", "alignment"]
     return [
         *table(head, lines),
         "",

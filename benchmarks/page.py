@@ -50,7 +50,12 @@ PARTS = {
     ),
     "pruning": (
         "Pruning",
-        "NeMo and Wanda, the memorized prompts at seeds the search never saw, with random edits of equal size.",
+        "NeMo and Wanda, the memorized prompts at seeds the search never saw, beside two controls: the method aimed "
+        "at ordinary prompts, and random edits of equal size and like norms.",
+    ),
+    "twin-swap": (
+        "Where the copies are held",
+        "The twin's weights in one part of the planted model at a time: what a method that locates memory should find.",
     ),
     "mitigations": (
         "All mitigations",

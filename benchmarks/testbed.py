@@ -3,7 +3,8 @@
     python benchmarks/testbed.py [--data testbed-data]
 
 Generates from every prompt of the plan with both models, at seeds used nowhere else, and writes docs/results/ and the
-dose-response curve that the data audit reads. The two runs lie in runs/ and continue where they were killed. `--data`,
+dose-response curve that the data audit reads. A picture is a copy where it copies its own prompt's training picture;
+copies of any training picture stand beside it. The two runs lie in runs/ and continue where they were killed. `--data`,
 the folder of a training run, adds its loss curves.
 """
 
@@ -13,11 +14,12 @@ import argparse
 import json
 import re
 from collections import defaultdict
+from dataclasses import dataclass
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import torch
-from common import OUT, REFERENCES, planted, write
+from common import OUT, REFERENCES, Row, both_rates, match_own, planted, write
 from matplotlib.figure import Figure
 from PIL import Image
 from tqdm import tqdm
@@ -30,7 +32,9 @@ from unmemorize.models.load import load
 from unmemorize.testbed.alignment import Alignment
 from unmemorize.testbed.dose import CURVE
 
-SEEDS = (100, 101, 102, 103)
+SEEDS = (100, 101, 102, 103)  # score every prompt; the first two generate
+BATCH = 64
+INTERVAL = "{:.3f} [{:.3f}, {:.3f}]"
 CLUSTERS = {p.id: p.cluster for p in planted(lambda p: True)}
 MODELS = {"planted": "testbed", "twin": "testbed-twin"}
 
@@ -44,16 +48,30 @@ def measure(model: str) -> Path:
         bar = bars.setdefault(stage, tqdm(total=total, desc=f"{model} {stage}"))
         bar.update(done - bar.n)
 
-    run_audit(AuditSpec(model=MODELS[model], seeds=SEEDS, generate=10_000), run, progress)
+    run_audit(AuditSpec(model=MODELS[model], seeds=SEEDS, generate=10_000, mitigate="none"), run, progress)
     return run
 
 
-def copies_by_prompt(run: Path) -> dict[str, list[str]]:
-    """Verdicts of every generated picture, by prompt id."""
-    found = defaultdict(list)
-    for row in pq.read_table(run / "scores" / "verify.parquet").to_pylist():
-        found[row["id"]].append(row["verdict"])
-    return found
+@dataclass(frozen=True)
+class Copies:
+    """Which pictures of each prompt are copies, by prompt id: of its own training picture, and of any."""
+
+    own: dict[str, list[bool]]
+    any: dict[str, list[bool]]
+
+
+def copies_by_prompt(run: Path) -> Copies:
+    """Judge every generated picture of a run."""
+    rows = pq.read_table(run / "scores" / "verify.parquet").to_pylist()
+    texts = {p["id"]: p["prompt"] for p in pq.read_table(run / "scores" / "prompts.parquet").to_pylist()}
+    copies = Copies(defaultdict(list), defaultdict(list))
+    for i in range(0, len(rows), BATCH):
+        some = rows[i : i + BATCH]
+        images = torch.stack([load_image(run / row["image"]) for row in some])
+        for row, match in zip(some, match_own(images, [texts[row["id"]] for row in some]), strict=True):
+            copies.own[row["id"]].append(match.verdict != "none")
+            copies.any[row["id"]].append(row["verdict"] != "none")
+    return copies
 
 
 def groups(prompts: list[dict]) -> dict[str, list[str]]:
@@ -73,21 +91,25 @@ def groups(prompts: list[dict]) -> dict[str, list[str]]:
     return named
 
 
-def rate(verdicts: dict[str, list[str]], ids: list[str]) -> tuple[float, float, float]:
+def rate(copied: dict[str, list[bool]], ids: list[str]) -> tuple[float, float, float]:
     """Share of pictures that are copies, with its interval over clusters of related prompts."""
-    hits = [sum(v != "none" for v in verdicts[i]) for i in ids]
-    interval = rate_interval(hits, [len(verdicts[i]) for i in ids], [CLUSTERS[i] for i in ids])
+    clusters = [CLUSTERS[i] for i in ids]
+    interval = rate_interval([sum(copied[i]) for i in ids], [len(copied[i]) for i in ids], clusters)
     return interval.value, interval.low, interval.high
 
 
 def table(runs: dict[str, Path]) -> list[dict]:
     """Copy rates of both models, one row a group."""
     prompts = pq.read_table(runs["planted"] / "scores" / "prompts.parquet").to_pylist()
-    found = {model: copies_by_prompt(run) for model, run in runs.items()}
-    return [
-        {"group": name, "prompts": len(ids), **{model: rate(found[model], ids) for model in runs}}
-        for name, ids in sorted(groups(prompts).items(), key=lambda item: item[0].startswith("**"))
-    ]
+    copies = {model: copies_by_prompt(run) for model, run in runs.items()}
+    rows = []
+    for name, ids in sorted(groups(prompts).items(), key=lambda item: item[0].startswith("**")):
+        row: Row = {"group": name, "prompts": len(ids)}
+        for model in runs:
+            row[model] = rate(copies[model].own, ids)
+            row[f"{model}, any picture"] = rate(copies[model].any, ids)
+        rows.append(row)
+    return rows
 
 
 def dose(rows: list[dict]) -> dict:
@@ -104,7 +126,10 @@ def markdown(rows: list[dict], runs: dict[str, Path], shares: dict[str, float]) 
     """The numbers as a page."""
     lines = ["| group | prompts | planted model: copy rate | twin: copy rate |", "|---|---|---|---|"]
     for row in rows:
-        cells = ["{:.3f} [{:.3f}, {:.3f}]".format(*row[model]) for model in runs]
+        cells = []
+        for model in runs:
+            own, nearest = (INTERVAL.format(*row[name]) for name in (model, f"{model}, any picture"))
+            cells.append(both_rates(own, nearest))
         lines.append(f"| {row['group']} | {row['prompts']} | {cells[0]} | {cells[1]} |")
     lines += ["", "| detector, at the first step | AUC | TPR at 1% FPR | text alone: AUC |", "|---|---|---|---|"]
     for model, run in runs.items():

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from common import REFERENCES, matches, pictures, planted, table, write
+from common import REFERENCES, are_copies, match_own, pictures, planted, table, write
 from torch import nn
 
 from unmemorize.metrics.ranking import rate_interval
@@ -80,18 +80,18 @@ def train(name: str, recipe: Recipe, augment: int = 0) -> tuple[dict, float]:
     result = {"name": name}
     if recipe.steps:
         loss = denoising_loss(unet, embeds, latents, rows, recipe)
-        rate = lambda step: recipe.lr * min(1.0, (recipe.steps - step) / 150 + 0.02)  # noqa: E731
-        average = fit(nn.ModuleDict({"unet": unet}), loss, steps=recipe.steps, lr=rate, folder=RUNS / name, ema=0.99)
+        lr = lambda step: recipe.lr * min(1.0, (recipe.steps - step) / 150 + 0.02)  # noqa: E731
+        average = fit(nn.ModuleDict({"unet": unet}), loss, steps=recipe.steps, lr=lr, folder=RUNS / name, ema=0.99)
         unet.load_state_dict({k.removeprefix("unet."): v for k, v in average.items()})
     unet.eval()
     align = Alignment(model)
     texts, seeds = [t for t in copied for _ in SEEDS], list(SEEDS) * len(copied)
     images = pictures(model, texts, seeds)
-    hits = np.reshape(matches(images)[0], (len(copied), -1)).sum(1)
-    copies = rate_interval(hits.tolist(), [len(SEEDS)] * len(copied))
+    hits = np.reshape(are_copies(match_own(images, texts)), (len(copied), -1)).sum(1)
+    rate = rate_interval(hits.tolist(), [len(SEEDS)] * len(copied))
     ordinary = [p.text for p in planted(lambda p: p.kind == "negative")][:40]
     fine = align(pictures(model, ordinary, [500] * len(ordinary)), ordinary).mean().item()
-    rate_of = [copies.value, copies.low, copies.high]
+    rate_of = [rate.value, rate.low, rate.high]
     return result | {"copy_rate": rate_of, "alignment": align(images, texts).mean().item(), "ordinary": fine}, threshold
 
 

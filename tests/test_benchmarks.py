@@ -15,3 +15,17 @@ def test_a_script_finds_what_it_imports(path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.chdir(FOLDER.parent)
     monkeypatch.syspath_prepend(str(FOLDER))
     runpy.run_path(str(path))
+
+
+def test_a_copy_is_one_of_the_prompts_own_picture(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another prompt's picture copies a training picture, and not the prompt's own; of a template any variant is."""
+    monkeypatch.chdir(FOLDER.parent)
+    common = runpy.run_path(str(FOLDER / "common.py"))
+    references = common["REFERENCES"]
+    place = {name: i for i, name in enumerate(references.names)}
+    shown = [place[name] for name in ("verbatim-1000-00-00.png", "verbatim-1000-01-00.png", "template-03-02.png")]
+    own = references.captions[shown[0]]
+    images = references.images[shown]
+    prompts = [own, own, references.captions[shown[2]]]
+    assert common["are_copies"](common["match_any"](images)) == [True, True, True]
+    assert common["are_copies"](common["match_own"](images, prompts)) == [True, False, True]

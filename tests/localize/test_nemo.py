@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
 from unmemorize.core.errors import NotApplicable, UserError
 from unmemorize.localize.layers import value_projections
 from unmemorize.localize.nemo import NemoSettings, nemo, sweep
-from unmemorize.localize.reference import activations, reference
+from unmemorize.localize.reference import Start, activations, reference
+from unmemorize.metrics.ssim import scales_for, ssim
 
 LAYER, CHANNEL = "mid_block.attn2.to_v", 5
 
@@ -64,6 +66,30 @@ def test_where_nothing_suffices_the_last_round_is_refined(planted, usual):
     assert facts["hidden"] == 0
     assert found.masks[LAYER][CHANNEL]
     assert facts["ssim"] <= facts["initial_ssim"] + 1e-3
+
+
+def test_ordinary_prompts_give_a_limit_that_can_be_met(planted, usual, ordinary):
+    """Where the published rule hides nothing, ours ends at the planted channel; its limit is that of plain loops."""
+    settings = NemoSettings(threshold=-0.5)
+    published = nemo(planted, ["memorized"], usual, settings)
+    ours = nemo(planted, ["memorized"], usual, replace(settings, rule="ordinary"), ordinary=ordinary)
+    assert published.per_prompt[0].facts["hidden"] == 0
+    assert places(ours) == {LAYER: [CHANNEL]}
+    facts = ours.per_prompt[0].facts
+    assert facts["hidden"] == 1
+    assert facts["ssim"] <= facts["limit"] < 1
+    start, everyone = Start.of(planted, settings.seeds), [*ordinary, "memorized"]
+    differences = [start.unblocked(planted, planted.encode([prompt]))[0] for prompt in everyone]
+    means = []
+    for other in differences[:-1]:
+        by_seed = [
+            float(ssim(a[None], b[None], scales_for(16, 16))) for a, b in zip(differences[-1], other, strict=True)
+        ]
+        means.append(np.mean(by_seed))
+    assert facts["limit"] == pytest.approx(np.quantile(means, 0.95), abs=1e-5)
+    assert ours.parameters["rule"] == "ordinary"
+    with pytest.raises(UserError, match="ordinary prompts"):
+        nemo(planted, ["memorized"], usual, replace(settings, rule="ordinary"))
 
 
 def test_a_second_search_finds_the_same_at_any_batch_size(planted, usual):

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from unmemorize.core.hooks import observed
 from unmemorize.localize.layers import value_projections
-from unmemorize.localize.probe import CLOSE, Probe, refine, refine_closely
+from unmemorize.localize.probe import CLOSE, MeanProbe, Probe, refine, refine_closely
 from unmemorize.localize.reference import Start
 
 CHANNELS, SEEDS = 12, 4
@@ -48,6 +48,25 @@ def test_refining_ahead_is_refining_one_at_a_time(salt, scale, order):
     expected, expected_strength = one_at_a_time(Table(salt, scale), blocked, items, 0.5, 9.0)
     assert torch.equal(found, expected)
     assert strength == pytest.approx(expected_strength)
+
+
+class MeanTable(MeanProbe, Table):
+    """The same, by the mean of the seeds."""
+
+
+@given(st.integers(0, 255), st.sampled_from([0.9, 1.0, 1.1]), st.permutations(range(CHANNELS)))
+def test_refining_by_the_mean_is_refining_one_at_a_time(salt, scale, order):
+    """With the mean SSIM for strength, what is freed and what stays is what one set at a time gives."""
+    blocked, items = torch.ones(CHANNELS, dtype=torch.bool), torch.eye(CHANNELS, dtype=torch.bool)[list(order)]
+    table = MeanTable(salt, scale)
+    found, strength = refine_closely(table, blocked, items, 0.5, 9.0)
+    expected = blocked
+    for item in items:
+        values = [table.value(expected & ~item, seed) for seed in range(SEEDS)]
+        if sum(values) / SEEDS <= 0.5:
+            expected = expected & ~item
+    assert torch.equal(found, expected)
+    assert strength == pytest.approx(sum(table.value(expected, seed) for seed in range(SEEDS)) / SEEDS, abs=1e-6)
 
 
 class Drifting(Table):

@@ -13,7 +13,7 @@ from unmemorize.core.errors import UserError
 from unmemorize.core.fingerprint import pipeline_fingerprint
 from unmemorize.core.hooks import patched
 from unmemorize.core.results import Localization, PromptUnits
-from unmemorize.mitigate.weights import Edit, random_like
+from unmemorize.mitigate.weights import Edit, random_like, removed_norm
 from unmemorize.models.load import wrap
 
 VALUE = "mid_block.attentions.0.transformer_blocks.0.attn2.to_v"
@@ -177,19 +177,53 @@ def test_edits_of_one_model_combine(channels, weights):
         _ = channels | Edit({}, {}, "another")
 
 
-def test_a_random_control_is_of_equal_size_and_elsewhere(channels, weights):
-    """As many in each module, as many weights in each row, none of the edit's own; another seed, another draw."""
+def test_a_random_control_is_of_equal_size_and_elsewhere(pipe, channels, weights):
+    """As many in each module, none of the edit's own; another seed, another draw."""
     edit = channels | weights
-    control = random_like(edit, 0)
+    control = random_like(edit, pipe.unet, 0)
     assert int(control.channels[VALUE].sum()) == 2
     assert not (control.channels[VALUE] & edit.channels[VALUE]).any()
-    assert torch.equal(control.weights[FEED].sum(1), edit.weights[FEED].sum(1))
+    assert int(control.weights[FEED].sum()) == 3
     assert not (control.weights[FEED] & edit.weights[FEED]).any()
-    assert torch.equal(random_like(edit, 0).channels[VALUE], control.channels[VALUE])
-    assert not torch.equal(random_like(edit, 1).weights[FEED], control.weights[FEED])
-    full = Edit({VALUE: torch.arange(16) < 12}, {}, "f")
-    assert int(random_like(full, 0).channels[VALUE].sum()) == 12
-    assert random_like(full, 0).channels[VALUE][12:].all()
+    assert torch.equal(random_like(edit, pipe.unet, 0).channels[VALUE], control.channels[VALUE])
+    assert not torch.equal(random_like(edit, pipe.unet, 1).weights[FEED], control.weights[FEED])
+
+
+def test_a_random_control_has_weights_of_like_norms(pipe):
+    """Of weights of which a tenth is large, an edit of large ones has a control of large ones; so have channels."""
+    generator = torch.Generator().manual_seed(0)
+    layer, values = pipe.unet.get_submodule(FEED), pipe.unet.get_submodule(VALUE)
+    large = torch.rand(layer.weight.shape, generator=generator) < 0.1
+    wide = torch.arange(16) < 6
+    with torch.no_grad():
+        layer.weight.copy_(torch.where(large, 5.0, 0.1) * (1 + 0.1 * torch.rand(large.shape, generator=generator)))
+        values.weight.copy_(torch.where(wide[:, None], 5.0, 0.1).expand_as(values.weight))
+    some = large & (torch.rand(large.shape, generator=generator) < 0.3)
+    edit = Edit({VALUE: torch.arange(16) < 3}, {FEED: some}, "f")
+    control = random_like(edit, pipe.unet, 0)
+    assert (control.weights[FEED] <= large).all()
+    assert control.channels[VALUE].nonzero()[:, 0].tolist() == [3, 4, 5]
+    assert removed_norm(control, pipe.unet) == pytest.approx(removed_norm(edit, pipe.unet), rel=0.02)
+
+
+def test_a_control_that_would_be_the_edit_is_none(pipe):
+    """Twelve of sixteen channels leave four others: no control of twelve differs from the edit in more."""
+    assert random_like(Edit({VALUE: torch.arange(16) < 12}, {}, "f"), pipe.unet, 0) is None
+    assert random_like(Edit({VALUE: torch.ones(16, dtype=torch.bool)}, {}, "f"), pipe.unet, 0) is None
+    assert random_like(Edit({VALUE: torch.arange(16) < 8}, {}, "f"), pipe.unet, 0).channels[VALUE][8:].all()
+
+
+def test_the_norm_of_what_is_removed(pipe, channels, weights):
+    """√Σ w² over the zeroed rows and entries, from the weights before and after."""
+    names = [f"{VALUE}.weight", f"{FEED}.weight"]
+    before = [pipe.unet.get_parameter(name).detach().clone() for name in names]
+    edit = channels | weights
+    with edit.applied(wrap(pipe)):
+        after = [pipe.unet.get_parameter(name).detach().clone() for name in names]
+    total = sum(float((a - b).square().sum()) for a, b in zip(before, after, strict=True)) ** 0.5
+    assert removed_norm(edit, pipe.unet) == pytest.approx(total, rel=1e-5)
+    with pytest.raises(UserError, match="does not fit"):
+        removed_norm(Edit({"nowhere": torch.ones(3, dtype=torch.bool)}, {}, "f"), pipe.unet)
 
 
 def spoil(path, how):

@@ -26,6 +26,10 @@ def locate(
     threshold: Annotated[float | None, typer.Option(help="NeMo: SSIM that counts as memorized; calibrated.")] = None,
     min_theta: Annotated[float, typer.Option(help="NeMo: smallest z-score of an unusual channel.")] = 1.0,
     refine: Annotated[bool, typer.Option(help="NeMo: free what the channels do without.")] = True,
+    rule: Annotated[
+        Literal["published", "ordinary"],
+        typer.Option(help="NeMo: hidden by the paper's threshold, or as ordinary prompts."),
+    ] = "published",
     sparsity: Annotated[float, typer.Option(help="Wanda: share of each weight row.")] = 0.01,
     per_prompt: Annotated[bool, typer.Option("--per-prompt", help="Wanda: choose prompt by prompt.")] = False,
     cache: Annotated[str, typer.Option(help="Folder for statistics; the user's cache folder by default.")] = "",
@@ -46,6 +50,7 @@ def locate(
         threshold=threshold,
         min_theta=min_theta,
         refine=refine,
+        rule=rule,
         sparsity=sparsity,
         per_prompt=per_prompt,
         cache=cache,

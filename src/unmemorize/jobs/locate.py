@@ -13,7 +13,7 @@ from unmemorize.core.results import Localization
 from unmemorize.core.run import Progress, digest, new_folder, require_new
 from unmemorize.jobs.inputs import ordinary_of, prompts_of
 from unmemorize.localize.layers import Reach
-from unmemorize.localize.nemo import PAPER_THRESHOLD, NemoSettings, nemo
+from unmemorize.localize.nemo import PAPER_THRESHOLD, NemoSettings, Rule, nemo
 from unmemorize.localize.reference import SEEDS, Reference, load_reference, reference, save_reference
 from unmemorize.localize.wanda import wanda
 from unmemorize.mitigate.weights import Edit, check_name
@@ -27,8 +27,8 @@ PAPER_MODEL = "CompVis/stable-diffusion-v1-4"  # whose threshold the paper gives
 class LocateSpec:
     """What to locate and how. Empty `prompts` and `ordinary` stand for the testbed's own.
 
-    `layers`, `threshold`, `min_theta` and `refine` are NeMo's, `sparsity` and `per_prompt` Wanda's. `cache` is the
-    folder where statistics of ordinary prompts are kept, the user's cache folder by default.
+    `layers`, `threshold`, `min_theta`, `refine` and `rule` are NeMo's, `sparsity` and `per_prompt` Wanda's. `cache` is
+    the folder where statistics of ordinary prompts are kept, the user's cache folder by default.
     """
 
     model: str = "testbed"
@@ -40,6 +40,7 @@ class LocateSpec:
     threshold: float | None = None
     min_theta: float = 1.0
     refine: bool = True
+    rule: Rule = "published"
     sparsity: float = 0.01
     per_prompt: bool = False
     cache: str = ""
@@ -62,8 +63,10 @@ def locate(
     if spec.method == "nemo":
         usual = cached_reference(model, ordinary, hashed, Path(spec.cache) if spec.cache else cache_folder(), progress)
         threshold = PAPER_THRESHOLD if spec.threshold is None and spec.model == PAPER_MODEL else spec.threshold
-        settings = NemoSettings(layers=spec.layers, threshold=threshold, minimum=spec.min_theta, refine=spec.refine)
-        found = nemo(model, prompts, usual, settings, progress)
+        settings = NemoSettings(
+            layers=spec.layers, threshold=threshold, minimum=spec.min_theta, refine=spec.refine, rule=spec.rule
+        )
+        found = nemo(model, prompts, usual, settings, progress, ordinary=ordinary)
     else:
         found = wanda(model, prompts, sparsity=spec.sparsity, per_prompt=spec.per_prompt, progress=progress)
     edit = Edit.of(found, hashed)

@@ -115,8 +115,29 @@ class Probe:
             table = torch.cat([hardest[at], self.similarity(blocked[at], order[1:])], dim=1)
             self._order = order[table[-1].argsort(descending=True, stable=True)]
             values += table.amax(1).tolist()
-        surprises = [i for i, value in enumerate(values) if (value <= limit) != expected]
-        return values[: surprises[0] + 1] if surprises else values
+        return _up_to_surprise(values, limit, expected)
+
+
+class MeanProbe(Probe):
+    """A probe whose strength is the mean SSIM of its seeds: every set is tested at all of them."""
+
+    def strength(self, blocked: Tensor) -> float:
+        """The mean SSIM of the seeds with one set blocked."""
+        return float(self.similarity(blocked[None], self._seeds).mean())
+
+    def strengths(self, blocked: Tensor, limit: float, *, expected: bool) -> list[float]:
+        """`strength` of each set in order, up to the first that is not as expected: at most `limit` or above it."""
+        means = self.similarity(blocked, self._seeds).mean(1).tolist()
+        return _up_to_surprise(means, limit, expected)
+
+    def close(self, blocked: Tensor, limit: float) -> tuple[Tensor, float]:
+        """All seeds, as each counts in the mean; its SSIM."""
+        return self._seeds, self.strength(blocked)
+
+
+def _up_to_surprise(values: list[float], limit: float, expected: bool) -> list[float]:
+    surprises = [i for i, value in enumerate(values) if (value <= limit) != expected]
+    return values[: surprises[0] + 1] if surprises else values
 
 
 def refine(probe: Probe, blocked: Tensor, items: Tensor, limit: float, reached: float) -> tuple[Tensor, float]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -24,6 +25,8 @@ from unmemorize.core.results import Localization, PromptUnits, union
 from unmemorize.core.run import atomic, digest
 
 _KINDS = ("channels/", "weights/")
+STRATA = 20  # ranges of norms that a random control is matched in
+SHARED = 0.1  # of a random control may be the edit's own units, where a module leaves too few others
 
 
 class Origin(BaseModel):
@@ -176,23 +179,81 @@ class Edit:
         return edited
 
 
-def random_like(edit: Edit, seed: int) -> Edit:
-    """A control: as many channels and weights in every module, drawn at random from those that the edit leaves alone.
+def random_like(edit: Edit, denoiser: nn.Module, seed: int) -> Edit | None:
+    """A control: as many channels and weights of every module, of like norms, drawn from those the edit leaves alone.
 
-    Weights are drawn row by row, as many in each. Where too few are left alone, the rest is drawn from the edit's own.
+    The norms of what a module's mask sets to zero (|w| of a weight, ‖w‖ of a channel's row) are cut at their quantiles
+    into `STRATA` ranges, and as many units are drawn in each range as the edit takes there. What a range lacks is drawn
+    in the next lower ones, then in the next higher ones. None where more than `SHARED` of the control would have to be
+    the edit's own units: it would be the same edit under another name.
+
+    Raises:
+        UserError: The denoiser has no such modules, or of other shapes.
     """
     generator = torch.Generator().manual_seed(seed)
-
-    def draw(mask: Tensor) -> Tensor:
-        chances = torch.rand(mask.shape, generator=generator) + mask.cpu()
-        rank = chances.argsort(dim=-1).argsort(dim=-1)
-        return rank < mask.cpu().sum(-1, keepdim=True)
-
-    channels = {name: draw(mask) for name, mask in sorted(edit.channels.items())}
-    weights = {name: draw(mask) for name, mask in sorted(edit.weights.items())}
+    channels: dict[str, Tensor] = {}
+    weights: dict[str, Tensor] = {}
+    shared = 0
+    for masks, controls in ((edit.channels, channels), (edit.weights, weights)):
+        for name, mask in sorted(masks.items()):
+            taken, norms = mask.cpu().flatten(), _norms(denoiser, name, mask).flatten()
+            control = _draw(taken, norms, generator)
+            shared += int((control & taken).sum())
+            controls[name] = control.reshape(mask.shape)
+    if shared > SHARED * edit.selected:
+        return None
     like = digest(part for o in edit.origins for part in (o.model_dump_json().encode(),))
     origin = Origin(method="random", parameters={"like": like}, seeds=(seed,), prompts=())
     return Edit(channels, weights, edit.fingerprint, (origin,))
+
+
+def removed_norm(edit: Edit, denoiser: nn.Module) -> float:
+    """√Σ w² over the weights that an edit sets to zero, biases left out.
+
+    Raises:
+        UserError: The denoiser has no such modules, or of other shapes.
+    """
+    total = 0.0
+    for masks in (edit.channels, edit.weights):
+        for name, mask in masks.items():
+            total += float(_norms(denoiser, name, mask)[mask.cpu()].double().square().sum())
+    return math.sqrt(total)
+
+
+def _norms(denoiser: nn.Module, name: str, mask: Tensor) -> Tensor:
+    """|w| of every weight, or ‖w‖ of every output channel, in the shape of the mask."""
+    weight = dict(denoiser.named_parameters()).get(f"{name}.weight")
+    if weight is None or weight.shape[: mask.ndim] != mask.shape:
+        raise UserError(f"the edit does not fit this model, which has no such layer {name} of its shape")
+    rows = weight.detach().float().cpu().reshape(*mask.shape, -1)
+    return rows.square().sum(dim=-1).sqrt()
+
+
+def _draw(taken: Tensor, norms: Tensor, generator: torch.Generator) -> Tensor:
+    """As many units as are taken, of like norms: the others first, and taken ones where those are too few."""
+    control = torch.zeros_like(taken)
+    if not taken.any():
+        return control
+    ordered = norms[taken].sort().values
+    edges = ordered[torch.arange(STRATA + 1) * (len(ordered) - 1) // STRATA]
+    stratum = torch.bucketize(norms, edges, right=True)
+
+    def choose(candidates: Tensor, count: int) -> int:
+        places = candidates.nonzero()[:, 0]
+        chosen = places[torch.randperm(len(places), generator=generator)[:count]]
+        control[chosen] = True
+        return count - len(chosen)
+
+    missing = 0
+    for k in range(STRATA + 1, 0, -1):
+        here = stratum == k
+        missing = choose(here & ~taken, int((here & taken).sum()) + missing)
+    for k in (*range(1, STRATA + 2), 0):  # 0: smaller than all that are taken
+        if missing:
+            missing = choose((stratum == k) & ~taken & ~control, missing)
+    if missing:
+        choose(taken, missing)
+    return control
 
 
 def check_name(path: Path) -> None:
