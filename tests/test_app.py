@@ -140,6 +140,45 @@ def test_a_name_that_is_not_its_own_is_refused(page):
     assert "connect-src" in page.request.get(page.url).headers["content-security-policy"]
 
 
+CLOSED = [
+    ("POST", "/gradio_api/upload"),
+    ("GET", "/gradio_api/file=/etc/hostname"),
+    ("GET", "/gradio_api/proxy=https://x.example/"),
+    ("GET", "/gradio_api/info"),
+    ("GET", "/gradio_api/openapi.json"),
+    ("GET", "/docs"),
+    ("GET", "/monitoring"),
+    ("POST", "/login"),
+    ("POST", "/gradio_api/call/judge"),
+    ("POST", "/gradio_api/api/judge"),
+    ("POST", "/gradio_api/run/judge"),
+    ("PUT", "/gradio_api/queue/join"),
+]
+
+
+@pytest.mark.parametrize(("method", "path"), CLOSED)
+def test_what_the_page_does_not_use_is_closed(page, method, path):
+    """Uploads, files, proxied addresses and the API without the page have no route."""
+    answer = page.request.fetch(page.url.rstrip("/") + path, method=method, headers={"Origin": page.url.rstrip("/")})
+    assert (answer.status, answer.text()) == (404, "The page has no such address.\n")
+
+
+def test_only_the_page_itself_may_ask(page):
+    """A question needs the page's own origin, and is small; what cannot be answered is a line."""
+    ask, own = page.url + "gradio_api/queue/join", page.url.rstrip("/")
+    question = {"data": ["a", None], "fn_index": 0, "session_hash": "abc"}
+    for origin in ({}, {"Origin": "https://elsewhere.example"}, {"Origin": "null"}, {"Origin": "http://[x"}):
+        answer = page.request.post(ask, data=question, headers=origin)
+        assert (answer.status, answer.text()) == (403, "Only the page itself may ask this.\n")
+    large = page.request.post(ask, data=question | {"data": ["a" * 100_000, None]}, headers={"Origin": own})
+    assert (large.status, large.text()) == (413, "The request has more than 65536 bytes.\n")
+    for body in ({"fn_index": 99, "session_hash": "abc", "data": []}, {"session_hash": "abc", "data": None}):
+        broken = page.request.post(ask, data=body, headers={"Origin": own})
+        assert broken.status >= 400
+        assert "Internal Server Error" not in broken.text()
+        assert len(broken.text().splitlines()) == 1
+
+
 @pytest.mark.enable_socket
 def test_a_port_in_use_is_one_line(tiny_folder):
     with socket.create_server(("127.0.0.1", 0)) as taken:

@@ -156,10 +156,10 @@ def test_a_source_without_a_usable_row(tmp_path):
 @pytest.mark.parametrize(
     ("options", "out", "says"),
     [
-        ({"export": "kept.csv"}, "run", "not a file to write"),
-        ({"export": "none/kept.parquet"}, "run", "not a file to write"),
-        ({"export": "source/kept.parquet"}, "run", "lies in the source"),
-        ({}, "source/run", "lies in the source"),
+        ({"export": "kept.csv"}, "run", "not a .parquet file"),
+        ({"export": "none/kept.parquet"}, "run", "no folder"),
+        ({"export": "source/kept.parquet"}, "run", "which is read"),
+        ({}, "source/run", "which is read"),
         ({}, "full", "holds something else"),
     ],
 )

@@ -165,6 +165,35 @@ def test_rows_without_pictures_cannot_leave_their_element(run, monkeypatch):
     assert [row[2] for row in rows_without_pictures(run)] == [hostile] * 40
 
 
+def test_rows_without_pictures_are_json_and_no_page_holds_nul(run, monkeypatch):
+    """A distance that is no number is null, and NUL in a prompt is shown as what cannot be shown."""
+    monkeypatch.setattr("unmemorize.report.build.WITH_PICTURES", 0)
+    monkeypatch.setattr("unmemorize.report.build.MOST_PICTURES", 0)
+    edit(run / "run.json", model={"name": "a\0b", "fingerprint": "0"})
+    rewrite(table(run, "verify"), lambda row: row | {"distance": float("nan"), "ratio": float("nan")})
+    page = page_of(run)
+    assert "\0" not in page
+    assert "a\ufffdb" in page
+    (block,) = re.findall(r'<script type="application/json" id="rows">(.*?)</script>', page, re.DOTALL)
+
+    def strict(name):
+        raise ValueError(name)
+
+    assert all(shot[1] is None for row in json.loads(block, parse_constant=strict) for shot in row[-1])
+
+
+def test_no_finding_or_record_is_markup_in_the_model_card(run):
+    """Codes, fingerprints and recipes are text, as titles are."""
+    summary = json.loads((run / "summary.json").read_text())
+    finding = summary["findings"][0] | {"code": f"UM<b>{SCRIPT}", "evidence": f"[a](https://x.example)\r\n{SCRIPT}\0"}
+    edit(run / "summary.json", findings=[finding])
+    edit(run / "run.json", model={"name": "m", "fingerprint": f"`{SCRIPT}"})
+    build_report(run)
+    text = (run / "model-card.md").read_text("utf-8").split("---\n")[2]
+    assert not re.search(r"(?<!\\)[<>`]|\]\(|https?:|\0|\r", text)
+    assert "UM\\<b\\>" in text
+
+
 @pytest.mark.parametrize(("evidence", "kinds"), [("full", {"png"}), ("thumb", {"webp", "png"}), ("none", {"png"})])
 def test_evidence_decides_what_is_shown_of_training_pictures(make, tmp_path, evidence, kinds):
     run = make(tmp_path / "run", prompts=20, size=112)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import html
 import socket
-from collections.abc import Awaitable, Callable, Iterator, MutableMapping
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from unmemorize.app.fragments import gallery, heading, history, verdict, words
+from unmemorize.app.gate import Gate
 from unmemorize.core.errors import MissingExtra, UserError
 from unmemorize.jobs.inspect import Inspector, Score
 
@@ -22,17 +25,11 @@ except ImportError as error:
 LOCAL = ("127.0.0.1", "localhost")
 LIVE = 0.25  # seconds: a model that scores faster than this is asked at every keystroke
 LONGEST = 2000  # characters of a prompt; no text encoder reads as many
+REMEMBERED = 100  # prompts tried, on a page
+WAITING = 32  # questions in the queue, over all pages
+CONNECTIONS = 128  # an open page holds two
 STYLE = Path(__file__).with_name("style.css")
-# Gradio's own scripts are inline and compile templates; nothing may come from, or go to, another origin.
-POLICY = (
-    "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval'; style-src 'self' 'unsafe-inline'; "
-    "connect-src 'self'; img-src 'self' data:; font-src 'self' data:; frame-ancestors 'none'; base-uri 'self'; "
-    "form-action 'self'"
-)
 PROGRESS = gr.Progress()
-
-Message = MutableMapping[str, Any]
-Send = Callable[[Message], Awaitable[None]]
 
 
 def is_local(host: str) -> bool:
@@ -53,8 +50,8 @@ def listen(host: str, port: int) -> socket.socket:
         raise UserError(f"{host}, port {port}: {reason}: name another --port (0 takes a free one) or --host") from error
 
 
-def serve(inspector: Inspector, listener: socket.socket) -> None:
-    """Serve the page until the process is interrupted."""
+def serve(inspector: Inspector, listener: socket.socket, *, hosts: Collection[str] = ()) -> None:
+    """Serve the page until the process is interrupted; `hosts` are names that a proxy gives it."""
     app = FastAPI(openapi_url=None)
     gr.mount_gradio_app(
         app,
@@ -69,12 +66,13 @@ def serve(inspector: Inspector, listener: socket.socket) -> None:
         ssr_mode=False,
         pwa=False,
     )
-    app.add_middleware(_Policy)
-    if is_local(listener.getsockname()[0]):
+    if hosts or is_local(listener.getsockname()[0]):
         # Or a page elsewhere could give its own name this address, and read training pictures from the browser.
-        app.add_middleware(TrustedHostMiddleware, allowed_hosts=list(LOCAL))
+        app.add_middleware(TrustedHostMiddleware, allowed_hosts=[*LOCAL, *hosts])
     # Open pages hold a stream each: without a limit they would hold up the end, and each is logged when it is cut.
-    config = uvicorn.Config(app, log_level="critical", timeout_graceful_shutdown=1)
+    config = uvicorn.Config(
+        Gate(app, hosts), log_level="critical", timeout_graceful_shutdown=1, limit_concurrency=CONNECTIONS
+    )
     uvicorn.Server(config).run(sockets=[listener])
 
 
@@ -110,7 +108,7 @@ def build(inspector: Inspector) -> gr.Blocks:
                 concurrency_id="pictures",
                 trigger_mode=last,
             )
-    return page.queue(default_concurrency_limit=1)
+    return page.queue(default_concurrency_limit=1, max_size=WAITING)
 
 
 class _Answers:
@@ -125,10 +123,13 @@ class _Answers:
         if not prompt:
             yield verdict(None, self._inspector), "", gr.skip(), gr.skip()
             return
-        score = self._inspector.score(prompt)
-        tried = [score, *(other for other in tried if other.prompt != prompt)]
+        with _one_line():
+            score = self._inspector.score(prompt)
+        tried = [score, *(other for other in tried if other.prompt != prompt)][:REMEMBERED]
         yield verdict(score, self._inspector), gr.skip(), history(tried), tried
-        yield gr.skip(), words(self._inspector.words(prompt)), gr.skip(), gr.skip()
+        with _one_line():
+            explained = self._inspector.words(prompt)
+        yield gr.skip(), words(explained), gr.skip(), gr.skip()
 
     def follow(self, prompt: str) -> Iterator[tuple[Any, ...]]:
         """Score a prompt while it is typed."""
@@ -145,25 +146,23 @@ class _Answers:
         def report(stage: str, done: int, total: int) -> None:
             progress((done, total), desc=stage, unit="steps")
 
-        plain = self._inspector.pictures(prompt, progress=report)
+        with _one_line():
+            plain = self._inspector.pictures(prompt, progress=report)
         yield gallery(plain, None), prompt
         if guarded:
-            yield gallery(plain, self._inspector.pictures(prompt, guarded=True, progress=report)), prompt
+            with _one_line():
+                held = self._inspector.pictures(prompt, guarded=True, progress=report)
+            yield gallery(plain, held), prompt
 
 
-class _Policy:
-    """Adds the content security policy to every response."""
-
-    def __init__(self, app: Callable[[Message, Any, Send], Awaitable[None]]) -> None:
-        self._app = app
-
-    async def __call__(self, scope: Message, receive: Any, send: Send) -> None:
-        async def guarded(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                message["headers"] = [*message["headers"], (b"content-security-policy", POLICY.encode())]
-            await send(message)
-
-        await self._app(scope, receive, guarded)
+@contextmanager
+def _one_line() -> Iterator[None]:
+    """Whatever goes wrong is a line on the page, without a traceback in the terminal."""
+    try:
+        yield
+    except Exception as error:
+        line = next(iter(str(error).splitlines()), "") or type(error).__name__
+        raise gr.Error(html.escape(line), print_exception=False) from error
 
 
 def _clean(prompt: str) -> str:

@@ -19,7 +19,8 @@ from unmemorize.cli import (  # noqa: F401
     testbed,
     triggers,
 )
-from unmemorize.cli.app import app, errors
+from unmemorize.cli.app import app
+from unmemorize.cli.terminal import errors, say
 from unmemorize.core.errors import UnmemorizeError
 
 
@@ -31,5 +32,5 @@ def main() -> None:
     try:
         app()
     except (UnmemorizeError, OSError) as error:
-        errors.print(f"error: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
+        say(f"error: {error}", to=errors, style="red")
         sys.exit(2)

@@ -7,11 +7,12 @@ from contextlib import contextmanager
 from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from unmemorize import __version__
+from unmemorize.cli.terminal import errors
 from unmemorize.core.errors import UserError
+from unmemorize.core.plain import printable
 
 app = typer.Typer(
     help="Find what a text-to-image diffusion model has memorized.",
@@ -19,8 +20,6 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-out = Console()
-errors = Console(stderr=True)
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for programs instead of text.")]
 Model = Annotated[str, typer.Argument(help="testbed, testbed-twin, a pipeline folder, or a hub id.")]
@@ -34,13 +33,18 @@ Column = Annotated[str, typer.Option(help="Caption column, where its name is unu
 @contextmanager
 def bars() -> Iterator[Callable[[str, int, int], None]]:
     """A function (stage, done, total) that shows one bar a stage on the error stream."""
-    columns = (TextColumn("{task.description:>9}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    columns = (
+        TextColumn("{task.description:>9}", markup=False),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+    )
     with Progress(*columns, TimeRemainingColumn(), console=errors) as shown:
         tasks = {}
 
         def progress(stage: str, done: int, total: int) -> None:
             if stage not in tasks:
-                tasks[stage] = shown.add_task(stage, total=total)
+                tasks[stage] = shown.add_task(printable(stage), total=total)
             shown.update(tasks[stage], completed=done)
 
         yield progress

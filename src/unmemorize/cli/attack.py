@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 from rich.table import Table
 
-from unmemorize.cli.app import Json, Model, Recipe, Sscd, app, bars, out
+from unmemorize.cli.app import Json, Model, Recipe, Sscd, app, bars
+from unmemorize.cli.terminal import add_row, out, print_json, say
+from unmemorize.core.outputs import Output, check_outputs
 
 KEYS = ("copy_rate", "original_copy_rate", "control_copy_rate", "search_budget", "evaluations", "steps")
 GROUPS = {"attacked": "attacked", "control": "trained on, not memorized", "unseen": "never trained on"}
@@ -46,6 +47,10 @@ def attack(
     as_json: Json = False,
 ) -> None:
     """Search for embeddings that bring training pictures back, under an edit or without, always beside controls."""
+    folder = Path(run or Path("runs") / f"attack-{Path(model).name}")
+    read = [model, "" if images == "plan" else images, edit, controls, held_out, ordinary, sscd]
+    check_outputs([Output("--run", folder, "run")], read)
+
     from unmemorize.attack.extraction import SEEDS
     from unmemorize.jobs.attack import AttackSpec, run_attack
 
@@ -54,14 +59,13 @@ def attack(
     judged = {"seeds": tuple(range(SEEDS[0], SEEDS[0] + seeds)), "sampling": sampling, "guidance": guidance}
     means = {"batch": batch, "dtype": dtype, "checkpointing": checkpointing}
     spec = AttackSpec(model, **pictures, **search, **judged, **means, bound=bound, sscd=sscd, recipe=recipe)
-    folder = Path(run or Path("runs") / f"attack-{Path(model).name}")
     with bars() as progress:
         summary = run_attack(spec, folder, progress)
     if as_json:
-        print(json.dumps({key: summary[key] for key in KEYS}))
+        print_json({key: summary[key] for key in KEYS})
         return
     _print(summary)
-    out.print(f"embeddings, pictures and numbers: {folder}", highlight=False, markup=False, soft_wrap=True)
+    say(f"embeddings, pictures and numbers: {folder}")
 
 
 def _print(summary: dict) -> None:
@@ -69,19 +73,18 @@ def _print(summary: dict) -> None:
     for rows in zip(*(summary["curve"][group] for group in GROUPS), strict=True):
         similar, moved = ([f"{row[key]:.2f}" for row in rows] for key in ("similarity", "relative"))
         rates = [_rate(row["copies"]) for row in rows]
-        table.add_row(str(rows[0]["steps"]), *rates, " / ".join(similar), " / ".join(moved))
+        add_row(table, rows[0]["steps"], *rates, " / ".join(similar), " / ".join(moved))
     out.print(table)
     for group, label in GROUPS.items():
         original, work = summary["original"][group], summary["work"][group]
         median = "–" if work["median"] is None else f"{work['median']:,.0f}"
-        out.print(
+        say(
             f"{label}: {summary['pictures'][group]} pictures, own prompts copy {_rate(original)}; "
-            f"evaluations to the first copy {median} (median), never copied {work['never']}",
-            highlight=False,
+            f"evaluations to the first copy {median} (median), never copied {work['never']}"
         )
-    out.print(f"never trained on: {summary['unseen_from']}", highlight=False, markup=False)
-    out.print(summary["sentence"], highlight=False, markup=False)
+    say(f"never trained on: {summary['unseen_from']}")
+    say(summary["sentence"])
 
 
 def _rate(rate: dict | None) -> str:
-    return "–" if rate is None else f"{rate['value']:.2f} \\[{rate['low']:.2f}, {rate['high']:.2f}]"
+    return "–" if rate is None else f"{rate['value']:.2f} [{rate['low']:.2f}, {rate['high']:.2f}]"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from enum import StrEnum
@@ -10,11 +9,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from unmemorize.cli.app import Column, Images, Json, Model, Prompts, Recipe, Sscd, app, bars, errors, out
+from unmemorize.cli.app import Column, Images, Json, Model, Prompts, Recipe, Sscd, app, bars
+from unmemorize.cli.terminal import add_row, cell, errors, out, print_json, say
+from unmemorize.core.errors import UserError
+from unmemorize.core.outputs import Output, check_outputs, is_stdout
+from unmemorize.core.plain import printable
 
 if TYPE_CHECKING:
     from unmemorize.audit import AuditSpec, Forecast
@@ -77,6 +79,10 @@ def audit(
     from unmemorize.verdict.conditions import parse_conditions
 
     conditions = parse_conditions(fail_on or [])
+    folder = Path(run or Path("runs") / Path(model).name)
+    if not dry_run:
+        read = [model, prompts, images, ordinary, held_out, sscd, *(mitigated or ())]
+        _check_outputs(folder, junit, as_json, read)
 
     from unmemorize.audit import PLANS, forecast, run_audit
 
@@ -89,7 +95,6 @@ def audit(
     if dry_run:
         _print_forecast(forecast(spec), as_json)
         return
-    folder = Path(run or Path("runs") / Path(model).name)
     _announce(spec)
     with bars() as progress:
         summary = run_audit(spec, folder, progress, evidence=evidence.value)
@@ -104,7 +109,7 @@ def report(
     """Rebuild a run's report."""
     from unmemorize.report.rebuild import rebuild_report
 
-    print(rebuild_report(Path(run), evidence=evidence.value))
+    say(str(rebuild_report(Path(run), evidence=evidence.value)))
 
 
 @app.command()
@@ -115,9 +120,24 @@ def compare(
     evidence: Shown = Evidence.full,
 ) -> None:
     """Put two audits on one page, paired by prompt."""
+    if not is_stdout(out):
+        check_outputs([Output("--out", Path(out), "file")], [run_a, run_b])
+
     from unmemorize.report.compare import build_comparison
 
-    print(build_comparison(Path(run_a), Path(run_b), Path(out), evidence=evidence.value))
+    build_comparison(Path(run_a), Path(run_b), Path(out), evidence=evidence.value)
+    if not is_stdout(out):
+        say(out)
+
+
+def _check_outputs(run: Path, junit: str, as_json: bool, read: Sequence[str]) -> None:
+    """Before torch is imported: the run directory, and the file for the build server."""
+    outputs = [Output("--run", run, "run")]
+    if is_stdout(junit) and as_json:
+        raise UserError("--junit - and --json both print: name a file with --junit")
+    if junit and not is_stdout(junit):
+        outputs.append(Output("--junit", Path(junit), "file"))
+    check_outputs(outputs, read)
 
 
 def _announce(spec: AuditSpec) -> None:
@@ -127,7 +147,7 @@ def _announce(spec: AuditSpec) -> None:
     if spec.plan == "full":
         expected = forecast(spec)
         minutes = sum(expected.seconds.values()) / 60
-        errors.print(f"about {minutes:.0f} min: {sum(expected.evaluations.values()):,} evaluations", highlight=False)
+        say(f"about {minutes:.0f} min: {sum(expected.evaluations.values()):,} evaluations", to=errors)
 
 
 def _finish(summary: dict[str, Any], run: Path, conditions: Sequence[Condition], junit: str, as_json: bool) -> None:
@@ -137,12 +157,12 @@ def _finish(summary: dict[str, Any], run: Path, conditions: Sequence[Condition],
     if junit:
         write_junit(Path(junit), summary, conditions)
     if as_json:
-        print(json.dumps(_verdict(summary, run), ensure_ascii=False))
-    else:
+        print_json(_verdict(summary, run))
+    elif not is_stdout(junit):
         _print_summary(summary, run)
     met = [condition for condition in conditions if condition.met(summary["measures"])]
     for condition in met:
-        errors.print(f"fail-on {condition.explain(summary['measures'])}", style="red", markup=False, highlight=False)
+        say(f"fail-on {condition.explain(summary['measures'])}", to=errors, style="red")
     if met:
         raise typer.Exit(MET)
 
@@ -154,36 +174,33 @@ def _verdict(summary: dict[str, Any], run: Path) -> dict[str, Any]:
 
 def _print_forecast(expected: Forecast, as_json: bool) -> None:
     if as_json:
-        print(json.dumps(asdict(expected)))
+        print_json(asdict(expected))
         return
     table = Table("stage", "evaluations", "seconds", box=None, pad_edge=False)
     for stage, count in expected.evaluations.items():
-        table.add_row(stage, f"{count:,}", f"{expected.seconds[stage]:.1f}")
-    table.add_row("all", f"{sum(expected.evaluations.values()):,}", f"{sum(expected.seconds.values()):.1f}")
+        add_row(table, stage, f"{count:,}", f"{expected.seconds[stage]:.1f}")
+    add_row(table, "all", f"{sum(expected.evaluations.values()):,}", f"{sum(expected.seconds.values()):.1f}")
     out.print(table)
-    out.print(f"{expected.pictures:,} pictures, about {expected.bytes / 1e6:.1f} MB on disk", highlight=False)
+    say(f"{expected.pictures:,} pictures, about {expected.bytes / 1e6:.1f} MB on disk")
 
 
 COLOURS = {"issue": "bold red", "passed": "green", "inconclusive": "yellow", "too little": "bold yellow"}
 
 
 def _print_summary(summary: dict[str, Any], run: Path) -> None:
-    verdict = summary["verdict"]
-    out.print(f"[{COLOURS.get(verdict, 'bold yellow')}]{verdict}[/] {escape(summary['sentence'])}")
+    verdict = cell(summary["verdict"], COLOURS.get(summary["verdict"], "bold yellow"))
+    out.print(Text.assemble(verdict, " ", printable(summary["sentence"])))
     if summary["detector"]:
         area, control = summary["detector"]["auc"], summary["text_control"]
         text = f"{control['auc']['value']:.2f}" if control else "not applicable"
-        out.print(
-            f"noise-gap AUC {area['value']:.3f} [{area['low']:.3f}, {area['high']:.3f}]; text alone {text}",
-            highlight=False,
-            markup=False,
-        )
+        say(f"noise-gap AUC {area['value']:.3f} [{area['low']:.3f}, {area['high']:.3f}]; text alone {text}")
     for stage in summary["states"]:
         if stage["name"] == "calibrate" and stage["reason"]:
-            out.print(f"scores not calibrated: {stage['reason']}", highlight=False, markup=False)
+            say(f"scores not calibrated: {stage['reason']}")
     table = Table("code", "state", "severity", "finding", box=None, pad_edge=False)
     for found in summary["findings"]:
-        state = Text(found["state"], COLOURS.get(found["state"], "dim"))
-        table.add_row(found["code"], state, found["severity"], Text(f"{found['title']}: {found['evidence']}"))
+        state = cell(found["state"], COLOURS.get(found["state"], "dim"))
+        finding = Text(printable(f"{found['title']}: {found['evidence']}"))
+        add_row(table, found["code"], state, found["severity"], finding)
     out.print(table)
-    out.print(f"report: {run / 'report.html'}", highlight=False, markup=False)
+    say(f"report: {run / 'report.html'}")

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.markup import escape
 from rich.table import Table
 
 from unmemorize.cli.app import Column, Json, app, bars
-from unmemorize.cli.app import out as terminal
+from unmemorize.cli.terminal import add_row, print_json, say
+from unmemorize.cli.terminal import out as terminal
 
 SHOWN = 20
 
@@ -31,25 +30,24 @@ def data(
     with bars() as progress:
         summary = audit_data(DataSpec(source, column, export), folder, progress)
     if as_json:
-        print(json.dumps(summary | {"run": str(folder)}, ensure_ascii=False))
+        print_json(summary | {"run": str(folder)})
         return
     _print(summary)
-    terminal.print(f"report: {folder / 'report.html'}", highlight=False, markup=False)
+    say(f"report: {folder / 'report.html'}")
 
 
 def _print(summary: dict) -> None:
     table = Table("word", "kind", "captions", "groups", "concentration", "lift", "p")
     for t in summary["triggers"][:SHOWN]:
         numbers = (f"{t['concentration']:.0%}", f"{t['lift']:.3g}", f"{t['p_value']:.2g}")
-        table.add_row(escape(t["word"]), t["kind"], str(t["captions"]), str(t["image_groups"]), *numbers)
+        add_row(table, t["word"], t["kind"], t["captions"], t["image_groups"], *numbers)
     if summary["triggers"]:
         terminal.print(table)
     left = len(summary["triggers"]) - SHOWN
-    terminal.print(
+    say(
         f"{summary['rows']:,} rows, {summary['skipped']:,} skipped; {summary['duplicate_groups']:,} groups of "
         f"duplicate pictures; {len(summary['triggers']):,} triggers{f' ({left:,} not shown)' if left > 0 else ''}; "
-        f"{summary['drop']:,} rows to drop, {summary['recaption']:,} to caption anew",
-        highlight=False,
+        f"{summary['drop']:,} rows to drop, {summary['recaption']:,} to caption anew"
     )
     for reason, count in summary["skipped_by_reason"].items():
-        terminal.print(f"skipped: {count:,} × {reason}", highlight=False, markup=False)
+        say(f"skipped: {count:,} × {reason}")

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import tempfile
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.markup import escape
 from rich.table import Table
 
-from unmemorize.cli.app import Column, Json, Model, Prompts, app, bars, out, window
+from unmemorize.cli.app import Column, Json, Model, Prompts, app, bars, window
+from unmemorize.cli.terminal import add_row, out, print_json, say
+from unmemorize.core.outputs import Output, check_outputs
 
 
 class Format(StrEnum):
@@ -39,6 +39,8 @@ def detect(
     as_json: Json = False,
 ) -> None:
     """Rank prompts by how memorized they look."""
+    check_outputs([Output("--run", Path(run), "run")] if run else [], [model, prompts])
+
     from unmemorize.jobs.detect import DetectSpec, wen_lines
     from unmemorize.jobs.detect import detect as run_detect
 
@@ -62,7 +64,7 @@ def detect(
     if lines:
         print("\n".join(lines))
     elif as_json or as_format is Format.json:
-        print(json.dumps(rows, ensure_ascii=False))
+        print_json(rows)
     else:
         _print_table(rows, top, run)
 
@@ -70,10 +72,10 @@ def detect(
 def _print_table(rows: list[dict], top: int, run: str) -> None:
     table = Table("rank", "score", "prompt", box=None, pad_edge=False)
     for rank, row in enumerate(rows[:top], 1):
-        table.add_row(str(rank), f"{row['score']:.3f}", escape(row["prompt"]))
+        add_row(table, rank, f"{row['score']:.3f}", row["prompt"])
     out.print(table)
     cost = sum(row["evaluations"] for row in rows)
     rest = f", {len(rows) - top} more not shown" if len(rows) > top else ""
-    out.print(f"{len(rows)} prompts, {cost} denoiser evaluations{rest}", highlight=False)
+    say(f"{len(rows)} prompts, {cost} denoiser evaluations{rest}")
     if run:
-        out.print(f"scores: {Path(run) / 'scores' / 'detect.parquet'}", highlight=False, markup=False)
+        say(f"scores: {Path(run) / 'scores' / 'detect.parquet'}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from enum import StrEnum
 from typing import Annotated, Any
 
@@ -10,7 +9,8 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
-from unmemorize.cli.app import Json, Model, app, errors, out, window
+from unmemorize.cli.app import Json, Model, app, window
+from unmemorize.cli.terminal import add_row, cell, errors, out, print_json, say
 
 
 class Method(StrEnum):
@@ -61,7 +61,7 @@ def explain(
     with errors.status("computing"):
         found = run_explain(spec, prompt)
     if as_json:
-        print(json.dumps(found, ensure_ascii=False))
+        print_json(found)
     else:
         _print_words(found)
 
@@ -69,20 +69,20 @@ def explain(
 def _print_words(found: dict[str, Any]) -> None:
     words = found["words"]
     most = max([w["significance"] for w in words] + [1e-12])
-    shaded = [Text(w["word"], _shade(max(w["significance"], 0.0) / most)) for w in words]
+    shaded = [cell(w["word"], _shade(max(w["significance"], 0.0) / most)) for w in words]
     out.print(Text(" ").join(shaded), "\n")
     lost = "magnitude_lost_without" in words[0]
     column = COLUMNS[Method(found["method"])]
     table = Table("word", column, *(["magnitude lost without it"] if lost else []), box=None, pad_edge=False)
     for w in words:
         more = [f"{w['magnitude_lost_without']:+.3f}"] if lost else []
-        table.add_row(Text(w["word"]), f"{w['significance']:.4f}", *more)
+        add_row(table, w["word"], f"{w['significance']:.4f}", *more)
     for name, value in found["special"].items():
-        table.add_row(Text(f"({name})", "dim"), f"{value:.4f}")
+        add_row(table, cell(f"({name})", "dim"), f"{value:.4f}")
     out.print(table)
     if lost:
         agreement = found["rank_agreement"]
-        out.print("rank agreement: " + ("not applicable" if agreement is None else f"{agreement:.2f}"), highlight=False)
+        say("rank agreement: " + ("not applicable" if agreement is None else f"{agreement:.2f}"))
 
 
 def _shade(share: float) -> str:

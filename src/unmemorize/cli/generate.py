@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -10,7 +9,9 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from unmemorize.cli.app import Json, Model, app, out
+from unmemorize.cli.app import Json, Model, app
+from unmemorize.cli.terminal import add_row, out, print_json
+from unmemorize.core.outputs import Output, check_outputs
 
 
 class GuardName(StrEnum):
@@ -34,6 +35,8 @@ def generate(
     as_json: Json = False,
 ) -> None:
     """Make pictures of a prompt, with a guard against memorized ones if asked."""
+    check_outputs([Output("--out", Path(folder), "new")], [model, ordinary])
+
     from unmemorize.jobs.generate import GenerateSpec
     from unmemorize.jobs.generate import generate as run_generate
 
@@ -50,9 +53,9 @@ def generate(
     )
     rows = run_generate(spec, Path(folder))
     if as_json:
-        print(json.dumps(rows))
+        print_json(rows)
         return
     table = Table(*rows[0], box=None, pad_edge=False)
     for row in rows:
-        table.add_row(*(f"{v:.3f}" if isinstance(v, float) else str(v) for v in row.values()))
+        add_row(table, *(f"{v:.3f}" if isinstance(v, float) else v for v in row.values()))
     out.print(table, highlight=False)

@@ -7,7 +7,8 @@ from typing import Annotated
 
 import typer
 
-from unmemorize.cli.app import Model, app, bars, errors, out
+from unmemorize.cli.app import Model, app, bars
+from unmemorize.cli.terminal import errors, say
 
 
 @app.command()
@@ -19,6 +20,9 @@ def inspect(
     steps: Annotated[int, typer.Option(min=1, max=1000, help="Sampling steps.")] = 50,
     guidance: Annotated[float, typer.Option(min=0, help="Guidance scale.")] = 7.5,
     host: Annotated[str, typer.Option(help="Address to serve at; the default is this machine alone.")] = "127.0.0.1",
+    allowed_host: Annotated[
+        list[str] | None, typer.Option(help="Name that a proxy gives the page; repeatable.")
+    ] = None,
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0 takes a free one.")] = 7860,
 ) -> None:
     """Adjust a prompt on a local web page until it copies nothing."""
@@ -32,9 +36,9 @@ def inspect(
         with bars() as progress:
             inspector = open_inspector(spec, progress)
         if not is_local(host):
-            errors.print("Whoever reaches this address can use the page: it asks for no password.", style="yellow")
+            say("Whoever reaches this address can use the page: it asks for no password.", to=errors, style="yellow")
         address = f"[{host}]" if ":" in host else host
         print(f"http://{address}:{listener.getsockname()[1]}", flush=True)
-        out.print("Ctrl+C stops it.", highlight=False)
+        say("Ctrl+C stops it.")
         with suppress(KeyboardInterrupt):
-            serve(inspector, listener)
+            serve(inspector, listener, hosts=allowed_host or ())

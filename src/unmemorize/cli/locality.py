@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -10,7 +9,9 @@ import typer
 from rich.table import Column as Head
 from rich.table import Table
 
-from unmemorize.cli.app import Column, Images, Json, Model, Prompts, Recipe, Sscd, app, bars, out
+from unmemorize.cli.app import Column, Images, Json, Model, Prompts, Recipe, Sscd, app, bars
+from unmemorize.cli.terminal import add_row, out, print_json, say
+from unmemorize.core.outputs import Output, check_outputs
 
 Layers = Annotated[Literal["down-mid", "all"], typer.Option(help="NeMo: every cross-attention, or as the paper.")]
 NAMES = {
@@ -44,6 +45,9 @@ def locality(
     as_json: Json = False,
 ) -> None:
     """Attack one picture from many starts and measure how alike the embeddings, activations and weights are."""
+    folder = Path(run or Path("runs") / f"locality-{Path(model).name}-{Path(image).stem}")
+    check_outputs([Output("--run", folder, "run")], [model, image, images, prompts, ordinary, sscd])
+
     from unmemorize.jobs.locality import LocalitySpec
     from unmemorize.jobs.locality import locality as run_locality
 
@@ -66,27 +70,26 @@ def locality(
         recipe=recipe,
         batch=batch,
     )
-    folder = Path(run or Path("runs") / f"locality-{Path(model).name}-{Path(image).stem}")
     with bars() as progress:
         result = run_locality(spec, folder, progress)
     if as_json:
-        print(json.dumps(result | {"run": str(folder)}, ensure_ascii=False))
+        print_json(result | {"run": str(folder)})
         return
     _print(result)
-    out.print(f"picture, embeddings and every distance: {folder}", highlight=False, markup=False)
+    say(f"picture, embeddings and every distance: {folder}")
 
 
 def _print(result: dict) -> None:
     from unmemorize.report.locality import short
 
     found, distance = result["embeddings"], result["distance"]
-    out.print(f"{found['adversarial']} of {result['inits']} random inits lead to copies", highlight=False)
+    say(f"{found['adversarial']} of {result['inits']} random inits lead to copies")
     table = Table("group", "embeddings", "distance between two", "÷ inits'", title="Embeddings")
     for group, name in NAMES.items():
         ratio = distance[group]["value"] / distance["inits"]["value"]
-        table.add_row(name, str(found[group]), _interval(distance[group], 1), f"{ratio:.2f}")
+        add_row(table, name, found[group], _interval(distance[group], 1), f"{ratio:.2f}")
     out.print(table)
-    out.print(f"distance that the attack moved an embedding: {_interval(result['moved'], 1)}", highlight=False)
+    say(f"distance that the attack moved an embedding: {_interval(result['moved'], 1)}")
     heads = ("method", "L2: same", "other", "÷ inits'", "IoU: same", "random", "other", "random")
     table = Table(Head("layer", no_wrap=True), *heads, box=None, pad_edge=False)
     table.title = "Activations (L2) and selected units (IoU): same picture, and prompts of different ones"
@@ -96,15 +99,14 @@ def _print(result: dict) -> None:
         cells += [f"{far['adversarial']['value'] / far['inits']['value']:.2f}"]
         for group in ("adversarial", "memorized"):
             cells += [f"{alike[group]['value']:.2f}", f"{layer['chance'][group]:.2f}"]
-        table.add_row(short(layer["layer"]), layer["method"], *cells)
+        add_row(table, short(layer["layer"]), layer["method"], *cells)
     out.print(table)
     alike = result["between_methods"]["adversarial"]
-    out.print(
+    say(
         f"NeMo and Wanda spread over blocks alike: {_interval(alike['same'], 2)} for the same embedding, "
-        f"{alike['different']:.2f} for two",
-        highlight=False,
+        f"{alike['different']:.2f} for two"
     )
 
 
 def _interval(found: dict, digits: int) -> str:
-    return f"{found['value']:.{digits}f} \\[{found['low']:.{digits}f}, {found['high']:.{digits}f}]"
+    return f"{found['value']:.{digits}f} [{found['low']:.{digits}f}, {found['high']:.{digits}f}]"

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 from rich.table import Table
 
-from unmemorize.cli.app import Column, Json, Model, Prompts, app, bars, out
+from unmemorize.cli.app import Column, Json, Model, Prompts, app, bars
+from unmemorize.cli.terminal import add_row, out, print_json, say
+from unmemorize.core.outputs import Output, check_outputs
 
 
 @app.command()
@@ -36,6 +37,10 @@ def locate(
     as_json: Json = False,
 ) -> None:
     """Find the channels (NeMo) or weights (Wanda) that hold memorized pictures, and save their removal as an edit."""
+    files = [Output("--out", path, "file") for path in (Path(edit), Path(edit).with_suffix(".json"))]
+    folders = [Output("--cache", Path(cache), "folder")] if cache else []
+    check_outputs([*files, *folders], [model, prompts, ordinary])
+
     # Imported here so that --help and mistakes in options answer at once.
     from unmemorize.jobs.locate import LocateSpec
     from unmemorize.jobs.locate import locate as run_locate
@@ -59,17 +64,17 @@ def locate(
         found, _ = run_locate(spec, Path(edit), progress)
     if as_json:
         keys = ("method", "units", "selected", "per_layer", "evaluations")
-        print(json.dumps({key: getattr(found, key) for key in keys}))
+        print_json({key: getattr(found, key) for key in keys})
         return
     table = Table("layer", found.units)
     for name, count in found.per_layer.items():
-        table.add_row(name, str(count))
+        add_row(table, name, count)
     if found.selected:
         out.print(table)
     else:
-        out.print("none of the prompts is memorized: the edit is empty")
-    out.print(f"{found.selected} {found.units}, {found.evaluations} denoiser evaluations", highlight=False)
-    out.print(f"edit: {edit}", highlight=False, markup=False, soft_wrap=True)
+        say("none of the prompts is memorized: the edit is empty")
+    say(f"{found.selected} {found.units}, {found.evaluations} denoiser evaluations")
+    say(f"edit: {edit}")
 
 
 @app.command()
@@ -80,7 +85,9 @@ def apply(
     force: Annotated[bool, typer.Option("--force", help="Also if the edit was made for another model.")] = False,
 ) -> None:
     """Write a model with an edit applied, as a folder that from_pretrained loads."""
+    check_outputs([Output("--out", Path(folder), "new")], [model, edit])
+
     from unmemorize.jobs.locate import apply_edit
 
     apply_edit(model, Path(edit), Path(folder), force=force)
-    print(folder)
+    say(folder)

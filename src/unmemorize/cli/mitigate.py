@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
 from rich.table import Table
 
-from unmemorize.cli.app import Json, Model, Sscd, app, bars, out
+from unmemorize.cli.app import Json, Model, Sscd, app, bars
+from unmemorize.cli.terminal import add_row, out, print_json, say
+from unmemorize.core.outputs import Output, check_outputs
 
 Method = Literal["erase", "adversarial-finetune", "finetune", "siss", "neggrad", "deletion"]
 RATES = ("copy_rate_before", "copy_rate_after", "attacked_copy_rate_after")
@@ -39,6 +40,11 @@ def mitigate(
     as_json: Json = False,
 ) -> None:
     """Fine-tune memorized pictures out of a model and test what an attack still brings back."""
+    checkpoints = Path(run or f"{Path(folder)}.run")
+    outputs = [Output("--out", Path(folder), "new"), Output("--run", checkpoints, "run")]
+    pictures = [name for name in (images, ordinary) if name != "plan"]
+    check_outputs(outputs, [model, edit, sscd, *pictures])
+
     from unmemorize.jobs.mitigate import mitigate as run_mitigate
     from unmemorize.jobs.objectives import MitigateSpec
 
@@ -62,10 +68,10 @@ def mitigate(
         sscd=sscd,
     )
     with bars() as progress:
-        found = run_mitigate(spec, Path(folder), Path(run or f"{Path(folder)}.run"), progress)
+        found = run_mitigate(spec, Path(folder), checkpoints, progress)
     if as_json:
         shown = {name: found[name][0] for name in RATES}
-        print(json.dumps(shown | {name: found[name] for name in ("quality", "evaluations")}))
+        print_json(shown | {name: found[name] for name in ("quality", "evaluations")})
     else:
         _show(found, folder)
 
@@ -73,8 +79,8 @@ def mitigate(
 def _show(found: dict[str, Any], folder: str) -> None:
     table = Table("copies", "share", "95% interval", box=None, pad_edge=False)
     for name, (value, low, high) in ((name, found[name]) for name in RATES):
-        table.add_row(name.replace("_", " "), f"{value:.3f}", f"{low:.3f} to {high:.3f}")
+        add_row(table, name.replace("_", " "), f"{value:.3f}", f"{low:.3f} to {high:.3f}")
     out.print(table, highlight=False)
     cost = f"{found['updates']} updates, {found['evaluations']} denoiser evaluations, {found['seconds']} seconds"
-    out.print(cost, highlight=False)
-    out.print(f"model: {folder}", highlight=False, markup=False, soft_wrap=True)
+    say(cost)
+    say(f"model: {folder}")

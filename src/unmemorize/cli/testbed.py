@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.table import Table
 
-from unmemorize.cli.app import Json, app, out
+from unmemorize.cli.app import Json, app
+from unmemorize.cli.terminal import add_row, out, print_json, say
+from unmemorize.core.outputs import Output, check_outputs
 
 testbed_app = typer.Typer(help="The embedded models with planted memories.", no_args_is_help=True)
 app.add_typer(testbed_app, name="testbed")
@@ -22,21 +23,23 @@ def describe(as_json: Json = False) -> None:
 
     rows = describe_plan()
     if as_json:
-        print(json.dumps(rows))
+        print_json(rows)
         return
     table = Table("kind", "copies", "entries", "prompts", "training rows", "what it is")
     for row in rows:
-        table.add_row(*(str(value) for value in row.values()))
+        add_row(table, *row.values())
     out.print(table)
 
 
 @testbed_app.command()
 def export(folder: Annotated[str, typer.Argument(help="A new folder.")]) -> None:
     """Copy the models, the plan and the planted pictures to a folder."""
+    check_outputs([Output("FOLDER", Path(folder), "new")])
+
     from unmemorize.testbed.embedded import export as export_testbed
 
     export_testbed(Path(folder))
-    print(folder)
+    say(folder)
 
 
 @testbed_app.command()
@@ -48,8 +51,10 @@ def train(
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
 ) -> None:
     """Train the planted model, or its twin, from the artwork. A killed run continues where it was."""
+    check_outputs([Output("FOLDER", Path(folder), "folder"), Output("--data", Path(data), "folder")])
+
     from unmemorize.testbed.train import Recipe
     from unmemorize.testbed.train import train as train_testbed
 
     train_testbed(Path(data), Path(folder), Recipe(seed=seed), duplicates=not twin, device=device)
-    print(folder)
+    say(folder)

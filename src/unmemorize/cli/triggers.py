@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.markup import escape
 from rich.table import Table
 
-from unmemorize.cli.app import Column, Images, Json, Model, Prompts, Recipe, Sscd, app, bars, out
+from unmemorize.cli.app import Column, Images, Json, Model, Prompts, Recipe, Sscd, app, bars
+from unmemorize.cli.terminal import add_row, out, print_json, say
+from unmemorize.core.outputs import Output, check_outputs
 
 SHOWN = 20
 
@@ -32,6 +32,9 @@ def triggers(
     as_json: Json = False,
 ) -> None:
     """Take prompts apart and find the words that make the model copy."""
+    folder = Path(run or Path("runs") / f"triggers-{Path(model).name}")
+    check_outputs([Output("--run", folder, "run")], [model, prompts, images, sscd])
+
     from unmemorize.jobs.triggers import TriggerSpec, probe
 
     spec = TriggerSpec(
@@ -47,32 +50,30 @@ def triggers(
         sscd=sscd,
         recipe=recipe,
     )
-    folder = Path(run or Path("runs") / f"triggers-{Path(model).name}")
     with bars() as progress:
         result = probe(spec, folder, progress)
     if as_json:
-        print(json.dumps(result | {"run": str(folder)}, ensure_ascii=False))
+        print_json(result | {"run": str(folder)})
         return
     _print(result)
-    out.print(f"every text and its outcome: {folder}", highlight=False, markup=False)
+    say(f"every text and its outcome: {folder}")
 
 
 def _print(result: dict) -> None:
     table = Table("word", "prompts", "copy rate with it", "without it", "alone", "moved", "random words", "trigger")
     for word in result["words"][:SHOWN]:
         rates = [_rate(word[name]) for name in ("holding", "without", "alone", "moved", "random")]
-        table.add_row(escape(word["word"]), str(word["prompts"]), *rates, "yes" if word["trigger"] else "")
+        add_row(table, word["word"], word["prompts"], *rates, "yes" if word["trigger"] else "")
     out.print(table)
     left = len(result["words"]) - SHOWN
     rule = result["rule"]
-    out.print(
+    say(
         f"{len(result['triggers'])} of {len(result['words'])} words are triggers: with them more than "
         f"{rule['share']:.0%} of pictures are copies, without them less than {rule['margin']:.0%}"
         f"{f'; {left} words not shown' if left > 0 else ''}; "
-        f"{result['prompts']} of {result['prompts_given']} prompts probed, {result['texts']:,} texts",
-        highlight=False,
+        f"{result['prompts']} of {result['prompts_given']} prompts probed, {result['texts']:,} texts"
     )
 
 
 def _rate(rate: dict | None) -> str:
-    return "–" if rate is None else f"{rate['value']:.2f} \\[{rate['low']:.2f}, {rate['high']:.2f}]"
+    return "–" if rate is None else f"{rate['value']:.2f} [{rate['low']:.2f}, {rate['high']:.2f}]"

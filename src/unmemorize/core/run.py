@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import platform
 import shutil
@@ -17,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from unmemorize.core.errors import UserError
 from unmemorize.core.files import kind_of, require_file, require_plain
+from unmemorize.core.plain import to_json
 
 Progress = Callable[[str, int, int], None]  # stage, done, total
 RECORDED = ("unmemorize", "torch", "diffusers", "transformers", "numpy", "scikit-learn", "pyarrow", "pillow")
@@ -100,7 +100,14 @@ def digest(chunks: Iterable[bytes]) -> str:
 
 @contextmanager
 def atomic(path: Path) -> Iterator[Path]:
-    """Yield a temporary path beside `path`; rename it over `path` if the block succeeds, delete it if not."""
+    """Yield a temporary path beside `path`; rename it over `path` if the block succeeds, delete it if not.
+
+    Raises:
+        UserError: The path is a folder, a device, a named pipe or a socket, or a link to one.
+    """
+    kind = kind_of(path)
+    if kind not in ("a file", "nothing"):
+        raise UserError(f"{path}: {kind}, which is never replaced: name a new file")
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -131,13 +138,15 @@ def require_new(path: Path) -> None:
     """Refuse a folder that is there already, unless it is empty.
 
     Raises:
-        UserError: It holds something.
+        UserError: It holds something, or is the working folder.
     """
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise UserError(f"{path}: not empty: name a new folder")
+    if path.resolve() == Path.cwd():
+        raise UserError(f"{path}: the working folder: name a new folder")
 
 
 def write_json(path: Path, value: dict[str, Any]) -> None:
     """Write readable JSON in one piece."""
     with atomic(path) as temporary:
-        temporary.write_text(json.dumps(value, indent=1, ensure_ascii=False), encoding="utf-8")
+        temporary.write_text(to_json(value, indent=1), encoding="utf-8")

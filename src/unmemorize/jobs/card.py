@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Sequence
 from typing import Any
+
+from unmemorize.core.plain import markdown, to_json
 
 HEADING = "## Removed pictures"
 
@@ -19,24 +20,25 @@ def card(own: str, spec: Any, results: dict[str, Any], removed: Sequence[dict[st
         results: What was measured.
         removed: Hashes of every picture and caption; captions only where the owner asked for them.
     """
+    method = markdown(results["method"])
     start = own.rstrip() + "\n\n" if own.strip() else "# Model card\n\n"
     facts = dataclasses.asdict(spec)
     given = {name: facts[name] for name in ("method", "updates", "batch", "inner", "lora", "seed", "surrogates")}
     lines = [
         HEADING,
         "",
-        f"{results['pictures']} pictures were fine-tuned out of this model with unmemorize ({results['method']}).",
+        f"{results['pictures']} pictures were fine-tuned out of this model with unmemorize ({method}).",
         "",
         "| generations that are copies | share | 95% interval |",
         "| --- | --- | --- |",
         _row("with the original captions, before", results["copy_rate_before"]),
         _row("with the original captions, after", results["copy_rate_after"]),
-        *(_row(f"after an embedding attack from {k}", v) for k, v in results["attacked"].items()),
+        *(_row(f"after an embedding attack from {markdown(k)}", v) for k, v in results["attacked"].items()),
         "",
         f"The attack was DoRI with {facts['attack_steps']} updates, with seeds that training did not use, from the "
         "caption's embedding and from random ones. A stronger attack may find more.",
         "",
-        f"| quality ({results['features']}) | before | after | change |",
+        f"| quality ({markdown(results['features'])}) | before | after | change |",
         "| --- | --- | --- | --- |",
         *_quality(results["quality"]),
         "",
@@ -45,11 +47,11 @@ def card(own: str, spec: Any, results: dict[str, Any], removed: Sequence[dict[st
         "",
         "Settings:",
         "",
-        "    " + json.dumps(given),
+        "    " + to_json(given),
         "",
         "SHA-256 of the pixels (as the model sees them) and captions that were removed:",
         "",
-        *("    " + json.dumps(row) for row in removed),
+        *("    " + to_json(row) for row in removed),
     ]
     return start + "\n".join(lines) + "\n"
 
@@ -67,5 +69,5 @@ def _quality(quality: dict[str, Any]) -> list[str]:
             before, after, change = (part[0] for part in parts)
             low, high = parts[2][1:]
             shown = f"{before:.4g} | {after:.4g} | {change:+.1%} ({low:+.1%} to {high:+.1%})"
-            rows.append(f"| {name}, {measures['prompts']} {group} prompts | {shown} |")
+            rows.append(f"| {name}, {measures['prompts']} {markdown(group)} prompts | {shown} |")
     return rows

@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from unmemorize.core.errors import UserError
+from unmemorize.core.outputs import Output, check_outputs
 from unmemorize.core.pictures import Unusable, read_picture
 from unmemorize.core.run import Progress, RunRecord, atomic, open_run, versions, write_json
 from unmemorize.data.curation import actions, collect_stakes, group_rows, kept_rows
@@ -50,7 +51,7 @@ def audit_data(spec: DataSpec, run: Path, progress: Progress = lambda stage, don
     """
     require()
     source = Path(spec.source)
-    _check_places(source, run, spec.export)
+    _check_places(spec, run)
     found = pieces(source, spec.column)
     record = RunRecord(
         status="running",
@@ -73,15 +74,13 @@ def audit_data(spec: DataSpec, run: Path, progress: Progress = lambda stage, don
     return summary
 
 
-def _check_places(source: Path, run: Path, export: str) -> None:
-    root = source.resolve()
-    if source.is_dir() and run.resolve().is_relative_to(root):
-        raise UserError(f"{run}: lies in the source: name a directory elsewhere with --out")
-    target = Path(export).resolve()
-    if export and (target == root or target.is_relative_to(root)):
-        raise UserError(f"{export}: lies in the source: name another file with --export")
-    if export and (target.is_dir() or target.suffix != ".parquet" or not target.parent.is_dir()):
-        raise UserError(f"{export}: not a file to write: name a .parquet file in a folder that exists with --export")
+def _check_places(spec: DataSpec, run: Path) -> None:
+    outputs = [Output("--out", run, "run")]
+    if spec.export:
+        outputs.append(Output("--export", Path(spec.export), "file"))
+        if Path(spec.export).suffix != ".parquet":
+            raise UserError(f"{spec.export}: not a .parquet file: name one with --export")
+    check_outputs(outputs, [spec.source])
 
 
 def analyse(run: Path, found: Sequence[Piece], progress: Progress) -> dict[str, Any]:

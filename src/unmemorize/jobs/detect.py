@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -15,6 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from unmemorize.core.errors import UserError
+from unmemorize.core.plain import to_json
 from unmemorize.core.registry import get_detector
 from unmemorize.core.run import Progress, RunRecord, atomic, open_run, versions
 from unmemorize.core.sample import first_unconditional, trajectory
@@ -118,7 +118,7 @@ def wen_lines(run: Path) -> list[str]:
         line = lines.setdefault(row["id"], {"uncond_noise_norm": [], "text_noise_norm": [], "prompt": texts[row["id"]]})
         line["uncond_noise_norm"].append(row["uncond_norm"])
         line["text_noise_norm"].append(row["text_norm"])
-    return [json.dumps(line, ensure_ascii=False) for line in lines.values()]
+    return [to_json(line) for line in lines.values()]
 
 
 def _scorer(model: UNetModel, spec: DetectSpec) -> Callable[[list[str]], list[Row]]:

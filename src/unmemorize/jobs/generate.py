@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from unmemorize.core.errors import UserError
+from unmemorize.core.run import require_new
 from unmemorize.core.sample import generators
 from unmemorize.data.pictures import save_image
 from unmemorize.jobs.guard import Guard, Limits
@@ -36,8 +37,7 @@ def generate(spec: GenerateSpec, out: Path) -> list[dict[str, Any]]:
     Raises:
         UserError: The folder is not empty, only one limit is given, or the model or prompt cannot be used.
     """
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UserError(f"{out}: not empty: name a new folder with --out")
+    require_new(out)
     if (spec.threshold is None) != (spec.target is None):
         raise UserError("--threshold and --target come together: name both, or neither to have them calibrated")
     pipe = load(spec.model).pipe

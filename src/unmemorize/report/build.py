@@ -18,7 +18,8 @@ from typing import Any, Literal
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from unmemorize.core.run import atomic
+from unmemorize.core.outputs import write_output
+from unmemorize.core.plain import to_json, well_formed
 from unmemorize.report.card import model_card
 from unmemorize.report.drawing import Figure
 from unmemorize.report.figures import dose_figure, roc_figure, score_figure
@@ -67,9 +68,8 @@ def build_report(run: Path, *, evidence: Evidence = "full") -> Path:
 
 
 def write_text(target: Path, text: str) -> Path:
-    """Write a page in one piece."""
-    with atomic(target) as temporary:
-        temporary.write_bytes(text.encode())
+    """Write a page in one piece, without characters that no page can hold."""
+    write_output(str(target), well_formed(text).encode())
     return target
 
 
@@ -110,7 +110,7 @@ def _render(run: Run, evidence: Evidence) -> str:
 
 def data_block(value: Any) -> str:
     """JSON that may stand inside a script element: nothing in it can end the element or begin another."""
-    text = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+    text = to_json(value, separators=(",", ":"))
     return re.sub("[<>&\u2028\u2029]", lambda found: f"\\u{ord(found.group()):04x}", text)
 
 

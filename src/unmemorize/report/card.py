@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
+from unmemorize.core.plain import markdown, to_json
 from unmemorize.report.prose import UNMITIGATED, plain_verdict
 from unmemorize.report.schema import Run
 
 
 def model_card(run: Run) -> str:
     """The card of a run. Its metadata is JSON, which is YAML too, so that no name can break out of it."""
-    lines = ["---", json.dumps(_metadata(run), indent=1), "---", "", "## Memorization audit", ""]
+    lines = ["---", to_json(_metadata(run), indent=1), "---", "", "## Memorization audit", ""]
     for head, text in plain_verdict(run):
-        lines += [f"**{head}.** {_markdown(text)}", ""]
+        lines += [f"**{head}.** {markdown(text)}", ""]
     lines += ["| code | finding | severity | state | evidence |", "|---|---|---|---|---|"]
     for f in run.summary.findings:
-        lines.append(f"| {f.code} | {_markdown(f.title)} | {f.severity} | {f.state} | {_markdown(f.evidence)} |")
+        lines.append(
+            f"| {markdown(f.code)} | {markdown(f.title)} | {f.severity} | {f.state} | {markdown(f.evidence)} |"
+        )
     record = run.record
     rule = f"{record.criterion.name} at {record.criterion.threshold:g} ({record.criterion.recipe})"
-    lines += ["", f"Rule for a copy: {_markdown(rule)}. Model fingerprint: `{record.model.get('fingerprint', '–')}`."]
+    fingerprint = markdown(record.model.get("fingerprint", "–"))
+    lines += ["", f"Rule for a copy: {markdown(rule)}. Model fingerprint: {fingerprint}."]
     return "\n".join([*lines, ""])
 
 
@@ -51,9 +54,3 @@ def _metrics(run: Run) -> list[dict[str, Any]]:
 
 def _metric(kind: str, name: str, value: float) -> dict[str, Any]:
     return {"type": kind, "name": name, "value": round(value, 6)}
-
-
-def _markdown(text: str) -> str:
-    """Text that Markdown and HTML leave as it is."""
-    escaped = "".join(f"\\{c}" if c in "\\`*_{}[]<>()#|!~" else c for c in text)
-    return escaped.replace("&", "&amp;").replace("\n", " ")

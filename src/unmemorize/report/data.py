@@ -12,8 +12,7 @@ import pyarrow as pa
 from pydantic import BaseModel
 
 from unmemorize.core.files import require_plain
-from unmemorize.core.run import atomic
-from unmemorize.report.build import TEMPLATES, environment
+from unmemorize.report.build import TEMPLATES, environment, write_text
 from unmemorize.report.pictures import picture_loader
 from unmemorize.report.schema import Record, read_document, read_rows
 
@@ -100,10 +99,7 @@ def build_data_report(run: Path) -> Path:
             style=(TEMPLATES / "style.css").read_text("utf-8"),
         )
     )
-    target = run / "report.html"
-    with atomic(target) as temporary:
-        temporary.write_bytes(page.encode())
-    return target
+    return write_text(run / "report.html", page)
 
 
 def sentence(s: DataSummary) -> str:

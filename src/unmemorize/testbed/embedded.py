@@ -9,7 +9,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from unmemorize.core.errors import UserError
+from unmemorize.core.run import require_new
 from unmemorize.data.source import Prompt
 from unmemorize.models.load import ASSETS
 from unmemorize.testbed.plan import KINDS, Plan, Planted
@@ -65,8 +65,7 @@ def export(folder: Path) -> None:
     Raises:
         UserError: The folder is not empty.
     """
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UserError(f"{folder}: not empty: name a new folder")
+    require_new(folder)
     for name in ("model", "images"):
         shutil.copytree(ASSETS / name, folder / name)
     shutil.copytree(ASSETS / "model", folder / "twin")
