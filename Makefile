@@ -53,6 +53,7 @@ results: $(READY) ## Measure the published numbers again
 	$(BIN)/python benchmarks/triggers.py $(if $(wildcard testbed-data/pictures.parquet),--data testbed-data)
 	$(BIN)/python benchmarks/data_scale.py
 	$(BIN)/python benchmarks/audit.py
+	$(BIN)/python benchmarks/error_rates.py
 	$(BIN)/python benchmarks/mitigations.py
 	$(BIN)/python benchmarks/page.py
 
