@@ -522,9 +522,10 @@ SECTIONS = (
         "pictures have one to six captions each: duplicates, and nothing to find. Planted: a word in six captions "
         "of one picture, a word three times in one caption, a sentence with six words in its slot. A corpus counts "
         "once, however much is reported of it.",
-        "In the corpora where nothing is to be found, nothing was reported, and what was planted was always "
-        "reported. Words are independent here; real captions repeat words as language does (black and white), and a "
-        "report of those says that they are repeated beyond chance, not that they do harm.",
+        "Where nothing is to be found, at most 0.05 of the corpora may have a report: a test whose row is above "
+        "that takes chance for a trigger, and its p-values are too small. What was planted was always reported. "
+        "Words are independent here; real captions repeat words as language does (black and white), and a report of "
+        "those says that they are repeated beyond chance, not that they do harm.",
     ),
     Section(
         "Nearness",
