@@ -26,7 +26,7 @@ from unmemorize.core.results import Interval
 from unmemorize.core.run import atomic
 from unmemorize.jobs.attack import AttackSpec, run_attack
 from unmemorize.jobs.locate import LocateSpec, locate
-from unmemorize.models.load import fingerprint, load
+from unmemorize.models.load import load
 from unmemorize.report.attack import draw_copies
 from unmemorize.report.drawing import STYLE
 
@@ -204,7 +204,7 @@ def main() -> None:
     parser.add_argument("--only", default="", help="run settings whose name contains this; the page shows all done")
     parser.add_argument("--refined", action="store_true", help="also NeMo with refinement, a search of ten minutes")
     options = parser.parse_args()
-    results = kept("attack", {"fingerprint": fingerprint(load("testbed")), "seeds": options.seeds})
+    results = kept("attack", {"fingerprint": load("testbed").fingerprint, "seeds": options.seeds})
     for setting in settings(options.pictures, options.refined):
         if options.only in setting.name and setting.name not in results["settings"]:
             results["settings"][setting.name] = run(setting, options.seeds)

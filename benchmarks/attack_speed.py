@@ -18,26 +18,26 @@ from torch import Tensor
 
 from unmemorize.attack.dori import Dori, dori
 from unmemorize.core.hooks import frozen
+from unmemorize.core.model import LEVELS, Condition, DiffusionModel
 from unmemorize.core.sample import generators
 from unmemorize.models.load import load
-from unmemorize.models.unet import UNetModel
 
 
 @dataclass(frozen=True)
 class Bench:
     """What every way attacks: latents and starts of pictures."""
 
-    model: UNetModel
+    model: DiffusionModel
     latents: Tensor
-    init: Tensor
+    init: Condition
     how: Dori
 
     def floor(self) -> None:
         x, rows = self.latents.repeat_interleave(self.how.batch, dim=0), len(self.latents) * self.how.batch
-        t = torch.arange(1, rows + 1) * (self.model.training_timesteps // (rows + 1))
+        t = torch.arange(1, rows + 1) * (LEVELS // (rows + 1))
         with frozen(self.model.denoiser):
             for _ in range(self.how.steps):
-                embeds = self.init.clone().requires_grad_()
+                embeds = self.init.embeds.clone().requires_grad_()
                 given = embeds.repeat_interleave(self.how.batch, dim=0)
                 output = self.model.denoiser(x, t, encoder_hidden_states=given, return_dict=False)[0]
                 torch.autograd.grad(output.sum(), embeds)
@@ -47,12 +47,12 @@ class Bench:
 
     def naive(self) -> None:
         """One picture at a time, as a loop around a training step has it: the weights' gradients come along."""
-        for latent, init in zip(self.latents, self.init, strict=True):
+        for latent, init in zip(self.latents, self.init.embeds, strict=True):
             embeds = init[None].clone().requires_grad_()
             optimizer = torch.optim.Adam([embeds], lr=self.how.lr)
             for _ in range(self.how.steps):
                 x0 = latent.expand(self.how.batch, -1, -1, -1)
-                noise, t = torch.randn_like(x0), torch.randint(1, self.model.training_timesteps, (self.how.batch,))
+                noise, t = torch.randn_like(x0), torch.randint(1, LEVELS, (self.how.batch,))
                 x, given = self.model.add_noise(x0, noise, t), embeds.expand(self.how.batch, -1, -1)
                 output = self.model.denoiser(x, t, encoder_hidden_states=given, return_dict=False)[0]
                 optimizer.zero_grad()
@@ -69,7 +69,7 @@ def main() -> None:
     options = parser.parse_args()
     model, how = load("testbed"), Dori(steps=options.updates)
     texts = [p.text for p in planted(lambda p: True)][: options.pictures]
-    bench = Bench(model, model.noise(generators(range(options.pictures))), model.encode(texts).embeds, how)
+    bench = Bench(model, model.noise(generators(range(options.pictures))), model.encode(texts), how)
     seconds = best({"floor": bench.floor, "ours": bench.ours, "naive": bench.naive}, options.rounds)
     updates = options.pictures * options.updates
     numbers = {

@@ -9,13 +9,13 @@ from typing import Any
 
 import torch
 
+from unmemorize.core.model import DiffusionModel
 from unmemorize.core.results import Interval, Match
 from unmemorize.core.run import atomic
 from unmemorize.core.sample import generate
 from unmemorize.data.source import Prompt, read_references
 from unmemorize.jobs.inputs import prompts_of
 from unmemorize.metrics.similarity import match_pixels, match_targets
-from unmemorize.models.unet import UNetModel
 from unmemorize.testbed.embedded import IMAGES, SHIPPED, shipped_plan
 
 OUT = Path("docs/results")
@@ -41,7 +41,7 @@ def halves(prompts: Sequence[Prompt]) -> tuple[list[Prompt], list[Prompt]]:
     return [p for p in prompts if p.cluster in first], [p for p in prompts if p.cluster not in first]
 
 
-def pictures(model: UNetModel, prompts: Sequence[str], seeds: Sequence[int], batch: int = 16) -> torch.Tensor:
+def pictures(model: DiffusionModel, prompts: Sequence[str], seeds: Sequence[int], batch: int = 16) -> torch.Tensor:
     """One picture a prompt, with the seed beside it."""
     parts = [
         generate(model, model.encode(prompts[i : i + batch]), seeds=seeds[i : i + batch], steps=STEPS)

@@ -23,7 +23,7 @@ from tqdm import tqdm
 from unmemorize.core.results import Interval
 from unmemorize.jobs.mitigate import mitigate
 from unmemorize.jobs.objectives import MitigateSpec
-from unmemorize.models.load import fingerprint, load
+from unmemorize.models.load import load
 
 RUNS = Path("runs/erase")
 COMMON = {"seeds": (0, 1, 2, 3), "check_every": 0}
@@ -124,7 +124,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", default="", help="measure methods whose name contains this; the page shows all done")
     options = parser.parse_args()
-    results = kept("erase", {"fingerprint": fingerprint(load("testbed"))})
+    results = kept("erase", {"fingerprint": load("testbed").fingerprint})
     for name, spec in SPECS.items():
         known, asked = results["settings"].get(name), json.loads(json.dumps(dataclasses.asdict(spec)))
         if options.only in name and (known is None or known["spec"] != asked):

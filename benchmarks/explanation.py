@@ -18,6 +18,7 @@ import torch
 from common import REFERENCES, STEPS, Row, are_copies, kept, match_any, pictures, planted, table, write
 from tqdm import tqdm
 
+from unmemorize.core.model import DiffusionModel
 from unmemorize.core.results import Explanation
 from unmemorize.data.source import Prompt
 from unmemorize.explain.inputs import word_gradient_input
@@ -26,11 +27,10 @@ from unmemorize.explain.words import MARGIN, SHARE, occurrences, without, words_
 from unmemorize.metrics.ranking import rate_interval
 from unmemorize.metrics.similarity import match_targets
 from unmemorize.models.load import load
-from unmemorize.models.unet import UNetModel
 
 SEEDS = (220, 221, 222, 223)
 FIRST = 2  # every prompt is generated at so many seeds, and at the others if one of these pictures is a copy
-EXPLAINERS: dict[str, Callable[[UNetModel, str], Explanation]] = {
+EXPLAINERS: dict[str, Callable[[DiffusionModel, str], Explanation]] = {
     "gradient, first step": partial(word_significance, seeds=SEEDS, steps=STEPS),
     "gradient, all steps": partial(word_significance, seeds=SEEDS[:FIRST], steps=STEPS, window=(0, STEPS)),
     "gradient × input": partial(word_gradient_input, seeds=SEEDS, steps=STEPS),
@@ -44,7 +44,7 @@ def judged(p: Prompt) -> bool:
     return often and len(p.text.split()) > 1
 
 
-def generated(model: UNetModel, texts: Sequence[str], seeds: Sequence[int]) -> torch.Tensor:
+def generated(model: DiffusionModel, texts: Sequence[str], seeds: Sequence[int]) -> torch.Tensor:
     """Every text at every seed: all seeds of the first text, then of the second."""
     return pictures(model, [text for text in texts for _ in seeds], list(seeds) * len(texts))
 
@@ -59,7 +59,7 @@ def own_copies(images: torch.Tensor, owners: Sequence[Prompt]) -> list[int]:
     return np.reshape(copied, (len(owners), seeds)).sum(axis=1).tolist()
 
 
-def truth(model: UNetModel, prompts: Sequence[Prompt], first: Sequence[int]) -> list[Row]:
+def truth(model: DiffusionModel, prompts: Sequence[Prompt], first: Sequence[int]) -> list[Row]:
     """The copied prompts, and of each word how many copies are left without it and with another in its place.
 
     `first` is how many of each prompt's first pictures are copies.
@@ -134,7 +134,7 @@ def by_family(clusters: Sequence[str | None], hits: Sequence[int], trials: int) 
     return [rate.value, rate.low, rate.high]
 
 
-def explained(model: UNetModel, rows: Sequence[Row]) -> dict[str, Row]:
+def explained(model: DiffusionModel, rows: Sequence[Row]) -> dict[str, Row]:
     """The values of each explainer for the words of each prompt, by explainer and prompt."""
     values: dict[str, Row] = {name: {} for name in EXPLAINERS}
     for row in tqdm(rows, model.name):

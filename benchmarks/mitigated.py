@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 
 import torch
@@ -25,8 +25,7 @@ from unmemorize.localize.wanda import wanda
 from unmemorize.mitigate.perturb import add_embedding_noise
 from unmemorize.mitigate.prompt import generate_guarded, limits_of
 from unmemorize.mitigate.weights import Edit
-from unmemorize.models.load import fingerprint, load
-from unmemorize.models.unet import UNetModel
+from unmemorize.models.load import load
 
 PRUNED = {"Wanda 1%": 0.01, "Wanda 10%": 0.1, "Wanda 40%": 0.4}
 NEMO = ("NeMo, θ ≥ 0.25", "NeMo, refined")  # each prompt's own channels, unrefined, and all prompts' together, θ ≥ 1
@@ -41,7 +40,7 @@ class Weights:
 
     values: dict[str, Tensor]
 
-    def applied(self, model: UNetModel) -> AbstractContextManager[None]:
+    def applied(self, model: DiffusionModel) -> AbstractContextManager[None]:
         return replaced(model.denoiser, self.values)
 
 
@@ -59,20 +58,23 @@ class Mitigation:
         return self.edits.get(caption or "") or list(self.edits.values())[place % len(self.edits)]
 
 
-def mitigation(model: UNetModel, name: str, prompts: Sequence[str]) -> Mitigation:
+def mitigation(model: DiffusionModel, name: str, prompts: Sequence[str]) -> Mitigation:
     """One of UNTRAINED, or a model of benchmarks/erase.py."""
     usual = usual_activations(model) if name in NEMO else None  # found once, whatever is pruned then: no cost of one
-    before, since = model.evaluations, time.perf_counter()
-    sampler = {"guard": guarded, "embedding noise": lambda _: noisy}.get(name, lambda _: generate)(model)
-    edits = edits_of(model, name, prompts, usual)
-    return Mitigation(edits, sampler, model.evaluations - before, time.perf_counter() - since)
+    since = time.perf_counter()
+    with model.counted() as cost:
+        sampler = {"guard": guarded, "embedding noise": lambda _: noisy}.get(name, lambda _: generate)(model)
+        edits = edits_of(model, name, prompts, usual)
+    return Mitigation(edits, sampler, cost.forward, time.perf_counter() - since)
 
 
-def edits_of(model: UNetModel, name: str, prompts: Sequence[str], usual: Reference | None) -> dict[str, Edit | Weights]:
+def edits_of(
+    model: DiffusionModel, name: str, prompts: Sequence[str], usual: Reference | None
+) -> dict[str, Edit | Weights]:
     """An edit for all, called "all", or one for every memorized prompt."""
     if name in SPECS:
         return {"all": Weights(dict(load(str(folder(name) / "model")).denoiser.named_parameters()))}
-    hashed = fingerprint(model)
+    hashed = model.fingerprint
     if name in PRUNED:
         return {"all": Edit.of(wanda(model, prompts, sparsity=PRUNED[name]), hashed)}
     if usual is None:
@@ -83,15 +85,15 @@ def edits_of(model: UNetModel, name: str, prompts: Sequence[str], usual: Referen
     return {prompt.prompt: Edit.of(found, hashed, prompt=prompt) for prompt in found.per_prompt}
 
 
-def usual_activations(model: UNetModel) -> Reference:
+def usual_activations(model: DiffusionModel) -> Reference:
     """What ordinary prompts activate, which NeMo compares with; kept between runs."""
     everyone = locate.ordinary_prompts(locate.LocateSpec())
     return locate.cached_reference(
-        model, everyone, fingerprint(model), locate.cache_folder(), lambda stage, done, total: None
+        model, everyone, model.fingerprint, locate.cache_folder(), lambda stage, done, total: None
     )
 
 
-def guarded(model: UNetModel) -> Callable[..., Tensor]:
+def guarded(model: DiffusionModel) -> Callable[..., Tensor]:
     """What the guard makes, calibrated on the prompts that it comes with."""
     empty = first_unconditional(model, seeds=(0,), steps=STEPS)
     found = noise_gap_at_start(model, ordinary_prompts(), empty, seeds=(0,), steps=STEPS)
@@ -101,7 +103,7 @@ def guarded(model: UNetModel) -> Callable[..., Tensor]:
 def noisy(model: DiffusionModel, cond: Condition, *, seeds: Sequence[int], steps: int, guidance: float) -> Tensor:
     """`generate` from embeddings with noise, which the attacker does not know."""
     rows = [add_embedding_noise(y, scale=NOISE, seed=seed) for y, seed in zip(cond.embeds, seeds, strict=True)]
-    return generate(model, replace(cond, embeds=torch.stack(rows)), seeds=seeds, steps=steps, guidance=guidance)
+    return generate(model, cond.with_embeds(torch.stack(rows)), seeds=seeds, steps=steps, guidance=guidance)
 
 
 def at_hand(name: str) -> bool:
@@ -113,7 +115,7 @@ def forget_retrained(results: Row) -> None:
     """Drop the settings, "MODEL | …", of models that have been trained anew since they were measured."""
     known = results.setdefault("models", {})
     for name in filter(at_hand, SPECS):
-        hashed = fingerprint(load(str(folder(name) / "model")))
+        hashed = load(str(folder(name) / "model")).fingerprint
         if known.get(name) != hashed:
             left = {k: v for k, v in results["settings"].items() if not k.startswith(f"{name} | ")}
             results["settings"] = left

@@ -10,7 +10,6 @@ docs/results/mitigation.{json,md} and mitigation.svg.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 
 import numpy as np
 import torch
@@ -59,7 +58,7 @@ def changes(model, ordinary: float) -> dict[tuple[str, str], Change]:
         def change(prompts: list[str], seeds: list[int]) -> Condition:
             cond = model.encode(prompts)
             rows = [add_embedding_noise(e, scale=scale, seed=s) for e, s in zip(cond.embeds, seeds, strict=True)]
-            return replace(cond, embeds=torch.stack(rows))
+            return cond.with_embeds(torch.stack(rows))
 
         return change
 
@@ -81,10 +80,11 @@ def changes(model, ordinary: float) -> dict[tuple[str, str], Change]:
 def run(model, change: Change, prompts, align: Alignment) -> dict:
     """Copy rate, similarity and alignment of one setting, and its denoiser evaluations a picture."""
     originals, seeds = [p.text for p in prompts for _ in SEEDS], list(SEEDS) * len(prompts)
-    before, images = model.evaluations, []
-    for i in range(0, len(originals), 16):
-        t, s = originals[i : i + 16], seeds[i : i + 16]
-        images.append(generate(model, change(t, s), seeds=s, steps=STEPS, guidance=GUIDANCE))
+    images = []
+    with model.counted() as cost:
+        for i in range(0, len(originals), 16):
+            t, s = originals[i : i + 16], seeds[i : i + 16]
+            images.append(generate(model, change(t, s), seeds=s, steps=STEPS, guidance=GUIDANCE))
     made = torch.cat(images)
     own, nearest = match_own(made, originals), match_any(made)
     hits = np.reshape(are_copies(own), (len(prompts), -1)).sum(1)
@@ -94,7 +94,7 @@ def run(model, change: Change, prompts, align: Alignment) -> dict:
         "any_picture": float(np.mean(are_copies(nearest))),
         "similarity": float(np.mean([similarity(match) for match in own])),
         "alignment": align(made, originals).mean().item(),
-        "evaluations": (model.evaluations - before) / len(originals),
+        "evaluations": cost.forward / len(originals),
     }
 
 

@@ -21,11 +21,10 @@ from torch import Tensor
 
 from unmemorize.core.model import DiffusionModel
 from unmemorize.jobs.locate import LocateSpec, cache_folder, cached_reference, ordinary_prompts
-from unmemorize.localize.layers import value_projections
 from unmemorize.localize.nemo import NemoSettings, nemo
 from unmemorize.localize.reference import Reference, Start, activations
 from unmemorize.metrics.ssim import pairwise_ssim, scales_for, ssim
-from unmemorize.models.load import fingerprint, load
+from unmemorize.models.load import load
 
 
 class OneByOne:
@@ -36,7 +35,7 @@ class OneByOne:
     ) -> None:
         self.model, self.reference, self.settings, self.wasteful = model, reference, settings, wasteful
         self.cond, self.start = model.encode([prompt]), Start.of(model, settings.seeds)
-        self.layers = value_projections(model.denoiser, settings.layers)
+        self.layers = model.text_projections(settings.layers)
         self.limit = reference.threshold if settings.threshold is None else settings.threshold
 
     def predict(self, blocked: dict[str, set[int]], seeds: list[int]) -> Tensor:
@@ -78,7 +77,7 @@ class OneByOne:
         return {name: sorted(channels) for name, channels in blocked.items() if channels}
 
     def initial(self) -> dict[str, set[int]]:
-        settings, values = self.settings, activations(self.layers, self.cond)
+        settings, values = self.settings, activations(self.model, self.cond, self.settings.layers)
         theta, k, before = settings.start, 0, None
         while theta >= settings.minimum:
             blocked = {}
@@ -115,7 +114,7 @@ def main() -> None:
     spec = LocateSpec()
     model = load(spec.model)
     usual = cached_reference(
-        model, ordinary_prompts(spec), fingerprint(model), cache_folder(), lambda stage, done, total: None
+        model, ordinary_prompts(spec), model.fingerprint, cache_folder(), lambda stage, done, total: None
     )
     settings = NemoSettings(layers=options.layers, minimum=options.min_theta)
     memorized = planted(lambda p: p.kind == "verbatim" and p.memorable)
@@ -127,10 +126,11 @@ def main() -> None:
     }
     rows, results = [], []
     for name, way in ways.items():
-        before, since = model.evaluations, time.process_time()
-        results.append(way())
-        evaluations, seconds = model.evaluations - before, time.process_time() - since
-        rows.append({"search": name, "evaluations": evaluations / len(chosen), "seconds": seconds / len(chosen)})
+        since = time.process_time()
+        with model.counted() as cost:
+            results.append(way())
+        seconds = time.process_time() - since
+        rows.append({"search": name, "evaluations": cost.forward / len(chosen), "seconds": seconds / len(chosen)})
     assert all(result == results[0] for result in results), "the searches found different channels"
     found = sum(bool(result) for result in results[0])
     numbers = {"prompts": len(chosen), "memorized": found, "layers": settings.layers, "rows": rows}

@@ -23,38 +23,41 @@ from stronger import FIRST_SEED, GROUPS, subjects
 from unmemorize.attack.dori import dori
 from unmemorize.attack.high_noise import HighNoise
 from unmemorize.attack.prompt import PromptSearch, Words, nearest_words, prompt_search
+from unmemorize.core.model import Condition, DiffusionModel
 from unmemorize.metrics.ranking import share_interval
 from unmemorize.metrics.similarity import PIXELS, References, match_targets
-from unmemorize.models.load import fingerprint, load
-from unmemorize.models.unet import UNetModel
+from unmemorize.models.load import load
 
 HOW = PromptSearch()
 MODELS = ("none", *SAMPLED, *reversed(PRUNED), *NEMO, *SPECS)
 STARTS, VOCABULARIES = ("random words", "nearest words"), ("all words", "not the caption's")
 
 
-def start_of(model: UNetModel, latent: torch.Tensor, start: str, words: int, forbidden: list[str], seed: int) -> str:
+def start_of(
+    model: DiffusionModel, latent: torch.Tensor, start: str, words: int, forbidden: list[str], seed: int
+) -> str:
     """The words a search begins with."""
     if start == "random words":
         return " ".join(random.Random(seed).sample(Words(model, forbidden).words, words))
     like = model.encode([""]).embeds
-    noise = torch.randn(like.shape, generator=torch.Generator().manual_seed(seed)).to(like)
-    found = dori(model, latent, noise, seeds=[seed], how=HighNoise()).found[0]
-    return nearest_words(model, found, words, forbidden=forbidden)
+    noise = Condition(torch.randn(like.shape, generator=torch.Generator().manual_seed(seed)).to(like))
+    last = dori(model, latent, noise, seeds=[seed], how=HighNoise()).last
+    return nearest_words(model, last.embeds[0], words, forbidden=forbidden)
 
 
 def searched(
-    model: UNetModel, what: Mitigation, target: References, start: str, allowed: str, words: int, seeds: list[int]
+    model: DiffusionModel, what: Mitigation, target: References, start: str, allowed: str, words: int, seeds: list[int]
 ) -> dict:
     """One picture's prompt, and what it gives over seeds that the search has not seen, beside the caption's own."""
-    caption, before = target.captions[0] or "", model.evaluations
+    caption = target.captions[0] or ""
     forbidden = [] if allowed == "all words" else caption.replace("-", " ").split()
     seed = 1000 + REFERENCES.captions.index(caption)
     with torch.no_grad():
         latent = model.invert(target.images)
-    first = start_of(model, latent, start, words, forbidden, seed)
-    best = prompt_search(model, latent, first, seed=seed, how=HOW, forbidden=forbidden)
-    row = {"caption": caption, "start": first, "prompt": best.prompt, "evaluations": model.evaluations - before}
+    with model.counted() as cost:
+        first = start_of(model, latent, start, words, forbidden, seed)
+        best = prompt_search(model, latent, first, seed=seed, how=HOW, forbidden=forbidden)
+    row = {"caption": caption, "start": first, "prompt": best.prompt, "evaluations": cost.forward}
     for name, prompt in (("copied", best.prompt), ("own", caption), ("before", first)):
         cond = model.encode([prompt] * len(seeds))
         made = what.generate(model, cond, seeds=seeds, steps=STEPS, guidance=GUIDANCE)
@@ -92,7 +95,7 @@ def main() -> None:
     model, prompts = load("testbed"), [p.text for p in planted(often)]
     seeds = list(range(FIRST_SEED, FIRST_SEED + options.seeds))
     asked = {"pictures": options.pictures, "words": options.words, "seeds": seeds, "how": str(HOW)}
-    results = kept("prompt-search", {"fingerprint": fingerprint(model), "options": asked})
+    results = kept("prompt-search", {"fingerprint": model.fingerprint, "options": asked})
     forget_retrained(results)
     groups = subjects(model, options.pictures)
     for edit, allowed, start, group in product(MODELS, VOCABULARIES, STARTS, GROUPS[:2]):

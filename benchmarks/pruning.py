@@ -27,6 +27,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from unmemorize.core.choose import evenly
+from unmemorize.core.model import DiffusionModel
 from unmemorize.core.results import Interval, Localization
 from unmemorize.core.run import atomic, write_json
 from unmemorize.jobs.locate import LocateSpec, cache_folder, cached_reference, ordinary_prompts
@@ -37,8 +38,7 @@ from unmemorize.localize.wanda import wanda
 from unmemorize.metrics.ranking import rate_interval
 from unmemorize.metrics.ssim import pairwise_ssim, scales_for, ssim
 from unmemorize.mitigate.weights import Edit, random_like, removed_norm
-from unmemorize.models.load import fingerprint, load
-from unmemorize.models.unet import UNetModel
+from unmemorize.models.load import load
 from unmemorize.testbed.alignment import Alignment
 
 RESULTS = OUT / "pruning.json"
@@ -61,14 +61,14 @@ Locate = Callable[[Sequence[str]], Localization]
 class Change(Protocol):
     """A change of the denoiser's weights, for the length of a block."""
 
-    def applied(self, model: UNetModel) -> AbstractContextManager[None]: ...
+    def applied(self, model: DiffusionModel) -> AbstractContextManager[None]: ...
 
 
 @dataclass(frozen=True)
 class Bench:
     """What every setting is measured with; `aimed` are the ordinary prompts of the control."""
 
-    model: UNetModel
+    model: DiffusionModel
     hashed: str
     memorized: list[str]
     ordinary: list[str]
@@ -123,7 +123,7 @@ def searches(bench: Bench) -> dict[str, Locate]:
     return named
 
 
-def run_wanda(model: UNetModel, share: float, prompts: Sequence[str]) -> Localization:
+def run_wanda(model: DiffusionModel, share: float, prompts: Sequence[str]) -> Localization:
     return wanda(model, prompts, sparsity=share)
 
 
@@ -265,7 +265,7 @@ def figure(results: Row, path: Path) -> None:
         canvas.savefig(temporary, format="png", metadata={"Software": None}, dpi=120)
 
 
-def alike_between_seeds(model: UNetModel, prompts: Sequence[str], threshold: float) -> list[str]:
+def alike_between_seeds(model: DiffusionModel, prompts: Sequence[str], threshold: float) -> list[str]:
     """The prompts that NeMo's threshold calls memorized: a search selects channels for these alone."""
     start = Start.of(model, SEEDS)
     chosen = []
@@ -278,7 +278,7 @@ def alike_between_seeds(model: UNetModel, prompts: Sequence[str], threshold: flo
 
 def prepare(prompts: int = 18, ordinary: int = 24, seeds: int = 2) -> Bench:
     model, everyone = load("testbed"), ordinary_prompts(LocateSpec())
-    hashed = fingerprint(model)
+    hashed = model.fingerprint
     usual = cached_reference(model, everyone, hashed, cache_folder(), lambda stage, done, total: None)
     memorable = sorted(planted(lambda p: p.memorable), key=lambda p: (KINDS.index(p.kind), -p.copies, p.id))
     step = max(len(planted(lambda p: True)) // ordinary // 2, 1)

@@ -18,6 +18,7 @@ from erase import folder
 from mitigated import PRUNED, at_hand, forget_retrained
 
 from unmemorize.attack.dori import Dori
+from unmemorize.core.model import DiffusionModel
 from unmemorize.core.results import Interval
 from unmemorize.jobs.copies import copy_check
 from unmemorize.jobs.cured import Judge, attacked_from_both, copies_of, judge_of, latents_of, rate_of
@@ -28,8 +29,7 @@ from unmemorize.mitigate.deletion import Deletion
 from unmemorize.mitigate.denoising import Pairs
 from unmemorize.mitigate.finetune import Finetune, finetune
 from unmemorize.mitigate.weights import Edit
-from unmemorize.models.load import fingerprint, load
-from unmemorize.models.unet import UNetModel
+from unmemorize.models.load import load
 
 HIDDEN = "Wanda 40%"  # the positive control: most copies are gone, and attacks bring them back
 MODELS = ("erase", HIDDEN)
@@ -37,26 +37,26 @@ UPDATES = (0, 25, 50, 100)
 LR, BATCH, SEED = 2e-4, 8, 3_000_000  # the testbed was trained with this rate; no other attack has this seed
 
 
-def mitigated(name: str) -> UNetModel:
+def mitigated(name: str) -> DiffusionModel:
     """The model to go on from."""
     if name == "erase":
         return load(str(folder(name) / "model"))
     model = load("testbed")
     found = wanda(model, [p.text for p in planted(often)], sparsity=PRUNED[name])
-    Edit.of(found, fingerprint(model)).apply(model.pipe)
+    Edit.of(found, model.fingerprint).apply(model)
     return model
 
 
-def trained_on(model: UNetModel, updates: int) -> None:
+def trained_on(model: DiffusionModel, updates: int) -> None:
     """Denoise ordinary pictures under their own captions."""
     ordinary = ordinary_pictures(model, "testbed", PLAN).train
-    pairs = Pairs(latents_of(model, ordinary.images), model.encode(captions_of(ordinary)).embeds)
-    objective = Deletion(pairs, model.encode([""]).embeds[0], batch=BATCH, seed=0)
+    pairs = Pairs(latents_of(model, ordinary.images), model.encode(captions_of(ordinary)))
+    objective = Deletion(pairs, model.encode([""]), batch=BATCH, seed=0)
     with TemporaryDirectory() as checkpoints:
         finetune(model, objective, Finetune(updates=updates, lr=LR), Path(checkpoints))
 
 
-def judged(model: UNetModel, memorized: References, judge: Judge, attack: bool) -> dict[str, list[float]]:
+def judged(model: DiffusionModel, memorized: References, judge: Judge, attack: bool) -> dict[str, list[float]]:
     """Copy rates for the prompts and, if asked for, after DoRI from prompts and from N(0, I)."""
     own = copies_of(model, model.encode(captions_of(memorized)), memorized, judge)
     if not attack:
@@ -86,7 +86,7 @@ def main() -> None:
     parser.add_argument("--only", default="", help="measure settings, MODEL | UPDATES, whose name contains this")
     parser.add_argument("--attack", action="store_true")
     options = parser.parse_args()
-    results = kept("relearn", {"fingerprint": fingerprint(load("testbed"))})
+    results = kept("relearn", {"fingerprint": load("testbed").fingerprint})
     forget_retrained(results)
     for name, updates in product(MODELS, UPDATES):
         setting = f"{name} | {updates}"

@@ -27,14 +27,14 @@ from unmemorize.attack.dori import Dori, dori
 from unmemorize.attack.extraction import Extraction, Method, Trial, extraction
 from unmemorize.attack.high_noise import HighNoise
 from unmemorize.core.choose import evenly
+from unmemorize.core.model import DiffusionModel
 from unmemorize.core.results import Attack
 from unmemorize.core.run import atomic
 from unmemorize.data.ordinary import ordinary_prompts
 from unmemorize.jobs.subjects import derive
 from unmemorize.metrics.budget import rates
 from unmemorize.metrics.similarity import PIXELS, References, match_pixels, match_targets
-from unmemorize.models.load import fingerprint, load
-from unmemorize.models.unet import UNetModel
+from unmemorize.models.load import load
 
 PART = 3  # pictures that are attacked together: a killed run loses no more
 FIRST_SEED = 100  # of the pictures that are judged; those of the adaptive attack's checks are others
@@ -50,7 +50,7 @@ DEAR = ("none", *SPECS, *SAMPLED, *reversed(PRUNED), *NEMO)  # what the adaptive
 AS_IT_CAME = ("none", *SAMPLED)  # the searched model's weights are unchanged: one search serves all three
 
 
-def subjects(model: UNetModel, count: int, *, half: bool = True) -> dict[str, References]:
+def subjects(model: DiffusionModel, count: int, *, half: bool = True) -> dict[str, References]:
     """Memorized pictures, by default of the half that nothing was chosen on, and pictures of either control.
 
     One that the VAE alone cannot bring back near itself is left out: nothing could count as its copy.
@@ -69,7 +69,7 @@ def subjects(model: UNetModel, count: int, *, half: bool = True) -> dict[str, Re
     }
 
 
-def _spread(pictures: References, count: int, model: UNetModel) -> References:
+def _spread(pictures: References, count: int, model: DiffusionModel) -> References:
     some = pictures[evenly(len(pictures), 3 * count)]
     with torch.no_grad():
         again = match_targets(model.decode(model.invert(some.images)), some, REFERENCES)
@@ -81,7 +81,7 @@ def _spread(pictures: References, count: int, model: UNetModel) -> References:
 class Bench:
     """What every setting is measured with."""
 
-    model: UNetModel
+    model: DiffusionModel
     mitigations: dict[str, Mitigation]
     seeds: tuple[int, ...]
 
@@ -123,7 +123,7 @@ def to_rows(found: Extraction) -> list[dict]:
 
 def methods(bench: Bench, prompts: Sequence[str]) -> dict[str, tuple[Method, Sequence[int], str, str]]:
     """Every setting by name: its attack, numbers of updates to look at, edit and start."""
-    ordinary, others = (bench.model.encode(some).embeds for some in (ordinary_prompts(50), list(prompts)))
+    ordinary, others = (bench.model.encode(some) for some in (ordinary_prompts(50), list(prompts)))
     dear, named = partial(from_prompts, pools=(ordinary, ordinary, others, others)), {}
     shared = made_once(dear)
     for (edit, init), (name, (how, curve)) in product(CASES, CHEAP.items()):
@@ -206,7 +206,7 @@ def main() -> None:
     model, prompts = load("testbed"), [p.text for p in planted(often)]
     seeds = tuple(range(FIRST_SEED, FIRST_SEED + options.seeds))
     asked = {"pictures": options.pictures, "seeds": list(seeds), "high noise": str(HighNoise())}
-    results = kept("stronger", {"fingerprint": fingerprint(model), "options": asked})
+    results = kept("stronger", {"fingerprint": model.fingerprint, "options": asked})
     forget_retrained(results)
     bench, groups = Bench(model, {}, seeds), subjects(model, options.pictures)
     every = groups | {GROUPS[0]: subjects(model, len(prompts), half=False)[GROUPS[0]]}

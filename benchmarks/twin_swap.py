@@ -18,7 +18,7 @@ from pruning import prepare, rates
 from torch import Tensor
 
 from unmemorize.core.run import write_json
-from unmemorize.models.load import fingerprint, load
+from unmemorize.models.load import load
 
 PARTS: dict[str, Callable[[str], bool]] = {
     "nothing": lambda name: False,
@@ -43,7 +43,7 @@ def moved(part: dict[str, Tensor], ours: dict[str, Tensor]) -> float:
 
 def main() -> None:
     bench, twin = prepare(), load("testbed-twin")
-    same = {"fingerprint": bench.hashed, "twin": fingerprint(twin), "seeds": list(bench.seeds)}
+    same = {"fingerprint": bench.hashed, "twin": twin.fingerprint, "seeds": list(bench.seeds)}
     results = kept("twin-swap", same)
     ours = {name: value.detach() for name, value in bench.model.denoiser.named_parameters()}
     theirs = {name: value.detach() for name, value in twin.denoiser.named_parameters()}

@@ -18,19 +18,19 @@ from mitigated import UNTRAINED, Mitigation, mitigation
 from torch import Tensor
 
 from unmemorize.attack.dori import Dori
+from unmemorize.core.model import DiffusionModel
 from unmemorize.jobs.cured import Judge, Subjects, attacked_from_both, copies_of, measure, quality, rate_of
 from unmemorize.jobs.mitigate import TEST_SEED, measures
 from unmemorize.jobs.pairs import captions_of
 from unmemorize.metrics.similarity import References
-from unmemorize.models.load import fingerprint, load
-from unmemorize.models.unet import UNetModel
+from unmemorize.models.load import load
 
 
 @dataclass(frozen=True)
 class Bench:
     """What every mitigation is measured with; `before` is the model as it came, `targets` what it copies."""
 
-    model: UNetModel
+    model: DiffusionModel
     subjects: Subjects
     judge: Judge
     before: dict[str, Tensor]
@@ -70,7 +70,7 @@ class Bench:
         return quality(self.before, after, self.subjects, judge)
 
 
-def prepare(model: UNetModel) -> Bench:
+def prepare(model: DiffusionModel) -> Bench:
     """The same pictures and captions as a run of `unmemorize mitigate` has."""
     subjects, judge, _ = measures(ERASE, model)
     before = measure(model, subjects, judge)
@@ -94,7 +94,7 @@ def main() -> None:
     parser.add_argument("--only", default="", help="measure mitigations whose name contains this")
     options = parser.parse_args()
     model = load("testbed")
-    results = kept("untrained", {"fingerprint": fingerprint(model)})
+    results = kept("untrained", {"fingerprint": model.fingerprint})
     bench = prepare(model)
     prompts = captions_of(bench.subjects.memorized)
     for name in UNTRAINED:

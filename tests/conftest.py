@@ -103,10 +103,17 @@ def tiny_folder(tiny_pipe, tmp_path_factory):
 
 @pytest.fixture
 def tiny_model(tiny_pipe):
-    """The random pipeline as a model, its evaluation counter at zero."""
+    """The random pipeline as a model."""
     from unmemorize.models.load import wrap
 
     return wrap(tiny_pipe, name="tiny")
+
+
+@pytest.fixture
+def cost(tiny_model):
+    """What a test costs the random pipeline."""
+    with tiny_model.counted() as cost:
+        yield cost
 
 
 def build_oracle(kind: str = "epsilon"):

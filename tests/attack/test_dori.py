@@ -17,25 +17,25 @@ QUICK = Dori(steps=3, batch=2)
 def targets(tiny_model):
     """Latents of three pictures, and embeddings to start from."""
     generator = torch.Generator().manual_seed(0)
-    return torch.randn(3, 4, 8, 8, generator=generator), tiny_model.encode(["one", "two", "three"]).embeds
+    return torch.randn(3, 4, 8, 8, generator=generator), tiny_model.encode(["one", "two", "three"])
 
 
 @pytest.mark.parametrize("wanted", [0, 3, 5])
 def test_a_stored_picture_is_found(oracle, wanted):
     """From an embedding that favours no picture, the attack finds the one whose picture it was given."""
     latent = oracle.denoiser.images[wanted : wanted + 1]
-    start = torch.zeros(1, 1, 6, dtype=torch.float64)
+    start = Condition(torch.zeros(1, 1, 6, dtype=torch.float64))
     attack = dori(oracle, latent, start, seeds=[0], how=Dori(steps=150))
-    assert attack.found.argmax().item() == wanted
-    image = generate(oracle, Condition(attack.found), seeds=[1], steps=20, guidance=1.0)
+    assert attack.last.embeds.argmax().item() == wanted
+    image = generate(oracle, attack.last, seeds=[1], steps=20, guidance=1.0)
     assert (image - oracle.decode(latent)).square().mean().sqrt() < 0.03
 
 
 def test_a_picture_that_is_not_stored_is_not_found(oracle):
     """A model that holds other pictures has no embedding for this one: whatever comes out is a stored one."""
     latent = torch.rand(1, 3, 8, 8, generator=torch.Generator().manual_seed(9), dtype=torch.float64) * 2 - 1
-    attack = dori(oracle, latent, torch.zeros(1, 1, 6, dtype=torch.float64), seeds=[0], how=Dori(steps=150))
-    image = generate(oracle, Condition(attack.found), seeds=[1], steps=20, guidance=1.0)
+    attack = dori(oracle, latent, Condition(torch.zeros(1, 1, 6, dtype=torch.float64)), seeds=[0], how=Dori(steps=150))
+    image = generate(oracle, attack.last, seeds=[1], steps=20, guidance=1.0)
     assert (image - oracle.decode(latent)).square().mean().sqrt() > 0.2
 
 
@@ -44,9 +44,9 @@ def test_the_first_update_goes_against_the_finite_difference(oracle):
     latent, start = oracle.denoiser.images[1:2], torch.zeros(1, 1, 6, dtype=torch.float64)
 
     def loss(y):
-        return dori(oracle, latent, y, seeds=[4], how=Dori(steps=1)).losses.item()
+        return dori(oracle, latent, Condition(y), seeds=[4], how=Dori(steps=1)).losses.item()
 
-    updated = dori(oracle, latent, start, seeds=[4], how=Dori(steps=1)).found
+    updated = dori(oracle, latent, Condition(start), seeds=[4], how=Dori(steps=1)).last.embeds
     for k in range(6):
         step = torch.zeros_like(start)
         step[..., k] = 0.05
@@ -58,11 +58,11 @@ def test_the_first_update_goes_against_the_finite_difference(oracle):
 def test_pictures_do_not_depend_on_those_attacked_with_them(tiny_model, targets):
     """One at a time, all at once, in any split: the same embeddings."""
     latents, init = targets
-    together = dori(tiny_model, latents, init, seeds=[5, 6, 7], how=QUICK).found
-    split = dori(tiny_model, latents, init, seeds=[5, 6, 7], how=QUICK, rows=4).found
+    together = dori(tiny_model, latents, init, seeds=[5, 6, 7], how=QUICK).last.embeds
+    split = dori(tiny_model, latents, init, seeds=[5, 6, 7], how=QUICK, rows=4).last.embeds
     assert torch.allclose(together, split, atol=1e-4)
     for i in range(3):
-        alone = dori(tiny_model, latents[i : i + 1], init[i : i + 1], seeds=[5 + i], how=QUICK).found
+        alone = dori(tiny_model, latents[i : i + 1], init[i : i + 1], seeds=[5 + i], how=QUICK).last.embeds
         assert torch.allclose(together[i : i + 1], alone, atol=1e-4)
 
 
@@ -70,17 +70,17 @@ def test_a_curve_is_one_run(tiny_model, targets):
     """What is kept on the way is what a shorter attack ends with; the start is kept in its own bits."""
     latents, init = targets
     long = dori(tiny_model, latents, init, seeds=[5, 6, 7], how=QUICK, keep=(0, 1))
-    assert sorted(long.embeds) == [0, 1, 3]
-    assert torch.equal(long.embeds[0], init)
+    assert sorted(long.conditions) == [0, 1, 3]
+    assert torch.equal(long.conditions[0].embeds, init.embeds)
     short = dori(tiny_model, latents, init, seeds=[5, 6, 7], how=Dori(steps=1, batch=2))
-    assert torch.equal(long.embeds[1], short.found)
+    assert torch.equal(long.conditions[1].embeds, short.last.embeds)
 
 
-def test_cost_and_losses(tiny_model, targets):
+def test_cost_and_losses(tiny_model, targets, cost):
     """One evaluation a picture, row and update; one loss a picture and update."""
     latents, init = targets
     attack = dori(tiny_model, latents, init, seeds=[5, 6, 7], how=QUICK)
-    assert attack.evaluations == tiny_model.evaluations == 3 * 2 * 3
+    assert attack.evaluations == cost.forward == 3 * 2 * 3
     assert attack.losses.shape == (3, 3)
 
 
@@ -94,8 +94,8 @@ def test_the_model_is_left_alone(tiny_model, targets):
 def test_hooks_stay_active_during_the_search(tiny_model, targets):
     """An attack on a pruned model is an attack on the pruned model."""
     latents, init = targets
-    plain = dori(tiny_model, latents, init, seeds=[5, 6, 7], how=QUICK).found
+    plain = dori(tiny_model, latents, init, seeds=[5, 6, 7], how=QUICK).last.embeds
     name = next(n for n, _ in tiny_model.denoiser.named_modules() if n.endswith("attn2.to_v"))
     with patched(tiny_model.denoiser, {name: torch.zeros_like}):
-        pruned = dori(tiny_model, latents, init, seeds=[5, 6, 7], how=QUICK).found
+        pruned = dori(tiny_model, latents, init, seeds=[5, 6, 7], how=QUICK).last.embeds
     assert not torch.allclose(plain, pruned)

@@ -81,15 +81,15 @@ def test_shapes_and_what_the_prompt_itself_gives(tiny_model, three):
 
 def test_starts_differ_between_pictures_and_restarts_and_are_standard_normal(tiny_model, three):
     """N(0, I) of the embedding's shape, drawn again for each picture and restart, the same every time."""
-    first, second = (starts(tiny_model, three, "random", restart) for restart in (0, 1))
-    assert torch.equal(first, starts(tiny_model, three, "random", 0))
+    first, second = (starts(tiny_model, three, "random", restart).embeds for restart in (0, 1))
+    assert torch.equal(first, starts(tiny_model, three, "random", 0).embeds)
     together = torch.stack([*first, *second])
     assert len(torch.unique(together.flatten(1)[:, 0])) == 6
     assert together.mean().abs() < 0.1
     assert together.std() == pytest.approx(1, abs=0.1)
     ordinary = starts(tiny_model, three, "ordinary", 0, ["an owl", "a kite"])
     pool = tiny_model.encode(["an owl", "a kite"]).embeds
-    assert all(any(torch.allclose(row, other, atol=1e-5) for other in pool) for row in ordinary)
+    assert all(any(torch.allclose(row, other, atol=1e-5) for other in pool) for row in ordinary.embeds)
 
 
 def test_a_picture_without_a_prompt(tiny_model, three):

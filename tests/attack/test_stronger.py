@@ -20,25 +20,25 @@ SMALL = Adaptive(steps=20, seeds=(90,), sampling=2)
 def targets(tiny_model):
     """Latents of three pictures, and embeddings to start from."""
     generator = torch.Generator().manual_seed(0)
-    return torch.randn(3, 4, 8, 8, generator=generator), tiny_model.encode(["one", "two", "three"]).embeds
+    return torch.randn(3, 4, 8, 8, generator=generator), tiny_model.encode(["one", "two", "three"])
 
 
 @pytest.mark.parametrize("how", [HighNoise(), FromNoise()])
-@pytest.mark.parametrize("kind", ["epsilon", "sample", "v_prediction"])
+@pytest.mark.parametrize("kind", ["epsilon", "sample", "v_prediction", "flow"])
 def test_a_stored_picture_is_found_at_high_noise(make_oracle, kind, how):
     """From an embedding that favours no picture, in every parameterisation."""
     oracle = make_oracle(kind)
     latent = oracle.denoiser.images[3:4]
-    found = dori(oracle, latent, torch.zeros(1, 1, 6, dtype=torch.float64), seeds=[0], how=how).found
-    assert found.argmax().item() == 3
-    image = generate(oracle, Condition(found), seeds=[1], steps=20, guidance=1.0)
+    last = dori(oracle, latent, Condition(torch.zeros(1, 1, 6, dtype=torch.float64)), seeds=[0], how=how).last
+    assert last.embeds.argmax().item() == 3
+    image = generate(oracle, last, seeds=[1], steps=20, guidance=1.0)
     assert (image - oracle.decode(latent)).square().mean().sqrt() < 0.03
 
 
 def test_timesteps_stay_in_their_part(tiny_model):
     """None below the lowest, all up to the last."""
     how = HighNoise(batch=5000, lowest=0.6)
-    times = how.times(tiny_model.training_timesteps, generators([0])[0])
+    times = tiny_model.timestep(how.levels(generators([0])[0]))
     assert times.min() == 600
     assert times.max() == 999
 
@@ -49,7 +49,7 @@ def test_from_noise_sees_nothing_of_the_picture(tiny_model, targets):
     seen = []
 
     class Watched:
-        denoiser, training_timesteps, evaluations = tiny_model.denoiser, tiny_model.training_timesteps, 0
+        denoiser, timestep, counted = tiny_model.denoiser, tiny_model.timestep, tiny_model.counted
 
         def add_noise(self, x0, noise, t):
             seen.append(x0)
@@ -75,7 +75,7 @@ def test_the_error_is_the_noise_error_scaled(tiny_model, targets):
     t = torch.tensor([400, 700, 999])
     noise = torch.randn(latents.shape, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
-        said = tiny_model.predict(tiny_model.add_noise(latents, noise, t), t, Condition(init))
+        said = tiny_model.predict(tiny_model.add_noise(latents, noise, t), t, init)
     alphas = tiny_model.pipe.scheduler.alphas_cumprod[t]
     expected = Dori().errors(said, latents, noise) * (1 - alphas) / alphas
     assert HighNoise().errors(said, latents, noise) == pytest.approx(expected, rel=1e-3)
@@ -84,51 +84,52 @@ def test_the_error_is_the_noise_error_scaled(tiny_model, targets):
 def test_the_adaptive_attack_takes_the_start_that_leads_there(oracle):
     """Among starts that all but exclude the picture, and one that does not, the one that does not."""
     latent = oracle.denoiser.images[2:3]
-    inits = torch.zeros(1, 4, 1, 6, dtype=torch.float64)
-    inits[0, :, 0, 2] = torch.tensor([-400.0, -400.0, 0.0, -400.0])
-    attack = adaptive(oracle, latent, inits, seeds=[0], how=replace(SMALL, steps=185, guidance=1.0))
-    assert attack.found.argmax().item() == 2
-    image = generate(oracle, Condition(attack.found), seeds=[1], steps=20, guidance=1.0)
+    embeds = torch.zeros(4, 1, 1, 6, dtype=torch.float64)
+    embeds[:, 0, 0, 2] = torch.tensor([-400.0, -400.0, 0.0, -400.0])
+    starts = [Condition(start) for start in embeds]
+    attack = adaptive(oracle, latent, starts, seeds=[0], how=replace(SMALL, steps=185, guidance=1.0))
+    assert attack.last.embeds.argmax().item() == 2
+    image = generate(oracle, attack.last, seeds=[1], steps=20, guidance=1.0)
     assert (image - oracle.decode(latent)).square().mean().sqrt() < 0.05
 
 
 def test_a_picture_that_is_not_stored_stays_away(oracle):
     """However much is spent: the model has no embedding for it."""
     latent = torch.rand(1, 3, 8, 8, generator=torch.Generator().manual_seed(9), dtype=torch.float64) * 2 - 1
-    inits = torch.zeros(1, 4, 1, 6, dtype=torch.float64)
-    attack = adaptive(oracle, latent, inits, seeds=[0], how=replace(SMALL, steps=185, guidance=1.0))
-    image = generate(oracle, Condition(attack.found), seeds=[1], steps=20, guidance=1.0)
+    starts = [Condition(torch.zeros(1, 1, 6, dtype=torch.float64))] * 4
+    attack = adaptive(oracle, latent, starts, seeds=[0], how=replace(SMALL, steps=185, guidance=1.0))
+    image = generate(oracle, attack.last, seeds=[1], steps=20, guidance=1.0)
     assert (image - oracle.decode(latent)).square().mean().sqrt() > 0.2
 
 
 def test_the_adaptive_attack_does_not_depend_on_batching(tiny_model, targets):
-    """One picture at a time or all at once, few rows or many; Adam makes more of rounding where gradients are small."""
+    """One picture at a time or all at once, few rows or many: the same distances up to rounding."""
     latents, own = targets
-    inits = mixed(own, [own], seeds=[5, 6, 7])
-    together = adaptive(tiny_model, latents, inits, seeds=[5, 6, 7], how=SMALL).found
-    split = adaptive(tiny_model, latents, inits, seeds=[5, 6, 7], how=SMALL, rows=6).found
+    starts = mixed(own, [own], seeds=[5, 6, 7])
+    together = adaptive(tiny_model, latents, starts, seeds=[5, 6, 7], how=SMALL).losses
+    split = adaptive(tiny_model, latents, starts, seeds=[5, 6, 7], how=SMALL, rows=6).losses
     assert torch.allclose(together, split, atol=1e-3)
-    alone = adaptive(tiny_model, latents[1:2], inits[1:2], seeds=[6], how=SMALL).found
-    assert torch.allclose(together[1:2], alone, atol=1e-3)
+    alone = adaptive(tiny_model, latents[1:2], [start[1:2] for start in starts], seeds=[6], how=SMALL).losses
+    assert torch.allclose(together[:, 1:2], alone, atol=1e-3)
 
 
-def test_the_adaptive_attack_counts_what_it_spends(tiny_model, targets):
+def test_the_adaptive_attack_counts_what_it_spends(tiny_model, targets, cost):
     """All evaluations, those of the checks too; the distance is the smallest of all starts'."""
     latents, own = targets
-    attack = adaptive(tiny_model, latents, mixed(own, [], seeds=[5, 6, 7]), seeds=[5, 6, 7], how=SMALL)
-    assert attack.evaluations == tiny_model.evaluations
-    assert attack.evaluations == 3 * 4 * (20 * 2 + 2 * 2 * 2)  # a search, and checks of both its ends
-    assert attack.found.shape == own.shape
-    first = adaptive(tiny_model, latents, own[:, None], seeds=[5, 6, 7], how=SMALL)
+    attack = adaptive(tiny_model, latents, mixed(own, [own], seeds=[5, 6, 7]), seeds=[5, 6, 7], how=SMALL)
+    assert attack.evaluations == cost.forward
+    assert attack.evaluations == 3 * 5 * (20 * 2 + 2 * 2 * 2)  # a search, and checks of both its ends
+    assert attack.last.embeds.shape == own.embeds.shape
+    first = adaptive(tiny_model, latents, [own], seeds=[5, 6, 7], how=SMALL)
     assert attack.losses.shape == first.losses.shape == (1, 3)
-    assert (attack.losses <= first.losses + 1e-4).all()  # the same search from the first start is one of four
+    assert (attack.losses <= first.losses + 1e-4).all()  # the same search from the first start is one of five
 
 
 def test_the_adaptive_attack_takes_a_start_that_no_search_improves_on(oracle):
     """A prompt that gives the picture is kept, where what is found from it does not."""
     latent = oracle.denoiser.images[2:3]
-    inits = torch.full((1, 2, 1, 6), -400.0, dtype=torch.float64)
-    inits[0, 0, 0, 2] = 0.0
+    embeds = torch.full((2, 1, 1, 6), -400.0, dtype=torch.float64)
+    embeds[0, 0, 0, 2] = 0.0
 
     class Astray(HighNoise):
         """Away from the picture."""
@@ -136,36 +137,40 @@ def test_the_adaptive_attack_takes_a_start_that_no_search_improves_on(oracle):
         def errors(self, prediction, x0, noise):
             return -super().errors(prediction, x0, noise)
 
-    attack = adaptive(oracle, latent, inits, seeds=[0], how=replace(SMALL, ways=(Astray(lr=50.0),), guidance=1.0))
-    assert torch.equal(attack.found, inits[:, 0])
+    starts = [Condition(start) for start in embeds]
+    attack = adaptive(oracle, latent, starts, seeds=[0], how=replace(SMALL, ways=(Astray(lr=50.0),), guidance=1.0))
+    assert torch.equal(attack.last.embeds, embeds[0])
 
 
 def test_mixed_starts(tiny_model, targets):
     """The own prompt twice, then noise, then one of each pool; the same for a seed whatever the company."""
     _, own = targets
-    pool = tiny_model.encode(["four", "five"]).embeds
+    pool = tiny_model.encode(["four", "five"])
     starts = mixed(own, [pool, pool], seeds=[1, 2, 3])
-    assert starts.shape == (3, 6, *own.shape[1:])
-    assert torch.equal(starts[:, 0], own)
-    assert torch.equal(starts[:, 1], own)
-    assert all((drawn == pool).flatten(1).all(1).any() for drawn in starts[:, 4:].flatten(0, 1))
-    assert torch.equal(starts[1:2], mixed(own[1:2], [pool, pool], seeds=[2]))
+    assert len(starts) == 6
+    assert starts[0] is starts[1] is own
+    assert all(len(start) == 3 for start in starts)
+    for start in starts[4:]:
+        assert set(start.texts) <= {"four", "five"}
+    again = mixed(own[1:2], [pool, pool], seeds=[2])
+    assert all(torch.equal(start.embeds[1:2], alone.embeds) for start, alone in zip(starts, again, strict=True))
 
 
 def test_every_kind_of_start_is_searched_in_both_ways(tiny_model, targets, monkeypatch):
     """Own prompt, noise and both pools: each at high noise and each from noise."""
     latents, own = targets
-    pools = [tiny_model.encode([text]).embeds for text in ("four", "five")]
+    pools = [tiny_model.encode([text]) for text in ("four", "five")]
     searched = {}
 
     def recorded(model, latents, init, *, seeds, how, rows):
-        searched[type(how)] = init.unflatten(0, (len(own), -1))
+        searched[type(how)] = init.embeds.unflatten(0, (len(own), -1))
         return dori(model, latents, init, seeds=seeds, how=replace(how, steps=0), rows=rows)
 
     monkeypatch.setattr("unmemorize.attack.adaptive.dori", recorded)
     from_prompts(tiny_model, latents, own, seeds=[5, 6, 7], pools=[p for p in pools for _ in range(2)], how=SMALL)
     assert set(searched) == {HighNoise, FromNoise}
+    drawn = [pool.embeds[0] for pool in pools]
     for starts in searched.values():
-        assert torch.equal(starts[:, 0], own)
-        assert torch.equal(starts[:, 2:], torch.stack([p[0] for p in pools]).expand(3, -1, -1, -1))
-        assert not any(torch.equal(noise, known) for noise in starts[:, 1] for known in (*own, *pools))
+        assert torch.equal(starts[:, 0], own.embeds)
+        assert torch.equal(starts[:, 2:], torch.stack(drawn).expand(3, -1, -1, -1))
+        assert not any(torch.equal(noise, known) for noise in starts[:, 1] for known in (*own.embeds, *drawn))

@@ -56,26 +56,26 @@ def test_a_wrong_number_of_seeds_is_refused(tiny_model, seeds):
         next(trajectory(tiny_model, cond, seeds=seeds, steps=2))
 
 
-def test_steps_are_linked_and_counted(tiny_model):
+def test_steps_are_linked_and_counted(tiny_model, cost):
     """Steps are numbered, each starts where the last ended, and every one of them costs two rows an image."""
     steps = list(trajectory(tiny_model, tiny_model.encode(PROMPTS), seeds=SEEDS, steps=3))
     assert [s.index for s in steps] == [0, 1, 2]
     assert all(torch.equal(a.x_next, b.x) for a, b in pairwise(steps))
-    assert tiny_model.evaluations == 3 * 2 * len(PROMPTS)
+    assert cost.forward == 3 * 2 * len(PROMPTS)
 
 
-def test_reading_only_the_first_step_costs_only_the_first_step(tiny_model):
+def test_reading_only_the_first_step_costs_only_the_first_step(tiny_model, cost):
     """A detector that reads one step pays for one step: the next is not run before the first is handed over."""
     next(trajectory(tiny_model, tiny_model.encode(PROMPTS), seeds=SEEDS, steps=50))
-    assert tiny_model.evaluations == 2 * len(PROMPTS)
+    assert cost.forward == 2 * len(PROMPTS)
 
 
 @pytest.mark.parametrize("guidance", [0.0, 1.0])
-def test_without_guidance_there_is_no_unconditional_branch(tiny_model, guidance):
+def test_without_guidance_there_is_no_unconditional_branch(tiny_model, guidance, cost):
     """At guidance 1 and below `uncond` is None and nothing is paid for it."""
     steps = list(trajectory(tiny_model, tiny_model.encode(PROMPTS), seeds=SEEDS, steps=2, guidance=guidance))
     assert all(s.uncond is None for s in steps)
-    assert tiny_model.evaluations == 2 * len(PROMPTS)
+    assert cost.forward == 2 * len(PROMPTS)
 
 
 def test_guidance_moves_away_from_what_it_is_given(tiny_model):
@@ -128,12 +128,12 @@ def test_an_abandoned_trajectory_leaves_the_next_one_alone(tiny_model):
     assert torch.equal(last.x_next, expected)
 
 
-def test_first_predictions_are_those_of_the_trajectory_at_their_exact_cost(tiny_model):
+def test_first_predictions_are_those_of_the_trajectory_at_their_exact_cost(tiny_model, cost):
     """One evaluation per seed and one per prompt and seed give the first step of every trajectory, prompt-major."""
     empty = first_unconditional(tiny_model, seeds=SEEDS[:2], steps=5)
-    assert tiny_model.evaluations == 2
+    assert cost.forward == 2
     cond = first_conditional(tiny_model, tiny_model.encode(PROMPTS), empty, steps=5, batch=4)
-    assert tiny_model.evaluations == 2 * (len(PROMPTS) + 1)
+    assert cost.forward == 2 * (len(PROMPTS) + 1)
     texts = [p for p in PROMPTS for _ in range(2)]
     step = next(trajectory(tiny_model, tiny_model.encode(texts), seeds=SEEDS[:2] * 3, steps=5))
     assert torch.equal(cond.x, step.cond.x)

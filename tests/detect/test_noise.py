@@ -12,7 +12,6 @@ from unmemorize.core.errors import NotApplicable
 from unmemorize.core.model import Prediction
 from unmemorize.core.sample import Step, first_unconditional, trajectory
 from unmemorize.detect.noise import noise_gap, noise_gap_along, noise_gap_at_start
-from unmemorize.metrics.magnitude import magnitude
 
 PROMPTS = ["a lighthouse at dusk", "an owl on a fence", "the old harbour", "oden, gadget"]
 
@@ -25,20 +24,20 @@ def noise(value, dtype=torch.float32):
 
 def test_magnitude_is_the_length_of_the_difference_per_picture():
     """Each picture's score is √Σ(difference)² over its own numbers."""
-    found = magnitude(noise([[3, 4], [1, 1], [0, 0]]), noise([[0, 0], [1, 0], [0, 0]]))
+    found = noise([[3, 4], [1, 1], [0, 0]]).gap(noise([[0, 0], [1, 0], [0, 0]]))
     assert found.tolist() == [5, 1, 0]
 
 
 def test_magnitude_does_not_grow_with_the_batch():
     """Ten copies of a picture in a batch score as one does: there is no norm over the batch."""
-    one = magnitude(noise([[3, 4]]), noise([[0, 0]]))
-    ten = magnitude(noise([[3, 4]] * 10), noise([[0, 0]] * 10))
+    one = noise([[3, 4]]).gap(noise([[0, 0]]))
+    ten = noise([[3, 4]] * 10).gap(noise([[0, 0]] * 10))
     assert torch.equal(ten, one.expand(10))
 
 
 def test_magnitude_of_half_precision_is_computed_in_float32():
     """Large half-precision predictions do not overflow when they are squared."""
-    found = magnitude(noise([[30000.0, 40000.0]], torch.float16), noise([[0.0, 0.0]], torch.float16))
+    found = noise([[30000.0, 40000.0]], torch.float16).gap(noise([[0.0, 0.0]], torch.float16))
     assert found.dtype == torch.float32
     assert found.item() == pytest.approx(50000)
 
@@ -92,13 +91,13 @@ def test_the_short_cut_equals_a_hand_computation_and_the_detector(tiny_model):
             assert noise_gap.score([step]).item() == pytest.approx(by_hand, rel=1e-4)
 
 
-def test_the_short_cut_costs_one_evaluation_per_prompt_and_seed(tiny_model):
+def test_the_short_cut_costs_one_evaluation_per_prompt_and_seed(tiny_model, cost):
     """The unconditional half is paid once, outside; the scores report exactly what they cost."""
     empty = first_unconditional(tiny_model, seeds=[0, 1])
-    assert tiny_model.evaluations == 2
+    assert cost.forward == 2
     scores = noise_gap_at_start(tiny_model, PROMPTS, empty, seeds=[0, 1], batch=3)
     assert scores.evaluations == 4 * 2
-    assert tiny_model.evaluations == 4 * 2 + 2
+    assert cost.forward == 4 * 2 + 2
 
 
 @pytest.mark.parametrize("kind", ["sample", "v_prediction"])
@@ -121,11 +120,11 @@ def test_scores_are_immutable(oracle):
         found.seeds = (1,)
 
 
-def test_a_window_reads_the_steps_it_names(tiny_model):
+def test_a_window_reads_the_steps_it_names(tiny_model, cost):
     """Norms of a window are those of the sampling path at these steps, whatever the batch, at the stated cost."""
     trace = noise_gap_along(tiny_model, PROMPTS[:2], seeds=[3, 4], steps=5, window=(1, 3), batch=3)
     assert trace.text.shape == trace.uncond.shape == (2, 2, 2)
-    assert trace.evaluations == tiny_model.evaluations == 2 * 2 * 3 * 2  # up to the third step, both halves
+    assert trace.evaluations == cost.forward == 2 * 2 * 3 * 2  # up to the third step, both halves
     for row, prompt in enumerate(PROMPTS[:2]):
         for column, seed in enumerate([3, 4]):
             steps = list(trajectory(tiny_model, tiny_model.encode([prompt]), seeds=[seed], steps=5))[1:3]

@@ -43,10 +43,10 @@ def test_it_is_how_the_magnitude_changes_as_a_token_input_is_scaled(tiny_model):
         tiny_model.pipe.text_encoder.float()
 
 
-def test_words_begin_end_and_padding_add_up_and_cost_two_evaluations_a_seed(tiny_model):
+def test_words_begin_end_and_padding_add_up_and_cost_two_evaluations_a_seed(tiny_model, cost):
     """What a prompt's tokens have is handed out once; the cost is that of the significance."""
     explanation = word_gradient_input(tiny_model, PROMPT, seeds=[0, 1])
-    assert tiny_model.evaluations == explanation.evaluations == 4
+    assert cost.forward == explanation.evaluations == 4
     total = token_gradient_input(tiny_model, PROMPT, seeds=[0, 1]).sum().item()
     assert sum(explanation.significance) + sum(explanation.special.values()) == pytest.approx(total, rel=1e-3)
     assert all(p.grad is None for p in tiny_model.denoiser.parameters())

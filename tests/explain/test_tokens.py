@@ -11,7 +11,6 @@ from unmemorize.core.errors import NotApplicable
 from unmemorize.core.sample import first_unconditional
 from unmemorize.explain.tokens import leave_one_out, rank_agreement, token_significance, word_significance
 from unmemorize.explain.words import words_of
-from unmemorize.metrics.magnitude import magnitude
 
 PROMPT = "a lighthouse at dusk"
 
@@ -62,11 +61,11 @@ def test_a_window_averages_over_its_steps(tiny_model):
         token_significance(tiny_model, cond, seeds=[0], steps=5, window=(0, 2), guidance=1.0)
 
 
-def test_nothing_is_left_behind(tiny_model):
+def test_nothing_is_left_behind(tiny_model, cost):
     """Parameters get no gradient and keep their flags; the cost is two evaluations a seed."""
     word_significance(tiny_model, PROMPT, seeds=[0, 1])
     assert all(p.grad is None and p.requires_grad for p in tiny_model.denoiser.parameters())
-    assert tiny_model.evaluations == 4
+    assert cost.forward == 4
 
 
 def test_all_significance_is_handed_out_once(tiny_model):
@@ -101,10 +100,10 @@ def test_a_prompt_without_words(tiny_model, prompt):
     assert word_significance(tiny_model, prompt, seeds=[0]).significance == ()
 
 
-def test_leave_one_out_is_the_magnitude_without_the_word(tiny_model):
+def test_leave_one_out_is_the_magnitude_without_the_word(tiny_model, cost):
     """What each word is said to add is what the magnitude loses when the prompt is typed without it."""
     explanation = leave_one_out(tiny_model, PROMPT, seeds=[0, 1])
-    assert explanation.evaluations == tiny_model.evaluations == (4 + 1) * 2 + 2
+    assert explanation.evaluations == cost.forward == (4 + 1) * 2 + 2
     lost = _magnitude(tiny_model, PROMPT) - _magnitude(tiny_model, "a lighthouse dusk")
     assert explanation.significance[2] == pytest.approx(lost, abs=1e-5)
 
@@ -119,7 +118,7 @@ def test_a_word_said_twice_is_left_out_twice(tiny_model):
 def _magnitude(model, prompt):
     empty = first_unconditional(model, seeds=[0, 1])
     t = model.schedule(50).timesteps[0]
-    return magnitude(model.predict(empty.x, t, model.encode([prompt, prompt])), empty).mean().item()
+    return model.predict(empty.x, t, model.encode([prompt, prompt])).gap(empty).mean().item()
 
 
 def test_rank_agreement():

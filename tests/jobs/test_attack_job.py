@@ -22,7 +22,7 @@ from unmemorize.jobs.attack import AttackSpec, run_attack
 from unmemorize.jobs.copies import copy_check
 from unmemorize.jobs.subjects import choose_subjects, derive
 from unmemorize.mitigate.weights import Edit
-from unmemorize.models.load import fingerprint, load
+from unmemorize.models.load import load
 
 
 def save(folder, count, first=0, caption="an owl on a fence"):
@@ -217,7 +217,7 @@ def test_edits_of_this_model_alone(spec, tmp_path):
     model = load(spec.model)
     name = next(n for n, _ in model.denoiser.named_modules() if n.endswith("attn2.to_v"))
     width = model.denoiser.get_submodule(name).out_features
-    for hashed, file in (("0" * 64, "other"), (fingerprint(model), "own")):
+    for hashed, file in (("0" * 64, "other"), (model.fingerprint, "own")):
         Edit({name: torch.ones(width, dtype=torch.bool)}, {}, hashed).save(tmp_path / f"{file}.safetensors")
     with pytest.raises(UserError, match="made for another model"):
         run_attack(dataclasses.replace(spec, edit=str(tmp_path / "other.safetensors")), tmp_path / "other")

@@ -28,10 +28,9 @@ def call(pipe, prompts=PROMPTS, **named):
 def magnitudes(model, embeds, seeds):
     """The first step's magnitude of embeddings, computed without the guard."""
     from unmemorize.core.model import Condition
-    from unmemorize.metrics.magnitude import magnitude
 
     empty = first_unconditional(model, seeds=seeds, steps=2)
-    return magnitude(model.predict(empty.x, model.schedule(2).timesteps[0], Condition(embeds)), empty)
+    return model.predict(empty.x, model.schedule(2).timesteps[0], Condition(embeds)).gap(empty)
 
 
 ARGUMENTS = {

@@ -6,7 +6,9 @@ import pytest
 import torch
 from torch import nn
 
-from unmemorize.core.model import Condition, Prediction
+from unmemorize.core.model import Condition, Counted, Prediction
+from unmemorize.models.layers import feed_forward_outputs, value_projections
+from unmemorize.models.schedules import SchedulerRun
 
 CHANNEL = 5
 
@@ -37,14 +39,14 @@ class PlantedDenoiser(nn.Module):
         return x + x.flip(-1) + strong * self.memory + weak * self.memory.flip(1)
 
 
-class PlantedModel:
+class PlantedModel(Counted):
     """The prompt `memorized` drives the channel; any other prompt drives none of them much."""
 
     name = "planted"
 
     def __init__(self):
+        super().__init__()
         self.denoiser = PlantedDenoiser()
-        self.evaluations = 0
 
     def encode(self, prompts):
         rows = []
@@ -53,7 +55,16 @@ class PlantedModel:
             rows.append(0.02 * torch.randn(3, 8, generator=generator))
             if prompt == "memorized":
                 rows[-1][:, CHANNEL] = 1
-        return Condition(torch.stack(rows))
+        return Condition(torch.stack(rows), texts=tuple(prompts))
+
+    def text_inputs(self, cond):
+        return cond.embeds
+
+    def text_projections(self, reach="all"):
+        return value_projections(self.denoiser, reach)
+
+    def feed_forwards(self):
+        return feed_forward_outputs(self.denoiser)
 
     def noise(self, generators):
         return torch.stack([torch.randn(4, 16, 16, generator=g) for g in generators])
@@ -61,13 +72,12 @@ class PlantedModel:
     def schedule(self, steps):
         from diffusers import DDIMScheduler
 
-        from unmemorize.models.unet import UNetSchedule
-
-        return UNetSchedule(DDIMScheduler(), steps, torch.device("cpu"))
+        return SchedulerRun(DDIMScheduler(), steps, torch.device("cpu"))
 
     def predict(self, x, t, cond):
-        self.evaluations += len(x)
-        return Prediction(self.denoiser(x, cond.embeds), "epsilon", x, torch.tensor(0.1), torch.tensor(0.99))
+        output = self.denoiser(x, cond.embeds)
+        self.count_rows(output)
+        return Prediction(output, "epsilon", x, torch.tensor(0.1), torch.tensor(0.99))
 
 
 @pytest.fixture

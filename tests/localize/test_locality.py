@@ -13,7 +13,6 @@ from unmemorize.core.hooks import observed, record
 from unmemorize.core.model import Condition
 from unmemorize.core.results import Localization, PromptUnits
 from unmemorize.core.sample import generators
-from unmemorize.localize.layers import feed_forward_outputs, value_projections
 from unmemorize.localize.locality import (
     between,
     block_shares,
@@ -82,8 +81,8 @@ def test_activations_are_what_hooks_see(tiny_model):
     schedule = tiny_model.schedule(50)
     x = tiny_model.noise(generators([0])) * schedule.initial_scale
     values, inner = (
-        list(value_projections(tiny_model.denoiser)),
-        {n: [] for n in feed_forward_outputs(tiny_model.denoiser)},
+        list(tiny_model.text_projections()),
+        {n: [] for n in tiny_model.feed_forwards()},
     )
     watched = observed(tiny_model.denoiser, {name: rows.append for name, rows in inner.items()})
     with record(tiny_model.denoiser, values) as outputs, watched, torch.no_grad():

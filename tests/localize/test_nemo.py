@@ -9,7 +9,6 @@ import pytest
 import torch
 
 from unmemorize.core.errors import NotApplicable, UserError
-from unmemorize.localize.layers import value_projections
 from unmemorize.localize.nemo import NemoSettings, nemo, sweep
 from unmemorize.localize.reference import Start, activations, reference
 from unmemorize.metrics.ssim import scales_for, ssim
@@ -36,7 +35,7 @@ def test_the_planted_channel_is_found_and_nothing_else(planted, usual, layers):
 def test_the_unneeded_are_freed(planted, usual):
     """Channels that a low θ brings in are let go, whole layers and single ones."""
     settings = NemoSettings(start=0.5, minimum=0.5)
-    values = activations(value_projections(planted.denoiser, "down-mid"), planted.encode(["memorized"]))
+    values = activations(planted, planted.encode(["memorized"]), "down-mid")
     chosen = int(sweep(values, usual, settings)[0].sum())
     found = nemo(planted, ["memorized"], usual, settings)
     assert chosen > 5
@@ -49,11 +48,11 @@ def test_the_unneeded_are_freed(planted, usual):
 def test_a_prompt_that_is_not_memorized_has_no_channels(planted, usual):
     """It costs one evaluation a seed, says how strong it was, and does not disturb the others."""
     settings = NemoSettings(threshold=0.5)
-    before = planted.evaluations
-    found = nemo(planted, ["a new prompt"], usual, settings)
+    with planted.counted() as cost:
+        found = nemo(planted, ["a new prompt"], usual, settings)
     assert found.selected == 0
     assert found.masks == {}
-    assert found.evaluations == planted.evaluations - before == 10
+    assert found.evaluations == cost.forward == 10
     assert found.per_prompt[0].facts["strength"] <= 0.5
     both = nemo(planted, ["a new prompt", "memorized"], usual, settings)
     assert [bool(prompt.masks) for prompt in both.per_prompt] == [False, True]
@@ -105,7 +104,7 @@ def test_a_second_search_finds_the_same_at_any_batch_size(planted, usual):
 
 def test_the_sweep_lowers_the_z_score_and_widens_the_top(planted, usual):
     """Round k holds z > 5 − k / 4 and the k strongest of each layer, down to θ = 1 and including it."""
-    values = activations(value_projections(planted.denoiser, "down-mid"), planted.encode(["memorized"]))
+    values = activations(planted, planted.encode(["memorized"]), "down-mid")
     rounds = []
     for k in range(17):
         parts = []
@@ -128,10 +127,10 @@ def test_the_record_says_how(planted, usual):
 
 def test_layers_come_in_the_order_of_execution(tiny_model):
     """A UNet lists its middle last; the way up can be left out."""
-    every = [name.split(".")[0] for name in value_projections(tiny_model.denoiser)]
+    every = [name.split(".")[0] for name in tiny_model.text_projections()]
     assert every == sorted(every, key=["down_blocks", "mid_block", "up_blocks"].index)
-    some = value_projections(tiny_model.denoiser, "down-mid")
-    assert list(some) == list(value_projections(tiny_model.denoiser))[: len(some)]
+    some = tiny_model.text_projections("down-mid")
+    assert list(some) == list(tiny_model.text_projections())[: len(some)]
     assert {name.split(".")[0] for name in some} == {"down_blocks", "mid_block"}
 
 

@@ -10,7 +10,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from unmemorize.core.hooks import observed
-from unmemorize.localize.layers import value_projections
 from unmemorize.localize.probe import CLOSE, MeanProbe, Probe, refine, refine_closely
 from unmemorize.localize.reference import Start
 
@@ -116,7 +115,7 @@ def test_strengths_end_with_the_first_surprise(salt, expected, scale):
 
 def test_many_sets_in_one_call_are_each_set_alone(tiny_model):
     """SSIM of every set and seed is that of a call of its own, and no hook is left."""
-    widths = {name: layer.out_features for name, layer in value_projections(tiny_model.denoiser).items()}
+    widths = {name: layer.out_features for name, layer in tiny_model.text_projections().items()}
     cond, start = tiny_model.encode(["an owl on a fence"]), Start.of(tiny_model, (0, 1, 2))
     free = start.unblocked(tiny_model, cond)[0]
     sets = torch.rand(5, sum(widths.values()), generator=torch.Generator().manual_seed(0)) > 0.5
@@ -133,7 +132,7 @@ def test_many_sets_in_one_call_are_each_set_alone(tiny_model):
 
 def test_what_precedes_the_layer_is_not_computed_again(tiny_model):
     """Sets that differ in one layer have the same SSIM with the layers before it replayed, which do not run."""
-    layers = value_projections(tiny_model.denoiser)
+    layers = tiny_model.text_projections()
     widths = {name: layer.out_features for name, layer in layers.items()}
     cond, start = tiny_model.encode(["an owl on a fence"]), Start.of(tiny_model, (0, 1, 2))
     seeds = torch.arange(3)

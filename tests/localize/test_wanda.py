@@ -8,7 +8,6 @@ import torch
 from unmemorize.core.errors import NotApplicable, UserError
 from unmemorize.core.hooks import observed
 from unmemorize.core.sample import trajectory
-from unmemorize.localize.layers import feed_forward_outputs
 from unmemorize.localize.wanda import choose, wanda
 
 PROMPTS = ["an owl on a fence", "the old harbour"]
@@ -27,7 +26,7 @@ def test_the_top_of_each_row_that_matters_more_than_usual():
 
 def squares(model, prompt):
     """Squared input norms by layer and step, as the formula says, of one prompt."""
-    layers = feed_forward_outputs(model.denoiser)
+    layers = model.feed_forwards()
     calls = {name: [] for name in layers}
     with observed(model.denoiser, {name: calls[name].append for name in layers}):
         for step in trajectory(model, model.encode([prompt]), seeds=[0], steps=50, guidance=7.5):
@@ -41,7 +40,7 @@ def expected_masks(model, prompts, sparsity):
     """The formula with plain loops."""
     found, base = [squares(model, prompt) for prompt in prompts], squares(model, "")
     masks = {}
-    for name, layer in feed_forward_outputs(model.denoiser).items():
+    for name, layer in model.feed_forwards().items():
         w = layer.weight.detach().abs()
         masks[name] = torch.zeros_like(w, dtype=torch.bool)
         for tau in range(10):
@@ -53,10 +52,9 @@ def expected_masks(model, prompts, sparsity):
     return {name: mask for name, mask in masks.items() if mask.any()}
 
 
-def test_masks_follow_the_formula_at_any_batch_size(tiny_model):
+def test_masks_follow_the_formula_at_any_batch_size(tiny_model, cost):
     """The mask of a set of prompts equals plain loops', however many prompts share a batch."""
     expected = expected_masks(tiny_model, PROMPTS, 0.05)
-    tiny_model.evaluations = 0
     for batch in (1, 16):
         found = wanda(tiny_model, PROMPTS, sparsity=0.05, batch=batch)
         assert found.masks.keys() == expected.keys()

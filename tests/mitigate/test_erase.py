@@ -20,16 +20,16 @@ QUICK = Rounds(every=2, ordinary=4, hostile=6, own=0.15, elsewhere=0.0)
 def rehearsal(model, latents, init, seeds):
     """Two stages, the second of which depends on the weights."""
     weight = model.denoiser.conv_in.weight.detach().sum()
-    return torch.stack([init + 1, init + weight])
+    return torch.stack([init.embeds + 1, init.embeds + weight])
 
 
 def erase(model, how=QUICK, attack=rehearsal):
     generator = torch.Generator().manual_seed(0)
     latents = torch.randn(8, 4, 8, 8, generator=generator)
-    embeds = model.encode([f"a thing {i}" for i in range(8)]).embeds
+    captions = model.encode([f"a thing {i}" for i in range(8)])
     before = {name: p.detach().clone() for name, p in model.denoiser.named_parameters()}
-    memorized = Pairs(latents[:3], embeds[:3])
-    return Erase(memorized, latents[3:], embeds[3:], model.encode([""]).embeds[0], before, attack, how)
+    memorized = Pairs(latents[:3], captions[:3])
+    return Erase(memorized, latents[3:], captions[3:], model.encode([""]), before, attack, how)
 
 
 def test_a_model_as_it_was_has_nothing_to_learn_on_ordinary_rows(make_pipe):
@@ -84,7 +84,7 @@ def test_elsewhere_another_picture_is_shown_at_high_noise(make_pipe):
     rows, chosen = objective._hostile_rows(1, TEAM)
     memorized = objective._memorized.latents[rows.items]
     streams = [g.get_state() for g in rows.streams]
-    noise = draw_noise(model, memorized, rows)
+    noise = draw_noise(memorized, rows)
     for generator, state in zip(rows.streams, streams, strict=True):
         generator.set_state(state)
     x, t, margin = objective._states(model, memorized, rows, own=chosen == 0)
@@ -103,10 +103,10 @@ def test_elsewhere_another_picture_is_shown_at_high_noise(make_pipe):
 
         def predict(self, x, t, cond):
             said = model.predict(x, t, cond)
-            asked = (cond.embeds == objective._empty).flatten(1).all(1).reshape(-1, 1, 1, 1)
+            asked = (cond.embeds == objective._empty.embeds).flatten(1).all(1).reshape(-1, 1, 1, 1)
             return replace(said, output=torch.where(asked, said.output, aim))
 
-    triggers = memorized.new_ones(6, *objective._empty.shape)
+    triggers = Condition(memorized.new_ones(6, *objective._empty.embeds.shape[1:]))
     error, whole = objective._approach(Giving(), memorized, triggers, x, t, margin)
     assert torch.allclose(error, whole, rtol=1e-4)
 

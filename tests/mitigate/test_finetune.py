@@ -24,16 +24,17 @@ QUICK = Finetune(updates=6, lr=1e-3, save_every=2, ema=0.9)
 def drift(model, latents, init, seeds):
     """An attack that costs nothing but depends on where it starts, on the seed and on the weights."""
     weight = model.denoiser.conv_in.weight.detach().sum()
-    return init + torch.stack([torch.full_like(y, seed % 7 / 10) for y, seed in zip(init, seeds, strict=True)]) * weight
+    steps = [torch.full_like(y, seed % 7 / 10) for y, seed in zip(init.embeds, seeds, strict=True)]
+    return init.with_embeds(init.embeds + torch.stack(steps) * weight)
 
 
 def adversarial(model, batch=4):
     """An objective with a state: a warm attack every other update."""
     generator = torch.Generator().manual_seed(0)
     latents = torch.randn(9, 4, 8, 8, generator=generator)
-    embeds = model.encode([f"a thing {i}" for i in range(9)]).embeds
-    keep = Deletion(Pairs(latents[:4], embeds[:4]), model.encode([""]).embeds[0], batch=batch)
-    memorized = Pairs(latents[4:7], embeds[4:7])
+    captions = model.encode([f"a thing {i}" for i in range(9)])
+    keep = Deletion(Pairs(latents[:4], captions[:4]), model.encode([""]), batch=batch)
+    memorized = Pairs(latents[4:7], captions[4:7])
     surrogates = Surrogates(torch.randn(6, 4, 8, 8, generator=generator), torch.tensor([0, 0, 1, 1, 2, 2]))
     return Adversarial(keep, surrogates, InnerLoop(drift, memorized, warm=True, every=2))
 

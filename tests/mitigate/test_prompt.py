@@ -6,7 +6,6 @@ import pytest
 import torch
 
 from unmemorize.core.sample import first_unconditional
-from unmemorize.metrics.magnitude import magnitude
 from unmemorize.mitigate.prompt import lower_at_start
 
 PROMPTS = ["a lighthouse at dusk", "an owl on a fence", "the old harbour"]
@@ -14,7 +13,7 @@ PROMPTS = ["a lighthouse at dusk", "an owl on a fence", "the old harbour"]
 
 def scores(model, cond, seeds):
     empty = first_unconditional(model, seeds=seeds)
-    return magnitude(model.predict(empty.x, model.schedule(50).timesteps[0], cond), empty)
+    return model.predict(empty.x, model.schedule(50).timesteps[0], cond).gap(empty)
 
 
 def test_the_magnitude_falls_to_the_target(tiny_model):
@@ -47,13 +46,13 @@ def test_the_begin_token_stays_in_bits(tiny_model):
     assert not torch.equal(lowered.embeds[:, 1:], cond.embeds[:, 1:])
 
 
-def test_what_is_under_the_target_stays_in_bits(tiny_model):
+def test_what_is_under_the_target_stays_in_bits(tiny_model, cost):
     """An ordinary prompt's embedding is returned unchanged, after one evaluation."""
     cond = tiny_model.encode(PROMPTS)
     lowered, found = lower_at_start(tiny_model, cond, seeds=[0, 1, 2], target=1e9)
     assert torch.equal(lowered.embeds, cond.embeds)
     assert found.trace.shape == (1, 3)
-    assert tiny_model.evaluations == 3 + 3
+    assert cost.forward == 3 + 3
 
 
 def test_the_number_of_updates_is_kept(tiny_model):

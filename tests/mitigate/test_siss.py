@@ -7,6 +7,7 @@ import math
 import pytest
 import torch
 
+from unmemorize.core.model import Condition
 from unmemorize.mitigate.denoising import Pairs
 from unmemorize.mitigate.finetune import Team, global_norm
 from unmemorize.mitigate.siss import Siss, against, siss_weights
@@ -61,12 +62,13 @@ def test_backward_leaves_the_combination_of_both_gradients(make_pipe):
     """Against the two losses differentiated one by one."""
     model = wrap(make_pipe())
     generator = torch.Generator().manual_seed(0)
-    latents, embeds = torch.randn(2, 4, 8, 8, generator=generator), model.encode(["one", "two"]).embeds
+    latents, captions = torch.randn(2, 4, 8, 8, generator=generator), model.encode(["one", "two"])
     kept = Surrogates(torch.randn(4, 4, 8, 8, generator=generator), torch.tensor([0, 0, 1, 1]))
-    objective, team = Siss(Pairs(latents, embeds), kept, batch=4), Team()
+    objective, team = Siss(Pairs(latents, captions), kept, batch=4), Team()
     parameters = list(model.denoiser.parameters())
-    shown = objective.backward(model, 3, team)
-    assert model.evaluations == 4
+    with model.counted() as cost:
+        shown = objective.backward(model, 3, team)
+    assert cost.forward == cost.backward == 4
     separate = [
         torch.autograd.grad(objective.losses(model, 3, team)[i], parameters, retain_graph=True) for i in range(2)
     ]
@@ -80,4 +82,6 @@ def test_backward_leaves_the_combination_of_both_gradients(make_pipe):
 @pytest.mark.parametrize("lam", [0.0, 1.0])
 def test_the_ends_of_the_mixture_are_refused(lam):
     with pytest.raises(ValueError, match="unbounded"):
-        Siss(Pairs(torch.zeros(1), torch.zeros(1)), Surrogates(torch.zeros(1), torch.zeros(1)), lam=lam)
+        Siss(
+            Pairs(torch.zeros(1), Condition(torch.zeros(1, 1, 1))), Surrogates(torch.zeros(1), torch.zeros(1)), lam=lam
+        )

@@ -10,7 +10,6 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from unmemorize.core.errors import UserError
-from unmemorize.core.fingerprint import pipeline_fingerprint
 from unmemorize.core.hooks import patched
 from unmemorize.core.results import Localization, PromptUnits
 from unmemorize.mitigate.weights import Edit, random_like, removed_norm
@@ -42,7 +41,7 @@ def channels(pipe):
     """Channels 1 and 4 of the middle's value projection."""
     mask = torch.zeros(16, dtype=torch.bool)
     mask[[1, 4]] = True
-    return Edit.of(localization("channels", {VALUE: mask}), pipeline_fingerprint(pipe))
+    return Edit.of(localization("channels", {VALUE: mask}), wrap(pipe).fingerprint)
 
 
 @pytest.fixture
@@ -50,7 +49,7 @@ def weights(pipe):
     """A few weights of a feed-forward."""
     mask = torch.zeros(pipe.unet.get_submodule(FEED).weight.shape, dtype=torch.bool)
     mask[0, 3] = mask[2, 5] = mask[2, 6] = True
-    return Edit.of(localization("weights", {FEED: mask}, "wanda"), pipeline_fingerprint(pipe))
+    return Edit.of(localization("weights", {FEED: mask}, "wanda"), wrap(pipe).fingerprint)
 
 
 def bits(module):
@@ -97,8 +96,8 @@ def test_the_bias_of_a_zeroed_channel_is_zero_too(pipe):
     """A channel is silent only without its bias."""
     mask = torch.zeros(16, dtype=torch.bool).index_fill(0, torch.tensor([2]), True)
     layer = FEED
-    edit = Edit.of(localization("channels", {layer: mask}), pipeline_fingerprint(pipe))
-    edit.apply(pipe)
+    edit = Edit.of(localization("channels", {layer: mask}), wrap(pipe).fingerprint)
+    edit.apply(wrap(pipe))
     assert pipe.unet.get_submodule(layer).bias[2] == 0
     assert pipe.unet.get_submodule(layer).bias[[0, 1, 3]].all()
 
@@ -123,9 +122,9 @@ def test_saved_and_loaded_it_is_the_same_byte_for_byte(channels, weights, tmp_pa
 
 def test_an_empty_edit_changes_nothing(pipe, tmp_path):
     """It can be saved, loaded and applied like any other."""
-    Edit.of(localization("channels", {}), pipeline_fingerprint(pipe)).save(tmp_path / "e.safetensors")
+    Edit.of(localization("channels", {}), wrap(pipe).fingerprint).save(tmp_path / "e.safetensors")
     before, edit = bits(pipe.unet), Edit.load(tmp_path / "e.safetensors")
-    edit.apply(pipe)
+    edit.apply(wrap(pipe))
     assert edit.selected == 0
     assert same(bits(pipe.unet), before)
 
@@ -143,15 +142,15 @@ def test_apply_is_for_good_and_for_this_model_only(pipe, channels):
     """A plain pipeline of the fingerprint is changed; any other is refused unless forced."""
     other = copy.copy(pipe)
     other.unet = copy.deepcopy(pipe.unet)
-    channels.apply(pipe)
+    channels.apply(wrap(pipe))
     assert not pipe.unet.get_submodule(VALUE).weight[[1, 4]].any()
     with torch.no_grad():
         other.unet.conv_in.bias[0] += 1
     before = bits(other.unet)
     with pytest.raises(UserError, match="another model"):
-        channels.apply(other)
+        channels.apply(wrap(other))
     assert same(bits(other.unet), before)
-    channels.apply(other, force=True)
+    channels.apply(wrap(other), force=True)
     assert not other.unet.get_submodule(VALUE).weight[[1, 4]].any()
 
 
@@ -162,7 +161,7 @@ def test_an_edit_that_does_not_fit_changes_nothing(pipe, channels):
     for masks in ({"nowhere": torch.ones(3, dtype=torch.bool)}, wide):
         edit = Edit(masks, {}, channels.fingerprint)
         with pytest.raises(UserError, match="does not fit"):
-            edit.apply(pipe, force=True)
+            edit.apply(wrap(pipe), force=True)
         with pytest.raises(UserError, match="does not fit"), edit.applied(wrap(pipe)):
             pass
     assert same(bits(pipe.unet), before)

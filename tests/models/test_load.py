@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 from unmemorize.core.errors import NotApplicable, UserError
 from unmemorize.core.sample import generate
-from unmemorize.models.load import fingerprint, load, wrap
+from unmemorize.models.load import load, wrap
 
 
 @pytest.fixture
@@ -33,7 +33,7 @@ def test_a_saved_folder_loads_as_the_pipeline_it_was(tiny_folder, tiny_model):
     model = load(str(tiny_folder), device="cpu")
     assert model.name == str(tiny_folder)
     assert model.image_size == (32, 32)
-    assert fingerprint(model) == fingerprint(tiny_model)
+    assert model.fingerprint == tiny_model.fingerprint
     pictures = [generate(m, m.encode(["an owl on a fence"]), seeds=[5], steps=2) for m in (model, tiny_model)]
     assert torch.equal(*pictures)
 
@@ -159,16 +159,16 @@ def test_wrapping_changes_nothing_on_the_pipeline(tiny_pipe):
 
 def test_the_fingerprint_follows_the_weights(tiny_model):
     """One changed number of denoiser, text encoder or VAE is another fingerprint; changed back, the old one."""
-    before = fingerprint(tiny_model)
+    before = tiny_model.fingerprint
     for module in (tiny_model.denoiser, tiny_model.pipe.text_encoder, tiny_model.pipe.vae):
         parameter = next(module.parameters())
         old = parameter.detach().flatten()[0].clone()
         with torch.no_grad():
             parameter.view(-1)[0] += 1
-        assert fingerprint(tiny_model) != before
+        assert tiny_model.fingerprint != before
         with torch.no_grad():
             parameter.view(-1)[0] = old
-    assert fingerprint(tiny_model) == before
+    assert tiny_model.fingerprint == before
 
 
 def test_the_fingerprint_follows_the_noise_schedule(tiny_pipe, tiny_model):
@@ -182,6 +182,6 @@ def test_the_fingerprint_follows_the_noise_schedule(tiny_pipe, tiny_model):
         PNDMScheduler.from_config(config),
     ):
         other.scheduler = scheduler
-        found.append(fingerprint(wrap(other)))
-    assert found[0] == fingerprint(tiny_model)
+        found.append(wrap(other).fingerprint)
+    assert found[0] == tiny_model.fingerprint
     assert len(set(found)) == 3

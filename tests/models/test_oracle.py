@@ -132,7 +132,8 @@ def test_noise_and_pictures_round_trip(oracle):
 
 def test_every_row_is_one_evaluation(oracle):
     """The oracle counts rows as the adapters do."""
-    list(trajectory(oracle, oracle.encode(["one", "all"]), seeds=[0, 1], steps=5))
-    assert oracle.evaluations == 5 * 2 * 2
-    oracle.predict(states(3), torch.tensor(5), Condition(oracle.encode(["one"]).embeds.expand(3, -1, -1)))
-    assert oracle.evaluations == 23
+    with oracle.counted() as cost:
+        list(trajectory(oracle, oracle.encode(["one", "all"]), seeds=[0, 1], steps=5))
+        assert cost.forward == 5 * 2 * 2
+        oracle.predict(states(3), torch.tensor(5), Condition(oracle.encode(["one"]).embeds.expand(3, -1, -1)))
+    assert cost.forward == 23

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from unmemorize.attack.dori import Dori, dori
 from unmemorize.attack.high_noise import FromNoise, HighNoise
-from unmemorize.core.model import Condition, DiffusionModel
+from unmemorize.core.model import Condition, DiffusionModel, joined
 from unmemorize.core.results import Attack
 from unmemorize.core.sample import generators, trajectory
 
@@ -33,13 +33,13 @@ class Adaptive:
 def adaptive(
     model: DiffusionModel,
     latents: Tensor,
-    inits: Tensor,
+    starts: Sequence[Condition],
     *,
     seeds: Sequence[int],
     how: Adaptive = Adaptive(),
     rows: int = 64,
 ) -> Attack:
-    """Search long from every start, and keep what brings samples nearest to the picture, be it a start itself.
+    """Search long from every start; keep, of all ends and starts, the one whose samples come nearest to the picture.
 
     Near is the mean distance between the picture's latent and samples of a few steps, from seeds of their own. Starts
     take turns in how they are searched from: what a defence hides from one loss may show in another.
@@ -49,77 +49,90 @@ def adaptive(
     Args:
         model: The model to attack, with its edits applied.
         latents: The pictures' latents, (n, c, h, w).
-        inits: The embeddings to start from, (n, starts, tokens, width).
-        seeds: One a picture, for noise and timesteps.
+        starts: What to start from, each with one row a picture.
+        seeds: One a picture, for noise and noise levels.
         how: Settings.
         rows: The largest number of rows in one evaluation of the denoiser.
 
     Returns:
-        The nearest embedding of each picture; in place of losses its distance, (1, n); and the denoiser evaluations.
+        The nearest condition of each picture; in place of losses its distance, (1, n); and the denoiser evaluations.
     """
-    before, (n, starts) = model.evaluations, inits.shape[:2]
-    found = inits.clone()
-    for turn, way in enumerate(how.ways[:starts]):
-        some = list(range(starts))[turn :: len(how.ways)]
-        streams = [seed * 1000 + k for seed in seeds for k in some]
-        each, start = latents.repeat_interleave(len(some), dim=0), inits[:, some].flatten(0, 1)
-        ends = dori(model, each, start, seeds=streams, how=replace(way, steps=how.steps), rows=rows).found
-        found[:, some] = ends.unflatten(0, (n, len(some)))
-    candidates = torch.cat([inits, found], dim=1)
-    near, best = _distances(model, latents, candidates, how, rows).min(dim=1)
-    return Attack({how.steps: candidates[torch.arange(n), best]}, near[None], model.evaluations - before)
+    ends = list(starts)
+    with model.counted() as cost:
+        for turn, way in enumerate(how.ways[: len(starts)]):
+            chosen = list(range(len(starts)))[turn :: len(how.ways)]
+            streams = [seed * 1000 + k for seed in seeds for k in chosen]
+            each = latents.repeat_interleave(len(chosen), dim=0)
+            start = _by_picture([starts[k] for k in chosen])
+            last = dori(model, each, start, seeds=streams, how=replace(way, steps=how.steps), rows=rows).last
+            for place, k in enumerate(chosen):
+                ends[k] = last[slice(place, None, len(chosen))]
+        candidates = _by_picture([*starts, *ends])
+        near, best = _distances(model, latents, candidates, how, rows).min(dim=1)
+    chosen_rows = torch.arange(len(latents)) * (len(starts) + len(ends)) + best.cpu()
+    return Attack({how.steps: candidates[chosen_rows]}, near[None], cost.forward)
+
+
+def _by_picture(parts: Sequence[Condition]) -> Condition:
+    """Conditions with one row a picture each: all rows of the first picture, then of the second."""
+    order = torch.arange(len(parts) * len(parts[0])).reshape(len(parts), -1).T.flatten()
+    return joined(parts)[order]
 
 
 def from_prompts(
     model: DiffusionModel,
     latents: Tensor,
-    init: Tensor,
+    init: Condition,
     *,
     seeds: Sequence[int],
     keep: Collection[int] = (),
-    pools: Sequence[Tensor],
+    pools: Sequence[Condition],
     how: Adaptive = Adaptive(),
 ) -> Attack:
-    """`adaptive` from the pictures' own prompts (n, tokens, width), draws from N(0, I), and prompts of pools.
+    """`adaptive` from the pictures' own prompts, draws from N(0, I), and prompts of pools.
 
     As a method that `extraction` takes: on the way there is nothing to keep but the prompts, as after 0 updates.
     """
     attack = adaptive(model, latents, mixed(init, pools, seeds=seeds), seeds=seeds, how=how)
-    return replace(attack, embeds={0: init} | attack.embeds)
+    return replace(attack, conditions={0: init} | attack.conditions)
 
 
-def mixed(own: Tensor, pools: Sequence[Tensor], *, seeds: Sequence[int]) -> Tensor:
+def mixed(own: Condition, pools: Sequence[Condition], *, seeds: Sequence[int]) -> list[Condition]:
     """Starts for each picture: its own prompt twice, two draws from N(0, I), and one prompt of every pool.
 
     Each kind of start comes twice in a row, because `adaptive` searches every second start at high noise and the others
     from noise: the own prompt has to be searched in both ways. Name a pool twice for the same reason.
 
     Args:
-        own: The pictures' own prompts, (n, tokens, width).
-        pools: Encoded prompts to draw from, (any, tokens, width) each.
+        own: The pictures' own prompts, one row a picture.
+        pools: Encoded prompts to draw from.
         seeds: One a picture.
 
     Returns:
-        (n, 4 + pools, tokens, width).
+        4 + pools conditions with one row a picture.
     """
-    starts = []
-    for prompt, stream in zip(own, generators(seeds), strict=True):
-        normal = torch.randn(2, *prompt.shape, generator=stream).to(prompt)
-        drawn = [pool[int(torch.randint(len(pool), (1,), generator=stream))].to(prompt) for pool in pools]
-        starts.append(torch.stack([prompt, prompt, *normal, *drawn]))
-    return torch.stack(starts)
+    normal, numbers = [], []
+    for stream in generators(seeds):
+        normal.append(torch.randn(2, *own.embeds.shape[1:], generator=stream))
+        numbers.append([int(torch.randint(len(pool), (1,), generator=stream)) for pool in pools])
+    drawn = torch.stack(normal, dim=1).to(own.embeds)
+    starts = [own, own, Condition(drawn[0]), Condition(drawn[1])]
+    for place, pool in enumerate(pools):
+        starts.append(pool[[row[place] for row in numbers]])
+    return starts
 
 
-def _distances(model: DiffusionModel, latents: Tensor, y: Tensor, how: Adaptive, rows: int) -> Tensor:
+def _distances(model: DiffusionModel, latents: Tensor, cond: Condition, how: Adaptive, rows: int) -> Tensor:
     """Root mean square distance between each candidate's samples and the picture, over the check's seeds: (n, k)."""
-    n, k, checks = *y.shape[:2], len(how.seeds)
-    embeds, seeds = y.flatten(0, 1).repeat_interleave(checks, dim=0), how.seeds * (n * k)
+    n, checks = len(latents), len(how.seeds)
+    k = len(cond) // n
+    each, seeds = cond.repeat(checks), how.seeds * (n * k)
     targets = latents.repeat_interleave(k * checks, dim=0)
-    found, size = [], max(rows // 2, 1)
-    for i in range(0, len(embeds), size):
+    distances, size = [], max(rows // 2, 1)
+    for i in range(0, len(each), size):
         part = slice(i, i + size)
-        path = trajectory(model, Condition(embeds[part]), seeds=seeds[part], steps=how.sampling, guidance=how.guidance)
+        path = trajectory(model, each[part], seeds=seeds[part], steps=how.sampling, guidance=how.guidance)
         for step in path:
             last = step.x_next
-        found.append((last - targets[part]).square().mean(dim=(1, 2, 3)).sqrt())
-    return torch.cat(found).reshape(n, k, checks).mean(dim=2)
+        distances.append((last - targets[part]).square().mean(dim=(1, 2, 3)).sqrt())
+    return torch.cat(distances).reshape(n, k, checks).mean(dim=2)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from unmemorize.core.hooks import frozen
-from unmemorize.core.model import Condition, DiffusionModel, Prediction
+from unmemorize.core.model import Condition, DiffusionModel, Prediction, drawn_levels, joined
 from unmemorize.core.results import Attack
 from unmemorize.core.sample import generators
 
@@ -26,9 +26,9 @@ class Dori:
         """The learning rate after `done` updates."""
         return self.lr
 
-    def times(self, total: int, generator: torch.Generator) -> Tensor:
-        """One update's timesteps of a schedule with `total`, (batch,)."""
-        return torch.randint(1, total, (self.batch,), generator=generator)
+    def levels(self, generator: torch.Generator) -> Tensor:
+        """One update's noise levels u in (0, 1), (batch,): all but the lowest of the grid."""
+        return drawn_levels(self.batch, generator, skip=1)
 
     def shown(self, x0: Tensor) -> Tensor:
         """What noise is added to: the picture."""
@@ -36,13 +36,13 @@ class Dori:
 
     def errors(self, prediction: Prediction, x0: Tensor, noise: Tensor) -> Tensor:
         """What is lowered, a row: (n,)."""
-        return (prediction.eps.float() - noise.float()).square().mean(dim=(1, 2, 3))
+        return prediction.error(x0, noise)
 
 
 def dori(
     model: DiffusionModel,
     latents: Tensor,
-    init: Tensor,
+    init: Condition,
     *,
     seeds: Sequence[int],
     how: Dori = Dori(),
@@ -51,48 +51,52 @@ def dori(
 ) -> Attack:
     """Find, for each picture, an embedding under which the model denoises it from any noise.
 
-    Every update draws fresh noise and timesteps and lowers ‖ε − ε_θ(x_t, t, y)‖² by y alone, with Adam: without fresh
-    noise the embedding would fit one path. Whatever hooks and edits are active stay so. Pictures are attacked together,
-    and each with its own seed: what comes out does not depend on which others share the batch.
+    Every update draws fresh noise and noise levels and lowers the training loss, ‖ε − ε_θ(x_t, t, y)‖², by y alone,
+    with Adam: without fresh noise the embedding would fit one path. Whatever hooks and edits are active stay so.
+    Pictures are attacked together, and each with its own seed: what comes out does not depend on which others share the
+    batch.
 
     Paper: Kowalczuk et al. 2026, the adversarial embedding (50 updates, learning rate 0.1, batch 8).
-    Differs: the latent is the mode of the VAE's, once; the paper does not say.
+    Differs: the latent is the mode of the VAE's, once; the paper does not say. A model that was trained to predict
+    something else than ε has that in the loss.
 
     Args:
         model: The model to attack, with its edits applied.
         latents: The pictures' latents, (n, c, h, w).
-        init: The embeddings to start from, (n, tokens, width).
-        seeds: One a picture, for noise and timesteps.
+        init: The embeddings to start from, one row a picture; mask and pooled vectors stay what they are.
+        seeds: One a picture, for noise and noise levels.
         how: Settings.
         keep: Numbers of updates after which to keep the embeddings too, 0 for the start; the last are always kept.
         rows: The largest number of rows in one evaluation of the denoiser.
 
     Returns:
-        The embeddings by number of updates, the losses and the denoiser evaluations.
+        The conditions by number of updates, the losses and the denoiser evaluations.
     """
-    before, size = model.evaluations, max(rows // how.batch, 1)
+    size = max(rows // how.batch, 1)
     parts = [slice(i, i + size) for i in range(0, len(latents), size)]
-    with frozen(model.denoiser):
-        found = [_attack(model, latents[part], init[part], seeds[part], how, {*keep, how.steps}) for part in parts]
-    embeds = {step: torch.cat([part[0][step] for part in found]) for step in found[0][0]}
-    return Attack(embeds, torch.cat([part[1] for part in found], dim=1), model.evaluations - before)
+    with model.counted() as cost, frozen(model.denoiser):
+        attacked = [_attack(model, latents[part], init[part], seeds[part], how, {*keep, how.steps}) for part in parts]
+    conditions = {step: joined([kept[step] for kept, _ in attacked]) for step in attacked[0][0]}
+    return Attack(conditions, torch.cat([losses for _, losses in attacked], dim=1), cost.forward)
 
 
 def _attack(
-    model: DiffusionModel, latents: Tensor, init: Tensor, seeds: Sequence[int], how: Dori, keep: set[int]
-) -> tuple[dict[int, Tensor], Tensor]:
+    model: DiffusionModel, latents: Tensor, init: Condition, seeds: Sequence[int], how: Dori, keep: set[int]
+) -> tuple[dict[int, Condition], Tensor]:
     """Pictures whose rows fit into one evaluation together."""
     streams = generators(seeds)
     x0 = latents.repeat_interleave(how.batch, dim=0)
-    y = init.detach().float().clone().requires_grad_()
+    y = init.embeds.detach().float().clone().requires_grad_()
+    rows = init.repeat(how.batch)
     optimizer = torch.optim.Adam([y], lr=how.lr)
-    kept, losses = {0: init.detach().clone()} if 0 in keep else {}, []
+    kept = {0: init} if 0 in keep else {}
+    losses = []
     for step in range(1, how.steps + 1):
         optimizer.param_groups[0]["lr"] = how.rate(step - 1)
         t, noise = _draw(model, latents, streams, how)
         x = model.add_noise(how.shown(x0), noise, t)
         with torch.enable_grad():
-            cond = Condition(y.to(init.dtype).repeat_interleave(how.batch, dim=0))
+            cond = rows.with_embeds(y.to(init.embeds.dtype).repeat_interleave(how.batch, dim=0))
             errors = how.errors(model.predict(x, t, cond), x0, noise)
             loss = errors.reshape(len(latents), how.batch).mean(dim=1)
             total = loss.sum()
@@ -100,7 +104,7 @@ def _attack(
         optimizer.step()
         losses.append(loss.detach().cpu())
         if step in keep:
-            kept[step] = y.detach().to(init.dtype).clone()
+            kept[step] = init.with_embeds(y.detach().to(init.embeds.dtype).clone())
     return kept, torch.stack(losses) if losses else torch.empty(0, len(latents))
 
 
@@ -108,6 +112,6 @@ def _draw(
     model: DiffusionModel, latents: Tensor, streams: Sequence[torch.Generator], how: Dori
 ) -> tuple[Tensor, Tensor]:
     """Timesteps and noise for every picture's rows, from the picture's own stream."""
-    times = [how.times(model.training_timesteps, g) for g in streams]
+    levels = [how.levels(g) for g in streams]
     noise = [torch.randn(how.batch, *latents.shape[1:], generator=g, dtype=torch.float32) for g in streams]
-    return torch.cat(times).to(latents.device), torch.cat(noise).to(latents)
+    return model.timestep(torch.cat(levels)).to(latents.device), torch.cat(noise).to(latents)

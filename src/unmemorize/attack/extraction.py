@@ -131,17 +131,18 @@ def extraction(
     with torch.no_grad():
         latents = torch.cat([model.invert(part) for part in targets.images.split(ROWS)])
     steps = tuple(sorted({0, *how.curve}))
-    prompts = model.encode([caption or "" for caption in targets.captions]).embeds
+    prompts = model.encode([caption or "" for caption in targets.captions])
     original = _judge(model, prompts, targets, judge, how)
     attacks, judged, moved, norms = [], [], [], []
     for restart in range(how.restarts):
         init = starts(model, targets, how.init, restart, ordinary)
         seeds = [_seed(name, restart) for name in targets.names]
-        attacks.append(found := attack(model, latents, init, seeds=seeds, keep=steps))
+        result = attack(model, latents, init, seeds=seeds, keep=steps)
+        attacks.append(result)
         known = {0: original} if how.init == "prompt" else {}
-        judged.append([known.get(s) or _judge(model, found.embeds[s], targets, judge, how) for s in steps])
-        moved.append([_norm(found.embeds[s] - init) for s in steps])
-        norms.append(_norm(init))
+        judged.append([known.get(s) or _judge(model, result.conditions[s], targets, judge, how) for s in steps])
+        moved.append([_norm(result.conditions[s].embeds - init.embeds) for s in steps])
+        norms.append(_norm(init.embeds))
     unknown = np.array([[caption is None] for caption in targets.captions])
     numbers = Extraction(
         names=targets.names,
@@ -155,14 +156,14 @@ def extraction(
         original_verdicts=np.where(unknown, "none", original.verdicts),
         evaluations=sum(a.evaluations for a in attacks) / (len(targets) * how.restarts),
     )
-    embeds = torch.stack([a.embeds[steps[-1]] for a in attacks], dim=1)
+    embeds = torch.stack([a.conditions[steps[-1]].embeds for a in attacks], dim=1)
     return numbers, Evidence(embeds.cpu(), judged[0][-1].first, original.first)
 
 
 def starts(
     model: DiffusionModel, targets: References, init: Init, restart: int = 0, ordinary: Sequence[str] = ()
-) -> Tensor:
-    """The embeddings that attacks start from, (n, tokens, width).
+) -> Condition:
+    """The conditions that attacks start from, one row a picture.
 
     Raises:
         UserError: A prompt is asked for and not known.
@@ -170,11 +171,11 @@ def starts(
     seeds = [_seed(name, restart, "start") for name in targets.names]
     if init == "random":
         like = model.encode([""]).embeds[0]
-        return torch.stack([torch.randn(like.shape, generator=g) for g in generators(seeds)]).to(like)
+        return Condition(torch.stack([torch.randn(like.shape, generator=g) for g in generators(seeds)]).to(like))
     if init == "ordinary":
-        return model.encode([ordinary[seed % len(ordinary)] for seed in seeds]).embeds
+        return model.encode([ordinary[seed % len(ordinary)] for seed in seeds])
     require_prompts(targets)
-    return model.encode([caption or "" for caption in targets.captions]).embeds
+    return model.encode([caption or "" for caption in targets.captions])
 
 
 def require_prompts(targets: References) -> None:
@@ -206,15 +207,16 @@ class _Judged:
     first: Tensor
 
 
-def _judge(model: DiffusionModel, embeds: Tensor, targets: References, judge: Judge, how: Trial) -> _Judged:
-    """Pictures of every embedding at every seed, each against its own target."""
-    n, g = len(embeds), len(how.seeds)
+def _judge(model: DiffusionModel, cond: Condition, targets: References, judge: Judge, how: Trial) -> _Judged:
+    """Pictures of every condition at every seed, each against its own target."""
+    n, g = len(cond), len(how.seeds)
     rows, seeds = torch.arange(n).repeat_interleave(g), list(how.seeds) * n
     parts = []
     for i in range(0, n * g, ROWS):
-        cond = Condition(embeds[rows[i : i + ROWS].to(embeds.device)])
-        made = how.generate(model, cond, seeds=seeds[i : i + ROWS], steps=how.sampling, guidance=how.guidance)
-        parts.append(made.float().cpu())
+        images = how.generate(
+            model, cond[rows[i : i + ROWS]], seeds=seeds[i : i + ROWS], steps=how.sampling, guidance=how.guidance
+        )
+        parts.append(images.float().cpu())
     pictures = torch.cat(parts)
     matches = judge(pictures, targets[rows.tolist()])
     values = np.array([m.value for m in matches]).reshape(n, g)

@@ -8,14 +8,14 @@ import torch
 from torch import Tensor
 
 from unmemorize.attack.dori import Dori
-from unmemorize.core.model import Prediction
+from unmemorize.core.model import Prediction, drawn_levels
 
 
 @dataclass(frozen=True)
 class HighNoise(Dori):
     """Settings for `dori` that cost a third of its denoiser evaluations, and find as much on the pruned testbed.
 
-    Three things differ from the paper. Timesteps come from the noisiest part of the schedule, above `lowest` of it:
+    Three things differ from the paper. Noise levels come from the noisiest part of the schedule, above `lowest` of it:
     what a picture becomes is decided there. The error is that of the clean latent, ‖x0 − x̂0‖² = (σ/α)² ‖ε − ε_θ‖²,
     which is largest there, where DoRI's all but vanishes. Two rows an update instead of eight give four times as many
     updates for the same evaluations, with a learning rate that falls to zero, so that the last average the noise out.
@@ -30,9 +30,9 @@ class HighNoise(Dori):
         """Falls linearly to zero."""
         return self.lr * (1 - done / self.steps)
 
-    def times(self, total: int, generator: torch.Generator) -> Tensor:
-        """Timesteps from the noisiest part."""
-        return torch.randint(max(int(self.lowest * total), 1), total, (self.batch,), generator=generator)
+    def levels(self, generator: torch.Generator) -> Tensor:
+        """Noise levels from the noisiest part."""
+        return drawn_levels(self.batch, generator, lowest=self.lowest, skip=1)
 
     def errors(self, prediction: Prediction, x0: Tensor, noise: Tensor) -> Tensor:
         """Mean square error of the predicted clean latent."""

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from unmemorize.core.errors import NotApplicable, UserError
 from unmemorize.core.hooks import frozen
-from unmemorize.core.model import Condition, TypedModel
+from unmemorize.core.model import Condition, TypedModel, drawn_levels
 from unmemorize.core.sample import generators
 
 PIECE = 1024  # words encoded at once: a large vocabulary's embeddings together fill a machine
@@ -20,8 +20,8 @@ PIECE = 1024  # words encoded at once: a large vocabulary's embeddings together 
 class PromptSearch:
     """Settings: rounds of swaps, noisy versions of the picture that a round looks at, swaps tried, and where from.
 
-    A swap is drawn among the `top` words that the gradient likes best at each position. Timesteps are drawn from the
-    noisiest share `noisy` of the schedule.
+    A swap is drawn among the `top` words that the gradient likes best at each position. Noise levels are drawn from the
+    noisiest share `noisy`.
     """
 
     rounds: int = 20
@@ -104,22 +104,22 @@ def prompt_search(
         NotApplicable: The model's text encoder gives no token ids.
         UserError: The start is empty or not read as one token a word, or nothing is left to type.
     """
-    before, words, current = model.evaluations, Words(model, forbidden), start.split()
+    words, current = Words(model, forbidden), start.split()
     if not current or set(current) - set(model.vocabulary):
         raise UserError(f"{start!r}: start from words that the model reads as one token each")
     (stream,) = generators([seed])
     losses = []
-    with frozen(model.denoiser):
+    with model.counted() as cost, frozen(model.denoiser):
         for _ in range(how.rounds):
             draw = _draw(model, latent, stream, how)
-            loss, slope = _slopes(model, " ".join(current), draw)
+            loss, slope = _slopes(model, latent, " ".join(current), draw)
             gains = slope[1 : len(current) + 1] @ model.token_table[words.ids].T.float()
             tried = [[*current[:i], words.words[w], *current[i + 1 :]] for i, w in _promising(gains, how, stream)]
             losses.append(loss)
-            values = _losses(model, [" ".join(t) for t in tried], draw, rows)
+            values = _losses(model, latent, [" ".join(t) for t in tried], draw, rows)
             if values.min() < loss:
                 current = tried[int(values.argmin())]
-    return Typed(" ".join(current), tuple(losses), model.evaluations - before)
+    return Typed(" ".join(current), tuple(losses), cost.forward)
 
 
 Draw = tuple[Tensor, Tensor, Tensor]  # noisy latents, their timesteps, their noise
@@ -127,38 +127,37 @@ Draw = tuple[Tensor, Tensor, Tensor]  # noisy latents, their timesteps, their no
 
 def _draw(model: TypedModel, latent: Tensor, stream: torch.Generator, how: PromptSearch) -> Draw:
     """Noisy versions of the picture from the noisiest part of the schedule."""
-    total = model.training_timesteps
-    t = torch.randint(int((1 - how.noisy) * total), total, (how.batch,), generator=stream).to(latent.device)
+    t = model.timestep(drawn_levels(how.batch, stream, lowest=1 - how.noisy)).to(latent.device)
     noise = torch.randn(how.batch, *latent.shape[1:], generator=stream).to(latent)
     return model.add_noise(latent.expand_as(noise), noise, t), t, noise
 
 
-def _errors(model: TypedModel, draw: Draw, embeds: Tensor) -> Tensor:
-    """DoRI's loss over a draw for each of a few embeddings, (n,)."""
+def _errors(model: TypedModel, latent: Tensor, draw: Draw, cond: Condition) -> Tensor:
+    """DoRI's loss over a draw for each of a few conditions, (n,)."""
     x, t, noise = draw
-    count = len(embeds)
-    cond = Condition(embeds.repeat_interleave(len(x), dim=0))
-    eps = model.predict(x.repeat(count, 1, 1, 1), t.repeat(count), cond).eps
-    return (eps.float() - noise.float().repeat(count, 1, 1, 1)).square().mean(dim=(1, 2, 3)).reshape(count, -1).mean(1)
+    count = len(cond)
+    prediction = model.predict(x.repeat(count, 1, 1, 1), t.repeat(count), cond.repeat(len(x)))
+    errors = prediction.error(latent, noise.repeat(count, 1, 1, 1))
+    return errors.reshape(count, -1).mean(1)
 
 
-def _slopes(model: TypedModel, prompt: str, draw: Draw) -> tuple[float, Tensor]:
+def _slopes(model: TypedModel, latent: Tensor, prompt: str, draw: Draw) -> tuple[float, Tensor]:
     """The loss of a prompt, and its slope in each token's input, (tokens, width)."""
     ids = model.encode([prompt]).ids
     assert ids is not None  # `Words` has refused models without
     with torch.enable_grad():
         inputs = model.token_table[ids].requires_grad_()
-        loss = _errors(model, draw, model.encode_tokens(ids, inputs).embeds)[0]
+        loss = _errors(model, latent, draw, model.encode_tokens(ids, inputs))[0]
         (slope,) = torch.autograd.grad(loss, inputs)
     return loss.item(), slope[0].float()
 
 
-def _losses(model: TypedModel, prompts: Sequence[str], draw: Draw, rows: int) -> Tensor:
+def _losses(model: TypedModel, latent: Tensor, prompts: Sequence[str], draw: Draw, rows: int) -> Tensor:
     """The loss of each prompt, (n,)."""
     size = max(rows // len(draw[0]), 1)
     with torch.no_grad():
-        parts = [model.encode(prompts[i : i + size]).embeds for i in range(0, len(prompts), size)]
-        return torch.cat([_errors(model, draw, part) for part in parts])
+        parts = [model.encode(prompts[i : i + size]) for i in range(0, len(prompts), size)]
+        return torch.cat([_errors(model, latent, draw, part) for part in parts])
 
 
 def _promising(slopes: Tensor, how: PromptSearch, stream: torch.Generator) -> list[tuple[int, int]]:

@@ -25,6 +25,7 @@ from unmemorize.audit.mitigate import (
 from unmemorize.audit.spec import AuditSpec
 from unmemorize.audit.stage import Cost, NotRun
 from unmemorize.core.errors import UserError
+from unmemorize.core.model import DiffusionModel
 from unmemorize.core.run import Progress, atomic
 from unmemorize.core.shards import merge_shards, run_shards
 from unmemorize.jobs.copies import CopyCheck, copy_check
@@ -35,14 +36,13 @@ from unmemorize.jobs.subjects import FEWEST, Subjects, spread, trained, with_con
 from unmemorize.metrics.budget import rates
 from unmemorize.metrics.similarity import References
 from unmemorize.models.load import EMBEDDED
-from unmemorize.models.unet import UNetModel
 from unmemorize.verdict.findings import UNMITIGATED
 
 SHARD = 8  # pictures: a killed attack loses no more
 MEMORIZED, CONTROLS = "memorized", ("negative", "never trained")
 
 
-def attack_mitigated(model: UNetModel, spec: AuditSpec, run: Path, progress: Progress) -> None:
+def attack_mitigated(model: DiffusionModel, spec: AuditSpec, run: Path, progress: Progress) -> None:
     """Write `scores/attack.parquet`: what each picture gives after so many updates, by mitigation, group and seed.
 
     `attack_knows_it` says whether the attack searched the mitigated model: one that acts on calls, it never meets.
@@ -64,14 +64,12 @@ def attack_mitigated(model: UNetModel, spec: AuditSpec, run: Path, progress: Pro
 
     def work(piece: Sequence[tuple[str, str, Sequence[int]]]) -> list[Row]:
         ((name, group, rows),) = piece
-        with mitigated(model, run, name, tried[name]) as changed:
-            before = changed.evaluations
+        with mitigated(model, run, name, tried[name]) as changed, changed.counted() as cost:
             found, _ = extraction(changed, groups[group][rows], attack, check.against, trials[name])
-            spent = changed.evaluations - before
         head = {"mitigation": name, "group": group, "attack_knows_it": name not in ON_CALLS}
         facts = [head | {"id": f"{group}-{i:04d}"} for i in rows]
         made = to_rows(found, facts)
-        return [row | {"spent": spent / len(made)} for row in made]
+        return [row | {"spent": cost.forward / len(made)} for row in made]
 
     items = [
         (name, group, range(i, min(i + SHARD, len(targets))))
@@ -89,7 +87,7 @@ def curve_of(spec: AuditSpec) -> tuple[int, ...]:
     return tuple(sorted({0, -(-spec.attack_steps // 4), spec.attack_steps}))
 
 
-def _subjects(model: UNetModel, spec: AuditSpec, run: Path) -> tuple[Subjects, CopyCheck]:
+def _subjects(model: DiffusionModel, spec: AuditSpec, run: Path) -> tuple[Subjects, CopyCheck]:
     """The copied pictures with their controls, and the comparison."""
     copies = copied(spec, run, model.image_size).pictures
     check = copy_check(model, spec.model, spec.images, spec.sscd, spec.recipe)
@@ -111,7 +109,7 @@ def _not_copied(run: Path, references: References) -> References:
     return references[[i for i, n in names if references.captions[i] and reference_name(n) not in copied]]
 
 
-def attack_cost(model: UNetModel, spec: AuditSpec, prompts: int) -> Cost:
+def attack_cost(model: DiffusionModel, spec: AuditSpec, prompts: int) -> Cost:
     """What it costs if a third of the generated prompts give copies."""
     tried = mitigations(spec)
     if not tried or not spec.attack_steps or images_folder(spec.model, spec.images) is None:

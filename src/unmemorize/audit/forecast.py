@@ -11,9 +11,9 @@ from unmemorize.audit.inputs import audited
 from unmemorize.audit.spec import AuditSpec
 from unmemorize.audit.stage import Cost
 from unmemorize.audit.stages import STAGES
+from unmemorize.core.model import DiffusionModel
 from unmemorize.core.sample import generators
 from unmemorize.models.load import load
-from unmemorize.models.unet import UNetModel
 
 ROWS = 32  # evaluations at once, as the stages do
 BACKWARD = 2  # a gradient costs about two evaluations more
@@ -54,7 +54,7 @@ def _seconds(cost: Cost, each: float, decode: float) -> float:
     return (cost.evaluations + BACKWARD * cost.gradients) * each + cost.pictures * decode
 
 
-def _timed(model: UNetModel, spec: AuditSpec) -> tuple[float, float]:
+def _timed(model: DiffusionModel, spec: AuditSpec) -> tuple[float, float]:
     """Seconds of one evaluation and of decoding one picture, on a warm machine."""
     cond = model.encode([""] * ROWS)
     x = model.noise(generators(range(ROWS)))

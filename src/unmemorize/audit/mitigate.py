@@ -18,6 +18,7 @@ from unmemorize.audit.spec import AuditSpec
 from unmemorize.audit.stage import UNSEEN, Cost, NotRun
 from unmemorize.core.choose import evenly
 from unmemorize.core.errors import NotApplicable, UserError
+from unmemorize.core.model import DiffusionModel
 from unmemorize.core.results import Localization
 from unmemorize.core.run import Progress
 from unmemorize.core.sample import generate
@@ -38,8 +39,7 @@ from unmemorize.metrics.similarity import References
 from unmemorize.metrics.ssim import scales_for, ssim
 from unmemorize.mitigate.prompt import generate_guarded, limits_of
 from unmemorize.mitigate.weights import Edit
-from unmemorize.models.load import EMBEDDED, fingerprint, load
-from unmemorize.models.unet import UNetModel
+from unmemorize.models.load import EMBEDDED, load
 from unmemorize.verdict.findings import UNMITIGATED
 
 PRUNERS = ("wanda", "nemo")
@@ -78,7 +78,7 @@ def mitigations(spec: AuditSpec) -> dict[str, str]:
     return dict.fromkeys(asked, "") | dict(zip(names, spec.mitigated, strict=True))
 
 
-def try_mitigations(model: UNetModel, spec: AuditSpec, run: Path, progress: Progress) -> None:
+def try_mitigations(model: DiffusionModel, spec: AuditSpec, run: Path, progress: Progress) -> None:
     """Write `scores/mitigated.parquet`, a row for the model as it came and for each mitigation; edits go to `edits/`.
 
     Raises:
@@ -100,13 +100,13 @@ def try_mitigations(model: UNetModel, spec: AuditSpec, run: Path, progress: Prog
         cost = 0
         if name in PRUNERS:
             found = _located(model, spec, name, copies.prompts, progress)
-            Edit.of(found, fingerprint(model)).save(_edit(run, name))
+            Edit.of(found, model.fingerprint).save(_edit(run, name))
             cost = found.evaluations
         with mitigated(model, run, name, tried.get(name, "")) as changed:
-            before = changed.evaluations
             how = replace(judge, generate=generator_of(spec, run, name))
-            row = _measured(changed, copies.pictures, ordinary, how, run / "mitigated", name)
-        return {"name": name} | row | {"evaluations": cost, "measuring": changed.evaluations - before}
+            with changed.counted() as measuring:
+                row = _measured(changed, copies.pictures, ordinary, how, run / "mitigated", name)
+        return {"name": name} | row | {"evaluations": cost, "measuring": measuring.forward}
 
     names = [UNMITIGATED, *tried]
     for done in run_shards(names, work, folder=run / "shards" / "mitigate", size=1):
@@ -145,7 +145,7 @@ def attack_seeds(spec: AuditSpec) -> tuple[int, ...]:
 
 
 @contextmanager
-def mitigated(model: UNetModel, run: Path, name: str, folder: str) -> Iterator[UNetModel]:
+def mitigated(model: DiffusionModel, run: Path, name: str, folder: str) -> Iterator[DiffusionModel]:
     """The model under a mitigation that was made, or the one that was cured before, for the length of a block."""
     if folder:
         yield load(folder)
@@ -173,7 +173,9 @@ def _edit(run: Path, name: str) -> Path:
     return run / "edits" / f"{name}.safetensors"
 
 
-def _located(model: UNetModel, spec: AuditSpec, name: str, prompts: Sequence[str], progress: Progress) -> Localization:
+def _located(
+    model: DiffusionModel, spec: AuditSpec, name: str, prompts: Sequence[str], progress: Progress
+) -> Localization:
     if name == "wanda":
         share = spec.sparsity or (EMBEDDED_SPARSITY if spec.model in EMBEDDED else PRESETS["strong"])
         return wanda(model, prompts, sparsity=share, progress=progress)
@@ -188,7 +190,7 @@ def _ordinary(spec: AuditSpec, count: int) -> list[str]:
 
 
 def _measured(
-    model: UNetModel, targets: References, ordinary: Sequence[str], judge: Judge, folder: Path, name: str
+    model: DiffusionModel, targets: References, ordinary: Sequence[str], judge: Judge, folder: Path, name: str
 ) -> Row:
     """Copies for the prompts, and how ordinary prompts' pictures compare with the unmitigated model's."""
     prompts = [caption or "" for caption in targets.captions]
@@ -214,7 +216,7 @@ def _saved(folder: Path, count: int) -> Tensor:
     return torch.stack([load_image(folder / f"{k:03d}.png") for k in range(count)])
 
 
-def mitigate_cost(model: UNetModel, spec: AuditSpec, prompts: int) -> Cost:
+def mitigate_cost(model: DiffusionModel, spec: AuditSpec, prompts: int) -> Cost:
     """What it costs if a third of the generated prompts give copies."""
     tried = mitigations(spec)
     if not tried or images_folder(spec.model, spec.images) is None:

@@ -20,13 +20,13 @@ from unmemorize.audit.spec import AuditSpec
 from unmemorize.audit.stages import run_stages
 from unmemorize.core.criteria import Criterion
 from unmemorize.core.errors import UserError
+from unmemorize.core.model import DiffusionModel
 from unmemorize.core.run import Progress, RunRecord, Source, digest, open_run, versions, write_json
 from unmemorize.data.source import Prompt, read_references
 from unmemorize.jobs.copies import LARGE, matcher
 from unmemorize.jobs.inputs import images_folder, prompt_source
 from unmemorize.metrics.similarity import References
-from unmemorize.models.load import fingerprint, load
-from unmemorize.models.unet import UNetModel
+from unmemorize.models.load import load
 from unmemorize.report.build import Evidence, build_report
 from unmemorize.verdict.summary import Basis, summarise
 
@@ -60,7 +60,7 @@ def run_audit(
     return summary
 
 
-def _record(spec: AuditSpec, model: UNetModel, prompts: Sequence[Prompt], criterion: Criterion) -> RunRecord:
+def _record(spec: AuditSpec, model: DiffusionModel, prompts: Sequence[Prompt], criterion: Criterion) -> RunRecord:
     values = dataclasses.asdict(spec) | {"seeds": list(spec.seeds), "mitigated": list(spec.mitigated)}
     data = {"prompts": prompt_source(spec.prompts or spec.model, prompts)}
     others = ordinary(spec).others
@@ -79,18 +79,18 @@ def _record(spec: AuditSpec, model: UNetModel, prompts: Sequence[Prompt], criter
         data["held_out"] = _picture_source(spec.held_out, pictures)
     for name, folder in mitigations(spec).items():
         if folder:
-            data[f"mitigated {name}"] = Source(source=folder, sha256=fingerprint(load(folder)), count=1)
+            data[f"mitigated {name}"] = Source(source=folder, sha256=load(folder).fingerprint, count=1)
     return RunRecord(
         status="running",
         spec=values,
         versions=versions(),
-        model={"name": model.name, "fingerprint": fingerprint(model)},
+        model={"name": model.name, "fingerprint": model.fingerprint},
         data=data,
         criterion=dataclasses.asdict(criterion),
     )
 
 
-def _basis(model: UNetModel, spec: AuditSpec) -> Basis:
+def _basis(model: DiffusionModel, spec: AuditSpec) -> Basis:
     """What generated pictures were compared with. A copy-detection network's verdict knows no templates."""
     folder = images_folder(spec.model, spec.images)
     if folder is None:
@@ -120,7 +120,7 @@ def _timed(run: Path, stage: str) -> Iterator[None]:
         write_json(path, timing)
 
 
-def _evaluations(run: Path, model: UNetModel, spec: AuditSpec) -> dict[str, int]:
+def _evaluations(run: Path, model: DiffusionModel, spec: AuditSpec) -> dict[str, int]:
     """Denoiser evaluations by stage, from what the tables say was done."""
     pictures = pq.read_metadata(run / "scores" / "images.parquet").num_rows
     calls = len(model.schedule(spec.steps).timesteps) * (2 if spec.guidance > 1 else 1)

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from unmemorize.audit.spec import AuditSpec
+from unmemorize.core.model import DiffusionModel
 from unmemorize.core.run import Progress
-from unmemorize.models.unet import UNetModel
 
 UNSEEN = "no training pictures were given: name their folder with --images"
 
@@ -36,8 +36,8 @@ class Stage:
 
     name: str
     table: str
-    work: Callable[[UNetModel, AuditSpec, Path, Progress], None]
-    cost: Callable[[UNetModel, AuditSpec, int], Cost] = lambda model, spec, prompts: Cost()
+    work: Callable[[DiffusionModel, AuditSpec, Path, Progress], None]
+    cost: Callable[[DiffusionModel, AuditSpec, int], Cost] = lambda model, spec, prompts: Cost()
 
     def done(self, run: Path) -> bool:
         """Whether its table is there."""

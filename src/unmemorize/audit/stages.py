@@ -16,6 +16,7 @@ from unmemorize.audit.mitigate import COPIED, mitigate_cost, try_mitigations
 from unmemorize.audit.spec import AuditSpec
 from unmemorize.audit.stage import UNSEEN, Cost, NotRun, Stage
 from unmemorize.core.errors import NotApplicable
+from unmemorize.core.model import DiffusionModel
 from unmemorize.core.run import Progress
 from unmemorize.data.source import read_references
 from unmemorize.jobs.calibrate import LEVEL, calibrate_scores
@@ -31,11 +32,10 @@ from unmemorize.jobs.pictures import (
     reference_name,
     verify_pictures,
 )
-from unmemorize.models.unet import UNetModel
 
 
 def run_stages(
-    model: UNetModel,
+    model: DiffusionModel,
     spec: AuditSpec,
     run: Path,
     progress: Progress,
@@ -61,30 +61,30 @@ def _scoring(spec: AuditSpec) -> DetectSpec:
     return DetectSpec(spec.model, spec.prompts, spec.column, seeds=spec.seeds, steps=spec.steps)
 
 
-def _detect(model: UNetModel, spec: AuditSpec, run: Path, progress: Progress) -> None:
+def _detect(model: DiffusionModel, spec: AuditSpec, run: Path, progress: Progress) -> None:
     score_prompts(model, audited(spec), _scoring(spec), run, progress)
 
 
-def _calibrate(model: UNetModel, spec: AuditSpec, run: Path, progress: Progress) -> None:
+def _calibrate(model: DiffusionModel, spec: AuditSpec, run: Path, progress: Progress) -> None:
     prompts = audited(spec)
     calibrate_scores(model, prompts, scores_of(run, len(prompts)), ordinary(spec), _scoring(spec), run, progress)
 
 
-def _generate(model: UNetModel, spec: AuditSpec, run: Path, progress: Progress) -> None:
+def _generate(model: DiffusionModel, spec: AuditSpec, run: Path, progress: Progress) -> None:
     prompts = audited(spec)
     chosen = choose(prompts, scores_of(run, len(prompts)), spec.generate)
     seeds = spec.seeds[: spec.images_per_prompt]
     generate_pictures(model, chosen, run, progress, seeds=seeds, steps=spec.steps, guidance=spec.guidance)
 
 
-def _verify(model: UNetModel, spec: AuditSpec, run: Path, progress: Progress) -> None:
+def _verify(model: DiffusionModel, spec: AuditSpec, run: Path, progress: Progress) -> None:
     folder = images_folder(spec.model, spec.images)
     if folder is None:
         raise NotRun(UNSEEN)
     verify_pictures(run, read_references(folder, model.image_size), folder, matcher(spec.sscd, spec.recipe)[1])
 
 
-def _held_out(model: UNetModel, spec: AuditSpec, run: Path, progress: Progress) -> None:
+def _held_out(model: DiffusionModel, spec: AuditSpec, run: Path, progress: Progress) -> None:
     folder = images_folder(spec.model, spec.images)
     if folder is None:
         raise NotRun(UNSEEN)
@@ -102,7 +102,7 @@ def _control(spec: AuditSpec, run: Path) -> set[str]:
     return {row["id"] for row in pq.read_table(calibrated).to_pylist() if row["p_value"] > LEVEL}
 
 
-def _explain(model: UNetModel, spec: AuditSpec, run: Path, progress: Progress) -> None:
+def _explain(model: DiffusionModel, spec: AuditSpec, run: Path, progress: Progress) -> None:
     prompts = audited(spec)
     means = scores_of(run, len(prompts)).mean(axis=1)
     verified = run / "scores" / "verify.parquet"
@@ -114,7 +114,7 @@ def _explain(model: UNetModel, spec: AuditSpec, run: Path, progress: Progress) -
     explain_prompts(model, chosen, run, progress, spec=explaining, copies=copies)
 
 
-def _copies(model: UNetModel, spec: AuditSpec, rows: Sequence[Row]) -> dict[str, Callable[[Tensor], list[bool]]]:
+def _copies(model: DiffusionModel, spec: AuditSpec, rows: Sequence[Row]) -> dict[str, Callable[[Tensor], list[bool]]]:
     """By prompt: which of some pictures are copies of the picture that the prompt's first copy is one of."""
     if not rows:
         return {}
@@ -131,22 +131,22 @@ def _are_copies(check: CopyCheck, target: int, images: Tensor) -> list[bool]:
     return [match.verdict != "none" for match in matches]
 
 
-def _detect_cost(model: UNetModel, spec: AuditSpec, prompts: int) -> Cost:
+def _detect_cost(model: DiffusionModel, spec: AuditSpec, prompts: int) -> Cost:
     return Cost(len(spec.seeds) * (prompts + 1))
 
 
-def _calibrate_cost(model: UNetModel, spec: AuditSpec, prompts: int) -> Cost:
+def _calibrate_cost(model: DiffusionModel, spec: AuditSpec, prompts: int) -> Cost:
     others = len(ordinary(spec).others)
     return Cost(len(spec.seeds) * (others + 1) if others else 0)
 
 
-def _generate_cost(model: UNetModel, spec: AuditSpec, prompts: int) -> Cost:
+def _generate_cost(model: DiffusionModel, spec: AuditSpec, prompts: int) -> Cost:
     pictures = min(spec.generate, prompts) * len(spec.seeds[: spec.images_per_prompt])
     calls = len(model.schedule(spec.steps).timesteps) * (2 if spec.guidance > 1 else 1)
     return Cost(pictures * calls, pictures=pictures)
 
 
-def _explain_cost(model: UNetModel, spec: AuditSpec, prompts: int) -> Cost:
+def _explain_cost(model: DiffusionModel, spec: AuditSpec, prompts: int) -> Cost:
     """What it costs if a third of the generated prompts give copies: these are generated with and without a word."""
     explained, seeds = min(spec.explain, prompts), len(spec.seeds)
     evaluations, pictures = 2 * seeds * explained, 0

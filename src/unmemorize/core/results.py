@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Literal
 if TYPE_CHECKING:
     from torch import Tensor
 
+from unmemorize.core.model import Condition
+
 Units = Literal["channels", "weights"]
 
 
@@ -74,19 +76,19 @@ class Match:
 
 @dataclass(frozen=True)
 class Attack:
-    """Embeddings (pictures, tokens, width) by number of updates, losses (updates, pictures), and what it cost.
+    """Conditions by number of updates, a row a picture, losses (updates, pictures), and what it cost.
 
     `evaluations` are the denoiser's, each with a backward pass to the embedding.
     """
 
-    embeds: dict[int, Tensor]
+    conditions: dict[int, Condition]
     losses: Tensor
     evaluations: int
 
     @property
-    def found(self) -> Tensor:
-        """The last embeddings, (pictures, tokens, width)."""
-        return self.embeds[max(self.embeds)]
+    def last(self) -> Condition:
+        """The conditions after the last update."""
+        return self.conditions[max(self.conditions)]
 
 
 @dataclass(frozen=True)

@@ -36,23 +36,23 @@ def trajectory(
     cond: Condition,
     *,
     seeds: Sequence[int],
-    steps: int = 50,
-    guidance: float = 7.5,
+    steps: int | None = None,
+    guidance: float | None = None,
     uncond: Condition | None = None,
     grad: bool = False,
 ) -> Iterator[Step]:
     """Sample one image per row of `cond` and yield every step; the last step's `x_next` is the final latent.
 
-    Equals `pipe(prompts, generator=[…])` bit for bit, with one generator per image. Guidance is
-    uncond + guidance · (cond − uncond), and off at `guidance` ≤ 1, as in diffusers.
+    Equals `pipe(prompts, generator=[…])` bit for bit, with one generator per image. Guidance is the family's own, and
+    off at `guidance` ≤ 1, as in diffusers.
 
     Args:
         model: The model to sample from.
         cond: One row per image.
         seeds: One per row: its initial noise, and the noise of a stochastic scheduler.
-        steps: Number of sampling steps.
-        guidance: Guidance scale.
-        uncond: What guidance moves away from; the empty prompt by default.
+        steps: Number of sampling steps; the family's own by default.
+        guidance: Guidance scale; the family's own by default.
+        uncond: What guidance moves away from; what the family moves away from by default.
         grad: Record gradients.
 
     Raises:
@@ -60,35 +60,32 @@ def trajectory(
     """
     if len(seeds) != len(cond):
         raise ValueError(f"expected one seed per prompt, got {len(seeds)} seeds for {len(cond)} prompts")
-    guided = guidance > 1
-    if guided and uncond is None:
-        uncond = model.encode([""] * len(cond))
-    both = uncond.followed_by(cond) if guided and uncond is not None else cond
+    scale = model.guidance if guidance is None else guidance
+    if scale > 1 and uncond is None:
+        uncond = model.unconditional(len(cond))
     streams = generators(seeds)
-    schedule = model.schedule(steps)
+    schedule = model.schedule(model.steps if steps is None else steps)
     x = model.noise(streams) * schedule.initial_scale
     for index, t in enumerate(schedule.timesteps):
         with torch.set_grad_enabled(grad):
-            # One stacked call, unconditional half first, as diffusers does: two calls differ in the last bits.
-            scaled = schedule.scale(torch.cat([x, x]) if guided else x, t)
-            prediction = model.predict(scaled, t, both)
-            cond_part, uncond_part = (
-                (prediction[len(cond) :], prediction[: len(cond)]) if guided else (prediction, None)
-            )
-            output = cond_part.output
-            if uncond_part is not None:
-                output = uncond_part.output + guidance * (output - uncond_part.output)
+            scaled = schedule.scale(x, t)
+            if scale > 1 and uncond is not None:
+                guided = model.guided(scaled, t, cond, uncond, scale)
+                conditional, unconditional, output = guided.cond, guided.uncond, guided.output
+            else:
+                conditional, unconditional = model.predict(scaled, t, cond), None
+                output = conditional.output
             x_next = schedule.step(output, t, x, streams)
-        yield Step(index, t, x, cond_part, uncond_part, x_next)
+        yield Step(index, t, x, conditional, unconditional, x_next)
         x = x_next
 
 
 def first_unconditional(model: DiffusionModel, *, seeds: Sequence[int], steps: int = 50) -> Prediction:
-    """The prediction for the empty prompt at the first sampling step: it depends on the seed alone, (seeds, …)."""
+    """The unconditional prediction at the first sampling step: it depends on the seed alone, (seeds, …)."""
     schedule = model.schedule(steps)
     with torch.no_grad():
         x = schedule.scale(model.noise(generators(seeds)) * schedule.initial_scale, schedule.timesteps[0])
-        return model.predict(x, schedule.timesteps[0], model.encode([""] * len(seeds)))
+        return model.predict(x, schedule.timesteps[0], model.unconditional(len(seeds)))
 
 
 def first_conditional(
@@ -107,7 +104,12 @@ def first_conditional(
 
 
 def generate(
-    model: DiffusionModel, cond: Condition, *, seeds: Sequence[int], steps: int = 50, guidance: float = 7.5
+    model: DiffusionModel,
+    cond: Condition,
+    *,
+    seeds: Sequence[int],
+    steps: int | None = None,
+    guidance: float | None = None,
 ) -> Tensor:
     """Sample and decode: images (n, 3, H, W) in [0, 1]."""
     for step in trajectory(model, cond, seeds=seeds, steps=steps, guidance=guidance):

@@ -1,4 +1,4 @@
-"""The magnitude of the text-conditional noise prediction."""
+"""The magnitude of the text-conditional prediction, in the trained output (the noise, in Stable Diffusion)."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ from unmemorize.core.model import DiffusionModel, Prediction
 from unmemorize.core.registry import detector
 from unmemorize.core.results import NoiseTrace
 from unmemorize.core.sample import Step, first_conditional, trajectory
-from unmemorize.metrics.magnitude import magnitude
 
 
 @detector("noise-gap", paper="Wen et al. 2024", steps=1)
@@ -23,7 +22,7 @@ def noise_gap(steps: Sequence[Step]) -> Tensor:
     Raises:
         NotApplicable: Guidance was off, so there is no unconditional prediction.
     """
-    return torch.stack([magnitude(step.cond, _uncond(step)) for step in steps]).mean(0)
+    return torch.stack([step.cond.gap(_uncond(step)) for step in steps]).mean(0)
 
 
 def noise_gap_at_start(
@@ -39,12 +38,12 @@ def noise_gap_at_start(
 
     `empty` is `first_unconditional` of the same seeds and steps, shared by all prompts.
     """
-    before = model.evaluations
-    cond = first_conditional(model, model.encode(prompts), empty, steps=steps, batch=batch)
+    with model.counted() as cost:
+        cond = first_conditional(model, model.encode(prompts), empty, steps=steps, batch=batch)
     uncond = empty.repeated(len(prompts))
     shape = (len(prompts), len(seeds), 1)
-    text, norm = (v.reshape(shape).cpu() for v in (magnitude(cond, uncond), _norm(uncond)))
-    return NoiseTrace(tuple(prompts), tuple(seeds), text, norm, model.evaluations - before)
+    text, norm = cond.gap(uncond).reshape(shape).cpu(), _norm(uncond).reshape(shape).cpu()
+    return NoiseTrace(tuple(prompts), tuple(seeds), text, norm, cost.forward)
 
 
 def noise_gap_along(
@@ -65,19 +64,21 @@ def noise_gap_along(
     Raises:
         NotApplicable: Guidance is off, so there is no unconditional prediction along the way.
     """
-    before = model.evaluations
     cond = model.encode(prompts)
-    rows = torch.arange(len(prompts) * len(seeds), device=cond.embeds.device)
     text, norm = [], []
-    for part in rows.split(batch):
-        chosen = [seeds[i] for i in (part % len(seeds)).tolist()]
-        path = trajectory(model, cond[part // len(seeds)], seeds=chosen, steps=steps, guidance=guidance)
-        pairs = [(magnitude(s.cond, _uncond(s)), _norm(_uncond(s))) for s in islice(path, *window)]
-        text.append(torch.stack([m for m, _ in pairs], dim=1))
-        norm.append(torch.stack([n for _, n in pairs], dim=1))
+    with model.counted() as cost:
+        for part in torch.arange(len(prompts) * len(seeds)).split(batch):
+            chosen = [seeds[i] for i in (part % len(seeds)).tolist()]
+            path = trajectory(model, cond[part // len(seeds)], seeds=chosen, steps=steps, guidance=guidance)
+            gaps, norms = [], []
+            for step in islice(path, *window):
+                gaps.append(step.cond.gap(_uncond(step)))
+                norms.append(_norm(_uncond(step)))
+            text.append(torch.stack(gaps, dim=1))
+            norm.append(torch.stack(norms, dim=1))
     shape = (len(prompts), len(seeds), -1)
-    values, control = (torch.cat(parts).reshape(shape).cpu() for parts in (text, norm))
-    return NoiseTrace(tuple(prompts), tuple(seeds), values, control, model.evaluations - before)
+    values, control = torch.cat(text).reshape(shape).cpu(), torch.cat(norm).reshape(shape).cpu()
+    return NoiseTrace(tuple(prompts), tuple(seeds), values, control, cost.forward)
 
 
 def _uncond(step: Step) -> Prediction:
@@ -87,4 +88,4 @@ def _uncond(step: Step) -> Prediction:
 
 
 def _norm(prediction: Prediction) -> Tensor:
-    return prediction.eps.float().flatten(1).norm(dim=1)
+    return prediction.output.float().flatten(1).norm(dim=1)

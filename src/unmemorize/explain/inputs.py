@@ -12,7 +12,6 @@ from unmemorize.core.hooks import frozen
 from unmemorize.core.model import TypedModel
 from unmemorize.core.results import Explanation
 from unmemorize.explain.tokens import by_word, visited
-from unmemorize.metrics.magnitude import magnitude
 
 
 def token_gradient_input(
@@ -40,15 +39,14 @@ def token_gradient_input(
     if cond.ids is None:
         raise NotApplicable("this model's text encoder gives no token ids: there are no token inputs to explain")
     inputs = model.token_table[cond.ids]
-    repeated = cond[torch.zeros(len(seeds), dtype=torch.long, device=cond.embeds.device)]
+    repeated = cond.repeat(len(seeds))
     total = []
     with frozen(model.denoiser):
         for t, uncond in visited(model, repeated, seeds, steps, window, guidance):
             given = inputs.clone().requires_grad_()
             with torch.enable_grad():
-                typed = model.encode_tokens(cond.ids, given)
-                rows = typed[torch.zeros(len(seeds), dtype=torch.long, device=given.device)]
-                value = magnitude(model.predict(uncond.x, t, rows), uncond).mean()
+                rows = model.encode_tokens(cond.ids, given).repeat(len(seeds))
+                value = model.predict(uncond.x, t, rows).gap(uncond).mean()
                 (gradient,) = torch.autograd.grad(value, given)
             total.append((inputs * gradient)[0].float().sum(1))
     return torch.stack(total).mean(0).cpu()
@@ -64,6 +62,6 @@ def word_gradient_input(
     pool: str = "sum",
 ) -> Explanation:
     """What each word contributes: the gradient × input of its tokens, pooled (`sum`, `max` or `mean`)."""
-    before = model.evaluations
-    tokens = token_gradient_input(model, prompt, seeds=seeds, steps=steps, window=window)
-    return by_word(model, prompt, tokens, pool=pool, evaluations=model.evaluations - before)
+    with model.counted() as cost:
+        tokens = token_gradient_input(model, prompt, seeds=seeds, steps=steps, window=window)
+    return by_word(model, prompt, tokens, pool=pool, evaluations=cost.forward)

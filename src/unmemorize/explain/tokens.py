@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
 from itertools import islice
 
 import torch
@@ -16,7 +15,6 @@ from unmemorize.core.model import Condition, DiffusionModel, Prediction
 from unmemorize.core.results import Explanation
 from unmemorize.core.sample import first_conditional, first_unconditional, trajectory
 from unmemorize.explain.words import occurrences, without, words_of
-from unmemorize.metrics.magnitude import magnitude
 
 POOLS: dict[str, Callable[[Tensor], Tensor]] = {"sum": torch.sum, "max": torch.amax, "mean": torch.mean}
 
@@ -39,12 +37,12 @@ def token_significance(
     guided one; the public code swaps the two halves of guidance there and averages in rows that are zero.
     """
     total = []
-    repeated = cond[torch.zeros(len(seeds), dtype=torch.long, device=cond.embeds.device)]
+    repeated = cond.repeat(len(seeds))
     with frozen(model.denoiser):
         for t, uncond in visited(model, repeated, seeds, steps, window, guidance):
             embeds = repeated.embeds.detach().clone().requires_grad_()
             with torch.enable_grad():
-                value = magnitude(model.predict(uncond.x, t, replace(repeated, embeds=embeds)), uncond)
+                value = model.predict(uncond.x, t, repeated.with_embeds(embeds)).gap(uncond)
                 (gradient,) = torch.autograd.grad(value.sum(), embeds)
             total.append(gradient.float().norm(dim=2).mean(0))
     return torch.stack(total).mean(0).cpu()
@@ -78,9 +76,9 @@ def word_significance(
     pool: str = "sum",
 ) -> Explanation:
     """What each word contributes: its tokens' significance, pooled (`sum`, `max` or `mean`)."""
-    before = model.evaluations
-    tokens = token_significance(model, model.encode([prompt]), seeds=seeds, steps=steps, window=window)
-    return by_word(model, prompt, tokens, pool=pool, evaluations=model.evaluations - before)
+    with model.counted() as cost:
+        tokens = token_significance(model, model.encode([prompt]), seeds=seeds, steps=steps, window=window)
+    return by_word(model, prompt, tokens, pool=pool, evaluations=cost.forward)
 
 
 def by_word(model: DiffusionModel, prompt: str, tokens: Tensor, *, pool: str, evaluations: int) -> Explanation:
@@ -110,16 +108,16 @@ def leave_one_out(model: DiffusionModel, prompt: str, *, seeds: Sequence[int], s
     It needs no gradient: words + 1 evaluations a seed, and one for the empty prompt. Begin, end and padding tokens
     cannot be left out and have no value.
     """
-    before = model.evaluations
     words = words_of(prompt)
     variants = [prompt]
     for place in words:
         variants.append(without(prompt, occurrences(prompt, place)))
-    empty = first_unconditional(model, seeds=seeds, steps=steps)
-    cond = first_conditional(model, model.encode(variants), empty, steps=steps)
-    values = magnitude(cond, empty.repeated(len(variants))).reshape(len(variants), len(seeds)).mean(1)
+    with model.counted() as cost:
+        empty = first_unconditional(model, seeds=seeds, steps=steps)
+        cond = first_conditional(model, model.encode(variants), empty, steps=steps)
+    values = cond.gap(empty.repeated(len(variants))).reshape(len(variants), len(seeds)).mean(1)
     lost = tuple((values[0] - values[1:]).tolist())
-    return Explanation(prompt, tuple(words), lost, {}, model.evaluations - before)
+    return Explanation(prompt, tuple(words), lost, {}, cost.forward)
 
 
 def rank_agreement(first: Sequence[float], second: Sequence[float]) -> float | None:

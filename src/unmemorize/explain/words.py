@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
@@ -14,7 +14,6 @@ from unmemorize.core.model import DiffusionModel
 from unmemorize.core.results import Interval
 from unmemorize.core.sample import first_conditional, first_unconditional, generate
 from unmemorize.core.text import normalise, spans
-from unmemorize.metrics.magnitude import magnitude
 from unmemorize.metrics.ranking import rate_interval
 
 SHARE = 0.5  # a trigger: prompts that hold the word copy on more than this share of seeds,
@@ -160,8 +159,7 @@ def measure(
     cond = model.encode(texts)
     empty = first_unconditional(model, seeds=seeds, steps=steps)
     first = first_conditional(model, cond, empty, steps=steps)
-    uncond = replace(empty, output=empty.output.repeat(len(texts), 1, 1, 1), x=first.x)
-    scores = magnitude(first, uncond).reshape(len(texts), len(seeds)).mean(1).tolist()
+    scores = first.gap(empty.repeated(len(texts))).reshape(len(texts), len(seeds)).mean(1).tolist()
     pairs = [(text, seed) for text in texts for seed in seeds]
     copies: list[bool] = []
     for start in range(0, len(pairs), batch):

@@ -18,6 +18,7 @@ from unmemorize.attack.extraction import CURVE, SEEDS, Init, Judge, Method, Tria
 from unmemorize.attack.high_noise import FromNoise, HighNoise
 from unmemorize.core.errors import UserError
 from unmemorize.core.hooks import checkpointed
+from unmemorize.core.model import DiffusionModel
 from unmemorize.core.run import Progress, RunRecord, Source, atomic, digest, open_run, versions, write_json
 from unmemorize.core.shards import merge_shards, run_shards
 from unmemorize.data.pictures import save_image
@@ -27,8 +28,7 @@ from unmemorize.jobs.inputs import ordinary_of
 from unmemorize.jobs.subjects import PLAN, Subjects, choose_subjects
 from unmemorize.metrics.similarity import References
 from unmemorize.mitigate.weights import Edit
-from unmemorize.models.load import EMBEDDED, fingerprint, load
-from unmemorize.models.unet import UNetModel
+from unmemorize.models.load import EMBEDDED, load
 from unmemorize.report.attack import draw_curves, draw_sheet
 
 METHODS: dict[str, Dori | Adaptive] = {
@@ -108,7 +108,7 @@ def run_attack(spec: AttackSpec, run: Path, progress: Progress = lambda stage, d
     how = _checked(spec)
     edit = Edit.load(spec.edit) if spec.edit else None
     model = load(spec.model, dtype=getattr(torch, spec.dtype) if spec.dtype else None)
-    hashed = fingerprint(model)
+    hashed = model.fingerprint
     if edit is not None and edit.fingerprint != hashed:
         raise UserError(
             f"{spec.edit}: made for another model, or for this one in another precision (--dtype): name its own model"
@@ -148,17 +148,17 @@ def _checked(spec: AttackSpec) -> Dori | Adaptive:
     return spec.settings
 
 
-def _method(model: UNetModel, subjects: Subjects, spec: AttackSpec, how: Dori | Adaptive) -> Method:
+def _method(model: DiffusionModel, subjects: Subjects, spec: AttackSpec, how: Dori | Adaptive) -> Method:
     """The attack, its settings bound; the adaptive one also starts from ordinary prompts and the pictures' own."""
     if isinstance(how, Dori):
         return partial(dori, how=how)
-    ordinary = model.encode(ordinary_of(spec.model, spec.ordinary)).embeds
-    own = model.encode([caption or "" for caption in subjects.groups["attacked"].captions]).embeds
+    ordinary = model.encode(ordinary_of(spec.model, spec.ordinary))
+    own = model.encode([caption or "" for caption in subjects.groups["attacked"].captions])
     return partial(from_prompts, pools=(ordinary, ordinary, own, own), how=how)
 
 
 def _attack(
-    model: UNetModel,
+    model: DiffusionModel,
     subjects: Subjects,
     attack: Method,
     judge: Judge,

@@ -12,13 +12,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from unmemorize.core.errors import NotApplicable
+from unmemorize.core.model import DiffusionModel
 from unmemorize.core.run import Progress, atomic, write_json
 from unmemorize.data.source import Prompt
 from unmemorize.jobs.detect import DetectSpec, score_into
 from unmemorize.metrics.calibrate import check_calibration, conformal_p_values
 from unmemorize.metrics.discovery import benjamini_hochberg
 from unmemorize.metrics.ranking import related
-from unmemorize.models.unet import UNetModel
 
 LEVEL = 0.05
 ENOUGH = 20  # ordinary prompts, below which no p-value is under the level
@@ -41,7 +41,7 @@ def split_ordinary(prompts: Sequence[Prompt], ordinary: Sequence[str]) -> Ordina
 
 
 def calibrate_scores(
-    model: UNetModel,
+    model: DiffusionModel,
     prompts: Sequence[Prompt],
     scores: np.ndarray,
     ordinary: Ordinary,

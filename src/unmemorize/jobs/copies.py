@@ -12,6 +12,7 @@ from torch import Tensor
 
 from unmemorize.core.criteria import Criterion
 from unmemorize.core.errors import UserError
+from unmemorize.core.model import DiffusionModel
 from unmemorize.core.results import Match
 from unmemorize.core.run import Source, digest
 from unmemorize.data.source import read_references
@@ -30,7 +31,6 @@ from unmemorize.metrics.similarity import (
     sscd_cosines,
     sscd_criterion,
 )
-from unmemorize.models.unet import UNetModel
 
 LARGE = 256  # pixels from which pictures are compared by a copy-detection network
 
@@ -110,7 +110,7 @@ def distances(sscd: str, recipe: str) -> Distances:
     )
 
 
-def copy_check(model: UNetModel, name: str, images: str, sscd: str = "", recipe: str = "sscd-320") -> CopyCheck:
+def copy_check(model: DiffusionModel, name: str, images: str, sscd: str = "", recipe: str = "sscd-320") -> CopyCheck:
     """Comparison with the pictures in a folder, or with an embedded model's own.
 
     Raises:

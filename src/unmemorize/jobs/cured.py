@@ -11,14 +11,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from unmemorize.attack.dori import Dori, dori
-from unmemorize.core.model import Condition
+from unmemorize.core.model import Condition, DiffusionModel
 from unmemorize.core.sample import generate, generators
 from unmemorize.jobs.copies import CopyCheck
 from unmemorize.metrics.quality import Change, compare, fid, kid, mean_of
 from unmemorize.metrics.ranking import share_interval
 from unmemorize.metrics.similarity import References
 from unmemorize.models.load import EMBEDDED
-from unmemorize.models.unet import UNetModel
 from unmemorize.testbed.alignment import Alignment
 
 Init = Literal["prompt", "random"]
@@ -54,7 +53,9 @@ class Judge:
     generate: Callable[..., Tensor] = generate
 
 
-def judge_of(model: UNetModel, name: str, copies: CopyCheck, seeds: tuple[int, ...], steps: int, scale: float) -> Judge:
+def judge_of(
+    model: DiffusionModel, name: str, copies: CopyCheck, seeds: tuple[int, ...], steps: int, scale: float
+) -> Judge:
     """The testbed's own picture model for an embedded model; latents of the model's VAE, pooled to 4×4, for others."""
     if name in EMBEDDED:
         clip = Alignment(model)
@@ -63,12 +64,12 @@ def judge_of(model: UNetModel, name: str, copies: CopyCheck, seeds: tuple[int, .
 
 
 @torch.no_grad()
-def vae_features(model: UNetModel, images: Tensor) -> Tensor:
+def vae_features(model: DiffusionModel, images: Tensor) -> Tensor:
     """The latents of pictures averaged in a 4×4 grid, (n, 16·c): coarse colour and layout, and no more."""
     return F.adaptive_avg_pool2d(model.invert(images).float(), 4).flatten(1)
 
 
-def pictures(model: UNetModel, cond: Condition, seeds: Sequence[int], judge: Judge) -> Tensor:
+def pictures(model: DiffusionModel, cond: Condition, seeds: Sequence[int], judge: Judge) -> Tensor:
     """One picture a row of `cond`, (n, 3, h, w)."""
     parts = [
         judge.generate(
@@ -79,7 +80,7 @@ def pictures(model: UNetModel, cond: Condition, seeds: Sequence[int], judge: Jud
     return torch.cat(parts).float().cpu()
 
 
-def copies_of(model: UNetModel, cond: Condition, targets: References, judge: Judge) -> Tensor:
+def copies_of(model: DiffusionModel, cond: Condition, targets: References, judge: Judge) -> Tensor:
     """Which pictures are copies of their own target, a row of `cond` each, at every seed: (rows, seeds), 0 or 1."""
     rows = torch.arange(len(cond)).repeat_interleave(len(judge.seeds))
     made = pictures(model, cond[rows], list(judge.seeds) * len(cond), judge)
@@ -88,19 +89,20 @@ def copies_of(model: UNetModel, cond: Condition, targets: References, judge: Jud
 
 
 def attacked_copies(
-    model: UNetModel, memorized: References, init: Init, judge: Judge, *, seed: int, how: Dori
+    model: DiffusionModel, memorized: References, init: Init, judge: Judge, *, seed: int, how: Dori
 ) -> Tensor:
     """Which pictures are copies after an attack on every memorized picture, (pictures, seeds), 0 or 1."""
     latents = latents_of(model, memorized.images)
-    start = model.encode([c or "" for c in memorized.captions]).embeds
+    start = model.encode([c or "" for c in memorized.captions])
     seeds = [seed + k for k in range(len(latents))]
     if init == "random":
-        start = torch.stack([torch.randn(start.shape[1:], generator=g) for g in generators(seeds)]).to(start)
-    return copies_of(model, Condition(dori(model, latents, start, seeds=seeds, how=how).found), memorized, judge)
+        like = start.embeds
+        start = Condition(torch.stack([torch.randn(like.shape[1:], generator=g) for g in generators(seeds)]).to(like))
+    return copies_of(model, dori(model, latents, start, seeds=seeds, how=how).last, memorized, judge)
 
 
 def attacked_from_both(
-    model: UNetModel, memorized: References, judge: Judge, *, seed: int, how: Dori
+    model: DiffusionModel, memorized: References, judge: Judge, *, seed: int, how: Dori
 ) -> dict[str, Tensor]:
     """`attacked_copies` from the prompts and from N(0, I), by start."""
     starts: tuple[Init, ...] = ("prompt", "random")
@@ -114,12 +116,12 @@ def rate_of(hits: Tensor) -> list[float]:
 
 
 @torch.no_grad()
-def latents_of(model: UNetModel, images: Tensor) -> Tensor:
+def latents_of(model: DiffusionModel, images: Tensor) -> Tensor:
     """The latents of pictures, (n, c, h, w)."""
     return torch.cat([model.invert(part) for part in images.split(BATCH)])
 
 
-def measure(model: UNetModel, subjects: Subjects, judge: Judge) -> dict[str, Tensor]:
+def measure(model: DiffusionModel, subjects: Subjects, judge: Judge) -> dict[str, Tensor]:
     """Copies of the memorized prompts, (pictures, seeds), and features and fit of pictures of the ordinary ones.
 
     Of every ordinary prompt as many pictures are made as there are seeds: all prompts once, then all again.

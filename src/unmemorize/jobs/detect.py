@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from unmemorize.core.errors import UserError
+from unmemorize.core.model import DiffusionModel
 from unmemorize.core.plain import to_json
 from unmemorize.core.registry import get_detector
 from unmemorize.core.run import Progress, RunRecord, atomic, open_run, versions
@@ -22,8 +23,7 @@ from unmemorize.core.shards import merge_shards, run_shards
 from unmemorize.data.source import Prompt
 from unmemorize.detect.noise import noise_gap_along, noise_gap_at_start
 from unmemorize.jobs.inputs import prompt_source, prompts_of
-from unmemorize.models.load import fingerprint, load
-from unmemorize.models.unet import UNetModel
+from unmemorize.models.load import load
 
 Row = dict[str, Any]
 
@@ -58,7 +58,7 @@ def detect(spec: DetectSpec, run: Path, progress: Progress) -> list[Row]:
         status="running",
         spec=dataclasses.asdict(spec) | {"seeds": list(spec.seeds)},
         versions=versions(),
-        model={"name": model.name, "fingerprint": fingerprint(model)},
+        model={"name": model.name, "fingerprint": model.fingerprint},
         data={"prompts": prompt_source(spec.prompts or spec.model, prompts)},
     )
     open_run(run, record)
@@ -74,7 +74,7 @@ def detect(spec: DetectSpec, run: Path, progress: Progress) -> list[Row]:
 
 
 def score_prompts(
-    model: UNetModel, prompts: Sequence[Prompt], spec: DetectSpec, run: Path, progress: Progress
+    model: DiffusionModel, prompts: Sequence[Prompt], spec: DetectSpec, run: Path, progress: Progress
 ) -> pa.Table:
     """Write `scores/prompts.parquet` and `scores/detect.parquet`: one row a prompt and seed, in that order."""
     _write_prompts(prompts, run / "scores" / "prompts.parquet")
@@ -82,7 +82,7 @@ def score_prompts(
 
 
 def score_into(
-    model: UNetModel, prompts: Sequence[Prompt], spec: DetectSpec, run: Path, name: str, progress: Progress
+    model: DiffusionModel, prompts: Sequence[Prompt], spec: DetectSpec, run: Path, name: str, progress: Progress
 ) -> pa.Table:
     """Write `scores/NAME.parquet`: one row a prompt and seed, in that order.
 
@@ -121,7 +121,7 @@ def wen_lines(run: Path) -> list[str]:
     return [to_json(line) for line in lines.values()]
 
 
-def _scorer(model: UNetModel, spec: DetectSpec) -> Callable[[list[str]], list[Row]]:
+def _scorer(model: DiffusionModel, spec: DetectSpec) -> Callable[[list[str]], list[Row]]:
     """A function from prompts to rows, one a prompt and seed."""
     if spec.method != "noise-gap":
         return lambda texts: _recorded(model, texts, spec)
@@ -147,16 +147,16 @@ def _scorer(model: UNetModel, spec: DetectSpec) -> Callable[[list[str]], list[Ro
     return rows
 
 
-def _recorded(model: UNetModel, texts: list[str], spec: DetectSpec) -> list[Row]:
+def _recorded(model: DiffusionModel, texts: list[str], spec: DetectSpec) -> list[Row]:
     """Any registered detector, on recorded sampling steps."""
-    before, rows = model.evaluations, []
-    for text in texts:
-        cond = model.encode([text] * len(spec.seeds))
-        path = trajectory(model, cond, seeds=spec.seeds, steps=spec.steps, guidance=spec.guidance)
-        steps = list(islice(path, spec.first, spec.last))
-        rows += [{"score": value} for value in get_detector(spec.method).score(steps).tolist()]
-    cost = (model.evaluations - before) // len(rows)
-    return [row | {"evaluations": cost} for row in rows]
+    scores: list[float] = []
+    with model.counted() as cost:
+        for text in texts:
+            cond = model.encode([text] * len(spec.seeds))
+            path = trajectory(model, cond, seeds=spec.seeds, steps=spec.steps, guidance=spec.guidance)
+            steps = list(islice(path, spec.first, spec.last))
+            scores += get_detector(spec.method).score(steps).tolist()
+    return [{"score": score, "evaluations": cost.forward // len(scores)} for score in scores]
 
 
 def _write_prompts(prompts: Sequence[Prompt], path: Path) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from unmemorize.core.errors import NotApplicable, UserError
+from unmemorize.core.model import DiffusionModel
 from unmemorize.core.results import Explanation
 from unmemorize.core.run import Progress
 from unmemorize.core.shards import merge_shards, run_shards
@@ -18,7 +19,6 @@ from unmemorize.explain.inputs import word_gradient_input
 from unmemorize.explain.tokens import leave_one_out, rank_agreement, word_significance
 from unmemorize.explain.words import measure, occurrences, without
 from unmemorize.models.load import load
-from unmemorize.models.unet import UNetModel
 
 GRADIENTS: dict[str, Callable[..., Explanation]] = {
     "gradient": word_significance,
@@ -80,7 +80,7 @@ def explain(spec: ExplainSpec, prompt: str) -> Row:
 
 
 def explain_prompts(
-    model: UNetModel,
+    model: DiffusionModel,
     prompts: Sequence[Prompt],
     run: Path,
     progress: Progress,
@@ -108,12 +108,12 @@ def explain_prompts(
     def work(shard: Sequence[Prompt]) -> list[Row]:
         rows = []
         for prompt in shard:
-            before = model.evaluations
-            explanation = word_significance(model, prompt.text, seeds=spec.seeds, steps=spec.steps)
-            row = _row(prompt.id, explanation)
-            if prompt.id in copies and len(explanation.words) > 1:
-                row |= _without_first(model, explanation, spec, copies[prompt.id])
-            rows.append(row | {"evaluations": model.evaluations - before})
+            with model.counted() as cost:
+                explanation = word_significance(model, prompt.text, seeds=spec.seeds, steps=spec.steps)
+                row = _row(prompt.id, explanation)
+                if prompt.id in copies and len(explanation.words) > 1:
+                    row |= _without_first(model, explanation, spec, copies[prompt.id])
+            rows.append(row | {"evaluations": cost.forward})
         return rows
 
     for done in run_shards(worded, work, folder=run / "shards" / "explain", size=4):
@@ -122,7 +122,7 @@ def explain_prompts(
 
 
 def _without_first(
-    model: UNetModel, explanation: Explanation, spec: ExplainSpec, copied: Callable[[Tensor], list[bool]]
+    model: DiffusionModel, explanation: Explanation, spec: ExplainSpec, copied: Callable[[Tensor], list[bool]]
 ) -> Row:
     """The word of highest significance, and copies among the pictures of the prompt with and without it."""
     prompt = explanation.prompt

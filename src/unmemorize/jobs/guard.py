@@ -14,10 +14,9 @@ from unmemorize.core.hooks import frozen
 from unmemorize.core.model import Prediction
 from unmemorize.core.sample import generators
 from unmemorize.data.ordinary import ordinary_prompts
-from unmemorize.metrics.magnitude import magnitude
 from unmemorize.mitigate.prompt import Limits, limits_of, lower_magnitude
 from unmemorize.models.load import wrap
-from unmemorize.models.unet import UNetModel
+from unmemorize.models.pipeline import PipelineModel
 
 if TYPE_CHECKING:
     from diffusers import StableDiffusionPipeline
@@ -103,7 +102,7 @@ class Guard:
         empty = self._empty.to(call.embeds).expand(count, -1, -1)
         at_hand = guided and torch.equal(call.embeds[:count], empty)  # not under a negative prompt
         uncond = call.read(output[:count], call.x[rows]) if at_hand else call.predict(rows, empty)
-        score = magnitude(call.read(output[rows], call.x[rows]), uncond)
+        score = call.read(output[rows], call.x[rows]).gap(uncond)
         limits = self._limits(call)
         found = score > limits.threshold
         after, changed = score.clone(), None
@@ -137,11 +136,9 @@ class Guard:
         for numbers in torch.arange(len(self._ordinary)).split(16):
             x = torch.stack([torch.randn(call.x.shape[1:], generator=g) for g in generators(numbers.tolist())])
             rows = torch.full_like(numbers, len(call.x) - 1, device=call.x.device)
-            pair = (
-                call.predict(rows, embeds.to(call.embeds), x.to(call.x))
-                for embeds in (self._ordinary[numbers], self._empty.expand(len(x), -1, -1))
-            )
-            scores += magnitude(*pair).tolist()
+            cond = call.predict(rows, self._ordinary[numbers].to(call.embeds), x.to(call.x))
+            uncond = call.predict(rows, self._empty.expand(len(x), -1, -1).to(call.embeds), x.to(call.x))
+            scores += cond.gap(uncond).tolist()
         call.evaluations = before  # once for all calls like this one: no cost of this call
         return limits_of(scores, false_alarms=self._false_alarms)
 
@@ -152,7 +149,7 @@ guard = Guard  # in code it reads as a verb: guard(pipe)(prompt=…)
 class _Call:
     """A call of the UNet, which can be made again for some of its rows, with other embeddings or latents."""
 
-    def __init__(self, model: UNetModel, forward: Callable[..., tuple], x: Tensor, t: Tensor, named: dict) -> None:
+    def __init__(self, model: PipelineModel, forward: Callable[..., tuple], x: Tensor, t: Tensor, named: dict) -> None:
         self.x, self.t, self.embeds = x, t, named["encoder_hidden_states"]
         self.evaluations = 0
         self._model, self._forward, self._named = model, forward, named

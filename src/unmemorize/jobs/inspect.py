@@ -25,7 +25,7 @@ from unmemorize.jobs.inputs import images_folder, ordinary_of
 from unmemorize.metrics.calibrate import conformal_threshold
 from unmemorize.metrics.similarity import References, match_pixels
 from unmemorize.models.load import load
-from unmemorize.models.unet import UNetModel
+from unmemorize.models.pipeline import PipelineModel
 
 if TYPE_CHECKING:
     from diffusers import StableDiffusionPipeline
@@ -105,7 +105,7 @@ class Inspector:
 
     def __init__(
         self,
-        model: UNetModel,
+        model: PipelineModel,
         ordinary: Sequence[str],
         spec: InspectSpec,
         *,

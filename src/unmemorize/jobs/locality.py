@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 from unmemorize.attack.dori import Dori, dori
 from unmemorize.core.choose import evenly
 from unmemorize.core.errors import UserError
-from unmemorize.core.model import Condition
+from unmemorize.core.model import Condition, DiffusionModel, Reach, joined
 from unmemorize.core.results import Match
 from unmemorize.core.run import Progress, RunRecord, Source, atomic, digest, open_run, versions, write_json
 from unmemorize.core.sample import generate, generators
@@ -28,7 +28,6 @@ from unmemorize.data.source import Prompt
 from unmemorize.jobs.copies import CopyCheck, copy_check
 from unmemorize.jobs.inputs import images_folder, ordinary_of, prompt_source, prompts_of
 from unmemorize.jobs.locate import PAPER_MODEL, cache_folder, cached_reference
-from unmemorize.localize.layers import Reach
 from unmemorize.localize.locality import (
     Floats,
     Units,
@@ -44,8 +43,7 @@ from unmemorize.localize.locality import (
 from unmemorize.localize.nemo import PAPER_THRESHOLD, NemoSettings
 from unmemorize.metrics.ranking import rate_interval
 from unmemorize.metrics.similarity import DUPLICATE, References
-from unmemorize.models.load import fingerprint, load
-from unmemorize.models.unet import UNetModel
+from unmemorize.models.load import load
 from unmemorize.report.locality import draw
 
 Row = dict[str, Any]
@@ -88,7 +86,7 @@ class _Study:
     """What every part of a run needs."""
 
     spec: LocalitySpec
-    model: UNetModel
+    model: DiffusionModel
     copied: CopyCheck
     run: Path
     progress: Progress
@@ -183,7 +181,7 @@ def _record(study: _Study, prompts: Sequence[Prompt], ordinary: Sequence[str]) -
         status="running",
         spec={name: value for name, value in dataclasses.asdict(spec).items() if name != "batch"},
         versions=versions(),
-        model={"name": study.model.name, "fingerprint": fingerprint(study.model)},
+        model={"name": study.model.name, "fingerprint": study.model.fingerprint},
         data={
             "prompts": prompt_source(spec.prompts or spec.model, prompts),
             "ordinary": usual,
@@ -218,7 +216,7 @@ def _groups(
     groups |= {MEMORIZED: model.encode(texts), ORDINARY: model.encode(usual)}
     with atomic(study.run / "embeddings.safetensors") as temporary:
         save_file({name: cond.embeds.cpu().contiguous() for name, cond in groups.items()}, temporary)
-    return attacked, {name: Condition(cond.embeds.to(model.device)) for name, cond in groups.items()}
+    return attacked, {name: cond.to(model.device) for name, cond in groups.items()}
 
 
 def _attack(study: _Study, target: str) -> list[Row]:
@@ -231,13 +229,13 @@ def _attack(study: _Study, target: str) -> list[Row]:
 
     def work(piece: Sequence[int]) -> list[Row]:
         drawn = [torch.randn(like.shape[1:], generator=g) for g in generators([FIRST_INIT + i for i in piece])]
-        inits = torch.stack(drawn).to(like)
+        inits = Condition(torch.stack(drawn).to(like))
         latents = latent.expand(len(piece), -1, -1, -1)
         attack = dori(model, latents, inits, seeds=piece, how=Dori(steps=spec.steps), rows=spec.batch)
         with atomic(study.run / "shards" / "attack" / f"{piece[0]:05d}.safetensors") as temporary:
-            found = {ADVERSARIAL: attack.found, INITS: inits}
-            save_file({name: embeds.cpu().contiguous() for name, embeds in found.items()}, temporary)
-        rows = zip(piece, study.matches(Condition(attack.found)), attack.losses.T.tolist(), strict=True)
+            pair = {ADVERSARIAL: attack.last, INITS: inits}
+            save_file({name: cond.embeds.cpu().contiguous() for name, cond in pair.items()}, temporary)
+        rows = zip(piece, study.matches(attack.last), attack.losses.T.tolist(), strict=True)
         each = attack.evaluations // len(piece)
         return [
             {"init": i, "copies": sum(_copies(m, own) for m in found), "loss": losses[-1], "evaluations": each}
@@ -300,13 +298,13 @@ def _selections(
 ) -> dict[str, list[dict[str, Units]]]:
     """What NeMo and Wanda select for each embedding of each group, by layer; layers without any are left out."""
     spec, model = study.spec, study.model
-    usual = cached_reference(model, ordinary, fingerprint(model), cache_folder(), study.progress)
+    usual = cached_reference(model, ordinary, model.fingerprint, cache_folder(), study.progress)
     threshold = PAPER_THRESHOLD if spec.model == PAPER_MODEL else None
     settings = NemoSettings(layers=spec.layers, threshold=threshold, refine=spec.refine, batch=spec.batch)
     items = [(group, i) for group, cond in groups.items() for i in range(len(cond))]
 
     def work(piece: Sequence[tuple[str, int]]) -> list[Row]:
-        cond = Condition(torch.stack([groups[group].embeds[i] for group, i in piece]))
+        cond = joined([groups[group][[i]] for group, i in piece])
         found = selections(model, cond, usual, settings, sparsity=spec.sparsity)
         return [
             {"group": group, "embedding": i, "layer": name, "units": units}

@@ -9,16 +9,15 @@ from pathlib import Path
 from typing import Literal
 
 from unmemorize.core.errors import UserError
+from unmemorize.core.model import DiffusionModel, Reach
 from unmemorize.core.results import Localization
 from unmemorize.core.run import Progress, digest, new_folder, require_new
 from unmemorize.jobs.inputs import ordinary_of, prompts_of
-from unmemorize.localize.layers import Reach
 from unmemorize.localize.nemo import PAPER_THRESHOLD, NemoSettings, Rule, nemo
 from unmemorize.localize.reference import SEEDS, Reference, load_reference, reference, save_reference
 from unmemorize.localize.wanda import wanda
 from unmemorize.mitigate.weights import Edit, check_name
-from unmemorize.models.load import EMBEDDED, fingerprint, load
-from unmemorize.models.unet import UNetModel
+from unmemorize.models.load import EMBEDDED, load
 
 PAPER_MODEL = "CompVis/stable-diffusion-v1-4"  # whose threshold the paper gives
 
@@ -59,7 +58,7 @@ def locate(
     prompts = memorized_prompts(spec)
     ordinary = ordinary_prompts(spec) if spec.method == "nemo" else []
     model = load(spec.model)
-    hashed = fingerprint(model)
+    hashed = model.fingerprint
     if spec.method == "nemo":
         usual = cached_reference(model, ordinary, hashed, Path(spec.cache) if spec.cache else cache_folder(), progress)
         threshold = PAPER_THRESHOLD if spec.threshold is None and spec.model == PAPER_MODEL else spec.threshold
@@ -100,7 +99,7 @@ def cache_folder() -> Path:
 
 
 def cached_reference(
-    model: UNetModel, prompts: Sequence[str], hashed: str, folder: Path, progress: Progress
+    model: DiffusionModel, prompts: Sequence[str], hashed: str, folder: Path, progress: Progress
 ) -> Reference:
     """Statistics of ordinary prompts, measured once per model and set of prompts."""
     key = digest(text.encode() for text in (hashed, repr(SEEDS), *prompts))
@@ -120,8 +119,8 @@ def apply_edit(model: str, edit: Path, out: Path, *, force: bool = False) -> Edi
     """
     require_new(out)
     change = Edit.load(edit)
-    pipe = load(model).pipe
-    change.apply(pipe, force=force)
+    loaded = load(model)
+    change.apply(loaded, force=force)
     with new_folder(out) as temporary:
-        pipe.save_pretrained(temporary)
+        loaded.save(temporary)
     return change

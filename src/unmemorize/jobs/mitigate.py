@@ -15,6 +15,7 @@ from torch import Tensor
 
 from unmemorize.attack.dori import Dori
 from unmemorize.core.errors import UserError
+from unmemorize.core.model import DiffusionModel
 from unmemorize.core.run import (
     Progress,
     RunRecord,
@@ -52,8 +53,7 @@ from unmemorize.jobs.pairs import (
 from unmemorize.metrics.similarity import References
 from unmemorize.mitigate.finetune import Finetuned, Team, finetune
 from unmemorize.mitigate.surrogates import Sampling, Surrogates
-from unmemorize.models.load import fingerprint, load
-from unmemorize.models.unet import UNetModel
+from unmemorize.models.load import load
 
 CHECKED = 6  # memorized pictures attacked by a check in training, in turn
 TEST_SEED = 1_000_000  # of the attacks that judge: no attack in training has it
@@ -65,7 +65,7 @@ class _Job:
 
     spec: MitigateSpec
     run: Path
-    model: UNetModel
+    model: DiffusionModel
     team: Team
     judge: Judge
     subjects: Subjects
@@ -118,7 +118,7 @@ def mitigate(
     return results
 
 
-def _job(spec: MitigateSpec, run: Path, model: UNetModel, team: Team, progress: Progress) -> _Job:
+def _job(spec: MitigateSpec, run: Path, model: DiffusionModel, team: Team, progress: Progress) -> _Job:
     """Read everything and open the run."""
     subjects, judge, split = measures(spec, model)
     if team.first:
@@ -127,7 +127,7 @@ def _job(spec: MitigateSpec, run: Path, model: UNetModel, team: Team, progress: 
             status="running",
             spec={k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(spec).items()},
             versions=versions(),
-            model={"name": spec.model, "fingerprint": fingerprint(model)},
+            model={"name": spec.model, "fingerprint": model.fingerprint},
             data={name: _source(*parts) for name, parts in data.items()},
             criterion=dataclasses.asdict(judge.copies.criterion),
         )
@@ -136,7 +136,7 @@ def _job(spec: MitigateSpec, run: Path, model: UNetModel, team: Team, progress: 
     return _Job(spec, run, model, team, judge, subjects, split, progress)
 
 
-def measures(spec: MitigateSpec, model: UNetModel) -> tuple[Subjects, Judge, Split]:
+def measures(spec: MitigateSpec, model: DiffusionModel) -> tuple[Subjects, Judge, Split]:
     """What is measured, how, and the ordinary pictures that are trained on or held out."""
     memorized = memorized_pictures(model, spec.model, spec.images)
     split = ordinary_pictures(model, spec.model, spec.ordinary)
@@ -202,7 +202,7 @@ def _results(job: _Job, targets: References, before: dict[str, Tensor], made: Fi
     }
 
 
-def _export(spec: MitigateSpec, model: UNetModel, out: Path, results: dict[str, Any], targets: References) -> None:
+def _export(spec: MitigateSpec, model: DiffusionModel, out: Path, results: dict[str, Any], targets: References) -> None:
     """The pipeline as a folder, with its own card and a section on what was removed."""
     own = Path(spec.model) / "README.md"
     text = own.read_text(encoding="utf-8", errors="replace") if own.is_file() else ""
@@ -211,7 +211,7 @@ def _export(spec: MitigateSpec, model: UNetModel, out: Path, results: dict[str, 
         removed = [row | {"text": text} for row, text in zip(removed, captions_of(targets), strict=True)]
     try:
         with new_folder(out) as temporary:
-            model.pipe.save_pretrained(temporary)
+            model.save(temporary)
             written = card(text, spec, results, removed)
             (temporary / "README.md").write_text(written, encoding="utf-8", errors="replace")
     except SafetensorError as error:

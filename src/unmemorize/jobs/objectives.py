@@ -15,13 +15,12 @@ from unmemorize.attack.dori import Dori, dori
 from unmemorize.attack.high_noise import HighNoise
 from unmemorize.attack.prompt import Words
 from unmemorize.core.errors import UserError
-from unmemorize.core.model import DiffusionModel
+from unmemorize.core.model import Condition, DiffusionModel
 from unmemorize.core.results import Localization
 from unmemorize.core.run import Progress
 from unmemorize.jobs.copies import CopyCheck
 from unmemorize.jobs.cured import latents_of
 from unmemorize.jobs.pairs import PLAN, captions_of, neighbours
-from unmemorize.localize.layers import value_projections
 from unmemorize.localize.wanda import wanda
 from unmemorize.metrics.similarity import References
 from unmemorize.mitigate.adversarial import Adversarial, InnerLoop, NoAdversary
@@ -33,8 +32,7 @@ from unmemorize.mitigate.neggrad import NegGrad
 from unmemorize.mitigate.siss import Siss
 from unmemorize.mitigate.surrogates import Sampling, Surrogates, make_surrogates
 from unmemorize.mitigate.weights import Edit
-from unmemorize.models.load import EMBEDDED, fingerprint
-from unmemorize.models.unet import UNetModel
+from unmemorize.models.load import EMBEDDED
 
 Method = Literal["erase", "adversarial-finetune", "finetune", "siss", "neggrad", "deletion"]
 UPDATES: dict[Method, int] = {
@@ -112,7 +110,7 @@ class MitigateSpec:
 
 def objective_of(
     spec: MitigateSpec,
-    model: UNetModel,
+    model: DiffusionModel,
     memorized_pictures: References,
     ordinary: References,
     surrogates: Callable[[], Surrogates],
@@ -121,7 +119,7 @@ def objective_of(
 
     `surrogates` is called for methods that need them.
     """
-    keep = Deletion(_pairs(model, ordinary), model.encode([""]).embeds[0], batch=spec.batch, seed=spec.seed)
+    keep = Deletion(_pairs(model, ordinary), model.encode([""]), batch=spec.batch, seed=spec.seed)
     memorized = _pairs(model, memorized_pictures)
     if spec.method == "erase":
         captions = _kept_captions(model, captions_of(ordinary), captions_of(memorized_pictures), spec.seed)
@@ -133,28 +131,27 @@ def objective_of(
     if spec.method == "siss":
         return Siss(memorized, surrogates(), batch=spec.batch, seed=spec.seed)
     if spec.method == "finetune":
-        return Adversarial(keep, surrogates(), NoAdversary(memorized.embeds))
+        return Adversarial(keep, surrogates(), NoAdversary(memorized.captions))
     how = Dori(steps=spec.inner)
-    attack = InnerLoop(lambda m, latents, init, seeds: dori(m, latents, init, seeds=seeds, how=how).found, memorized)
+    attack = InnerLoop(lambda m, latents, init, seeds: dori(m, latents, init, seeds=seeds, how=how).last, memorized)
     return Adversarial(keep, surrogates(), attack)
 
 
-def _erase(spec: MitigateSpec, model: UNetModel, memorized: Pairs, keep: Deletion, captions: list[str]) -> Erase:
+def _erase(spec: MitigateSpec, model: DiffusionModel, memorized: Pairs, keep: Deletion, captions: list[str]) -> Erase:
     """Attacked at high noise, which costs least; triggers are kept from a quarter, a half and the end of the way."""
     before = {name: p.detach().clone() for name, p in model.denoiser.named_parameters()}
     how = HighNoise(steps=REHEARSED)
     stages = (REHEARSED // 4, REHEARSED // 2, REHEARSED)
 
-    def attack(model: DiffusionModel, latents: Tensor, init: Tensor, seeds: Sequence[int]) -> Tensor:
-        found = dori(model, latents, init, seeds=seeds, how=how, keep=stages)
-        return torch.stack([found.embeds[stage] for stage in stages])
+    def attack(model: DiffusionModel, latents: Tensor, init: Condition, seeds: Sequence[int]) -> Tensor:
+        result = dori(model, latents, init, seeds=seeds, how=how, keep=stages)
+        return torch.stack([result.conditions[stage].embeds for stage in stages])
 
     rounds = Rounds(settle_at=spec.updates - spec.settling, seed=spec.seed)
-    kept = model.encode(captions).embeds
-    return Erase(memorized, keep.ordinary.latents, kept, keep.empty, before, attack, rounds)
+    return Erase(memorized, keep.ordinary.latents, model.encode(captions), keep.empty, before, attack, rounds)
 
 
-def _kept_captions(model: UNetModel, ordinary: list[str], memorized: list[str], seed: int) -> list[str]:
+def _kept_captions(model: DiffusionModel, ordinary: list[str], memorized: list[str], seed: int) -> list[str]:
     """The ordinary captions, pairs of words that no memorized caption has, and of all those the nearest thrice.
 
     What a model makes of words is a prediction like any other: it can be kept without a picture that shows it.
@@ -166,13 +163,13 @@ def _kept_captions(model: UNetModel, ordinary: list[str], memorized: list[str], 
     return texts + 2 * [text for text, n in zip(texts, near, strict=True) if n]
 
 
-def _pairs(model: UNetModel, pictures: References) -> Pairs:
-    return Pairs(latents_of(model, pictures.images), model.encode(captions_of(pictures)).embeds)
+def _pairs(model: DiffusionModel, pictures: References) -> Pairs:
+    return Pairs(latents_of(model, pictures.images), model.encode(captions_of(pictures)))
 
 
 def surrogates_of(
     spec: MitigateSpec,
-    model: UNetModel,
+    model: DiffusionModel,
     memorized: References,
     copies: CopyCheck,
     how: Sampling,
@@ -188,16 +185,16 @@ def surrogates_of(
     return make_surrogates(model, prompts, is_copy, mitigated=blocks, count=spec.surrogates, how=how, progress=progress)
 
 
-def _edits(spec: MitigateSpec, model: UNetModel, prompts: list[str]) -> Iterator[Edit]:
+def _edits(spec: MitigateSpec, model: DiffusionModel, prompts: list[str]) -> Iterator[Edit]:
     """The named edit, or Wanda's, each stronger than the one before, and in the end one that leaves no text.
 
     Of a picture that Wanda does not hide the surrogates are what the model makes of nothing.
     """
-    hashed = fingerprint(model)
+    hashed = model.fingerprint
     if not spec.edit:
         for share in PRUNED:
             yield Edit.of(wanda(model, prompts, sparsity=share), hashed)
-        widths = {name: layer.out_features for name, layer in value_projections(model.denoiser).items()}
+        widths = {name: layer.out_features for name, layer in model.text_projections().items()}
         every = {name: torch.ones(width, dtype=torch.bool) for name, width in widths.items()}
         yield Edit.of(Localization("all values", "channels", every, {}, (), tuple(prompts), 0), hashed)
         return

@@ -13,11 +13,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from unmemorize.core.errors import UserError
+from unmemorize.core.model import DiffusionModel
 from unmemorize.data.source import read_references
 from unmemorize.metrics.ranking import related
 from unmemorize.metrics.similarity import References
 from unmemorize.models.load import EMBEDDED
-from unmemorize.models.unet import UNetModel
 from unmemorize.testbed import embedded
 from unmemorize.testbed.plan import Planted
 
@@ -36,7 +36,7 @@ class Split:
     clusters: tuple[str, ...]
 
 
-def memorized_pictures(model: UNetModel, name: str, folder: str) -> References:
+def memorized_pictures(model: DiffusionModel, name: str, folder: str) -> References:
     """The pictures in a folder, or the testbed's verbatim ones that were planted a hundred times or more.
 
     Raises:
@@ -47,7 +47,7 @@ def memorized_pictures(model: UNetModel, name: str, folder: str) -> References:
     return _captioned(Path(folder), model)
 
 
-def ordinary_pictures(model: UNetModel, name: str, folder: str) -> Split:
+def ordinary_pictures(model: DiffusionModel, name: str, folder: str) -> Split:
     """The pictures in a folder, or the testbed's that were planted rarely; every other cluster of captions is held out.
 
     Raises:
@@ -78,13 +78,13 @@ def _rare(entry: Planted) -> bool:
     return entry.kind == "verbatim" and entry.copies <= 3
 
 
-def _planted(model: UNetModel, name: str, keep: Callable[[Planted], bool], option: str) -> References:
+def _planted(model: DiffusionModel, name: str, keep: Callable[[Planted], bool], option: str) -> References:
     if name not in EMBEDDED:
         raise UserError(f"{name}: which pictures? name a folder of pictures with captions with {option}")
     return read_references(embedded.IMAGES, model.image_size).named(embedded.planted_files(keep))
 
 
-def _captioned(folder: Path, model: UNetModel) -> References:
+def _captioned(folder: Path, model: DiffusionModel) -> References:
     found = read_references(folder, model.image_size)
     for name, caption in zip(found.names, found.captions, strict=True):
         if not caption:
@@ -106,7 +106,7 @@ def captions_of(pictures: References) -> list[str]:
     return [caption or "" for caption in pictures.captions]
 
 
-def neighbours(model: UNetModel, prompts: Sequence[str], memorized: Sequence[str]) -> tuple[bool, ...]:
+def neighbours(model: DiffusionModel, prompts: Sequence[str], memorized: Sequence[str]) -> tuple[bool, ...]:
     """Which prompts are neighbours of memorized ones: the quarter whose mean embeddings are nearest to theirs."""
 
     def means(texts: Sequence[str]) -> Tensor:

@@ -23,7 +23,6 @@ from unmemorize.core.shards import merge_shards, run_shards
 from unmemorize.data.pictures import load_image, save_image
 from unmemorize.data.source import Prompt
 from unmemorize.jobs.copies import Distances, Matcher
-from unmemorize.metrics.magnitude import magnitude
 from unmemorize.metrics.permutation import nearness_test
 from unmemorize.metrics.similarity import References, kept_pixels
 
@@ -82,7 +81,7 @@ def _sampled(
     curves = []
     for step in trajectory(model, cond, seeds=seeds, steps=steps, guidance=guidance):
         if step.uncond is not None:
-            curves.append(magnitude(step.cond, step.uncond))
+            curves.append(step.cond.gap(step.uncond))
     with torch.no_grad():
         images = model.decode(step.x_next)
     return images, torch.stack(curves, dim=1).tolist() if curves else [None] * len(seeds)

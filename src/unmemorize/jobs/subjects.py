@@ -11,12 +11,12 @@ from torch import Tensor
 
 from unmemorize.core.choose import evenly
 from unmemorize.core.errors import UserError
+from unmemorize.core.model import DiffusionModel
 from unmemorize.core.results import Match
 from unmemorize.data.source import read_references
 from unmemorize.jobs.copies import CopyCheck
 from unmemorize.metrics.similarity import References
 from unmemorize.models.load import EMBEDDED
-from unmemorize.models.unet import UNetModel
 from unmemorize.testbed import embedded
 
 PLAN = "plan"
@@ -40,7 +40,7 @@ class Subjects:
 
 
 def choose_subjects(
-    model: UNetModel,
+    model: DiffusionModel,
     name: str,
     check: CopyCheck,
     *,
@@ -77,7 +77,7 @@ def choose_subjects(
 
 
 def with_controls(
-    model: UNetModel, check: CopyCheck, attacked: References, others: References, held_out: str = ""
+    model: DiffusionModel, check: CopyCheck, attacked: References, others: References, held_out: str = ""
 ) -> Subjects:
     """Attacked pictures with as many of either control: from other training pictures, and never trained on.
 
@@ -92,7 +92,7 @@ def with_controls(
 
 
 @torch.no_grad()
-def _within_reach(model: UNetModel, pictures: References, check: CopyCheck) -> References:
+def _within_reach(model: DiffusionModel, pictures: References, check: CopyCheck) -> References:
     """Those that are still copies of themselves when the VAE has coded them; all where it gives none back."""
     coded = torch.cat([model.decode(model.invert(part)).float().cpu() for part in pictures.images.split(16)])
     left = [i for i, found in enumerate(check.against(coded, pictures)) if found.verdict != "none"]

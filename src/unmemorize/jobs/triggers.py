@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from unmemorize.core.choose import evenly
+from unmemorize.core.model import DiffusionModel
 from unmemorize.core.run import Progress, RunRecord, atomic, open_run, versions, write_json
 from unmemorize.core.shards import merge_shards, run_shards
 from unmemorize.core.text import normalise, spans
@@ -21,8 +22,7 @@ from unmemorize.data.source import Prompt
 from unmemorize.explain.words import MARGIN, SHARE, Outcome, Variant, measure, variants, word_effects
 from unmemorize.jobs.copies import CopyCheck, copy_check
 from unmemorize.jobs.inputs import ordinary_of, prompt_source, prompts_of
-from unmemorize.models.load import EMBEDDED, fingerprint, load
-from unmemorize.models.unet import UNetModel
+from unmemorize.models.load import EMBEDDED, load
 
 CONTEXTS = 2  # unrelated prompts a word is moved into
 NEUTRAL = ("a photograph of a street", "an oil painting of a river", "a drawing of a chair")
@@ -60,7 +60,8 @@ def probe(spec: TriggerSpec, run: Path, progress: Progress = lambda stage, done,
     copied = copy_check(model, spec.model, spec.images, spec.sscd, spec.recipe)
     open_run(run, record := _record(spec, model, chosen, copied))
     tried = _variants(chosen, _unrelated(spec, given), spec.repeats)
-    outcomes = _measure(model, tried, copied, spec, run, progress)
+    with model.counted() as cost:
+        outcomes = _measure(model, tried, copied, spec, run, progress)
     effects = [dataclasses.asdict(effect) for effect in word_effects(tried, outcomes)]
     result = {
         "triggers": [e for e in effects if e["trigger"]],
@@ -69,7 +70,7 @@ def probe(spec: TriggerSpec, run: Path, progress: Progress = lambda stage, done,
         "prompts": len(chosen),
         "prompts_given": len(given),
         "texts": len(outcomes),
-        "evaluations": model.evaluations,
+        "evaluations": cost.forward,
     }
     write_json(run / "triggers.json", result)
     record.model_copy(update={"status": "finished"}).save(run)
@@ -106,7 +107,7 @@ def _variants(chosen: Sequence[Prompt], unrelated: Sequence[str], repeats: int) 
 
 
 def _measure(
-    model: UNetModel,
+    model: DiffusionModel,
     tried: dict[str, list[Variant]],
     copied: CopyCheck,
     spec: TriggerSpec,
@@ -129,12 +130,12 @@ def _measure(
     return {row["text"]: Outcome(row["magnitude"], row["copies"], row["seeds"]) for row in table.to_pylist()}
 
 
-def _record(spec: TriggerSpec, model: UNetModel, chosen: Sequence[Prompt], copied: CopyCheck) -> RunRecord:
+def _record(spec: TriggerSpec, model: DiffusionModel, chosen: Sequence[Prompt], copied: CopyCheck) -> RunRecord:
     return RunRecord(
         status="running",
         spec=dataclasses.asdict(spec) | {"seeds": list(spec.seeds)},
         versions=versions(),
-        model={"name": model.name, "fingerprint": fingerprint(model)},
+        model={"name": model.name, "fingerprint": model.fingerprint},
         data={"prompts": prompt_source(spec.prompts or spec.model, chosen), "images": copied.source},
         criterion=dataclasses.asdict(copied.criterion),
     )

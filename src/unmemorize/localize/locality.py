@@ -14,9 +14,8 @@ from scipy.spatial.distance import squareform
 from torch import Tensor
 
 from unmemorize.core.hooks import observed
-from unmemorize.core.model import Condition, DiffusionModel
+from unmemorize.core.model import Condition, DiffusionModel, Reach
 from unmemorize.core.results import Interval
-from unmemorize.localize.layers import Reach, feed_forward_outputs, value_projections
 from unmemorize.localize.nemo import NemoSettings, nemo
 from unmemorize.localize.reference import Reference, Start
 from unmemorize.localize.wanda import wanda
@@ -118,8 +117,9 @@ def _interval(value: float, drawn: Floats) -> Interval:
 def value_activations(model: DiffusionModel, cond: Condition, reach: Reach = "all") -> Iterator[tuple[str, Tensor]]:
     """What each value projection returns, which depends on the text alone: (embeddings, tokens · channels) by name."""
     with torch.no_grad():
-        for name, layer in value_projections(model.denoiser, reach).items():
-            yield name, layer(cond.embeds).flatten(1)
+        inputs = model.text_inputs(cond)
+        for name, layer in model.text_projections(reach).items():
+            yield name, layer(inputs).flatten(1)
 
 
 def feed_forward_activations(
@@ -130,7 +130,7 @@ def feed_forward_activations(
     Layers come one at a time, each from evaluations of its own: those of a large model do not fit into memory together.
     """
     start = Start.of(model, [seed], steps)
-    for name in feed_forward_outputs(model.denoiser):
+    for name in model.feed_forwards():
         rows: list[Tensor] = []
         with observed(model.denoiser, {name: lambda a, rows=rows: rows.append(a.flatten(1).cpu())}), torch.no_grad():
             for i in range(0, len(cond), batch):
@@ -154,8 +154,8 @@ def selections(
 
 def layer_units(model: DiffusionModel, reach: Reach = "all") -> Layers:
     """Every layer that the methods look at, first executed first: its method and how many units it has."""
-    channels = {name: ("nemo", m.out_features) for name, m in value_projections(model.denoiser, reach).items()}
-    return channels | {name: ("wanda", m.weight.numel()) for name, m in feed_forward_outputs(model.denoiser).items()}
+    channels = {name: ("nemo", m.out_features) for name, m in model.text_projections(reach).items()}
+    return channels | {name: ("wanda", m.weight.numel()) for name, m in model.feed_forwards().items()}
 
 
 def block_shares(selected: Sequence[Selected], layers: Mapping[str, int]) -> Floats:

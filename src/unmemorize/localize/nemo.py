@@ -11,12 +11,11 @@ from torch import Tensor
 
 from unmemorize.core.choose import evenly
 from unmemorize.core.errors import UserError
-from unmemorize.core.model import Condition, DiffusionModel, encoded, names_of
+from unmemorize.core.model import Condition, DiffusionModel, Reach, encoded, names_of
 from unmemorize.core.results import Localization, PromptUnits, union
 from unmemorize.core.run import Progress
-from unmemorize.localize.layers import Reach, check_finite, value_projections
 from unmemorize.localize.probe import MeanProbe, Probe, refine, refine_closely
-from unmemorize.localize.reference import SEEDS, Reference, Start, activations
+from unmemorize.localize.reference import SEEDS, Reference, Start, activations, check_finite
 from unmemorize.metrics.ssim import Scales, pairwise_ssim, scales_for, ssim
 
 PAPER_THRESHOLD = 0.428  # Stable Diffusion 1.4
@@ -87,32 +86,33 @@ def nemo(
     if settings.rule == "ordinary" and not len(ordinary):
         raise UserError("NeMo's rule `ordinary` compares with ordinary prompts: name some")
     check_finite(model.denoiser)
-    before, layers = model.evaluations, value_projections(model.denoiser, settings.layers)
+    layers = model.text_projections(settings.layers)
     if any(reference.mean[n].shape != (m.out_features,) if n in reference.mean else True for n, m in layers.items()):
         raise UserError("the statistics of ordinary prompts are another model's: measure this one's")
     start = Start.of(model, settings.seeds)
     threshold = reference.threshold if settings.threshold is None else settings.threshold
-    others = _unblocked(model, ordinary, start, settings) if settings.rule == "ordinary" else None
     widths = {name: layer.out_features for name, layer in layers.items()}
     found = []
-    for i, prompt in enumerate(names_of(prompts)):
-        cond = encoded(model, prompts[i : i + 1])
-        free, values = start.unblocked(model, cond)[0], activations(layers, cond)
-        scales = scales_for(*free.shape[-2:])
-        strength = pairwise_ssim(free, scales).amax(1).cpu()
-        kept = strength.argsort(descending=True, stable=True)[: int((strength > threshold).sum())]
-        facts: dict[str, float] = {"strength": float(strength.max()), "seeds": len(kept)}
-        masks: dict[str, Tensor] = {}
-        if len(kept):
-            probe, limit = Probe(model, cond, start, free, kept, widths, settings.batch), threshold
-            if others is not None:
-                probe = MeanProbe(model, cond, start, free, torch.arange(len(free)), widths, settings.batch)
-                limit = facts["limit"] = ordinary_limit(free, others, scales)
-            blocked, more = search(probe, sweep(values, reference, settings), limit, refined=settings.refine)
-            masks, facts = union([probe.by_name(blocked)]), facts | more
-        found.append(PromptUnits(prompt, masks, facts))
-        progress("locate", len(found), len(prompts))
-    return _localization(found, settings, reference, threshold, start, model.evaluations - before)
+    with model.counted() as cost:
+        others = _unblocked(model, ordinary, start, settings) if settings.rule == "ordinary" else None
+        for i, prompt in enumerate(names_of(prompts)):
+            cond = encoded(model, prompts[i : i + 1])
+            free, values = start.unblocked(model, cond)[0], activations(model, cond, settings.layers)
+            scales = scales_for(*free.shape[-2:])
+            strength = pairwise_ssim(free, scales).amax(1).cpu()
+            kept = strength.argsort(descending=True, stable=True)[: int((strength > threshold).sum())]
+            facts: dict[str, float] = {"strength": float(strength.max()), "seeds": len(kept)}
+            masks: dict[str, Tensor] = {}
+            if len(kept):
+                probe, limit = Probe(model, cond, start, free, kept, widths, settings.batch), threshold
+                if others is not None:
+                    probe = MeanProbe(model, cond, start, free, torch.arange(len(free)), widths, settings.batch)
+                    limit = facts["limit"] = ordinary_limit(free, others, scales)
+                blocked, more = search(probe, sweep(values, reference, settings), limit, refined=settings.refine)
+                masks, facts = union([probe.by_name(blocked)]), facts | more
+            found.append(PromptUnits(prompt, masks, facts))
+            progress("locate", len(found), len(prompts))
+    return _localization(found, settings, reference, threshold, start, cost.forward)
 
 
 def _localization(

@@ -13,10 +13,9 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from unmemorize.core.errors import UserError
-from unmemorize.core.model import Condition, DiffusionModel
+from unmemorize.core.model import Condition, DiffusionModel, Reach
 from unmemorize.core.run import Progress, atomic
 from unmemorize.core.sample import generators
-from unmemorize.localize.layers import check_finite, value_projections
 from unmemorize.metrics.ssim import pairwise_ssim, scales_for
 
 SEEDS = tuple(range(10))
@@ -58,13 +57,17 @@ class Start:
 
         Paper: NeMo (2024), noise differences.
         Differs: at the first sampling step; the reference code is at the second one's timestep, with the first one's x.
+        A model that predicts something else than ε gives −x̂0, which is the same up to scale and finite where α = 0.
 
         Raises:
             UserError: The model predicts NaN.
         """
         with torch.no_grad():
-            eps = model.predict(self.x[seeds], self.t, cond).eps
-        difference = eps.float() - self.noise[seeds].float()
+            prediction = model.predict(self.x[seeds], self.t, cond)
+        if prediction.kind == "epsilon":
+            difference = prediction.eps.float() - self.noise[seeds].float()
+        else:
+            difference = -prediction.x0.float()
         low, high = difference.amin((2, 3), keepdim=True), difference.amax((2, 3), keepdim=True)
         if not (low.isfinite() & high.isfinite()).all():
             raise UserError("the model predicts NaN or infinite noise: name a sound checkpoint, or another precision")
@@ -77,10 +80,26 @@ class Start:
         return self.differences(model, cond[rows // count], rows % count).unflatten(0, (len(cond), count))
 
 
-def activations(layers: Mapping[str, nn.Linear], cond: Condition) -> dict[str, Tensor]:
-    """Mean of |value| over all tokens, padding included, of every channel: (prompts, width) by module name."""
+def activations(model: DiffusionModel, cond: Condition, reach: Reach = "all") -> dict[str, Tensor]:
+    """Mean of |value| over all tokens, padding included, of every channel: (prompts, width) by module name.
+
+    Raises:
+        NotApplicable: The model has no value projections that read the text alone.
+    """
     with torch.no_grad():
-        return {name: layer(cond.embeds).abs().float().mean(1) for name, layer in layers.items()}
+        inputs = model.text_inputs(cond)
+        return {name: layer(inputs).abs().float().mean(1) for name, layer in model.text_projections(reach).items()}
+
+
+def check_finite(denoiser: nn.Module) -> None:
+    """Refuse NaN and infinite weights: every comparison with them would be silently false.
+
+    Raises:
+        UserError: There are some.
+    """
+    for name, parameter in denoiser.named_parameters():
+        if not parameter.isfinite().all():
+            raise UserError(f"the model has NaN or infinite weights in {name}: name a sound checkpoint")
 
 
 def reference(
@@ -100,15 +119,16 @@ def reference(
     if len(prompts) < 2:
         raise UserError("statistics of ordinary prompts need two prompts at the least: name a file of more")
     check_finite(model.denoiser)
-    layers, before = value_projections(model.denoiser), model.evaluations
-    pieces = [activations(layers, model.encode(prompts[i : i + batch])) for i in range(0, len(prompts), batch)]
-    joined = {name: torch.cat([piece[name] for piece in pieces]) for name in layers}
+    parts = [activations(model, model.encode(prompts[i : i + batch])) for i in range(0, len(prompts), batch)]
+    joined = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+    with model.counted() as cost:
+        threshold = calibrate(model, prompts, seeds=seeds, batch=batch, progress=progress)
     return Reference(
         mean={name: values.mean(0) for name, values in joined.items()},
         std={name: values.std(0) for name, values in joined.items()},
-        threshold=calibrate(model, prompts, seeds=seeds, batch=batch, progress=progress),
+        threshold=threshold,
         prompts=len(prompts),
-        evaluations=model.evaluations - before,
+        evaluations=cost.forward,
     )
 
 

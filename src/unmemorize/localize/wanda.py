@@ -13,7 +13,7 @@ from unmemorize.core.model import Condition, DiffusionModel, encoded, names_of
 from unmemorize.core.results import Localization, PromptUnits, union
 from unmemorize.core.run import Progress
 from unmemorize.core.sample import trajectory
-from unmemorize.localize.layers import check_finite, feed_forward_outputs
+from unmemorize.localize.reference import check_finite
 
 PRESETS = {"weak": 0.01, "strong": 0.1}  # the paper's share of each row, and the stress test of Finding DoRI
 CALLS = 10  # first sampling steps whose masks are joined
@@ -54,28 +54,29 @@ def wanda(
         NotApplicable: The model has no transformer feed-forward.
         UserError: The sparsity selects nothing or is no share, or the model's weights are not finite.
     """
-    layers = feed_forward_outputs(model.denoiser)
+    layers = model.feed_forwards()
     if not 0 < sparsity <= 1 or all(int(sparsity * layer.in_features) == 0 for layer in layers.values()):
         most = max(layer.in_features for layer in layers.values())
         raise UserError(
             f"sparsity {sparsity} selects nothing of rows of {most} weights, or is no share: name 0.01 to 1"
         )
     check_finite(model.denoiser)
-    before = model.evaluations
     weights = {name: layer.weight.detach().abs().float() for name, layer in layers.items()}
-    names, base = names_of(prompts), _energies(model, [""], seeds)
+    names = names_of(prompts)
     total: dict[str, Tensor] = {}
     found = []
     step = max(batch // len(seeds), 1)
-    for i in range(0, len(prompts), step):
-        some = prompts[i : i + step]
-        energies = _energies(model, some, seeds)
-        if per_prompt:
-            for row, prompt in enumerate(names[i : i + step]):
-                one = {name: energy[row] for name, energy in energies.items()}
-                found.append(PromptUnits(prompt, choose(weights, one, _times(base, 1), sparsity), {}))
-        total = {name: total.get(name, 0) + energy.sum(0) for name, energy in energies.items()}
-        progress("locate", min(i + step, len(prompts)), len(prompts))
+    with model.counted() as cost:
+        base = _energies(model, [""], seeds)
+        for i in range(0, len(prompts), step):
+            some = prompts[i : i + step]
+            energies = _energies(model, some, seeds)
+            if per_prompt:
+                for row, prompt in enumerate(names[i : i + step]):
+                    one = {name: energy[row] for name, energy in energies.items()}
+                    found.append(PromptUnits(prompt, choose(weights, one, _times(base, 1), sparsity), {}))
+            total = {name: total.get(name, 0) + energy.sum(0) for name, energy in energies.items()}
+            progress("locate", min(i + step, len(prompts)), len(prompts))
     joint = [p.masks for p in found] if per_prompt else [choose(weights, total, _times(base, len(prompts)), sparsity)]
     return Localization(
         method="wanda",
@@ -90,7 +91,7 @@ def wanda(
         },
         seeds=tuple(seeds),
         prompts=tuple(names),
-        evaluations=model.evaluations - before,
+        evaluations=cost.forward,
         per_prompt=tuple(found),
     )
 
@@ -118,7 +119,7 @@ def _times(base: Mapping[str, Tensor], prompts: int) -> dict[str, Tensor]:
 
 def _energies(model: DiffusionModel, prompts: Sequence[str] | Condition, seeds: Sequence[int]) -> dict[str, Tensor]:
     """Squared norms of each layer's inputs by prompt and step, summed over tokens, halves and seeds: (n, calls, in)."""
-    layers = feed_forward_outputs(model.denoiser)
+    layers = model.feed_forwards()
     found: dict[str, list[Tensor]] = {name: [] for name in layers}
 
     def watch(name: str) -> Callable[[Tensor], None]:

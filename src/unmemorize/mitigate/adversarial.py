@@ -9,21 +9,21 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from unmemorize.core.model import DiffusionModel
+from unmemorize.core.model import Condition, DiffusionModel
 from unmemorize.mitigate.deletion import Deletion
 from unmemorize.mitigate.denoising import Pairs, Rows, denoising_errors, draw_noise, draw_rows
 from unmemorize.mitigate.finetune import Stateless, Team
 from unmemorize.mitigate.surrogates import Surrogates
 
-# (model, latents, embeddings to start from, one seed a picture) to adversarial embeddings
-Attacker = Callable[[DiffusionModel, Tensor, Tensor, Sequence[int]], Tensor]
+# (model, latents, conditions to start from, one seed a picture) to adversarial conditions
+Attacker = Callable[[DiffusionModel, Tensor, Condition, Sequence[int]], Condition]
 
 
 class Adversary(Protocol):
-    """Gives the embeddings under which an update shows surrogates in the place of memorized pictures."""
+    """Gives the conditions under which an update shows surrogates in the place of memorized pictures."""
 
-    def embeds(self, model: DiffusionModel, rows: Rows, update: int, team: Team) -> Tensor:
-        """Embeddings for this process's rows, whose items are numbers of memorized pictures: (rows, tokens, width)."""
+    def conditions(self, model: DiffusionModel, rows: Rows, update: int, team: Team) -> Condition:
+        """One for each of this process's rows, whose items are numbers of memorized pictures."""
         ...
 
     def state(self) -> dict[str, Tensor]:
@@ -37,11 +37,11 @@ class Adversary(Protocol):
 
 @dataclass(frozen=True)
 class NoAdversary(Stateless):
-    """The prompts' own embeddings (n, tokens, width): fine-tuning on surrogates as if nobody attacked."""
+    """The prompts themselves: fine-tuning on surrogates as if nobody attacked."""
 
-    own: Tensor
+    own: Condition
 
-    def embeds(self, model: DiffusionModel, rows: Rows, update: int, team: Team) -> Tensor:
+    def conditions(self, model: DiffusionModel, rows: Rows, update: int, team: Team) -> Condition:
         """Those of the prompts."""
         return self.own[rows.items]
 
@@ -61,25 +61,26 @@ class InnerLoop:
     ) -> None:
         self._attack, self._memorized = attack, memorized
         self._random, self._warm, self._every = random, warm, every
-        self._found = torch.zeros_like(memorized.embeds)
+        self._found = torch.zeros_like(memorized.captions.embeds)
         self._known = torch.zeros(len(memorized), dtype=torch.bool)
 
-    def embeds(self, model: DiffusionModel, rows: Rows, update: int, team: Team) -> Tensor:
-        """Embeddings found now, or by an earlier update's attack."""
+    def conditions(self, model: DiffusionModel, rows: Rows, update: int, team: Team) -> Condition:
+        """Found now, or by an earlier update's attack."""
+        own = self._memorized.captions[rows.items]
         pictures = team.gather(rows.items.to(team.device)).cpu()
         if update % self._every and self._known[pictures].all():
-            return self._found[rows.items]
+            return own.with_embeds(self._found[rows.items])
         init = torch.stack([self._init(p, g) for p, g in zip(rows.items.tolist(), rows.streams, strict=True)])
         seeds = [int(torch.randint(2**62, (1,), generator=g)) for g in rows.streams]
-        found = self._attack(model, self._memorized.latents[rows.items], init, seeds)
-        self._found[pictures] = team.gather(found).to(self._found)
+        adversarial = self._attack(model, self._memorized.latents[rows.items], own.with_embeds(init), seeds)
+        self._found[pictures] = team.gather(adversarial.embeds).to(self._found)
         self._known[pictures] = True
-        return found
+        return adversarial
 
     def _init(self, picture: int, generator: torch.Generator) -> Tensor:
         if self._warm and self._known[picture]:
             return self._found[picture]
-        own = self._memorized.embeds[picture]
+        own = self._memorized.captions.embeds[picture]
         noise = torch.randn(own.shape, generator=generator).to(own)
         return noise if torch.rand(1, generator=generator) < self._random else own
 
@@ -116,8 +117,8 @@ class Adversarial:
         keep, count = self.keep, self.surrogates.pictures
         rows = draw_rows(count, keep.batch, team.share(keep.batch), update=update, name=(keep.seed, 1))
         shown = self.surrogates.draw(rows)
-        noise = draw_noise(model, shown, rows)
-        hostile = self.adversary.embeds(model, rows, update, team).detach()
+        noise = draw_noise(shown, rows)
+        hostile = self.adversary.conditions(model, rows, update, team)
         replaced = denoising_errors(model, shown, hostile, noise).mean()
         replaced.backward()
         ordinary = keep.loss(model, update, team)

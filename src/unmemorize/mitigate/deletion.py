@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
-from unmemorize.core.model import DiffusionModel
-from unmemorize.mitigate.denoising import Pairs, denoising_errors, draw_noise, draw_rows
+from unmemorize.core.model import Condition, DiffusionModel
+from unmemorize.mitigate.denoising import Pairs, denoising_errors, draw_noise, draw_rows, with_dropped
 from unmemorize.mitigate.finetune import Stateless, Team
 
 
@@ -22,14 +21,14 @@ class Deletion(Stateless):
 
     Args:
         ordinary: What the model is to keep.
-        empty: The empty prompt's embedding, (tokens, width).
+        empty: The empty prompt, one row.
         batch: Rows of an update.
         dropped: The share of captions that is dropped.
         seed: Of rows, timesteps and noise.
     """
 
     ordinary: Pairs
-    empty: Tensor
+    empty: Condition
     batch: int = 8
     dropped: float = 0.1
     seed: int = 0
@@ -38,10 +37,9 @@ class Deletion(Stateless):
         """The mean over this process's rows."""
         share = team.share(self.batch)
         rows = draw_rows(len(self.ordinary), self.batch, share, update=update, name=(self.seed, 0))
-        latents, embeds = self.ordinary.latents[rows.items], self.ordinary.embeds[rows.items]
-        dropped = (rows.coins() < self.dropped).to(embeds.device)
-        embeds = torch.where(dropped[:, None, None], self.empty, embeds)
-        return denoising_errors(model, latents, embeds, draw_noise(model, latents, rows)).mean()
+        latents, captions = self.ordinary.latents[rows.items], self.ordinary.captions[rows.items]
+        captions = with_dropped(captions, self.empty, rows.coins() < self.dropped)
+        return denoising_errors(model, latents, captions, draw_noise(latents, rows)).mean()
 
     def backward(self, model: DiffusionModel, update: int, team: Team) -> dict[str, Tensor]:
         """One evaluation a row."""

@@ -13,15 +13,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from unmemorize.core.model import Condition, DiffusionModel
+from unmemorize.core.model import Condition, DiffusionModel, drawn_levels
 
 
 @dataclass(frozen=True)
 class Pairs:
-    """Pictures with captions: latents (n, c, h, w) and the captions' embeddings (n, tokens, width)."""
+    """Pictures with captions: latents (n, c, h, w) and the encoded captions, one row a picture."""
 
     latents: Tensor
-    embeds: Tensor
+    captions: Condition
 
     def __len__(self) -> int:
         return len(self.latents)
@@ -29,9 +29,9 @@ class Pairs:
 
 @dataclass(frozen=True)
 class Noise:
-    """What rows are noised with: timesteps (n,) and Gaussian noise (n, c, h, w)."""
+    """What rows are noised with: noise levels u in (0, 1), (n,), and Gaussian noise (n, c, h, w)."""
 
-    t: Tensor
+    u: Tensor
     eps: Tensor
 
 
@@ -66,14 +66,21 @@ def draw_rows(count: int, batch: int, share: slice, *, update: int, name: tuple[
     return Rows(in_turn(count, places, *name, 0), [stream(*name, 1, place) for place in places])
 
 
-def draw_noise(model: DiffusionModel, like: Tensor, rows: Rows) -> Noise:
-    """A uniform timestep and noise from each row's stream, for latents such as `like` (n, c, h, w)."""
-    t = torch.cat([torch.randint(model.training_timesteps, (1,), generator=g) for g in rows.streams])
+def draw_noise(like: Tensor, rows: Rows) -> Noise:
+    """A uniform noise level and noise from each row's stream, for latents such as `like` (n, c, h, w)."""
+    u = torch.cat([drawn_levels(1, g) for g in rows.streams])
     eps = torch.stack([torch.randn(like.shape[1:], generator=g) for g in rows.streams])
-    return Noise(t.to(like.device), eps.to(like))
+    return Noise(u.to(like.device), eps.to(like))
 
 
-def denoising_errors(model: DiffusionModel, latents: Tensor, embeds: Tensor, noise: Noise) -> Tensor:
-    """Every row's mean squared error of the predicted noise, (n,): the ordinary training loss."""
-    x = model.add_noise(latents, noise.eps, noise.t)
-    return (model.predict(x, noise.t, Condition(embeds)).eps.float() - noise.eps.float()).square().mean(dim=(1, 2, 3))
+def with_dropped(captions: Condition, empty: Condition, dropped: Tensor) -> Condition:
+    """The captions, with the empty prompt (one row) in the place of those that are dropped, (n,) bool."""
+    rows = torch.where(dropped.cpu(), len(captions), torch.arange(len(captions)))
+    return captions.followed_by(empty)[rows]
+
+
+def denoising_errors(model: DiffusionModel, latents: Tensor, cond: Condition, noise: Noise) -> Tensor:
+    """Every row's mean squared error in the trained output, (n,): the ordinary training loss."""
+    t = model.timestep(noise.u)
+    x = model.add_noise(latents, noise.eps, t)
+    return model.predict(x, t, cond).error(latents, noise.eps)

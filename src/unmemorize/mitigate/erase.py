@@ -10,11 +10,11 @@ from torch import Tensor
 
 from unmemorize.core.hooks import replaced
 from unmemorize.core.model import Condition, DiffusionModel, Prediction
-from unmemorize.mitigate.denoising import Noise, Pairs, Rows, draw_noise, draw_rows, stream
+from unmemorize.mitigate.denoising import Noise, Pairs, Rows, draw_noise, draw_rows, stream, with_dropped
 from unmemorize.mitigate.finetune import Team
 
-# (model, latents, embeddings to start from, one seed a picture) to embeddings on the way: (stages, n, tokens, width)
-Rehearsal = Callable[[DiffusionModel, Tensor, Tensor, Sequence[int]], Tensor]
+# (model, latents, conditions to start from, one seed a picture) to embeddings on the way: (stages, n, tokens, width)
+Rehearsal = Callable[[DiffusionModel, Tensor, Condition, Sequence[int]], Tensor]
 
 
 @dataclass(frozen=True)
@@ -49,13 +49,14 @@ class Rounds:
 class Erase:
     """Distil the model as it was, except under triggers of memorized pictures, which are not to lead there.
 
-    With ε̄ the prediction of the model as it was, the target of an ordinary row is ε̄(x_t, t, y): what is ordinary cannot
-    drift. In a row with a trigger y of a picture x0, d = (x_t − α x0)/σ − ε̄(x_t, t, ∅) is the way from what the empty
-    prompt gives to the picture, and s = ⟨ε_θ(x_t, t, y) − ε̄(x_t, t, ∅), d⟩ / ‖d‖² how much of it y goes: 0 as far as
-    the empty prompt, 1 all the way. The row's error is ‖d‖² max(s + m, 0)²: a trigger may give anything that is no
-    nearer to the picture than the empty prompt's prediction, less a margin, so no picture has to take the memorized
-    one's place and what is near in words can stay. x_t is the noisy picture, under the prompt also another one's: who
-    is only shown the picture learns to recognise it in the noise, and arrives there from where it is not.
+    Written for a model that predicts ε, with ε̄ the prediction of the model as it was; others have their own output
+    in its place. The target of an ordinary row is ε̄(x_t, t, y): what is ordinary cannot drift. In a row with a
+    trigger y of a picture x0, d = (x_t − α x0)/σ − ε̄(x_t, t, ∅) is the way from what the empty prompt gives to the
+    picture, and s = ⟨ε_θ(x_t, t, y) − ε̄(x_t, t, ∅), d⟩ / ‖d‖² how much of it y goes: 0 as far as the empty prompt,
+    1 all the way. The row's error is ‖d‖² max(s + m, 0)²: a trigger may give anything that is no nearer to the
+    picture than the empty prompt's prediction, less a margin, so no picture has to take the memorized one's place
+    and what is near in words can stay. x_t is the noisy picture, under the prompt also another one's: who is only
+    shown the picture learns to recognise it in the noise, and arrives there from where it is not.
 
     Triggers are the prompt and what short attacks find on the weights of that moment, from prompts, from N(0, I) and
     from ordinary captions, at the end and on the way. All are kept: weights that forget how they resisted an old
@@ -67,8 +68,8 @@ class Erase:
     Args:
         memorized: Pictures to erase, with their prompts.
         ordinary: Latents of ordinary pictures, (n, c, h, w).
-        captions: Embeddings of ordinary captions, which are to stay, (any, tokens, width).
-        empty: The empty prompt's embedding, (tokens, width).
+        captions: Ordinary captions, which are to stay.
+        empty: The empty prompt, one row.
         before: The denoiser's parameters as they were, by name.
         attack: The rehearsed attack.
         how: Settings.
@@ -78,15 +79,15 @@ class Erase:
         self,
         memorized: Pairs,
         ordinary: Tensor,
-        captions: Tensor,
-        empty: Tensor,
+        captions: Condition,
+        empty: Condition,
         before: dict[str, Tensor],
         attack: Rehearsal,
         how: Rounds = Rounds(),
     ) -> None:
         self._memorized, self._ordinary, self._captions, self._empty = memorized, ordinary, captions, empty
         self._before, self._attack, self._how = before, attack, how
-        self._triggers = memorized.embeds[None]
+        self._triggers = memorized.captions.embeds[None]
         self._old = 1  # how many of the triggers of a picture the last attack did not find
         self._left = torch.ones(len(memorized))
 
@@ -95,42 +96,49 @@ class Erase:
         how = self._how
         if update % how.every == 0:
             self._rehearse(model, update, team)
-        kept = self._drift(model, *self._ordinary_rows(model, update, team)).mean()
+        kept = self._drift(model, *self._ordinary_rows(update, team)).mean()
         kept.backward()
         rows, chosen = self._hostile_rows(update, team)
-        latents, embeds = self._memorized.latents[rows.items], self._triggers[chosen, rows.items]
-        pushed, whole = self._approach(model, latents, embeds, *self._states(model, latents, rows, own=chosen == 0))
+        latents = self._memorized.latents[rows.items]
+        triggers = self._memorized.captions[rows.items].with_embeds(self._triggers[chosen, rows.items])
+        pushed, whole = self._approach(model, latents, triggers, *self._states(model, latents, rows, own=chosen == 0))
         settled = how.settle_at is not None and update >= how.settle_at
         ((how.settled if settled else how.weight) * pushed.mean()).backward()
         seen = (rows.items, pushed.detach(), whole)
         self._note(*(team.gather(part.to(team.device)).cpu() for part in seen))
         return {"ordinary": kept, "triggers": pushed.mean(), "left": self._left.mean().to(kept)}
 
-    def _drift(self, model: DiffusionModel, latents: Tensor, embeds: Tensor, noise: Noise) -> Tensor:
+    def _drift(self, model: DiffusionModel, latents: Tensor, captions: Condition, noise: Noise) -> Tensor:
         """How far every row's prediction is from that of the model as it was, (n,)."""
-        x = model.add_noise(latents, noise.eps, noise.t)
-        target = self._as_it_was(model, x, noise.t, embeds)
-        found = model.predict(x, noise.t, Condition(embeds))
-        return self._counts(found) * (found.eps - target).float().square().mean(dim=(1, 2, 3))
+        t = model.timestep(noise.u)
+        x = model.add_noise(latents, noise.eps, t)
+        before = self._as_it_was(model, x, t, captions)
+        prediction = model.predict(x, t, captions)
+        error = (prediction.output - before.output).float().square().mean(dim=(1, 2, 3))
+        return self._weights(prediction) * error
 
     def _approach(
-        self, model: DiffusionModel, latents: Tensor, embeds: Tensor, x: Tensor, t: Tensor, margin: Tensor
+        self, model: DiffusionModel, latents: Tensor, triggers: Condition, x: Tensor, t: Tensor, margin: Tensor
     ) -> tuple[Tensor, Tensor]:
         """Every row's error for going towards its picture, and what it would be if it went all the way, (n,) each."""
-        empty = self._as_it_was(model, x, t, self._empty.expand_as(embeds))
-        found = model.predict(x, t, Condition(embeds))
-        way, gone = ((x - found.alpha * latents) / found.sigma - empty).float(), (found.eps - empty).float()
-        length = way.square().mean(dim=(1, 2, 3))
-        share = (gone * way).mean(dim=(1, 2, 3)) / length
-        whole = self._counts(found) * length
-        return whole * (share + margin).clamp(min=0).square(), whole * (1 + margin) ** 2
+        empty = self._as_it_was(model, x, t, self._empty.repeat(len(x)))
+        prediction = model.predict(x, t, triggers)
+        d = (empty.output_for(latents) - empty.output).float()
+        moved = (prediction.output - empty.output).float()
+        length = d.square().mean(dim=(1, 2, 3))
+        s = (moved * d).mean(dim=(1, 2, 3)) / length
+        whole = self._weights(prediction) * length
+        return whole * (s + margin).clamp(min=0).square(), whole * (1 + margin) ** 2
 
-    def _as_it_was(self, model: DiffusionModel, x: Tensor, t: Tensor, embeds: Tensor) -> Tensor:
+    def _as_it_was(self, model: DiffusionModel, x: Tensor, t: Tensor, cond: Condition) -> Prediction:
         with torch.no_grad(), replaced(model.denoiser, self._before):
-            return model.predict(x, t, Condition(embeds)).eps
+            return model.predict(x, t, cond)
 
-    def _counts(self, found: Prediction) -> Tensor:
-        return (found.sigma / found.alpha).square().clamp(1, self._how.ceiling).reshape(-1)
+    def _weights(self, prediction: Prediction) -> Tensor:
+        """What an error in the trained output counts: in ε more at high noise, where the others are large already."""
+        if prediction.kind != "epsilon":
+            return torch.ones(len(prediction.x), device=prediction.x.device)
+        return (prediction.sigma / prediction.alpha).square().clamp(1, self._how.ceiling).reshape(-1)
 
     def _note(self, items: Tensor, errors: Tensor, whole: Tensor) -> None:
         """Follow what is left of the pictures that these rows show."""
@@ -138,15 +146,14 @@ class Erase:
         error, most, seen = (torch.zeros(len(self._left)).index_add(0, items, part) for part in parts)
         self._left = torch.where(seen > 0, torch.lerp(error / most, self._left, self._how.memory), self._left)
 
-    def _ordinary_rows(self, model: DiffusionModel, update: int, team: Team) -> tuple[Tensor, Tensor, Noise]:
+    def _ordinary_rows(self, update: int, team: Team) -> tuple[Tensor, Condition, Noise]:
         """Latents and captions of different pictures: the target is a prediction, which needs no caption to be true."""
         how = self._how
         rows = draw_rows(len(self._ordinary), how.ordinary, team.share(how.ordinary), update=update, name=(how.seed, 0))
-        captions = (rows.coins() * len(self._captions)).long()
-        dropped = (rows.coins() < 0.1).to(self._captions.device)
-        embeds = torch.where(dropped[:, None, None], self._empty, self._captions[captions])
+        captions = self._captions[(rows.coins() * len(self._captions)).long()]
+        captions = with_dropped(captions, self._empty, rows.coins() < 0.1)
         latents = self._ordinary[rows.items]
-        return latents, embeds, draw_noise(model, latents, rows)
+        return latents, captions, draw_noise(latents, rows)
 
     def _hostile_rows(self, update: int, team: Team) -> tuple[Rows, Tensor]:
         """Rows of memorized pictures, and the number of the trigger of each."""
@@ -162,11 +169,11 @@ class Erase:
 
         Where another picture is shown the way to the memorized one is long: a margin would be a share of that.
         """
-        noise = draw_noise(model, latents, rows)
-        elsewhere = ((rows.coins() < self._how.elsewhere) & own).to(noise.t.device)
+        noise = draw_noise(latents, rows)
+        elsewhere = ((rows.coins() < self._how.elsewhere) & own).to(noise.u.device)
         other = self._ordinary[(rows.coins() * len(self._ordinary)).long()]
         shown = torch.where(elsewhere[:, None, None, None], other, latents)
-        t = torch.where(elsewhere, (model.training_timesteps + noise.t) // 2, noise.t)
+        t = model.timestep(torch.where(elsewhere, (1 + noise.u) / 2, noise.u))
         margin = torch.where(elsewhere, 0.0, self._how.margin)
         return model.add_noise(shown, noise.eps, t), t, margin
 
@@ -190,13 +197,14 @@ class Erase:
         streams = [stream(self._how.seed, 2, update, picture) for picture in mine.tolist()]
         init = torch.stack([self._init(p, g) for p, g in zip(mine.tolist(), streams, strict=True)])
         seeds = [int(torch.randint(2**62, (1,), generator=g)) for g in streams]
-        found = self._attack(model, self._memorized.latents[mine], init, seeds).transpose(0, 1).contiguous()
-        found = team.gather(found)[:count].transpose(0, 1)
+        start = self._memorized.captions[mine].with_embeds(init)
+        stages = self._attack(model, self._memorized.latents[mine], start, seeds).transpose(0, 1).contiguous()
+        stages = team.gather(stages)[:count].transpose(0, 1)
         self._old = len(self._triggers)
-        self._triggers = torch.cat([self._triggers, found])
+        self._triggers = torch.cat([self._triggers, stages])
 
     def _init(self, picture: int, generator: torch.Generator) -> Tensor:
-        own, captions = self._memorized.embeds[picture], self._captions
+        own, captions = self._memorized.captions.embeds[picture], self._captions.embeds
         starts = (
             own,
             torch.randn(own.shape, generator=generator).to(own),

@@ -189,9 +189,10 @@ def finetune(
         run = _Run(parameters, how, folder, team)
         run.resume(objective)
         while run.update < how.updates and not run.clean():
-            spent, since = model.evaluations, time.perf_counter()
-            run.step(model, objective)
-            run.evaluations += model.evaluations - spent
+            since = time.perf_counter()
+            with model.counted() as cost:
+                run.step(model, objective)
+            run.evaluations += cost.forward
             run.seconds += time.perf_counter() - since
             progress("updates", run.update, how.updates)
             if check is not None and run.update % how.check_every == 0:
@@ -255,13 +256,13 @@ class _Run:
             self.losses.setdefault(name, []).append(value.item())
 
     def check(self, model: DiffusionModel, check: Callable[[int], float]) -> float:
-        before, rate = model.evaluations, 0.0
+        rate = 0.0
         if self.team.first:
             averaged = {name: self.average[name] for name in self.parameters}
-            with replaced(model.denoiser, averaged):
+            with model.counted() as cost, replaced(model.denoiser, averaged):
                 rate = check(self.update)
+            self.checking += cost.forward
         rate = self.team.agree(rate)
-        self.checking += model.evaluations - before
         self.checks.append((self.update, rate))
         return rate
 

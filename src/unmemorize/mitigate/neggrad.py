@@ -33,8 +33,8 @@ class NegGrad(Stateless):
         """Two evaluations: one an ordinary row, one a memorized row, as many of either."""
         keep, count = self.keep, len(self.memorized)
         rows = draw_rows(count, keep.batch, team.share(keep.batch), update=update, name=(keep.seed, 1))
-        latents, embeds = self.memorized.latents[rows.items], self.memorized.embeds[rows.items]
-        forget = denoising_errors(model, latents, embeds, draw_noise(model, latents, rows)).mean()
+        latents, captions = self.memorized.latents[rows.items], self.memorized.captions[rows.items]
+        forget = denoising_errors(model, latents, captions, draw_noise(latents, rows)).mean()
         ordinary = keep.loss(model, update, team)
         (ordinary - self.strength * forget).backward()
         return {"ordinary": ordinary, "forget": forget}

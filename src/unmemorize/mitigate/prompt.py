@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -13,7 +13,6 @@ from unmemorize.core.hooks import frozen
 from unmemorize.core.model import Condition, DiffusionModel, Prediction
 from unmemorize.core.sample import first_unconditional, generate
 from unmemorize.metrics.calibrate import conformal_threshold
-from unmemorize.metrics.magnitude import magnitude
 
 # The target is a score that few ordinary prompts stay under: brought down to their median, most copies are still made.
 LOW_SCORE = 0.05
@@ -86,7 +85,7 @@ def lower_magnitude(
     kept, active, trace = embeds.detach().clone(), torch.ones(len(embeds), dtype=torch.bool), []
     while True:
         with torch.enable_grad():
-            value = magnitude(predict(moving.to(embeds.dtype)), empty)
+            value = predict(moving.to(embeds.dtype)).gap(empty)
             total = value.sum()
         trace.append(torch.where(active, value.detach().cpu(), trace[-1] if trace else torch.nan))
         if len(trace) > 1:  # a row that needs no update goes out in the very bits that came in
@@ -115,11 +114,11 @@ def lower_at_start(
     t = model.schedule(steps).timesteps[0]
 
     def predict(embeds: Tensor) -> Prediction:
-        return model.predict(empty.x, t, replace(cond, embeds=embeds))
+        return model.predict(empty.x, t, cond.with_embeds(embeds))
 
     with frozen(model.denoiser):
-        found = lower_magnitude(predict, cond.embeds, empty, target=target, lr=lr, iterations=iterations)
-    return replace(cond, embeds=found.embeds), found
+        lowered = lower_magnitude(predict, cond.embeds, empty, target=target, lr=lr, iterations=iterations)
+    return cond.with_embeds(lowered.embeds), lowered
 
 
 def generate_guarded(
@@ -138,11 +137,11 @@ def generate_guarded(
     """
     empty, t = first_unconditional(model, seeds=seeds, steps=steps), model.schedule(steps).timesteps[0]
     with torch.no_grad():
-        over = (magnitude(model.predict(empty.x, t, cond), empty) > limits.threshold).nonzero()[:, 0]
+        over = (model.predict(empty.x, t, cond).gap(empty) > limits.threshold).nonzero()[:, 0]
     if len(over):
         chosen = [seeds[i] for i in over.tolist()]
         changed, _ = lower_at_start(
             model, cond[over], seeds=chosen, target=limits.target, steps=steps, iterations=iterations
         )
-        cond = replace(cond, embeds=cond.embeds.index_copy(0, over, changed.embeds))
+        cond = cond.with_embeds(cond.embeds.index_copy(0, over, changed.embeds))
     return generate(model, cond, seeds=seeds, steps=steps, guidance=guidance)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from unmemorize.core.model import Condition, DiffusionModel
+from unmemorize.core.model import DiffusionModel
 from unmemorize.mitigate.denoising import Pairs, draw_noise, draw_rows
 from unmemorize.mitigate.finetune import Stateless, Team, global_norm, gradients
 from unmemorize.mitigate.surrogates import Surrogates
@@ -50,13 +50,13 @@ def against(keep: Sequence[Tensor], forget: Sequence[Tensor], share: float) -> l
 class Siss(Stateless):
     """Unlearn memorized pictures, keeping other pictures of the same prompts.
 
-    The draw m is the noisy memorized picture with probability λ, else the noisy kept one, with one noise and timestep.
-    Its prediction is compared with the noise that either sample would need: w_x·‖ε_θ(m) − ε_x‖² is descended and
+    The draw m is the noisy memorized picture with probability λ, else the noisy kept one, with one noise and level. Its
+    prediction is compared with the noise that either sample would need: w_x·‖ε_θ(m) − ε_x‖² is descended and
     w_a·‖ε_θ(m) − ε_a‖² ascended.
 
     Paper: Alberti et al. 2025 (λ = 0.5).
     Differs: timesteps are uniform, where the public code for Stable Diffusion draws the last one only; the kept
-    pictures are the surrogates of this package.
+    pictures are the surrogates of this package; the errors are those of the trained output.
 
     Args:
         memorized: Pictures to forget, with their prompts.
@@ -92,12 +92,14 @@ class Siss(Stateless):
         share, count = team.share(self.batch), len(self.memorized)
         rows = draw_rows(count, self.batch, share, update=update, name=(self.seed, 1))
         a, x = self.memorized.latents[rows.items], self.kept.draw(rows)
-        noise = draw_noise(model, a, rows)
+        noise = draw_noise(a, rows)
         of_forgotten = (rows.coins() < self.lam).to(a.device)
-        m = model.add_noise(torch.where(of_forgotten[:, None, None, None], a, x), noise.eps, noise.t)
-        said = model.predict(m, noise.t, Condition(self.memorized.embeds[rows.items]))
-        eps_x, eps_a = ((m - said.alpha * sample) / said.sigma for sample in (x, a))
-        weights = siss_weights(eps_x, eps_a, self.lam)
-        errors = ((said.eps.float() - eps.float()).square().mean(dim=(1, 2, 3)) for eps in (eps_x, eps_a))
-        keep, forget = ((w.to(e) * e).mean() for w, e in zip(weights, errors, strict=True))
-        return keep, forget
+        t = model.timestep(noise.u)
+        m = model.add_noise(torch.where(of_forgotten[:, None, None, None], a, x), noise.eps, t)
+        prediction = model.predict(m, t, self.memorized.captions[rows.items])
+        eps_x = (m - prediction.alpha * x) / prediction.sigma
+        eps_a = (m - prediction.alpha * a) / prediction.sigma
+        w_x, w_a = siss_weights(eps_x, eps_a, self.lam)
+        error_x = (prediction.output.float() - prediction.output_for(x).float()).square().mean(dim=(1, 2, 3))
+        error_a = (prediction.output.float() - prediction.output_for(a).float()).square().mean(dim=(1, 2, 3))
+        return (w_x.to(error_x) * error_x).mean(), (w_a.to(error_a) * error_a).mean()

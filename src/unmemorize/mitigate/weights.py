@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -18,7 +18,6 @@ from torch import Tensor, nn
 
 from unmemorize.core.errors import UserError
 from unmemorize.core.files import require_file
-from unmemorize.core.fingerprint import pipeline_fingerprint
 from unmemorize.core.hooks import replaced
 from unmemorize.core.model import DiffusionModel
 from unmemorize.core.results import Localization, PromptUnits, union
@@ -101,18 +100,18 @@ class Edit:
         with replaced(model.denoiser, self._edited(model.denoiser)):
             yield
 
-    def apply(self, pipe: Any, *, force: bool = False) -> None:
-        """Change the weights of a diffusers pipeline for good.
+    def apply(self, model: DiffusionModel, *, force: bool = False) -> None:
+        """Change the weights of a model for good.
 
         Raises:
-            UserError: The pipeline's model is another one and `force` is not set, or it lacks the modules.
+            UserError: The model is another one and `force` is not set, or it lacks the modules.
         """
-        if not force and pipeline_fingerprint(pipe) != self.fingerprint:
+        if not force and model.fingerprint != self.fingerprint:
             raise UserError(
                 "the edit was made for another model, or for this one in another precision: load the one it was made "
                 "for, or force it"
             )
-        edited, parameters = self._edited(pipe.unet), dict(pipe.unet.named_parameters())
+        edited, parameters = self._edited(model.denoiser), dict(model.denoiser.named_parameters())
         with torch.no_grad():
             for name, value in edited.items():
                 parameters[name].copy_(value)

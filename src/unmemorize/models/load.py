@@ -13,22 +13,26 @@ from transformers.utils import logging as transformers_logging
 
 from unmemorize.core.errors import NotApplicable, UserError
 from unmemorize.core.files import kind_of, require_plain
-from unmemorize.core.fingerprint import pipeline_fingerprint
 from unmemorize.models.unet import UNetModel
 
 ASSETS = Path(__file__).parent.parent / "testbed" / "assets"
 EMBEDDED = ("testbed", "testbed-twin")
 
 
-def wrap(pipe: DiffusionPipeline, *, name: str = "pipeline") -> UNetModel:
+def wrap(pipe: DiffusionPipeline, *, name: str = "pipeline", source: Path | None = None) -> UNetModel:
     """Adapt a loaded pipeline, which stays where and what it is.
+
+    Args:
+        pipe: The pipeline.
+        name: What it is called in records.
+        source: The folder it was loaded from: components that were not loaded are kept when it is saved.
 
     Raises:
         NotApplicable: The pipeline's family has no adapter.
     """
     if not isinstance(pipe, StableDiffusionPipeline):
         raise NotApplicable(f"{type(pipe).__name__} has no adapter: pass a StableDiffusionPipeline")
-    return UNetModel(pipe, name)
+    return UNetModel(pipe, name, source)
 
 
 def load(path: str, *, dtype: torch.dtype | None = None, device: str | None = None) -> UNetModel:
@@ -44,12 +48,8 @@ def load(path: str, *, dtype: torch.dtype | None = None, device: str | None = No
     """
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     dtype = dtype or (torch.float32 if device == "cpu" else torch.float16)
-    return wrap(_pipeline(path, dtype).to(device), name=path)
-
-
-def fingerprint(model: UNetModel) -> str:
-    """A hash of the weights of denoiser, text encoder and VAE, and of the noise schedule."""
-    return pipeline_fingerprint(model.pipe)
+    source = None if path in EMBEDDED or not Path(path).is_dir() else Path(path)
+    return wrap(_pipeline(path, dtype).to(device), name=path, source=source)
 
 
 def _pipeline(path: str, dtype: torch.dtype) -> StableDiffusionPipeline:

@@ -1,0 +1,50 @@
+"""Find the layers of a UNet that methods look at, by structure and not by index."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from unmemorize.core.errors import NotApplicable
+from unmemorize.core.model import Reach
+
+_STAGES = {"down_blocks": 0, "mid_block": 1, "up_blocks": 2}  # as executed; a UNet lists its middle last
+
+
+def value_projections(denoiser: nn.Module, reach: Reach = "all") -> dict[str, nn.Linear]:
+    """Value projections of cross-attention by module name, first executed first; `down-mid` leaves out the way up.
+
+    Raises:
+        NotApplicable: There is none.
+    """
+    layers = _linear(denoiser, "attn2.to_v")
+    if reach == "down-mid":
+        layers = {name: layer for name, layer in layers.items() if _stage(name) < _STAGES["up_blocks"]}
+    if not layers:
+        where = "cross-attention" if reach == "all" else "cross-attention on its way down"
+        raise NotApplicable(f"{type(denoiser).__name__} has no {where} (attn2.to_v)")
+    return layers
+
+
+def feed_forward_outputs(denoiser: nn.Module) -> dict[str, nn.Linear]:
+    """The second linear layer of every transformer feed-forward by module name, first executed first.
+
+    Raises:
+        NotApplicable: There is none.
+    """
+    layers = _linear(denoiser, "ff.net.2")
+    if not layers:
+        raise NotApplicable(f"{type(denoiser).__name__} has no transformer feed-forward (ff.net.2)")
+    return layers
+
+
+def _linear(denoiser: nn.Module, ending: str) -> dict[str, nn.Linear]:
+    """Linear layers whose name ends in `ending`, in the order of execution."""
+    layers = {}
+    for name, module in denoiser.named_modules():
+        if f".{name}".endswith(f".{ending}") and isinstance(module, nn.Linear):
+            layers[name] = module
+    return dict(sorted(layers.items(), key=lambda item: _stage(item[0])))
+
+
+def _stage(name: str) -> int:
+    return _STAGES.get(name.split(".")[0], 0)

@@ -1,0 +1,78 @@
+"""Sampling schedules, and the noise levels α and σ that a pipeline's timesteps stand for."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+class SchedulerRun:
+    """A private copy of a diffusers scheduler, set to a number of steps."""
+
+    def __init__(self, scheduler: Any, steps: int, device: torch.device) -> None:
+        self._scheduler = copy.deepcopy(scheduler)
+        self._scheduler.set_timesteps(steps, device=device)
+        parameters = inspect.signature(self._scheduler.step).parameters
+        self._takes_generator = "generator" in parameters
+        # Pipelines pass their own default of eta; a scheduler's may be another (TCD's is 0.3).
+        self._settings = {"eta": 0.0} if "eta" in parameters else {}
+        self.timesteps: Tensor = self._scheduler.timesteps
+        self.initial_scale = float(getattr(self._scheduler, "init_noise_sigma", 1.0))
+
+    def scale(self, x: Tensor, t: Tensor) -> Tensor:
+        """The denoiser's input for the sampler's state `x`."""
+        if not hasattr(self._scheduler, "scale_model_input"):
+            return x
+        scaled: Tensor = self._scheduler.scale_model_input(x, t)
+        return scaled
+
+    def step(self, output: Tensor, t: Tensor, x: Tensor, generators: Sequence[torch.Generator]) -> Tensor:
+        """The sampler's next state; the generators feed schedulers that add noise."""
+        settings: dict[str, Any] = dict(self._settings)
+        if self._takes_generator:
+            settings["generator"] = list(generators)
+        x_next: Tensor = self._scheduler.step(output, t, x, **settings, return_dict=False)[0]
+        return x_next
+
+
+class VariancePreserving:
+    """Timesteps 0 to T − 1 with α² = ᾱ_t and σ² = 1 − ᾱ_t; samplers such as Euler may visit fractional ones."""
+
+    def __init__(self, alphas_cumprod: Tensor) -> None:
+        alphas = alphas_cumprod.to(torch.float64)
+        self._ratio = ((1 - alphas) / alphas).sqrt()  # σ/α; infinite at zero terminal SNR
+
+    def timestep(self, u: Tensor) -> Tensor:
+        """The timestep t with u between t / T and (t + 1) / T."""
+        return (u.double() * len(self._ratio)).floor().long().clamp(0, len(self._ratio) - 1)
+
+    def alpha_sigma(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        """α and σ at timesteps of any shape, (n, 1, 1, 1) each, in float64 on the CPU."""
+        position = t.to("cpu", torch.float64).clamp(0, len(self._ratio) - 1)
+        low = position.floor().long()
+        high = (low + 1).clamp(max=len(self._ratio) - 1)
+        between = torch.lerp(self._ratio[low], self._ratio[high], position - low)
+        ratio = torch.where(position == low, self._ratio[low], between)  # between with an infinite one there is NaN
+        alpha = (1 + ratio.square()).rsqrt().reshape(-1, 1, 1, 1)
+        return alpha, (1 - alpha.square()).sqrt()
+
+
+class RectifiedFlow:
+    """Timesteps t in (0, T] with σ = t / T and α = 1 − σ."""
+
+    def __init__(self, training_timesteps: int) -> None:
+        self._total = training_timesteps
+
+    def timestep(self, u: Tensor) -> Tensor:
+        """The timestep at σ = u."""
+        return u * self._total
+
+    def alpha_sigma(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        """α and σ at timesteps of any shape, (n, 1, 1, 1) each, in float64 on the CPU."""
+        sigma = (t.to("cpu", torch.float64) / self._total).reshape(-1, 1, 1, 1)
+        return 1 - sigma, sigma
