@@ -196,7 +196,9 @@ class Prediction:
         Paper: Wen et al. 2024, section 3.2, the detection metric (in ε, the trained output there).
         Differs: one norm a picture; a norm over the batch would depend on how many pictures share it.
         """
-        return (self.output.float() - other.output.float()).flatten(1).norm(dim=1)
+        difference = (self.output.float() - other.output.float()).flatten(1)
+        length: Tensor = difference.norm(dim=1)
+        return length
 
     def error(self, x0: Tensor, eps: Tensor) -> Tensor:
         """The mean squared error against what was trained for at x = α·x0 + σ·ε, (n,) in float32."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler
@@ -74,9 +75,10 @@ class OracleModel(Adapter):
     ) -> None:
         super().__init__()
         self.name = f"oracle-{type(denoiser).__name__}"
-        self.denoiser = denoiser.double()
+        self.denoiser = self._closed_form = denoiser.double()
         self._kind: Parameterisation = kind
         self._prompts = dict(prompts or {})
+        self._scheduler: Any
         if kind == "flow":
             self._scheduler = FlowMatchEulerDiscreteScheduler()
             self.levels = RectifiedFlow(self._scheduler.config.num_train_timesteps)
@@ -117,7 +119,7 @@ class OracleModel(Adapter):
 
     def encode(self, prompts: Sequence[str]) -> Condition:
         """Log priors over the images: 0 for those the prompt stands for, -10⁴ for the others."""
-        count = len(self.denoiser.images) if isinstance(self.denoiser, FiniteSet) else 1
+        count = len(self._closed_form.images) if isinstance(self._closed_form, FiniteSet) else 1
         embeds = torch.zeros(len(prompts), 1, count, dtype=torch.float64)
         for row, prompt in enumerate(prompts):
             if prompt in self._prompts:
@@ -191,4 +193,6 @@ class OracleModel(Adapter):
 
     @property
     def _shape(self) -> torch.Size:
-        return self.denoiser.images.shape[1:] if isinstance(self.denoiser, FiniteSet) else self.denoiser.mean.shape
+        if isinstance(self._closed_form, FiniteSet):
+            return self._closed_form.images.shape[1:]
+        return self._closed_form.mean.shape

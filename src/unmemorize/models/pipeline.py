@@ -93,6 +93,7 @@ class PipelineModel(Adapter):
     def __init__(self, pipe: Any, name: str, denoiser: nn.Module, source: Path | None = None) -> None:
         super().__init__()
         self.pipe, self.name, self.denoiser, self._source = pipe, name, denoiser, source
+        self._config: Any = denoiser.config
 
     @property
     def image_size(self) -> tuple[int, int]:
@@ -124,7 +125,7 @@ class PipelineModel(Adapter):
 
     def noise(self, generators: Sequence[torch.Generator]) -> Tensor:
         """One standard normal latent per generator."""
-        shape = (len(generators), self.denoiser.config.in_channels, *self._latent_size)
+        shape = (len(generators), self._config.in_channels, *self._latent_size)
         latents: Tensor = randn_tensor(
             shape, generator=list(generators), device=self.device, dtype=next(self.denoiser.parameters()).dtype
         )
@@ -156,7 +157,7 @@ class PipelineModel(Adapter):
 
     @property
     def _latent_size(self) -> tuple[int, int]:
-        size = self.denoiser.config.sample_size
+        size = self._config.sample_size
         return (size, size) if isinstance(size, int) else (size[0], size[1])
 
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
-from diffusers import StableDiffusionPipeline
 from torch import Tensor, nn
 
 from unmemorize.core.errors import NotApplicable
@@ -18,9 +18,9 @@ from unmemorize.models.schedules import VariancePreserving
 
 
 class UNetModel(PipelineModel):
-    """A Stable Diffusion pipeline as a `DiffusionModel`."""
+    """A `StableDiffusionPipeline` as a `DiffusionModel`."""
 
-    def __init__(self, pipe: StableDiffusionPipeline, name: str, source: Path | None = None) -> None:
+    def __init__(self, pipe: Any, name: str, source: Path | None = None) -> None:
         config = pipe.unet.config
         if config.time_cond_proj_dim is not None:
             raise NotApplicable("a guidance-distilled UNet has no unconditional branch")
