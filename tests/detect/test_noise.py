@@ -101,16 +101,21 @@ def test_the_short_cut_costs_one_evaluation_per_prompt_and_seed(tiny_model, cost
 
 
 @pytest.mark.parametrize("kind", ["sample", "v_prediction"])
-def test_what_the_model_was_trained_to_predict_does_not_matter(make_oracle, kind):
-    """The same model scores the same whether it states its prediction as ε, x0 or v."""
-    values = []
+def test_scores_of_one_model_differ_by_the_factor_of_what_it_was_trained_to_predict(make_oracle, kind):
+    """‖Δx̂0‖ = (σ/α) ‖Δε‖ = σ ‖Δv‖, at the first step and along sampling."""
+    starts, paths = [], []
     for oracle in (make_oracle("epsilon"), make_oracle(kind)):
         empty = first_unconditional(oracle, seeds=[0, 1])
-        values.append(noise_gap_at_start(oracle, ["one", "pair", "all"], empty, seeds=[0, 1]).scores)
-        steps = list(trajectory(oracle, oracle.encode(["one", "pair"]), seeds=[0, 1], steps=5))
-        values.append(noise_gap.score(steps))
-    assert torch.allclose(values[0], values[2], rtol=1e-4, atol=1e-6)
-    assert torch.allclose(values[1], values[3], rtol=1e-4, atol=1e-6)
+        factor = {"epsilon": empty.sigma / empty.alpha, "sample": 1, "v_prediction": empty.sigma}[oracle.kind]
+        scores = noise_gap_at_start(oracle, ["one", "pair", "all"], empty, seeds=[0, 1]).scores
+        starts.append(scores * torch.as_tensor(factor).flatten())
+        gaps = []
+        for step in trajectory(oracle, oracle.encode(["one", "pair"]), seeds=[0, 1], steps=5):
+            ratio = {"epsilon": step.cond.sigma / step.cond.alpha, "sample": 1, "v_prediction": step.cond.sigma}
+            gaps.append(noise_gap.score([step]) * torch.as_tensor(ratio[oracle.kind]).flatten())
+        paths.append(torch.stack(gaps))
+    assert torch.allclose(*starts, rtol=1e-4, atol=1e-6)
+    assert torch.allclose(*paths, rtol=1e-4, atol=1e-6)
 
 
 def test_scores_are_immutable(oracle):

@@ -174,8 +174,8 @@ def test_prompt_embeddings_are_guarded_too(tiny_pipe):
     assert np.array_equal(by_embeds, call(guard))
 
 
-def test_a_velocity_model_is_read_as_noise(tiny_pipe):
-    """For v-prediction the magnitude is that of the noise the prediction stands for."""
+def test_a_velocity_model_is_read_in_its_own_output(tiny_pipe):
+    """For v-prediction the magnitude is that of the predicted velocities."""
     pipe = copy.copy(tiny_pipe)
     pipe.scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config, prediction_type="v_prediction")
     guard = Guard(pipe, limits=NEVER)

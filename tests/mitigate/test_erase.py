@@ -137,7 +137,7 @@ def test_every_trigger_is_kept_and_the_newest_are_shown_most(make_pipe):
     model, starts = wrap(make_pipe()), []
 
     def attack(model, latents, init, seeds):
-        starts.append(init)
+        starts.append(init.embeds)
         assert len(set(seeds)) == 3
         return rehearsal(model, latents, init, seeds)
 
