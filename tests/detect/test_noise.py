@@ -108,11 +108,11 @@ def test_scores_of_one_model_differ_by_the_factor_of_what_it_was_trained_to_pred
         empty = first_unconditional(oracle, seeds=[0, 1])
         factor = {"epsilon": empty.sigma / empty.alpha, "sample": 1, "v_prediction": empty.sigma}[oracle.kind]
         scores = noise_gap_at_start(oracle, ["one", "pair", "all"], empty, seeds=[0, 1]).scores
-        starts.append(scores * torch.as_tensor(factor).flatten())
+        starts.append(scores.double() * torch.as_tensor(factor).flatten())
         gaps = []
         for step in trajectory(oracle, oracle.encode(["one", "pair"]), seeds=[0, 1], steps=5):
             ratio = {"epsilon": step.cond.sigma / step.cond.alpha, "sample": 1, "v_prediction": step.cond.sigma}
-            gaps.append(noise_gap.score([step]) * torch.as_tensor(ratio[oracle.kind]).flatten())
+            gaps.append(noise_gap.score([step]).double() * torch.as_tensor(ratio[oracle.kind]).flatten())
         paths.append(torch.stack(gaps))
     assert torch.allclose(*starts, rtol=1e-4, atol=1e-6)
     assert torch.allclose(*paths, rtol=1e-4, atol=1e-6)
