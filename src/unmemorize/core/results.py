@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Literal
 if TYPE_CHECKING:
     from torch import Tensor
 
-from unmemorize.core.model import Condition
+    from unmemorize.core.model import Condition
 
 Units = Literal["channels", "weights"]
 
