@@ -2,10 +2,12 @@
 
     python benchmarks/data_scale.py [--rows 10000 100000 1000000]
 
-Captions of twelve words on average, drawn from Zipf's law over a vocabulary that grows with the corpus; planted:
-pictures repeated under one caption and pictures under several captions that share a rare word. Every row has the hashes
-that reading leaves, so what is measured is the analysis: duplicates, words, repeats, templates. Each size is a process
-of its own, so that its peak memory is its own. Writes docs/results/data_scale.{json,md}.
+Captions of twelve words on average, drawn from Zipf's law over a vocabulary that grows with the corpus, so that words
+are said twice in a caption by chance. Planted: pictures repeated under one caption, words that the captions of one
+picture share, words said three times in one caption, and sentences that differ in one word over one picture. What is
+called a trigger is judged against what was planted, kind by kind. Every row has the hashes that reading leaves, so what
+is measured is the analysis: duplicates, words, repeats, templates. Each size is a process of its own, so that its peak
+memory is its own. Writes docs/results/data_scale.{json,md}.
 """
 
 from __future__ import annotations
@@ -27,12 +29,13 @@ from unmemorize.core.run import atomic, write_json
 from unmemorize.data.database import database, open_parquet
 from unmemorize.data.duplicates import group_pictures
 from unmemorize.data.intake import ROWS
-from unmemorize.data.repeats import caption_templates, repeated_words
-from unmemorize.data.words import collect_captions, shared_words
+from unmemorize.data.repeats import SLOT, caption_templates, repeated_words
+from unmemorize.data.words import Trigger, collect_captions, shared_words
 
 OUT = Path("docs/results")
-PLANTED = 50  # words, each in the captions of one picture
-SHARING = 8  # captions a word
+PLANTED = 50  # triggers of each kind
+SHARING = 8  # captions of a shared word, or of a template
+TIMES = 3  # how often a planted word is said in one caption, and in how many others it is said once
 BATCH = 50_000
 
 
@@ -53,10 +56,54 @@ def corpus(rows: int, path: Path) -> None:
                 if rng.random() < 0.01:
                     picture[i], words[i] = picture[i - 1], words[i - 1]
             if start == 0:
-                for i in range(PLANTED * SHARING):
-                    picture[i] = -1 - i // SHARING
-                    words[i] = [*words[i], f"planted{i // SHARING}"]
+                plant(picture, words)
             writer.write_table(_table(start, picture, words))
+
+
+def plant(picture: np.ndarray, words: list[list[str]]) -> None:
+    """Plant triggers of each kind in the first rows: shared words, then words said again, then templates."""
+    row = 0
+    for i in range(PLANTED):
+        for _ in range(SHARING):
+            picture[row] = -1 - i
+            words[row] = [*words[row], f"shared{i}"]
+            row += 1
+    for i in range(PLANTED):
+        for times in (TIMES, *[1] * TIMES):
+            picture[row] = row  # its own: of a picture repeated above, two captions would share the word
+            words[row] = [*words[row], *[f"again{i}"] * times]
+            row += 1
+    for i in range(PLANTED):
+        for k in range(SHARING):
+            picture[row] = -1 - PLANTED - i
+            words[row] = template(i, f"w{100 + k}")
+            row += 1
+
+
+def template(i: int, word: str) -> list[str]:
+    """The i-th planted sentence, of words that other captions have too, with a word in its slot."""
+    return [f"w{20 * i + 200}", f"w{20 * i + 201}", word, f"w{20 * i + 202}", f"w{20 * i + 203}"]
+
+
+def right(t: Trigger) -> bool:
+    """Whether a trigger is one of its kind that was planted, or a word of a planted template."""
+    templates = [" ".join(template(i, SLOT)) for i in range(PLANTED)]
+    if t.kind == "within":
+        return t.word.startswith("again")
+    if t.kind == "slot":
+        return t.word in templates
+    return "shared" in t.word or any(f" {t.word} " in f" {sentence} " for sentence in templates)
+
+
+def judge(triggers: list[Trigger], name: str) -> dict:
+    """How many triggers were planted, and how many of the planted ones are among them; `name` begins the words."""
+    true = [t for t in triggers if right(t)]
+    planted = {t.word for t in true if t.kind == "slot" or t.word.startswith(name)}
+    return {
+        "triggers": len(triggers),
+        "precision": len(true) / len(triggers) if triggers else None,
+        "recall": len(planted) / PLANTED,
+    }
 
 
 def _table(start: int, picture: np.ndarray, words: list[list[str]]) -> pa.Table:
@@ -99,32 +146,36 @@ def measure(path: Path) -> dict:
             found[name] = stage(connection)
             seconds[name] = round(time.perf_counter() - since, 2)
             cpu[name] = round(time.process_time() - spent, 2)
-    planted = {t.word for t in found["words"] if t.word.startswith("planted")}
     return {
         "seconds": seconds,
         "cpu_seconds": cpu,
         "word_audit_cpu_seconds": round(sum(cpu.values()) - cpu["pictures"], 2),
         "word_audit_seconds": round(sum(seconds.values()) - seconds["pictures"], 2),
         "peak_gb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 3),
-        "planted_found": len(planted),
-        "planted": PLANTED,
-        "other_words": len(found["words"]) - len(planted),
+        "across": judge(found["words"], "shared"),
+        "within": judge(found["repeats"], "again"),
+        "slot": judge(found["slots"], ""),
     }
 
 
 def markdown(results: list[dict]) -> str:
     lines = [
         "| captions | duplicates, s | word audit, s | its processor time, s | captions / words / repeats / slots, s "
-        "| peak memory, GB | planted found | others |",
-        "|---|---|---|---|---|---|---|---|",
+        "| peak memory, GB |",
+        "|---|---|---|---|---|---|",
     ]
     for r in results:
         parts = " / ".join(f"{r['seconds'][name]:.1f}" for name in ("captions", "words", "repeats", "slots"))
         lines.append(
             f"| {r['rows']:,} | {r['seconds']['pictures']:.1f} | {r['word_audit_seconds']:.1f} "
-            f"| {r['word_audit_cpu_seconds']:.1f} | {parts} | {r['peak_gb']:.2f} "
-            f"| {r['planted_found']} of {r['planted']} | {r['other_words']} |"
+            f"| {r['word_audit_cpu_seconds']:.1f} | {parts} | {r['peak_gb']:.2f} |"
         )
+    lines += ["", "| captions | kind | triggers | precision | recall |", "|---|---|---|---|---|"]
+    for r in results:
+        for kind in ("across", "within", "slot"):
+            precision = r[kind]["precision"]
+            shown = "–" if precision is None else f"{precision:.3f}"
+            lines.append(f"| {r['rows']:,} | {kind} | {r[kind]['triggers']} | {shown} | {r[kind]['recall']:.3f} |")
     return "\n".join(lines) + "\n"
 
 

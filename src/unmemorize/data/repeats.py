@@ -6,11 +6,10 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
-from scipy.stats import binom
 
 from unmemorize.data.database import counts, rows
 from unmemorize.data.words import CAPTIONS, LEVEL, LONGEST, Trigger, concentrated, hashed, written
-from unmemorize.metrics.discovery import false_discovery
+from unmemorize.metrics.discovery import false_discovery, hypergeometric_tail
 
 LONG = 64  # words of the longest caption that is looked at for a slot
 SLOT = "▢"  # what stands for the slot of a template
@@ -19,20 +18,21 @@ SLOT = "▢"  # what stands for the slot of a template
 def repeated_words(connection: Any) -> list[Trigger]:
     """Words and phrases said more often in a caption than chance would, the most significant first.
 
-    Chance draws each word of the caption at the rate the word has in all others: binomial, for the caption where that
-    is least likely, times the captions that hold the word, then adjusted for all words.
+    Chance deals all that the captions say to them anew: each keeps its length, each word its number. The p-value is the
+    probability that any caption then says the word as strikingly: as often in as few words, or more often in more. It is
+    a sum over all captions, and adjusted for all words and phrases that are said twice, together.
 
     Paper: Naseh, Roh and Houmansadr 2023 name duplication at the level of words; only the abstract was read.
     Differs: the definition, the test and the thresholds are ours.
     """
-    triggers: list[Trigger] = []
+    repeats: list[dict[str, Any]] = []
+    tested = 0
     for n in range(1, LONGEST + 1):
-        found = [f for f in rows(connection, _repeats(n)) if len(set(f["gram"].split(" "))) == n]
-        tested, said = counts(
-            connection,
-            f"SELECT (SELECT count(*) FROM grams{n}), (SELECT coalesce(sum(len({hashed(n)})), 0) FROM captions)",
-        )
-        triggers += _surprising(found, tested, said)
+        candidates = [r for r in rows(connection, _repeats(n)) if len(set(r["gram"].split(" "))) == n]
+        (in_two_captions,) = counts(connection, f"SELECT count(*) FROM grams{n} WHERE captions > 1")
+        tested += in_two_captions + sum(r["holders"] == 1 for r in candidates)
+        repeats += _with_chance(candidates, _lengths(connection, n))
+    triggers = _significant(repeats, tested)
     longer = {(t.word, t.captions) for t in triggers}
     kept = [t for t in triggers if not _part_of_longer(t, longer)]
     return sorted(kept, key=lambda t: (t.p_value, -t.lift, t.word))
@@ -63,24 +63,38 @@ def _repeats(n: int) -> str:
         FROM worst JOIN largest USING (gram) JOIN words USING (gram) JOIN grams{n} USING (gram) ORDER BY word"""
 
 
-def _surprising(found: list[dict[str, Any]], tested: int, said: int) -> list[Trigger]:
-    times, size, total, holders = (
-        np.array([f[name] for f in found], np.int64) for name in ("times", "size", "total", "holders")
-    )
-    rate = np.clip((total - times + 1) / np.maximum(said - size + 1, 1), 0, 1)
-    adjusted = false_discovery(np.minimum(binom.sf(times - 1, size, rate) * holders, 1.0), tested)
+def _lengths(connection: Any, n: int) -> list[tuple[int, int]]:
+    """Every length of a caption, in grams, and how many captions have it."""
+    query = f"SELECT len({hashed(n)}) AS size, count(*) AS captions FROM captions GROUP BY size ORDER BY size"
+    return [(row["size"], row["captions"]) for row in rows(connection, query)]
+
+
+def _with_chance(repeats: list[dict[str, Any]], lengths: list[tuple[int, int]]) -> list[dict[str, Any]]:
+    """The repeats with their `lift` and their `p`, before it is adjusted."""
+    times, size, total = (np.array([r[name] for r in repeats], np.int64) for name in ("times", "size", "total"))
+    said = sum(length * captions for length, captions in lengths)
+    p = np.zeros(len(repeats))
+    for length, captions in lengths:
+        as_striking = times + (length > size)  # a longer caption has to say it once more
+        p += captions * hypergeometric_tail(as_striking, total, length, said)
+    lift = times * said / (size * total)
+    return [r | {"lift": float(x), "p": float(y)} for r, x, y in zip(repeats, lift, p.clip(max=1), strict=True)]
+
+
+def _significant(repeats: list[dict[str, Any]], tested: int) -> list[Trigger]:
+    adjusted = false_discovery(np.array([r["p"] for r in repeats]), tested)
     return [
         Trigger(
-            word=f["gram"],
+            word=r["gram"],
             kind="within",
-            captions=f["captions"],
-            image_groups=f["image_groups"],
-            concentration=f["inside"] / f["captions"],
-            lift=float(f["times"] / (f["size"] * r)),
+            captions=r["captions"],
+            image_groups=r["image_groups"],
+            concentration=r["inside"] / r["captions"],
+            lift=r["lift"],
             p_value=float(q),
-            group=f["grp"],
+            group=r["grp"],
         )
-        for f, r, q in zip(found, rate, adjusted, strict=True)
+        for r, q in zip(repeats, adjusted, strict=True)
         if q <= LEVEL
     ]
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
+from scipy.special import gammaln
 
 Floats = NDArray[np.float64]
 EULER = 0.5772156649015329
+PRECISION = 1e-12  # of a sum, relative
 
 
 def false_discovery(p: Floats, tests: int) -> Floats:
@@ -33,6 +35,30 @@ def benjamini_hochberg(p: Floats) -> Floats:
     Paper: Benjamini and Hochberg 1995; Bates et al. 2023 (for conformal p-values, which are dependent).
     """
     return _step_up(p, len(p))
+
+
+def hypergeometric_tail(times: ArrayLike, total: ArrayLike, size: ArrayLike, said: int) -> Floats:
+    """The probability that `size` of `said` items, drawn at random, hold at least `times` of the `total` marked ones.
+
+    The first term of the shorter tail, and then each by its ratio to the one before. SciPy's function has the same values,
+    and takes milliseconds for each where there are millions of items.
+    """
+    k, marked, drawn = np.broadcast_arrays(*(np.asarray(v, float) for v in (times, total, size)))
+    below = k <= drawn * marked / said  # there the other tail is the short one: at least so many that are not marked
+    k, marked = np.where(below, drawn - k + 1, k), np.where(below, said - marked, marked)
+    most = np.minimum(marked, drawn)
+    possible, k = k <= most, np.minimum(k, most)
+    logarithm = _log_choose(marked, k) + _log_choose(said - marked, drawn - k) - _log_choose(said, drawn)
+    term = np.where(possible, np.exp(logarithm), 0)
+    tail = term
+    while (term > PRECISION * tail).any():
+        term = term * (marked - k) * (drawn - k) / ((k + 1) * (said - marked - drawn + k + 1))
+        tail, k = tail + term, k + 1
+    return np.where(below, 1 - tail, tail)
+
+
+def _log_choose(n: ArrayLike, k: ArrayLike) -> Floats:
+    return gammaln(np.add(n, 1)) - gammaln(np.add(k, 1)) - gammaln(np.subtract(n, k) + 1)
 
 
 def _step_up(p: Floats, factor: float) -> Floats:
