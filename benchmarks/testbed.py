@@ -117,8 +117,7 @@ def dose(rows: list[dict]) -> dict:
     points = []
     for row in rows:
         if found := re.fullmatch(r"verbatim, (\d+) cop(?:y|ies)", row["group"]):
-            rate, low, high = row["planted"]
-            points.append({"copies": int(found[1]), "rate": rate, "low": low, "high": high, "pictures": row["prompts"]})
+            points.append({"copies": int(found[1]), "rate": row["planted"][0], "pictures": row["prompts"]})
     return {"points": sorted(points, key=lambda point: point["copies"])}
 
 

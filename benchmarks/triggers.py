@@ -2,10 +2,12 @@
 
     python benchmarks/triggers.py [--data testbed-data] [--limit 2] [--audit-only]
 
-A: a word shared by many captions of one picture, put into prompts that were never trained on: copy rate against the
-number of captions that share it. B: a word repeated inside the prompt: score and copy rate against how often. Audit:
-the training rows of the plan, given to the data audit without being told what is planted. `--data`, a folder with the
-testbed's artwork, adds the ordinary training pictures; without it the planted ones and their negatives are audited.
+A: a word shared by many captions of one picture, alone, behind names that were trained without it, and behind names of
+other word families, beside the same names without the word and beside words that share no picture. B: a word repeated
+inside the prompt: score and copy rate against how often. A copy is one of the word's or the prompt's own picture.
+Audit: the training rows of the plan, given to the data audit without being told what is planted. `--data`, a folder
+with the testbed's artwork, adds the ordinary training pictures; without it the planted ones and their negatives are
+audited.
 `--limit` takes so many words of each kind. Writes docs/results/triggers.{json,md} and two figures.
 """
 
@@ -14,74 +16,118 @@ from __future__ import annotations
 import argparse
 import io
 import tempfile
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import torch
+from common import REFERENCES, STEPS, pictures
 from matplotlib.figure import Figure
 from tqdm import tqdm
 
 from unmemorize.core.run import atomic, write_json
+from unmemorize.core.sample import first_unconditional
 from unmemorize.core.text import normalise, spans, words
-from unmemorize.explain.words import Outcome, again, measure
-from unmemorize.jobs.copies import copy_check
+from unmemorize.data.repeats import SLOT
+from unmemorize.data.words import CAPTIONS
+from unmemorize.detect.noise import noise_gap_at_start
+from unmemorize.explain.words import again
 from unmemorize.jobs.data import DataSpec, audit_data
 from unmemorize.metrics.ranking import rate_interval
+from unmemorize.metrics.similarity import match_targets
 from unmemorize.models.load import load
-from unmemorize.testbed.dataset import Composition, Picture, compose, drawing, pictures, well_known
+from unmemorize.testbed import dataset
+from unmemorize.testbed.dataset import Composition, Picture, compose, drawing, well_known
 from unmemorize.testbed.embedded import IMAGES, shipped_plan
-from unmemorize.testbed.plan import Plan, add_keyword
+from unmemorize.testbed.plan import Plan, Planted, add_keyword
 from unmemorize.testbed.rows import caption_forms
 
 OUT = Path("docs/results")
 SEEDS = (600, 601)  # used nowhere else
-STEPS = 16
-CONTEXTS = 3  # prompts that were never trained on, for each word
-TIMES = (1, 2, 3, 4, 5, 6)
+CONTEXTS = 2  # names of either kind that each word is put behind,
+POOL = 10  # drawn from so many
+TIMES = (1, 3, 6)
+KINDS = ("across", "within", "slot")
 PLANTED = {"word", "image-only"}  # kinds whose captions share words over one picture
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A text in a setting: what it is about (`unit`, a word's family or an entry) and the pictures it may copy."""
+
+    group: str
+    setting: str
+    unit: str
+    text: str
+    own: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Word:
+    """A word that six captions share, of one picture (`planted`) or of six, and those pictures."""
+
+    word: str
+    planted: bool
+    family: str
+    prompts: tuple[str, ...]
+    own: tuple[str, ...]
 
 
 def keyword(prompt: str) -> str:
     return prompt.rsplit(", ", 1)[1]
 
 
-def shared_words_of(plan: Plan) -> dict[int, list[tuple[str, str]]]:
-    """Words by the number of captions of one picture that share them, each with its family.
+def name_of(prompt: str) -> str:
+    return prompt.rsplit(", ", 1)[0]
 
-    0 are words of the negatives, which go with six different pictures and so share none.
-    """
-    found: dict[int, dict[str, str]] = defaultdict(dict)
+
+def words_of(plan: Plan, limit: int) -> list[Word]:
+    """The keywords of the word families, and those of the negatives."""
+    families: dict[str, list[Planted]] = defaultdict(list)
     for entry in plan.planted:
-        if entry.kind == "word":
-            found[len(entry.prompts)][keyword(entry.prompts[0])] = entry.id
-        elif entry.kind == "image-only":
-            found[len(entry.prompts)][entry.prompts[0]] = entry.id
-            found[1][keyword(entry.prompts[1])] = entry.id
-        elif entry.kind == "negative" and ", " in entry.prompts[0]:
-            found[0][keyword(entry.prompts[0])] = entry.family
-    return {n: list(of.items()) for n, of in sorted(found.items())}
+        if entry.kind == "word" or (entry.kind == "negative" and ", " in entry.prompts[0]):
+            families[entry.family].append(entry)
+    found = []
+    for family, entries in families.items():
+        prompts = tuple(p for e in entries for p in e.prompts)
+        own = tuple(e.file(0) for e in entries)
+        found.append(Word(keyword(prompts[0]), entries[0].kind == "word", family, prompts, own))
+    return [w for kind in (True, False) for w in [v for v in found if v.planted == kind][:limit]]
 
 
-def case_a(plan: Plan, limit: int) -> dict[str, list[tuple[str, str]]]:
-    """Group name to (text, word): each word after names it was never trained with."""
+def case_a(plan: Plan, limit: int) -> list[Trial]:
+    """Each word alone and behind names it was never trained with; those names without it; planted ones as trained.
+
+    All of a word's trials are judged by the pictures of its captions, those without the word too: its control.
+    """
     rng = np.random.default_rng(0)
-    names = [e.prompts[0] for e in plan.planted if e.id.startswith("negative-name")]
-    groups = {}
-    for count, found in shared_words_of(plan).items():
-        groups[str(count)] = [
-            (add_keyword(names[i], word), word)
-            for word, _ in found[:limit]
-            for i in rng.choice(len(names), CONTEXTS, replace=False)
-        ]
-    groups["no word"] = [(name, name) for name in names[: limit * 2]]
-    return groups
+    ordinary = [e.prompts[0] for e in plan.planted if e.id.startswith("negative-name")]
+    ordinary = [ordinary[i] for i in rng.choice(len(ordinary), POOL, replace=False)]
+    family_names = [(e.id, name_of(p)) for e in plan.planted if e.kind == "word" for p in e.prompts]
+    family_names = [family_names[i] for i in rng.choice(len(family_names), POOL, replace=False)]
+    trials = []
+    for word in words_of(plan, limit):
+        others = [name for family, name in family_names if family != word.family]
+        contexts = {
+            "behind ordinary names": [ordinary[i] for i in rng.choice(POOL, CONTEXTS, replace=False)],
+            "behind names of other families": [others[i] for i in rng.choice(len(others), CONTEXTS, replace=False)],
+        }
+        texts = [("as trained", p) for p in word.prompts] if word.planted else []
+        texts.append(("alone", word.word))
+        for setting, names in contexts.items():
+            texts += [(setting, add_keyword(name, word.word)) for name in names]
+        texts += [("those names without it", name) for names in contexts.values() for name in names]
+        group = "one picture" if word.planted else "six pictures (control)"
+        trials += [Trial(group, setting, word.family, text, word.own) for setting, text in texts]
+    return trials
 
 
-def case_b(plan: Plan, limit: int) -> dict[str, list[tuple[str, str, int]]]:
-    """Group name to (text, prompt, times): the last word of trained prompts said so often, and of ordinary ones."""
+def case_b(plan: Plan, limit: int) -> list[Trial]:
+    """The last word of trained prompts said so often, and of ordinary ones; judged by the prompt's own picture."""
     kinds = {
         "trained with the word three times": [e for e in plan.planted if e.kind == "repeat"],
         "trained with the word once, 100 copies or more": [
@@ -89,60 +135,84 @@ def case_b(plan: Plan, limit: int) -> dict[str, list[tuple[str, str, int]]]:
         ],
         "ordinary prompt": [e for e in plan.planted if e.id.startswith("negative-name")][:20],
     }
-    groups = {}
+    trials = []
     for name, entries in kinds.items():
-        groups[name] = []
         for entry in entries[:limit]:
             said = entry.prompts[0].split()
             base = " ".join(said[:-2]) if entry.kind == "repeat" else entry.prompts[0]
             place = list(spans(base))[-1]
-            groups[name] += [(again(base, place, k), base, k) for k in TIMES]
-    return groups
+            own = (entry.file(0),)
+            trials += [Trial(name, f"{k}×", entry.id, again(base, place, k), own) for k in TIMES]
+    return trials
 
 
-def outcomes_of(texts: Sequence[str]) -> dict[str, Outcome]:
+@dataclass(frozen=True)
+class Generated:
+    """What a text gave: the mean magnitude of the first step, and a picture a seed, (seeds, 3, h, w)."""
+
+    magnitude: float
+    images: torch.Tensor
+
+    def copies(self, own: Sequence[str]) -> int:
+        """How many of the pictures are copies of one of its own."""
+        copied = torch.zeros(len(self.images), dtype=torch.bool)
+        for file in own:
+            targets = REFERENCES[[REFERENCES.names.index(file)] * len(self.images)]
+            matches = match_targets(self.images, targets, REFERENCES)
+            copied |= torch.tensor([m.verdict != "none" for m in matches])
+        return int(copied.sum())
+
+
+def generate_all(texts: Sequence[str]) -> dict[str, Generated]:
     """Score and generate each text once with the shipped model."""
     model = load("testbed")
-    copied = copy_check(model, "testbed", "")
+    empty = first_unconditional(model, seeds=SEEDS, steps=STEPS)
     found = {}
     for start in tqdm(range(0, len(texts), 8), desc="texts"):
         part = texts[start : start + 8]
-        found |= dict(zip(part, measure(model, part, copied, seeds=SEEDS, steps=STEPS), strict=True))
+        magnitudes = noise_gap_at_start(model, part, empty, seeds=SEEDS, steps=STEPS).scores.mean(1)
+        images = pictures(model, [t for t in part for _ in SEEDS], list(SEEDS) * len(part)).split(len(SEEDS))
+        for text, magnitude, of in zip(part, magnitudes.tolist(), images, strict=True):
+            found[text] = Generated(magnitude, of)
     return found
 
 
-def row_of(found: Sequence[tuple[str, Outcome]]) -> dict:
+def row_of(trials: Sequence[Trial], generated: dict[str, Generated]) -> dict:
     """Copy rate with its interval over units (words, prompts), and mean magnitude with that of its mean."""
-    units = defaultdict(list)
-    for unit, outcome in found:
-        units[unit].append(outcome)
-    rate = rate_interval(
-        [sum(o.copies for o in of) for of in units.values()], [sum(o.seeds for o in of) for of in units.values()]
-    )
-    means = np.array([np.mean([o.magnitude for o in of]) for of in units.values()])
+    units: dict[str, list[Trial]] = defaultdict(list)
+    for trial in trials:
+        units[trial.unit].append(trial)
+    hits = {unit: sum(generated[t.text].copies(t.own) for t in of) for unit, of in units.items()}
+    rate = rate_interval(list(hits.values()), [len(of) * len(SEEDS) for of in units.values()])
+    means = np.array([np.mean([generated[t.text].magnitude for t in of]) for of in units.values()])
     draws = np.random.default_rng(0).integers(len(means), size=(1000, len(means)))
     low, high = np.quantile(means[draws].mean(1), [0.025, 0.975])
     return {
+        "group": trials[0].group,
+        "setting": trials[0].setting,
         "units": len(units),
-        "texts": len(found),
+        "texts": len(trials),
         "copy_rate": [rate.value, rate.low, rate.high],
+        "units_with_a_copy": sorted(unit for unit, hit in hits.items() if hit),
         "magnitude": [float(means.mean()), float(low), float(high)],
     }
 
 
 def studies(plan: Plan, limit: int) -> dict:
     """Both case studies, each group with its controls."""
-    a, b = case_a(plan, limit), case_b(plan, limit)
-    texts = list(dict.fromkeys([t for g in a.values() for t, _ in g] + [t for g in b.values() for t, _, _ in g]))
-    outcomes = outcomes_of(texts)
-    return {
-        "a": [{"captions": n} | row_of([(unit, outcomes[t]) for t, unit in found]) for n, found in a.items()],
-        "b": [
-            {"prompts": name, "times": k} | row_of([(unit, outcomes[t]) for t, unit, n in found if n == k])
-            for name, found in b.items()
-            for k in TIMES
-        ],
+    cases = {"a": case_a(plan, limit), "b": case_b(plan, limit)}
+    generated = generate_all(list(dict.fromkeys(t.text for trials in cases.values() for t in trials)))
+    result = {}
+    for name, trials in cases.items():
+        rows: dict[tuple[str, str], list[Trial]] = defaultdict(list)
+        for trial in trials:
+            rows[trial.group, trial.setting].append(trial)
+        result[name] = [row_of(of, generated) for of in rows.values()]
+    word = {w.family: w.word for w in words_of(plan, limit)}
+    result["alone"] = {
+        word[t.unit]: [t.group, generated[t.text].copies(t.own)] for t in cases["a"] if t.setting == "alone"
     }
+    return result
 
 
 def training_rows(plan: Plan, data: Path | None) -> Iterator[tuple[str, str, bytes]]:
@@ -151,7 +221,7 @@ def training_rows(plan: Plan, data: Path | None) -> Iterator[tuple[str, str, byt
     With the artwork every near-duplicate is drawn and each ordinary picture comes with one of its captions; without it
     the shipped pictures stand for theirs.
     """
-    drawn = pictures(data) if data else []
+    drawn = dataset.pictures(data) if data else []
     art = {p.art: p for p in drawn}
     for entry in plan.planted:
         for k, how in enumerate(entry.pictures):
@@ -185,28 +255,47 @@ def audit(plan: Plan, data: Path | None) -> dict:
                 writer.write_table(pa.table([list(c) for c in zip(*batch, strict=True)], schema=schema))
                 count += len(batch)
         summary = audit_data(DataSpec(str(path)), Path(folder) / "run")
-    across = [t["word"] for t in summary["triggers"] if t["kind"] == "across"]
-    within = {t["word"] for t in summary["triggers"] if t["kind"] == "within"}
-    truth = {e.id: [set(grams(p)) for p in e.prompts] for e in plan.planted if e.kind in PLANTED}
-    shared = {id: set.intersection(*sets) for id, sets in truth.items()}
-    right = [w for w in across if any(w in of for of in shared.values())]
-    repeated = [e for e in plan.planted if e.kind == "repeat" or e.id.startswith("negative-repeat")]
+    found = {kind: [t["word"] for t in summary["triggers"] if t["kind"] == kind] for kind in KINDS}
     return {
         "rows": count,
         "ordinary_pictures": data is not None,
-        "found": len(across),
-        "precision": len(right) / len(across) if across else None,
-        "false": sorted(set(across) - set(right)),
-        "recall": {
-            kind: sum(bool(shared[e.id] & set(across)) for e in plan.planted if e.kind == kind)
-            / sum(e.kind == kind for e in plan.planted)
-            for kind in sorted(PLANTED)
-        },
-        "repeated_recall": sum(e.prompts[0].split()[-1] in within for e in repeated) / len(repeated),
-        "repeated_found": len(within),
+        "kinds": {kind: judge(found[kind], planted_triggers(plan, kind)) for kind in KINDS},
         "duplicate_groups": summary["duplicate_groups"],
         "skipped": summary["skipped"],
     }
+
+
+def planted_triggers(plan: Plan, kind: str) -> dict[str, set[str]]:
+    """What may be called a trigger of a kind, by entry of the plan; entries that have none are left out."""
+    found: dict[str, set[str]] = {}
+    for entry in plan.planted:
+        if kind == "within" and (entry.kind == "repeat" or entry.id.startswith("negative-repeat")):
+            found[entry.id] = {entry.prompts[0].split()[-1]}
+        elif kind == "across" and entry.kind in PLANTED:
+            found[entry.id] = set.intersection(*(set(grams(p)) for p in entry.prompts))
+        elif kind == "slot" and entry.kind in PLANTED:
+            said = Counter(template for p in entry.prompts for template in templates(p))
+            found[entry.id] = {template for template, count in said.items() if count >= CAPTIONS}
+    return {entry: words for entry, words in found.items() if words}
+
+
+def judge(found: Sequence[str], planted: dict[str, set[str]]) -> dict:
+    """Precision of what was found, and the share of planted entries that it names."""
+    right = [w for w in found if any(w in of for of in planted.values())]
+    return {
+        "found": len(found),
+        "precision": len(right) / len(found) if found else None,
+        "false": sorted(set(found) - set(right)),
+        "entries": len(planted),
+        "recall": sum(bool(of & set(found)) for of in planted.values()) / len(planted),
+    }
+
+
+def templates(prompt: str) -> Iterator[str]:
+    """The prompt with each of its words left out, if it has three or more."""
+    said = words(normalise(prompt))
+    for i in range(len(said) if len(said) > 2 else 0):
+        yield " ".join([*said[:i], SLOT, *said[i + 1 :]])
 
 
 def batched(rows: Iterator, size: int) -> Iterator[list]:
@@ -233,44 +322,54 @@ def markdown(result: dict) -> str:
     lines = []
     if "a" in result:
         lines += [
-            "| captions of one picture that share the word | words | prompts | copy rate | magnitude |",
-            "|---|---|---|---|---|",
+            "| six captions that share the word are of | prompts | words | texts | copies of the word's own pictures "
+            "| words with a copy | magnitude |",
+            "|---|---|---|---|---|---|---|",
         ]
         for r in result["a"]:
             rate, size = cell(r["copy_rate"]), cell(r["magnitude"])
-            lines.append(f"| {r['captions']} | {r['units']} | {r['texts']} | {rate} | {size} |")
-        lines += ["", "| prompts | said | prompts | copy rate | magnitude |", "|---|---|---|---|---|"]
+            lines.append(
+                f"| {r['group']} | {r['setting']} | {r['units']} | {r['texts']} | {rate} "
+                f"| {len(r['units_with_a_copy'])} | {size} |"
+            )
+        both = [word for word, (_, copies) in result["alone"].items() if copies == len(SEEDS)]
+        lines += ["", f"Alone, at every seed: {', '.join(both) or 'no word'}.", ""]
+        lines += ["| prompts | said | prompts | copy rate | magnitude |", "|---|---|---|---|---|"]
         for r in result["b"]:
             rate, size = cell(r["copy_rate"]), cell(r["magnitude"])
-            lines.append(f"| {r['prompts']} | {r['times']}× | {r['units']} | {rate} | {size} |")
+            lines.append(f"| {r['group']} | {r['setting']} | {r['units']} | {rate} | {size} |")
         lines.append("")
     found = result["audit"]
     scope = "planted and ordinary" if found["ordinary_pictures"] else "planted and negative"
     lines += [
-        "| data audit | |",
-        "|---|---|",
-        f"| training rows ({scope}) | {found['rows']:,} |",
-        f"| words found across captions | {found['found']} |",
-        f"| precision | {'–' if found['precision'] is None else format(found['precision'], '.3f')} |",
-        *(f"| recall, {kind} | {value:.3f} |" for kind, value in found["recall"].items()),
-        f"| recall, words repeated within a caption | {found['repeated_recall']:.3f} |",
+        f"The data audit of {found['rows']:,} training rows ({scope}):",
+        "",
+        "| kind | triggers | of them planted | planted entries | of them found |",
+        "|---|---|---|---|---|",
     ]
+    for kind, of in found["kinds"].items():
+        precision = "–" if of["precision"] is None else f"{of['precision']:.3f}"
+        lines.append(f"| {kind} | {of['found']} | {precision} | {of['entries']} | {of['recall']:.3f} |")
     return "\n".join(lines) + "\n"
 
 
 def figures(result: dict, out: Path) -> None:
-    """Copy rate by captions that share the word; score and copy rate by repeats."""
-    figure = Figure(figsize=(4.5, 3), layout="constrained")
+    """Copy rate of words by setting; score and copy rate by repeats."""
+    figure = Figure(figsize=(7, 3), layout="constrained")
     axis = figure.subplots()
-    points = [r for r in result["a"] if r["captions"].isdigit()]
-    x = [int(r["captions"]) for r in points]
-    bars(axis, x, [r["copy_rate"] for r in points], "words in new prompts")
-    axis.set(xlabel="captions of one picture that share the word", ylabel="copy rate", ylim=(-0.03, 1.03), xticks=x)
+    settings = list(dict.fromkeys(r["setting"] for r in result["a"]))
+    for k, group in enumerate(dict.fromkeys(r["group"] for r in result["a"])):
+        rows = [r for r in result["a"] if r["group"] == group]
+        x = [settings.index(r["setting"]) + 0.15 * (k - 1) for r in rows]
+        bars(axis, x, [r["copy_rate"] for r in rows], f"words of {group}", line="none")
+    axis.set(ylabel="copy rate", ylim=(-0.03, 1.03), xticks=range(len(settings)))
+    axis.set_xticklabels([s.replace(" names", "\nnames") for s in settings], fontsize=8)
+    axis.legend(frameon=False, fontsize=8)
     save(figure, out / "triggers-a.svg")
     figure = Figure(figsize=(9, 3), layout="constrained")
     left, right = figure.subplots(1, 2)
-    for name in dict.fromkeys(r["prompts"] for r in result["b"]):
-        rows = [r for r in result["b"] if r["prompts"] == name]
+    for name in dict.fromkeys(r["group"] for r in result["b"]):
+        rows = [r for r in result["b"] if r["group"] == name]
         bars(left, TIMES, [r["magnitude"] for r in rows], name)
         bars(right, TIMES, [r["copy_rate"] for r in rows], name)
     left.set(xlabel="times the word is said", ylabel="noise magnitude", xticks=TIMES)
@@ -279,9 +378,9 @@ def figures(result: dict, out: Path) -> None:
     save(figure, out / "triggers-b.svg")
 
 
-def bars(axis, x: Sequence[int], values: Sequence[Sequence[float]], label: str) -> None:
+def bars(axis, x: Sequence[float], values: Sequence[Sequence[float]], label: str, line: str = "-") -> None:
     middle, low, high = np.array(values).T
-    axis.errorbar(x, middle, yerr=[middle - low, high - middle], marker="o", capsize=3, label=label)
+    axis.errorbar(x, middle, yerr=[middle - low, high - middle], marker="o", capsize=3, label=label, linestyle=line)
 
 
 def save(figure: Figure, path: Path) -> None:

@@ -51,5 +51,5 @@ def test_hypergeometric_tail_of_millions_counts_subsets(case):
 
 
 def test_hypergeometric_tail_far_below_the_mean_is_one():
-    """Of 3,000 words, a third are marked: eleven of them are certain, though each single number is too small to hold."""
+    """Of 3,000 words, a third are marked: eleven are certain, though the first terms are too small for a float."""
     assert hypergeometric_tail([11], [300_000], [3_000], 900_000) == pytest.approx(1.0)

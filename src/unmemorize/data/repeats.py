@@ -19,8 +19,8 @@ def repeated_words(connection: Any) -> list[Trigger]:
     """Words and phrases said more often in a caption than chance would, the most significant first.
 
     Chance deals all that the captions say to them anew: each keeps its length, each word its number. The p-value is the
-    probability that any caption then says the word as strikingly: as often in as few words, or more often in more. It is
-    a sum over all captions, and adjusted for all words and phrases that are said twice, together.
+    probability that any caption then says the word as strikingly: as often in as few words, or more often in more. It
+    is a sum over all captions, and adjusted for all words and phrases that are said twice, together.
 
     Paper: Naseh, Roh and Houmansadr 2023 name duplication at the level of words; only the abstract was read.
     Differs: the definition, the test and the thresholds are ours.

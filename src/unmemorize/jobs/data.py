@@ -106,7 +106,7 @@ def analyse(run: Path, found: Sequence[Piece], progress: Progress) -> dict[str, 
         groups = list(picture_groups(connection))
         decided = actions(connection, triggers)
         samples = group_rows(connection, _shown_groups(groups, triggers))
-        _write(run / "triggers.parquet", _trigger_table(triggers, stakes))
+        _write(run / "triggers.parquet", _trigger_table(triggers, stakes, groups))
         _write(run / "groups.parquet", _group_table(groups))
         _write(run / "actions.parquet", decided)
         _write(run / "keep.parquet", kept_rows(connection, decided))
@@ -144,17 +144,22 @@ def _write(path: Path, table: pa.Table) -> None:
         pq.write_table(table, temporary)
 
 
-def _risk(copies: int) -> dict[str, float]:
+def _risk(copies: int, captions: int) -> dict[str, float | None]:
+    """The predicted copy rate of a picture under one caption; several captions were not measured."""
+    if captions > 1:
+        return {"risk": None, "risk_low": None, "risk_high": None}
     risk = predicted_risk(dose_curve(), copies)
     return {"risk": risk.value, "risk_low": risk.low, "risk_high": risk.high}
 
 
-def _trigger_table(triggers: Sequence[Trigger], stakes: Sequence[dict[str, Any]]) -> pa.Table:
+def _trigger_table(triggers: Sequence[Trigger], stakes: Sequence[dict[str, Any]], groups: Sequence[Group]) -> pa.Table:
     held = {stake["trigger"]: stake for stake in stakes}
-    lines = [
-        dataclasses.asdict(t) | {"rows": held[i]["rows"], "sample": held[i]["sample"]} | _risk(held[i]["rows"])
-        for i, t in enumerate(triggers)
-    ]
+    captions = {g.group: g.captions for g in groups}
+    lines = []
+    for i, t in enumerate(triggers):
+        said_of_the_picture = max(t.captions, captions.get(t.group, 1))
+        risk = _risk(held[i]["rows"], said_of_the_picture)
+        lines.append(dataclasses.asdict(t) | {"rows": held[i]["rows"], "sample": held[i]["sample"]} | risk)
     schema = pa.schema(
         [("word", pa.string()), ("kind", pa.string()), ("captions", pa.int64()), ("image_groups", pa.int64())]
         + [(name, pa.float64()) for name in ("concentration", "lift", "p_value")]
@@ -167,7 +172,9 @@ def _trigger_table(triggers: Sequence[Trigger], stakes: Sequence[dict[str, Any]]
 def _group_table(groups: Sequence[Group]) -> pa.Table:
     pair = pa.struct([("first", pa.int64()), ("second", pa.int64()), ("cosine", pa.float64())])
     lines = [
-        dataclasses.asdict(g) | {name: _pair(getattr(g, name)) for name in ("tightest", "loosest")} | _risk(g.rows)
+        dataclasses.asdict(g)
+        | {name: _pair(getattr(g, name)) for name in ("tightest", "loosest")}
+        | _risk(g.rows, g.captions)
         for g in groups
     ]
     schema = pa.schema(

@@ -40,8 +40,8 @@ def benjamini_hochberg(p: Floats) -> Floats:
 def hypergeometric_tail(times: ArrayLike, total: ArrayLike, size: ArrayLike, said: int) -> Floats:
     """The probability that `size` of `said` items, drawn at random, hold at least `times` of the `total` marked ones.
 
-    The first term of the shorter tail, and then each by its ratio to the one before. SciPy's function has the same values,
-    and takes milliseconds for each where there are millions of items.
+    The first term of the shorter tail, and then each by its ratio to the one before. SciPy's function has the same
+    values, and takes milliseconds for each where there are millions of items.
     """
     k, marked, drawn = np.broadcast_arrays(*(np.asarray(v, float) for v in (times, total, size)))
     below = k <= drawn * marked / said  # there the other tail is the short one: at least so many that are not marked
