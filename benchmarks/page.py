@@ -108,7 +108,8 @@ PARTS = {
     ),
     "data_scale": (
         "Scale of the data audit",
-        "Two cores; captions with Zipf's word frequencies and planted duplicates.",
+        "Two cores that had other work, too: processor time says more than the clock. Captions with Zipf's word "
+        "frequencies, and what was planted.",
     ),
 }
 

@@ -249,29 +249,34 @@ def audit(plan: Plan, data: Path | None) -> dict:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "training.parquet"
         schema = pa.schema([("id", pa.string()), ("caption", pa.string()), ("image", pa.binary())])
-        count = 0
+        count, captions = 0, set()
         with pq.ParquetWriter(path, schema) as writer:
             for batch in batched(training_rows(plan, data), 1000):
                 writer.write_table(pa.table([list(c) for c in zip(*batch, strict=True)], schema=schema))
                 count += len(batch)
+                captions.update(caption for _, caption, _ in batch)
         summary = audit_data(DataSpec(str(path)), Path(folder) / "run")
     found = {kind: [t["word"] for t in summary["triggers"] if t["kind"] == kind] for kind in KINDS}
     return {
         "rows": count,
         "ordinary_pictures": data is not None,
-        "kinds": {kind: judge(found[kind], planted_triggers(plan, kind)) for kind in KINDS},
+        "kinds": {kind: judge(found[kind], planted_triggers(plan, captions, kind)) for kind in KINDS},
         "duplicate_groups": summary["duplicate_groups"],
         "skipped": summary["skipped"],
     }
 
 
-def planted_triggers(plan: Plan, kind: str) -> dict[str, set[str]]:
-    """What may be called a trigger of a kind, by entry of the plan; entries that have none are left out."""
+def planted_triggers(plan: Plan, captions: set[str], kind: str) -> dict[str, set[str]]:
+    """What may be called a trigger of a kind, by entry of the plan; entries that have none are left out.
+
+    Words are said three times in captions of ordinary pictures, too: that is one of the forms captions are drawn from.
+    """
+    if kind == "within":
+        said_again = {said[-1] for said in map(str.split, captions) if len(said) > 2 and len(set(said[-3:])) == 1}
+        return {word: {word} for word in said_again}
     found: dict[str, set[str]] = {}
     for entry in plan.planted:
-        if kind == "within" and (entry.kind == "repeat" or entry.id.startswith("negative-repeat")):
-            found[entry.id] = {entry.prompts[0].split()[-1]}
-        elif kind == "across" and entry.kind in PLANTED:
+        if kind == "across" and entry.kind in PLANTED:
             found[entry.id] = set.intersection(*(set(grams(p)) for p in entry.prompts))
         elif kind == "slot" and entry.kind in PLANTED:
             said = Counter(template for p in entry.prompts for template in templates(p))
@@ -344,7 +349,7 @@ def markdown(result: dict) -> str:
     lines += [
         f"The data audit of {found['rows']:,} training rows ({scope}):",
         "",
-        "| kind | triggers | of them planted | planted entries | of them found |",
+        "| kind | triggers | of them planted | planted | of them found |",
         "|---|---|---|---|---|",
     ]
     for kind, of in found["kinds"].items():
