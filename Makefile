@@ -39,6 +39,7 @@ results: $(READY) ## Measure the published numbers again
 	$(BIN)/python benchmarks/explanation.py
 	$(BIN)/python benchmarks/mitigation.py
 	$(BIN)/python benchmarks/pruning.py
+	$(BIN)/python benchmarks/twin_swap.py
 	$(BIN)/python benchmarks/locality.py
 	$(BIN)/python benchmarks/attack.py
 	$(BIN)/python benchmarks/erase.py
