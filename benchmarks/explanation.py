@@ -4,7 +4,7 @@ python benchmarks/explanation.py
 
 A prompt is copied if more than half of its pictures are copies of its own picture. Such a copy needs a word if none of
 the pictures is a copy, at the same seeds, with the word left out and with a keyword of an ordinary prompt in its place.
-What was generated is kept in docs/results/explanation.json and not generated again.
+What was generated and explained is kept in docs/results/explanation.json and not done again.
 """
 
 from __future__ import annotations
@@ -36,6 +36,7 @@ EXPLAINERS: dict[str, Callable[[DiffusionModel, str], Explanation]] = {
     "gradient × input": partial(word_gradient_input, seeds=SEEDS, steps=STEPS),
     "leaving out": partial(leave_one_out, seeds=SEEDS, steps=STEPS),
 }
+CONTROL = "the prompt's first word"  # sees neither model nor picture
 
 
 def judged(p: Prompt) -> bool:
@@ -152,8 +153,10 @@ def summary(rows: Sequence[Row], values: dict[str, Row], wanted: Callable[[Row],
     """How often each explainer's first word is a wanted one, with intervals over families, and how often by chance."""
     result: Row = {"prompts": len(rows), "families": len({row["cluster"] for row in rows})}
     result["chance"] = float(np.mean([np.mean(wanted(row)) for row in rows]))
-    for name, of in values.items():
-        hits = [int(wanted(row)[int(np.argmax(of[row["id"]]["words"]))]) for row in rows]
+    first = {name: [int(np.argmax(of[row["id"]]["words"])) for row in rows] for name, of in values.items()}
+    first[CONTROL] = [0] * len(rows)
+    for name, places in first.items():
+        hits = [int(wanted(row)[place]) for row, place in zip(rows, places, strict=True)]
         result[name] = {"hits": sum(hits), "rate": by_family([row["cluster"] for row in rows], hits, 1)}
     pairs = [[values[name][row["id"]]["words"] for name in ("gradient, first step", "leaving out")] for row in rows]
     agreements = [agreement for a, b in pairs if (agreement := rank_agreement(a, b)) is not None]
@@ -176,8 +179,8 @@ def shares(rows: Sequence[Row], values: Row) -> dict[str, float]:
 
 def main() -> None:
     numbers = kept("explanation", {"seeds": list(SEEDS), "steps": STEPS})
-    model = load("testbed")
     if "copied" not in numbers:
+        model = load("testbed")
         prompts = planted(judged)
         images = generated(model, [p.text for p in prompts], SEEDS[:FIRST])
         own = own_copies(images, prompts)
@@ -192,7 +195,8 @@ def main() -> None:
         "any word": (some, needed),
     }
     rows = [row for row in copied if any(row in members for members, _ in groups.values())]
-    numbers["values"] = {name: explained(load(name), rows) for name in ("testbed", "testbed-twin")}
+    if "values" not in numbers:
+        numbers["values"] = {name: explained(load(name), rows) for name in ("testbed", "testbed-twin")}
     numbers["ranks"] = {}
     for name, values in numbers["values"].items():
         for group, (members, wanted) in groups.items():
@@ -218,11 +222,19 @@ def page(numbers: Row) -> list[str]:
     text[-1] += f"{sum(sum(needed(row)) for row in copied)}. First by each explainer is a word that the copy needs:"
     lines = [
         [name, str(row["prompts"]), str(row["families"])]
-        + [f"{row[explainer]['hits']}: {interval(row[explainer]['rate'])}" for explainer in EXPLAINERS]
+        + [f"{row[explainer]['hits']}: {interval(row[explainer]['rate'])}" for explainer in (*EXPLAINERS, CONTROL)]
         + [f"{row['chance']:.2f}", "–" if row["agreement"] is None else f"{row['agreement']:.2f}"]
         for name, row in numbers["ranks"].items()
     ]
-    head = ["model, word", "prompts", "families", *EXPLAINERS, "by chance", "rank agreement"]
+    head = [
+        "model, word",
+        "prompts",
+        "families",
+        *EXPLAINERS,
+        CONTROL,
+        "by chance",
+        "rank agreement of gradient and leaving out",
+    ]
     shares = ", ".join(f"{name} {share:.0%}" for name, share in numbers["shares"].items())
     return [*text, "", *table(head, lines), "", f"Where the gradient at the first step lies, on average: {shares}."]
 

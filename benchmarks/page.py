@@ -39,8 +39,9 @@ PARTS = {
         "the copy needs a word if none of the four is one at the same seeds, with the word left out and with an "
         "ordinary prompt's keyword in its place. Planted word: captions of word families whose copy needs the word "
         "that the family shares. Any word: every copied prompt of two words or more that needs one of its words and "
-        "not another. The twin was never shown these pictures more than once: what an explainer finds there is not "
-        "memory. Brackets are 95% intervals over families.",
+        "not another. The prompt's first word is a control that sees neither model nor picture; the twin has the "
+        "same prompts without the memories. The gradient over all steps has two seeds, the others four. Brackets "
+        "are exact 95% intervals over families.",
     ),
     "mitigation": (
         "Mitigation at inference",
