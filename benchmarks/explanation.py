@@ -16,6 +16,7 @@ from functools import partial
 import numpy as np
 import torch
 from common import REFERENCES, STEPS, Row, are_copies, kept, match_any, pictures, planted, table, write
+from scipy.stats import binomtest
 from tqdm import tqdm
 
 from unmemorize.core.model import DiffusionModel
@@ -163,6 +164,20 @@ def summary(rows: Sequence[Row], values: dict[str, Row], wanted: Callable[[Row],
     return result | {"agreement": float(np.mean(agreements)) if agreements else None}
 
 
+def against_twin(rows: Sequence[Row], values: dict[str, dict[str, Row]]) -> Row:
+    """Prompts in which an explainer is right on the model and not on the twin, the reverse, and the sign test's p."""
+    result = {}
+    for name in EXPLAINERS:
+        right = {}
+        for model, of in values.items():
+            right[model] = [needed(row)[int(np.argmax(of[name][row["id"]]["words"]))] for row in rows]
+        pairs = list(zip(right["testbed"], right["testbed-twin"], strict=True))
+        more, less = pairs.count((True, False)), pairs.count((False, True))
+        p_value = binomtest(more, more + less).pvalue if more + less else 1.0
+        result[name] = {"model": more, "twin": less, "p_value": float(p_value)}
+    return result
+
+
 def planted_word(row: Row) -> list[bool]:
     """Which word is the one that the captions of a word family share: the last."""
     return [i == len(row["words"]) - 1 for i in range(len(row["words"]))]
@@ -201,6 +216,7 @@ def main() -> None:
     for name, values in numbers["values"].items():
         for group, (members, wanted) in groups.items():
             numbers["ranks"][f"{name}, {group}"] = summary(members, values, wanted)
+    numbers["against twin"] = against_twin(some, numbers["values"])
     numbers["shares"] = shares(rows, numbers["values"]["testbed"]["gradient, first step"])
     write("explanation", numbers, page(numbers))
 
@@ -236,7 +252,11 @@ def page(numbers: Row) -> list[str]:
         "rank agreement of gradient and leaving out",
     ]
     shares = ", ".join(f"{name} {share:.0%}" for name, share in numbers["shares"].items())
-    return [*text, "", *table(head, lines), "", f"Where the gradient at the first step lies, on average: {shares}."]
+    signs = []
+    for name, row in numbers["against twin"].items():
+        signs.append(f"{name} {row['model']} against {row['twin']} (p = {row['p_value']:.2g})")
+    paired = f"Any word, right on the model and not on the twin against the reverse, sign test: {'; '.join(signs)}."
+    return [*text, "", *table(head, lines), "", paired, "", f"Where the gradient at the first step lies: {shares}."]
 
 
 def interval(rate: Sequence[float]) -> str:

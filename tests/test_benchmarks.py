@@ -29,3 +29,15 @@ def test_a_copy_is_one_of_the_prompts_own_picture(monkeypatch: pytest.MonkeyPatc
     prompts = [own, own, references.captions[shown[2]]]
     assert common["are_copies"](common["match_any"](images)) == [True, True, True]
     assert common["are_copies"](common["match_own"](images, prompts)) == [True, False, True]
+
+
+def test_a_caption_is_copied_only_by_its_own_picture(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A caption of a word family that gives the picture of another prompt has not copied its own."""
+    monkeypatch.chdir(FOLDER.parent)
+    monkeypatch.syspath_prepend(str(FOLDER))
+    script = runpy.run_path(str(FOLDER / "explanation.py"))
+    pictures = script["REFERENCES"]
+    rows = [pictures.names.index(name) for name in ("template-07-00.png", "word-15-00.png")]
+    captions = [p for p in script["planted"](lambda p: p.text == "mobile phone, marker") for _ in rows]
+    assert script["are_copies"](script["match_any"](pictures.images[rows])) == [True, True]
+    assert script["own_copies"](pictures.images[rows], captions) == [0, 1]
