@@ -207,7 +207,7 @@ def test_damaged_pictures_missing_prompts_and_attacked_controls(spec, tmp_path):
     with pytest.raises(UserError, match=r"0\.png: its prompt is not known"):
         run_attack(spec, tmp_path / "run")
     (folder / "0.png").write_bytes(b"no picture")
-    with pytest.raises(UserError, match=r"0\.png: cannot be read"):
+    with pytest.raises(UserError, match=r"0\.png: picture cannot be read"):
         run_attack(spec, tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
