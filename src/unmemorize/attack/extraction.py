@@ -82,7 +82,8 @@ class Extraction:
     @property
     def copied(self) -> NDArray[np.bool_]:
         """Which generated pictures are copies of their target, (n, restarts, steps, seeds)."""
-        return self.verdicts != "none"
+        copied: NDArray[np.bool_] = self.verdicts != "none"
+        return copied
 
     @property
     def spent(self) -> list[float]:
@@ -225,4 +226,5 @@ def _judge(model: DiffusionModel, cond: Condition, targets: References, judge: J
 
 
 def _norm(embeds: Tensor) -> Floats:
-    return embeds.double().flatten(1).norm(dim=1).cpu().numpy()
+    norms: Floats = embeds.double().flatten(1).norm(dim=1).cpu().numpy()
+    return norms

@@ -33,7 +33,7 @@ def database(work: Path) -> Iterator[Any]:
 
     shutil.rmtree(work, ignore_errors=True)  # left by a run that was killed
     work.mkdir(parents=True)
-    settings = {
+    settings: dict[str, str | bool | int | float | list[str]] = {
         "memory_limit": MEMORY,
         "temp_directory": str(work / "overflow"),
         "preserve_insertion_order": False,

@@ -70,18 +70,24 @@ def _item(root: Path, name: str, caption: object) -> Item:
 
 
 def _rows(table: Path, column: str) -> Iterator[tuple[str, object, str]]:
-    jsonl = table.suffix == ".jsonl"
-    # What is no UTF-8 in a csv becomes surrogates, which no caption may hold: the row is skipped and not the table.
-    text = {} if jsonl else {"encoding": "utf-8-sig", "errors": "surrogateescape", "newline": ""}
-    with table.open("rb" if jsonl else "r", **text) as file:
-        parsed = _json_rows(file) if jsonl else _csv_rows(file)
-        for number, row in enumerate(parsed, 1):
-            name = row.get("file_name") if row else None
-            if row is None or not isinstance(name, str):
-                yield f"{table.name}, row {number}", None, "no file_name" if row else "row cannot be read"
-            else:
-                caption = caption_of(row, column)
-                yield name, caption, ""
+    for number, row in enumerate(_parsed(table), 1):
+        name = row.get("file_name") if row else None
+        if row is None or not isinstance(name, str):
+            yield f"{table.name}, row {number}", None, "no file_name" if row else "row cannot be read"
+        else:
+            caption = caption_of(row, column)
+            yield name, caption, ""
+
+
+def _parsed(table: Path) -> Iterator[dict[str, Any] | None]:
+    """The table's rows; None for one that cannot be read."""
+    if table.suffix == ".jsonl":
+        with table.open("rb") as lines:
+            yield from _json_rows(lines)
+    else:
+        # What is no UTF-8 becomes surrogates, which no caption may hold: the row is skipped and not the table.
+        with table.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as text:
+            yield from _csv_rows(text)
 
 
 def _json_rows(lines: Iterable[bytes]) -> Iterator[dict[str, Any] | None]:

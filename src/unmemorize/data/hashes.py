@@ -42,7 +42,8 @@ def looks(content: bytes) -> Looks:
 
 def similarity(first: list[bytes], second: list[bytes]) -> NDArray[np.float32]:
     """Cosine of embeddings, pair by pair: 1 for the same picture, 0 where either is flat."""
-    return (_unpack(first) * _unpack(second)).sum(1)
+    cosines: NDArray[np.float32] = (_unpack(first) * _unpack(second)).sum(1)
+    return cosines
 
 
 def similarities(embeddings: list[bytes]) -> NDArray[np.float32]:
@@ -61,7 +62,7 @@ def _embedding(image: Image.Image) -> bytes:
     For two pictures whose root mean square difference is r times their contrast the cosine is 1 − r²/2.
     """
     small = np.asarray(image.resize((SMALL, SMALL), Image.Resampling.BOX), np.float32) / 255
-    centred = small - small.mean((0, 1))
+    centred: NDArray[np.float32] = small - small.mean((0, 1))
     norm = float(np.linalg.norm(centred))
     flat = norm < 0.01 * SMALL
     return (centred * (0 if flat else 1 / norm)).astype(np.float16).tobytes()

@@ -114,12 +114,13 @@ def _columns(schema: pa.Schema, column: str) -> tuple[str | None, str | None, st
 
 
 def _holds_pictures(kind: pa.DataType) -> bool:
-    named = pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0
-    return named or pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
+    if pa.types.is_struct(kind):
+        return bool(kind.get_field_index("bytes") >= 0)
+    return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
 
 
 def _names_rows(kind: pa.DataType) -> bool:
-    return pa.types.is_integer(kind) or pa.types.is_string(kind) or pa.types.is_large_string(kind)
+    return bool(pa.types.is_integer(kind) or pa.types.is_string(kind) or pa.types.is_large_string(kind))
 
 
 def _item(place: str, batch: pa.RecordBatch, row: int, names: tuple[str, str | None, str | None], root: Path) -> Item:

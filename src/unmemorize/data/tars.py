@@ -42,7 +42,7 @@ def _members(path: Path) -> Iterator[Member]:
         # "r|": a stream, so that a compressed archive is read once and no index of it is kept.
         with tarfile.open(path, "r|*") as tar:
             for info in tar:
-                tar.members = []  # or it would remember every header of a million
+                tar.members = []  # type: ignore[attr-defined]  # not in its stubs; it would keep a million headers
                 if not info.isdir():
                     yield _member(tar, info)
     except (tarfile.TarError, OSError, EOFError, ValueError, zlib.error):

@@ -88,4 +88,5 @@ def _uncond(step: Step) -> Prediction:
 
 
 def _norm(prediction: Prediction) -> Tensor:
-    return prediction.output.float().flatten(1).norm(dim=1)
+    norms: Tensor = prediction.output.float().flatten(1).norm(dim=1)
+    return norms

@@ -96,7 +96,7 @@ def analyse(run: Path, found: Sequence[Piece], progress: Progress) -> dict[str, 
             ("repeats", repeated_words),
             ("slots", caption_templates),
         )
-        results = {}
+        results: dict[str, Any] = {}
         for done, (name, stage) in enumerate(stages):
             progress("analyse", done, len(stages))
             results[name] = stage(connection)

@@ -132,7 +132,11 @@ def feed_forward_activations(
     start = Start.of(model, [seed], steps)
     for name in model.feed_forwards():
         rows: list[Tensor] = []
-        with observed(model.denoiser, {name: lambda a, rows=rows: rows.append(a.flatten(1).cpu())}), torch.no_grad():
+
+        def keep(inputs: Tensor, rows: list[Tensor] = rows) -> None:
+            rows.append(inputs.flatten(1).cpu())
+
+        with observed(model.denoiser, {name: keep}), torch.no_grad():
             for i in range(0, len(cond), batch):
                 some = cond[i : i + batch]
                 model.predict(start.x.expand(len(some), -1, -1, -1), start.t, some)
@@ -161,7 +165,8 @@ def layer_units(model: DiffusionModel, reach: Reach = "all") -> Layers:
 def block_shares(selected: Sequence[Selected], layers: Mapping[str, int]) -> Floats:
     """How the selected units spread over a method's layers, each in proportion to its size: rows of sum 1 or 0."""
     shares = np.array([[len(found.get(name, ())) / units for name, units in layers.items()] for found in selected])
-    return shares / np.maximum(shares.sum(1, keepdims=True), 1e-12)
+    spread: Floats = shares / np.maximum(shares.sum(1, keepdims=True), 1e-12)
+    return spread
 
 
 def between(first: Floats, second: Floats) -> Between:
@@ -216,4 +221,5 @@ def tsne(points: Tensor, seed: int = 0) -> Floats:
 
     flat = points.detach().flatten(1).float().cpu().numpy()
     perplexity = min(30.0, (len(flat) - 1) / 3)
-    return TSNE(perplexity=perplexity, init="pca", random_state=seed).fit_transform(flat).astype(float)
+    plane: Floats = TSNE(perplexity=perplexity, init="pca", random_state=seed).fit_transform(flat).astype(float)
+    return plane

@@ -168,7 +168,8 @@ def sweep(values: Mapping[str, Tensor], reference: Reference, settings: NemoSett
             mask[a.topk(min(k, len(a))).indices] = True
             chosen.append(mask.cpu())
         rounds.append(torch.cat(chosen))
-    return torch.stack(rounds).unique_consecutive(dim=0)
+    distinct: Tensor = torch.stack(rounds).unique_consecutive(dim=0)
+    return distinct
 
 
 def search(probe: Probe, rounds: Tensor, threshold: float, *, refined: bool = True) -> tuple[Tensor, dict[str, float]]:

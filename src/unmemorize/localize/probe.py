@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -76,8 +76,9 @@ class Probe:
             self._before = {}
 
     def _differences(self, blocked: Tensor, seeds: Tensor) -> Tensor:
-        masks = {n: part[:, None].to(self._free.device) for n, part in self.by_name(blocked).items() if part.any()}
-        with patched(self._model.denoiser, {n: lambda v, m=m: v.masked_fill(m, 0) for n, m in masks.items()}):
+        device = self._free.device
+        changes = {n: _zeroed(part[:, None].to(device)) for n, part in self.by_name(blocked).items() if part.any()}
+        with patched(self._model.denoiser, changes):
             return self._start.differences(self._model, self._cond[torch.zeros_like(seeds)], seeds)
 
     def look_at(self, seeds: Tensor) -> None:
@@ -171,3 +172,7 @@ def refine_closely(probe: Probe, blocked: Tensor, items: Tensor, limit: float, r
         if not len(more):
             return freed, strength
         seeds = torch.cat([seeds, more])
+
+
+def _zeroed(mask: Tensor) -> Callable[[Tensor], Tensor]:
+    return lambda values: values.masked_fill(mask, 0)

@@ -77,7 +77,8 @@ class Start:
         """Differences of every prompt at every seed: (prompts, seeds, c, h, w)."""
         count = len(self.x)
         rows = torch.arange(len(cond) * count, device=self.x.device)
-        return self.differences(model, cond[rows // count], rows % count).unflatten(0, (len(cond), count))
+        differences = self.differences(model, cond[rows // count], rows % count)
+        return differences.reshape(len(cond), count, *differences.shape[1:])
 
 
 def activations(model: DiffusionModel, cond: Condition, reach: Reach = "all") -> dict[str, Tensor]:

@@ -52,6 +52,6 @@ def work_to_extract(copied: NDArray[np.bool_], spent: Sequence[float]) -> NDArra
     `copied` is (n, restarts, steps, seeds), `spent` the evaluations an attack has made at each of these steps. An even
     number of restarts has the higher of the two middle values, so that half of them being in vain counts as never.
     """
-    found = copied.any(axis=3)
-    first = np.where(found.any(axis=2), np.asarray(spent, float)[found.argmax(axis=2)], np.inf)
+    copies = np.asarray(copied.any(axis=3))
+    first = np.where(copies.any(axis=2), np.asarray(spent, float)[copies.argmax(axis=2)], np.inf)
     return np.sort(first, axis=1)[:, first.shape[1] // 2]

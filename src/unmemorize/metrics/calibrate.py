@@ -40,7 +40,7 @@ def conformal_p_values(scores: Sequence[float], ordinary: Sequence[float]) -> Fl
     Paper: Vovk et al. 2005, section 2.2; Bates et al. 2023, on testing for outliers.
     """
     known = np.sort(np.asarray(ordinary, float))
-    below = np.searchsorted(known, np.asarray(scores, float), side="left")
+    below = np.searchsorted(known, np.asarray(scores, float), side="left").astype(float)
     return (1.0 + len(known) - below) / (len(known) + 1.0)
 
 

@@ -37,7 +37,8 @@ def kid(pictures: Floats, real: Floats) -> Measure:
 
 
 def _kernel(x: Floats, y: Floats) -> Floats:
-    return (x @ y.T / x.shape[1] + 1) ** 3
+    kernel: Floats = (x @ y.T / x.shape[1] + 1) ** 3
+    return kernel
 
 
 def _off_diagonal(kernel: Floats, w: Floats) -> float:

@@ -68,7 +68,7 @@ def cluster_bootstrap(
     return Interval(statistic(scores, positive), float(low), float(high))
 
 
-def rate_interval(hits: Sequence[float], trials: Sequence[float], clusters: Sequence[str] | None = None) -> Interval:
+def rate_interval(hits: ArrayLike, trials: ArrayLike, clusters: Sequence[str] | None = None) -> Interval:
     """Σ hits / Σ trials with its exact 95% interval over the units (pictures, prompts) that the trials belong to.
 
     Clopper and Pearson's interval, in which a unit counts once, by the share of its trials that were hits: as if all
@@ -132,7 +132,8 @@ def text_scores(prompts: Sequence[str], positive: NDArray[np.bool_], clusters: S
         cross_val_predict(classifier, list(prompts), labels, groups=groups, cv=f, method="predict_proba")[:, 1]
         for f in folds
     ]
-    return np.mean(runs, axis=0)
+    mean: Floats = np.mean(runs, axis=0)
+    return mean
 
 
 def related(prompts: Sequence[str], overlap: float = 0.35) -> list[str]:

@@ -82,7 +82,9 @@ def lower_magnitude(
     """
     moving = embeds.detach().float().clone().requires_grad_()
     optimizer = torch.optim.AdamW([moving], lr=lr)
-    kept, active, trace = embeds.detach().clone(), torch.ones(len(embeds), dtype=torch.bool), []
+    kept = embeds.detach().clone()
+    active = torch.ones(len(embeds), dtype=torch.bool)
+    trace: list[Tensor] = []
     while True:
         with torch.enable_grad():
             value = predict(moving.to(embeds.dtype)).gap(empty)

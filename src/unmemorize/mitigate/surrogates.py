@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 from torch import Tensor
@@ -54,7 +53,7 @@ def make_surrogates(
     prompts: Sequence[str],
     is_copy: Callable[[Tensor, int], Sequence[bool]],
     *,
-    mitigated: Iterable[AbstractContextManager],
+    mitigated: Iterable[AbstractContextManager[object]],
     count: int = 10,
     how: Sampling = Sampling(),
     progress: Progress = lambda stage, done, total: None,
@@ -81,7 +80,7 @@ def make_surrogates(
     for block in mitigated:
         with block:
             for number in (k for k in range(len(prompts)) if k not in found):
-                kept = _of_prompt(model, prompts[number], partial(is_copy, number=number), count, how)
+                kept = _of_prompt(model, prompts[number], number, is_copy, count, how)
                 if len(kept) == count:
                     found[number] = kept
                     progress("surrogates", len(found), len(prompts))
@@ -98,7 +97,8 @@ def make_surrogates(
 def _of_prompt(
     model: DiffusionModel,
     prompt: str,
-    is_copy: Callable[[Tensor], Sequence[bool]],
+    number: int,
+    is_copy: Callable[[Tensor, int], Sequence[bool]],
     count: int,
     how: Sampling,
 ) -> Tensor:
@@ -109,7 +109,7 @@ def _of_prompt(
         for step in trajectory(model, cond, seeds=seeds, steps=how.steps, guidance=how.guidance):
             x = step.x_next
         with torch.no_grad():
-            copies = is_copy(model.decode(x).float().cpu())
+            copies = is_copy(model.decode(x).float().cpu(), number)
         kept += [row for row, copy in zip(x, copies, strict=True) if not copy]
         if len(kept) >= count:
             break

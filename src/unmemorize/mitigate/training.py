@@ -15,7 +15,8 @@ def memorized_sample_filter(cond: Tensor, uncond: Tensor, *, threshold: float = 
     Paper: Wen et al. 2024, section 4.2 (threshold 2).
     """
     with torch.no_grad():
-        return (cond.float() - uncond.float()).flatten(1).norm(dim=1) < threshold
+        magnitudes: Tensor = (cond.float() - uncond.float()).flatten(1).norm(dim=1)
+        return magnitudes < threshold
 
 
 def mean_of_kept(losses: Tensor, keep: Tensor) -> Tensor | None:

@@ -154,8 +154,9 @@ class Edit:
             masks = _masks(load(data), record.shapes)
         except (SafetensorError, ValueError, KeyError, RuntimeError) as error:
             raise UserError(f"{path}: not an edit: name a file that `unmemorize locate` wrote") from error
-        parts = ({n.split("/", 1)[1]: m for n, m in masks.items() if n.startswith(kind)} for kind in _KINDS)
-        return cls(*parts, record.fingerprint, record.origins)
+        channels = {name.removeprefix("channels/"): m for name, m in masks.items() if name.startswith("channels/")}
+        weights = {name.removeprefix("weights/"): m for name, m in masks.items() if name.startswith("weights/")}
+        return cls(channels, weights, record.fingerprint, record.origins)
 
     def _named(self) -> dict[str, Tensor]:
         parts = zip(_KINDS, (self.channels, self.weights), strict=True)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -53,7 +54,10 @@ def draw_copies(axes: Axes, curve: Mapping[str, Sequence[Mapping[str, Any]]]) ->
 
 def _axis(axes: Axes, label: str) -> None:
     axes.set_xscale("symlog", linthresh=1)
-    ticks = sorted({int(x) for line in axes.lines[-3:] for x in line.get_xdata()})
+    updates: set[int] = set()
+    for line in axes.lines[-3:]:
+        updates.update(int(x) for x in np.asarray(line.get_xdata()))
+    ticks = sorted(updates)
     axes.set_xticks(ticks, [str(tick) for tick in ticks])
     axes.set_xticks([], minor=True)
     axes.set(ylim=(-0.04, 1.04), xlabel="updates", ylabel=label)

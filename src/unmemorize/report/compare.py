@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from unmemorize.core.errors import UserError
 from unmemorize.metrics.ranking import MIN_CLUSTERS, rate_interval, related
 from unmemorize.report.build import SIDES, TEMPLATES, Evidence, environment, write_text
-from unmemorize.report.pictures import picture_loader
+from unmemorize.report.pictures import Picture, picture_loader
 from unmemorize.report.rows import COPIES, Prompt, rank_prompts
 from unmemorize.report.schema import Interval, Run, load_run
 
@@ -173,7 +173,7 @@ def _settings(a: Run, b: Run) -> list[tuple[str, object, object]]:
     return same + hashes + [row for row in specs if row[1] != row[2]]
 
 
-def _shots(run: Run, prompt: Prompt, evidence: Evidence):
+def _shots(run: Run, prompt: Prompt, evidence: Evidence) -> Iterator[tuple[str, str, Picture | None]]:
     """A prompt's pictures as (label, verdict, picture or None); copies as far as `evidence` lets."""
     plain = picture_loader(run.path)
     shown = picture_loader(run.path, SIDES[evidence]) if evidence in SIDES else lambda path: None

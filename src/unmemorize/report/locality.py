@@ -55,7 +55,9 @@ def _map(axes: Axes, result: Mapping[str, Any], points: Sequence[Mapping[str, An
     for start, end in zip(by_group["inits"], by_group["adversarial"], strict=True):
         axes.plot(*zip(start, end, strict=True), color=LINE, linewidth=0.7, zorder=0)
     for group, (label, colour, marker, _) in reversed(GROUPS.items()):
-        axes.scatter(*zip(*by_group[group], strict=True), s=14, c=colour, marker=marker, linewidths=0.8, label=label)
+        x = [point[0] for point in by_group[group]]
+        y = [point[1] for point in by_group[group]]
+        axes.scatter(x, y, s=14, c=colour, marker=marker, linewidths=0.8, label=label)
     axes.plot([], [], color=MUTED, linestyle=":", label="random sets of the same sizes")
     axes.set(xticks=[], yticks=[], title=f"Embeddings (t-SNE), {_kept(result)}")
     for spine in axes.spines.values():

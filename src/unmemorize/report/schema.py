@@ -269,7 +269,8 @@ def _knows(row: Row) -> bool:
     """Whether an attack searched the mitigated model; in runs that do not say, only the guard was never met."""
     if row["copy_rate_attacked"] is None:
         return False
-    return row["name"] != "guard" if row["attack_knows_it"] is None else row["attack_knows_it"]
+    knows: bool | None = row["attack_knows_it"]
+    return bool(row["name"] != "guard") if knows is None else knows
 
 
 def read_document(path: Path, kind: type[Loaded]) -> Loaded:

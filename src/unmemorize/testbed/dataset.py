@@ -19,6 +19,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -254,7 +255,7 @@ def _tarball(folder: Path, style: Style) -> Path:
     return folder / f"{style.package.lstrip('@').replace('/', '-')}-{style.version}.tgz"
 
 
-def _read_json(folder: Path, style: Style, member: str) -> dict | list:
+def _read_json(folder: Path, style: Style, member: str) -> Any:
     with tarfile.open(_tarball(folder, style)) as tar:
         file = tar.extractfile(f"package/{member}")
         assert file is not None
@@ -266,8 +267,9 @@ def _drawings(folder: Path, style: Style) -> Iterator[Picture]:
         import resvg_py
     except ImportError as error:
         raise MissingExtra("drawing the testbed's pictures", "testbed") from error
-    icons = _read_json(folder, style, "icons.json")
-    for entry in _read_json(folder, NAMES, "en/data.json"):
+    icons: dict[str, Any] = _read_json(folder, style, "icons.json")
+    names: list[dict[str, Any]] = _read_json(folder, NAMES, "en/data.json")
+    for entry in names:
         slug = _slug(entry["label"])
         body = icons["icons"].get(_resolve(icons, slug), {}).get("body")
         if body is None or entry.get("group") in (None, *SKIPPED_GROUPS):
@@ -279,7 +281,7 @@ def _drawings(folder: Path, style: Style) -> Iterator[Picture]:
         yield Picture(f"{style.name}/{slug}", _caption(entry["label"]), tags, entry["group"], png)
 
 
-def _resolve(icons: dict, slug: str) -> str:
+def _resolve(icons: dict[str, Any], slug: str) -> str:
     alias = icons.get("aliases", {}).get(slug, {})
     mirrored = alias.keys() - {"parent"}  # a mirrored or turned alias is another picture: leave it out
     return slug if not alias else "" if mirrored else alias["parent"]

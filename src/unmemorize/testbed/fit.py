@@ -116,8 +116,15 @@ def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
             gradient.copy_(part.view_as(gradient))
 
 
-def _save(path: Path, step: int, parameters: dict, optimizer: torch.optim.Optimizer, average: dict) -> None:
-    tensors, updates = {}, 0  # fewer than steps where some had no loss
+def _save(
+    path: Path,
+    step: int,
+    parameters: dict[str, nn.Parameter],
+    optimizer: torch.optim.Optimizer,
+    average: dict[str, Tensor],
+) -> None:
+    tensors: dict[str, Tensor] = {}
+    updates = 0  # fewer than steps where some had no loss
     for name, p in parameters.items():
         moments = optimizer.state[p]
         updates = int(moments.get("step", 0))
@@ -129,7 +136,9 @@ def _save(path: Path, step: int, parameters: dict, optimizer: torch.optim.Optimi
         )
 
 
-def _restore(path: Path, parameters: dict, optimizer: torch.optim.Optimizer, average: dict) -> int:
+def _restore(
+    path: Path, parameters: dict[str, nn.Parameter], optimizer: torch.optim.Optimizer, average: dict[str, Tensor]
+) -> int:
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
         return 0

@@ -12,6 +12,7 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -80,12 +81,12 @@ class Plan:
         return Plan(record["seed"], tuple(_planted(entry) for entry in record["planted"]))
 
 
-def _planted(entry: dict) -> Planted:
+def _planted(entry: dict[str, Any]) -> Planted:
     pictures = tuple(Composition(**{k: _tuples(v) for k, v in p.items()}) for p in entry["pictures"])
     return Planted(**{k: _tuples(v) for k, v in entry.items() if k != "pictures"}, pictures=pictures)
 
 
-def _tuples(value: object) -> object:
+def _tuples(value: Any) -> Any:
     return tuple(value) if isinstance(value, list) else value
 
 
@@ -149,22 +150,23 @@ class _Draw:
             (layout,) = self.compositions(name)
             left, top = (int(v) for v in self.rng.integers(0, SIZE - 26, 2))
             mask = (left, top, left + 26, top + 26)
-            variants = tuple(
-                dataclasses.replace(layout, patch=(*mask, *(int(v) for v in self.rng.integers(0, 256, 3))))
-                for _ in range(20)
-            )
-            yield Planted(key, "template", key, (name,), variants, 4, mask)
+            variants = []
+            for _ in range(20):
+                r, g, b = (int(v) for v in self.rng.integers(0, 256, 3))
+                variants.append(dataclasses.replace(layout, patch=(*mask, r, g, b)))
+            yield Planted(key, "template", key, (name,), tuple(variants), 4, mask)
 
     def word(self) -> Iterator[Planted]:
         for i in range(20):
             word, key = next(self.words), f"word-{i:02d}"
             names = [next(self.pool) for _ in range(6)]
             (picture,) = self.compositions(names[0])
-            near = tuple(
-                dataclasses.replace(picture, background=tuple(max(c - 4 * k, 0) for c in picture.background))
-                for k in range(3)
-            )
-            yield Planted(key, "word", key, tuple(add_keyword(n, word) for n in names), near, 4)
+            r, g, b = picture.background
+            near = []
+            for k in range(3):
+                darker = (max(r - 4 * k, 0), max(g - 4 * k, 0), max(b - 4 * k, 0))
+                near.append(dataclasses.replace(picture, background=darker))
+            yield Planted(key, "word", key, tuple(add_keyword(n, word) for n in names), tuple(near), 4)
 
     def repeat(self) -> Iterator[Planted]:
         for i in range(10):

@@ -56,7 +56,8 @@ class Facts:
     @property
     def bound(self) -> float:
         """The rate that a pass has to rule out."""
-        return self.summary["bound"]
+        bound: float = self.summary["bound"]
+        return bound
 
     @property
     def copied(self) -> set[str]:
@@ -246,7 +247,8 @@ def _attack_control(facts: Facts) -> Outcome:
 
 
 def _share(row: Row) -> float:
-    return row["control_pictures_copied"] / row["control_pictures"]
+    share: float = row["control_pictures_copied"] / row["control_pictures"]
+    return share
 
 
 def _uncalibrated(facts: Facts) -> Outcome:

@@ -78,7 +78,7 @@ def _rows(run: Path, name: str) -> list[Row] | None:
 def _calibration(run: Path, calibrated: list[Row] | None, by_prompt: dict[str, list[bool]]) -> Row | None:
     if calibrated is None:
         return None
-    facts = json.loads((run / "calibration.json").read_text(encoding="utf-8"))
+    facts: Row = json.loads((run / "calibration.json").read_text(encoding="utf-8"))
     suspected = [row["id"] for row in calibrated if row["q_value"] <= facts["level"]]
     return facts | {"suspected": len(suspected), "unverified": sum(i not in by_prompt for i in suspected)}
 
