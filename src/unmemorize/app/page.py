@@ -108,7 +108,8 @@ def build(inspector: Inspector) -> gr.Blocks:
                 concurrency_id="pictures",
                 trigger_mode=last,
             )
-    return page.queue(default_concurrency_limit=1, max_size=WAITING)
+    page.queue(default_concurrency_limit=1, max_size=WAITING)
+    return page
 
 
 class _Answers:

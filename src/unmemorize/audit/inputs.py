@@ -28,7 +28,8 @@ def ordinary(spec: AuditSpec) -> Ordinary:
 
 def scores_of(run: Path, prompts: int) -> np.ndarray:
     """The recorded scores: (prompts, seeds)."""
-    return pq.read_table(run / "scores" / "detect.parquet")["score"].to_numpy().reshape(prompts, -1)
+    scores: np.ndarray = pq.read_table(run / "scores" / "detect.parquet")["score"].to_numpy()
+    return scores.reshape(prompts, -1)
 
 
 def ordinary_scores(spec: AuditSpec, run: Path) -> np.ndarray:
@@ -49,4 +50,5 @@ def ordinary_scores(spec: AuditSpec, run: Path) -> np.ndarray:
     if not len(scores):
         raise NotApplicable("no ordinary prompt was scored: name a file with --ordinary")
     rows = np.arange(len(scores))
-    return scores[rows, rows % scores.shape[1]]
+    chosen: np.ndarray = scores[rows, rows % scores.shape[1]]
+    return chosen

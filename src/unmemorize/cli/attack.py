@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 from rich.table import Table
@@ -54,11 +54,29 @@ def attack(
     from unmemorize.attack.extraction import SEEDS
     from unmemorize.jobs.attack import AttackSpec, run_attack
 
-    pictures = {"images": images, "limit": limit, "controls": controls, "held_out": held_out, "ordinary": ordinary}
-    search = {"method": method, "edit": edit, "init": init, "steps": steps, "restarts": restarts, "lr": lr}
-    judged = {"seeds": tuple(range(SEEDS[0], SEEDS[0] + seeds)), "sampling": sampling, "guidance": guidance}
-    means = {"batch": batch, "dtype": dtype, "checkpointing": checkpointing}
-    spec = AttackSpec(model, **pictures, **search, **judged, **means, bound=bound, sscd=sscd, recipe=recipe)
+    spec = AttackSpec(
+        model=model,
+        images=images,
+        method=method,
+        edit=edit,
+        init=init,
+        steps=steps,
+        restarts=restarts,
+        lr=lr,
+        batch=batch,
+        limit=limit,
+        controls=controls,
+        held_out=held_out,
+        ordinary=ordinary,
+        seeds=tuple(range(SEEDS[0], SEEDS[0] + seeds)),
+        sampling=sampling,
+        guidance=guidance,
+        bound=bound,
+        sscd=sscd,
+        recipe=recipe,
+        dtype=dtype,
+        checkpointing=checkpointing,
+    )
     with bars() as progress:
         summary = run_attack(spec, folder, progress)
     if as_json:
@@ -68,7 +86,7 @@ def attack(
     say(f"embeddings, pictures and numbers: {folder}")
 
 
-def _print(summary: dict) -> None:
+def _print(summary: dict[str, Any]) -> None:
     table = Table("updates", *(f"{label}: copy rate" for label in GROUPS.values()), "similarity", "moved / start")
     for rows in zip(*(summary["curve"][group] for group in GROUPS), strict=True):
         similar, moved = ([f"{row[key]:.2f}" for row in rows] for key in ("similarity", "relative"))
@@ -86,5 +104,5 @@ def _print(summary: dict) -> None:
     say(summary["sentence"])
 
 
-def _rate(rate: dict | None) -> str:
+def _rate(rate: dict[str, Any] | None) -> str:
     return "–" if rate is None else f"{rate['value']:.2f} [{rate['low']:.2f}, {rate['high']:.2f}]"

@@ -86,10 +86,21 @@ def audit(
 
     from unmemorize.audit import PLANS, forecast, run_audit
 
-    given = {"model": model, "prompts": prompts, "column": column, "images": images, "ordinary": ordinary}
+    given: dict[str, Any] = {
+        "model": model,
+        "prompts": prompts,
+        "column": column,
+        "images": images,
+        "ordinary": ordinary,
+    }
     given |= {"held_out": held_out, "steps": steps, "guidance": guidance, "sscd": sscd, "recipe": recipe}
     given |= {"seeds": tuple(range(seeds)), "mitigated": tuple(mitigated or ()), "sparsity": sparsity}
-    asked = {"images_per_prompt": images_per_prompt, "generate": generate, "explain": explain, "mitigate": mitigate}
+    asked: dict[str, Any] = {
+        "images_per_prompt": images_per_prompt,
+        "generate": generate,
+        "explain": explain,
+        "mitigate": mitigate,
+    }
     asked |= {"attacked": attacked, "attack_steps": attack_steps, "bound": bound}
     spec = replace(PLANS[plan.value], **given, **{key: value for key, value in asked.items() if value is not None})
     if dry_run:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.table import Table
@@ -36,7 +36,7 @@ def data(
     say(f"report: {folder / 'report.html'}")
 
 
-def _print(summary: dict) -> None:
+def _print(summary: dict[str, Any]) -> None:
     table = Table("word", "kind", "captions", "groups", "concentration", "lift", "p")
     for t in summary["triggers"][:SHOWN]:
         numbers = (f"{t['concentration']:.0%}", f"{t['lift']:.3g}", f"{t['p_value']:.2g}")

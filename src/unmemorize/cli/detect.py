@@ -5,7 +5,7 @@ from __future__ import annotations
 import tempfile
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.table import Table
@@ -69,7 +69,7 @@ def detect(
         _print_table(rows, top, run)
 
 
-def _print_table(rows: list[dict], top: int, run: str) -> None:
+def _print_table(rows: list[dict[str, Any]], top: int, run: str) -> None:
     table = Table("rank", "score", "prompt", box=None, pad_edge=False)
     for rank, row in enumerate(rows[:top], 1):
         add_row(table, rank, f"{row['score']:.3f}", row["prompt"])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 from rich.table import Column as Head
@@ -79,7 +79,7 @@ def locality(
     say(f"picture, embeddings and every distance: {folder}")
 
 
-def _print(result: dict) -> None:
+def _print(result: dict[str, Any]) -> None:
     from unmemorize.report.locality import short
 
     found, distance = result["embeddings"], result["distance"]
@@ -108,5 +108,5 @@ def _print(result: dict) -> None:
     )
 
 
-def _interval(found: dict, digits: int) -> str:
+def _interval(found: dict[str, Any], digits: int) -> str:
     return f"{found['value']:.{digits}f} [{found['low']:.{digits}f}, {found['high']:.{digits}f}]"

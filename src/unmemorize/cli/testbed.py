@@ -53,7 +53,7 @@ def train(
     """Train the planted model, or its twin, from the artwork. A killed run continues where it was."""
     check_outputs([Output("FOLDER", Path(folder), "folder"), Output("--data", Path(data), "folder")])
 
-    from unmemorize.testbed.train import Recipe
+    from unmemorize.testbed.recipe import Recipe
     from unmemorize.testbed.train import train as train_testbed
 
     train_testbed(Path(data), Path(folder), Recipe(seed=seed), duplicates=not twin, device=device)

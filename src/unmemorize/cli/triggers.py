@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.table import Table
@@ -59,7 +59,7 @@ def triggers(
     say(f"every text and its outcome: {folder}")
 
 
-def _print(result: dict) -> None:
+def _print(result: dict[str, Any]) -> None:
     table = Table("word", "prompts", "copy rate with it", "without it", "alone", "moved", "random words", "trigger")
     for word in result["words"][:SHOWN]:
         rates = [_rate(word[name]) for name in ("holding", "without", "alone", "moved", "random")]
@@ -75,5 +75,5 @@ def _print(result: dict) -> None:
     )
 
 
-def _rate(rate: dict | None) -> str:
+def _rate(rate: dict[str, Any] | None) -> str:
     return "–" if rate is None else f"{rate['value']:.2f} [{rate['low']:.2f}, {rate['high']:.2f}]"

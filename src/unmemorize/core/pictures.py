@@ -46,7 +46,7 @@ def _decode(file: io.IOBase) -> Image.Image:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of odd metadata; too many pixels are refused below
-            with Image.open(file, formats=FORMATS) as image:  # type: ignore[arg-type]
+            with Image.open(file, formats=FORMATS) as image:  # type: ignore[arg-type]  # an IOBase will do
                 if image.width * image.height > MAX_PIXELS:
                     raise Unusable("decompression bomb")
                 return ImageOps.exif_transpose(image).convert("RGB")

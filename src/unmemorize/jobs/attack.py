@@ -8,6 +8,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import save_file
@@ -80,8 +81,9 @@ class AttackSpec:
         """
         if self.method not in METHODS:
             raise UserError(f"{self.method}: no such attack: choose one of {', '.join(METHODS)}")
-        usual, asked = METHODS[self.method], {"steps": self.steps, "lr": self.lr, "batch": self.batch}
-        given = {name: value for name, value in asked.items() if value is not None}
+        usual = METHODS[self.method]
+        asked = {"steps": self.steps, "lr": self.lr, "batch": self.batch}
+        given: dict[str, Any] = {name: value for name, value in asked.items() if value is not None}
         for name, value in given.items():
             if not hasattr(usual, name):
                 raise UserError(f"--{name}: the {self.method} attack has its own")
@@ -187,7 +189,8 @@ def _attack(
     folder = run / "shards" / "attack"
     for done in run_shards(items, work, folder=folder, size=SHARD):
         progress("attack", done, len(items))
-    return merge_shards(folder, run / "scores" / "attack.parquet").to_pylist()
+    rows: list[Row] = merge_shards(folder, run / "scores" / "attack.parquet").to_pylist()
+    return rows
 
 
 def _joined(parts: Sequence[References]) -> References:

@@ -85,6 +85,6 @@ def _clusters(prompts: Sequence[Prompt], ordinary: Ordinary) -> list[str]:
 
 
 def _write_check(run: Path, scores: np.ndarray, known: np.ndarray, clusters: Sequence[str]) -> None:
-    check = check_calibration(scores, known, clusters, level=LEVEL)
+    check = check_calibration(scores.tolist(), known.tolist(), clusters, level=LEVEL)
     facts = {"level": LEVEL, "ordinary": len(known), "smallest_p": 1 / (len(known) + 1), "tested": len(scores)}
     write_json(run / "calibration.json", facts | dataclasses.asdict(check))

@@ -18,6 +18,7 @@ from unmemorize.metrics.quality import Change, compare, fid, kid, mean_of
 from unmemorize.metrics.ranking import share_interval
 from unmemorize.metrics.similarity import References
 from unmemorize.models.load import EMBEDDED
+from unmemorize.models.pipeline import PipelineModel
 from unmemorize.testbed.alignment import Alignment
 
 Init = Literal["prompt", "random"]
@@ -58,6 +59,7 @@ def judge_of(
 ) -> Judge:
     """The testbed's own picture model for an embedded model; latents of the model's VAE, pooled to 4×4, for others."""
     if name in EMBEDDED:
+        assert isinstance(model, PipelineModel)  # as every embedded model is
         clip = Alignment(model)
         return Judge(copies, clip.pictures, clip, seeds, steps, scale)
     return Judge(copies, lambda images: vae_features(model, images), None, seeds, steps, scale)
@@ -155,11 +157,14 @@ def _quality(
     chosen = [c for c, row in zip(clusters, prompts.tolist(), strict=True) if row] * times
     found: dict[str, Any] = {"prompts": count}
     for name, distance in (("kid", kid), ("fid", fid)):
-        measures = [distance(m["features"][rows].numpy(), real[prompts].numpy()) for m in (before, after)]
-        found[name] = _shown(compare(*measures, chosen, count))
+        originals = real[prompts].numpy()
+        earlier = distance(before["features"][rows].numpy(), originals)
+        later = distance(after["features"][rows].numpy(), originals)
+        found[name] = _shown(compare(earlier, later, chosen, count))
     if "alignment" in before:
-        fits = [mean_of(m["alignment"][rows].numpy()) for m in (before, after)]
-        found["alignment"] = _shown(compare(*fits, chosen, count))
+        earlier = mean_of(before["alignment"][rows].numpy())
+        later = mean_of(after["alignment"][rows].numpy())
+        found["alignment"] = _shown(compare(earlier, later, chosen, count))
     return found
 
 

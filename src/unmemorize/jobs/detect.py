@@ -17,6 +17,7 @@ from unmemorize.core.errors import UserError
 from unmemorize.core.model import DiffusionModel
 from unmemorize.core.plain import to_json
 from unmemorize.core.registry import get_detector
+from unmemorize.core.results import NoiseTrace
 from unmemorize.core.run import Progress, RunRecord, atomic, open_run, versions
 from unmemorize.core.sample import first_unconditional, trajectory
 from unmemorize.core.shards import merge_shards, run_shards
@@ -128,14 +129,14 @@ def _scorer(model: DiffusionModel, spec: DetectSpec) -> Callable[[list[str]], li
     if (spec.first, spec.last) != (0, 1):
         window = (spec.first, spec.last)
 
-        def trace(texts: list[str]):
+        def trace(texts: list[str]) -> NoiseTrace:
             return noise_gap_along(
                 model, texts, seeds=spec.seeds, steps=spec.steps, window=window, guidance=spec.guidance
             )
     else:
         empty = first_unconditional(model, seeds=spec.seeds, steps=spec.steps)
 
-        def trace(texts: list[str]):
+        def trace(texts: list[str]) -> NoiseTrace:
             return noise_gap_at_start(model, texts, empty, seeds=spec.seeds, steps=spec.steps)
 
     def rows(texts: list[str]) -> list[Row]:

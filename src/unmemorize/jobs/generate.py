@@ -11,8 +11,9 @@ from unmemorize.core.errors import UserError
 from unmemorize.core.run import require_new
 from unmemorize.core.sample import generators
 from unmemorize.data.pictures import save_image
-from unmemorize.jobs.guard import Guard, Limits
+from unmemorize.jobs.guard import Guard
 from unmemorize.jobs.inputs import ordinary_of
+from unmemorize.mitigate.prompt import Limits
 from unmemorize.models.load import load
 
 
@@ -51,7 +52,7 @@ def generate(spec: GenerateSpec, out: Path) -> list[dict[str, Any]]:
         guidance_scale=spec.guidance,
         output_type="pt",
     ).images
-    rows = [{"seed": seed, "image": str(out / f"{seed}.png")} for seed in spec.seeds]
+    rows: list[dict[str, Any]] = [{"seed": seed, "image": str(out / f"{seed}.png")} for seed in spec.seeds]
     for row, picture in zip(rows, pictures, strict=True):
         save_image(picture.float(), Path(row["image"]))
     return rows if isinstance(call, type(pipe)) else _outcomes(rows, call)

@@ -72,16 +72,22 @@ class Guard:
 
     @contextmanager
     def _watching(self) -> Iterator[None]:
-        changed = self.outcome = None
+        self.outcome = None
+        changed: Tensor | None = None
 
-        def before(module: Any, arguments: tuple, named: dict) -> tuple[tuple, dict]:
+        def before(
+            module: Any, arguments: tuple[Any, ...], named: dict[str, Any]
+        ) -> tuple[tuple[Any, ...], dict[str, Any]]:
             return arguments, named if changed is None else named | {"encoder_hidden_states": changed}
 
-        def after(module: Any, arguments: tuple, named: dict, output: tuple[Tensor]) -> tuple[Tensor] | None:
+        def after(
+            module: Any, arguments: tuple[Any, ...], named: dict[str, Any], output: tuple[Tensor]
+        ) -> tuple[Tensor] | None:
             nonlocal changed
             if self.outcome is not None:
                 return None
-            call = _Call(self._model, module.forward, *arguments, named)
+            x, t = arguments
+            call = _Call(self._model, module.forward, x, t, named)
             self.outcome, changed = self._judge(call, output[0])
             return None if changed is None else module.forward(*arguments, **named | {"encoder_hidden_states": changed})
 
@@ -119,8 +125,14 @@ class Guard:
             changed = call.embeds.clone()
             changed[chosen], after[found] = lowered.embeds, lowered.after.to(after)
             call.evaluations += len(call.x)  # the first evaluation is made again
-        values = (tuple(v.tolist()) for v in (score, after, found))
-        return Outcome(*values, limits, call.evaluations), changed
+        outcome = Outcome(
+            before=tuple(score.tolist()),
+            after=tuple(after.tolist()),
+            acted=tuple(found.tolist()),
+            limits=limits,
+            evaluations=call.evaluations,
+        )
+        return outcome, changed
 
     def _limits(self, call: _Call) -> Limits:
         if self._fixed is not None:
@@ -132,6 +144,7 @@ class Guard:
 
     def _calibrate(self, call: _Call) -> Limits:
         """Limits from ordinary prompts, one seed each, at this call's timestep and size."""
+        assert self._ordinary is not None  # which it is only where the limits are given
         before, scores = call.evaluations, []
         for numbers in torch.arange(len(self._ordinary)).split(16):
             x = torch.stack([torch.randn(call.x.shape[1:], generator=g) for g in generators(numbers.tolist())])
@@ -149,7 +162,9 @@ guard = Guard  # in code it reads as a verb: guard(pipe)(prompt=…)
 class _Call:
     """A call of the UNet, which can be made again for some of its rows, with other embeddings or latents."""
 
-    def __init__(self, model: PipelineModel, forward: Callable[..., tuple], x: Tensor, t: Tensor, named: dict) -> None:
+    def __init__(
+        self, model: PipelineModel, forward: Callable[..., tuple[Tensor]], x: Tensor, t: Tensor, named: dict[str, Any]
+    ) -> None:
         self.x, self.t, self.embeds = x, t, named["encoder_hidden_states"]
         self.evaluations = 0
         self._model, self._forward, self._named = model, forward, named

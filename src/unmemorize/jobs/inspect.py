@@ -195,7 +195,7 @@ class Inspector:
         return Pictures(prompt, tuple(Picture(*row) for row in rows), self._guard.outcome if guarded else None)
 
     def _run(self, call: Any, prompt: str, callback: Any) -> Tensor:
-        return call(
+        pictures: Tensor = call(
             [prompt] * len(self.spec.seeds),
             generator=generators(self.spec.seeds),
             num_inference_steps=self.spec.steps,
@@ -203,6 +203,7 @@ class Inspector:
             output_type="pt",
             callback_on_step_end=callback,
         ).images
+        return pictures
 
 
 def open_inspector(spec: InspectSpec, progress: Progress) -> Inspector:

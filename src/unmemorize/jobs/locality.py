@@ -103,12 +103,17 @@ class _Study:
     def matches(self, cond: Condition) -> list[list[Match]]:
         """What the pictures of each embedding at the held-out seeds are nearest to."""
         seeds = list(range(FIRST_HELD_OUT, FIRST_HELD_OUT + self.spec.seeds))
-        how = {"steps": self.spec.sampling_steps, "guidance": self.spec.guidance}
         parts = torch.arange(len(cond) * len(seeds)).split(max(self.spec.batch // 2, 1))  # guidance doubles them
-        pictures = [
-            generate(self.model, cond[rows // len(seeds)], seeds=[seeds[i % len(seeds)] for i in rows.tolist()], **how)
-            for rows in parts
-        ]
+        pictures = []
+        for rows in parts:
+            images = generate(
+                self.model,
+                cond[rows // len(seeds)],
+                seeds=[seeds[i % len(seeds)] for i in rows.tolist()],
+                steps=self.spec.sampling_steps,
+                guidance=self.spec.guidance,
+            )
+            pictures.append(images)
         found = self.copied.match(torch.cat(pictures))
         return [found[i : i + len(seeds)] for i in range(0, len(found), len(seeds))]
 
@@ -242,7 +247,8 @@ def _attack(study: _Study, target: str) -> list[Row]:
             for i, found, losses in rows
         ]
 
-    return study.pieces("attack", range(spec.inits), work).to_pylist()
+    rows: list[Row] = study.pieces("attack", range(spec.inits), work).to_pylist()
+    return rows
 
 
 def _copies(match: Match, own: Collection[str]) -> bool:
@@ -323,7 +329,8 @@ def _selections(
 def _moved(groups: Mapping[str, Condition]) -> Floats:
     """How far the attack moved each embedding."""
     difference = groups[ADVERSARIAL].embeds.float() - groups[INITS].embeds.float()
-    return difference.flatten(1).norm(dim=1).double().cpu().numpy()
+    moved: Floats = difference.flatten(1).norm(dim=1).double().cpu().numpy()
+    return moved
 
 
 def _map(groups: Mapping[str, Condition], path: Path) -> list[Row]:

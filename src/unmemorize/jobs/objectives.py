@@ -15,7 +15,7 @@ from unmemorize.attack.dori import Dori, dori
 from unmemorize.attack.high_noise import HighNoise
 from unmemorize.attack.prompt import Words
 from unmemorize.core.errors import UserError
-from unmemorize.core.model import Condition, DiffusionModel
+from unmemorize.core.model import Condition, DiffusionModel, TypedModel
 from unmemorize.core.results import Localization
 from unmemorize.core.run import Progress
 from unmemorize.jobs.copies import CopyCheck
@@ -110,7 +110,7 @@ class MitigateSpec:
 
 def objective_of(
     spec: MitigateSpec,
-    model: DiffusionModel,
+    model: TypedModel,
     memorized_pictures: References,
     ordinary: References,
     surrogates: Callable[[], Surrogates],
@@ -151,7 +151,7 @@ def _erase(spec: MitigateSpec, model: DiffusionModel, memorized: Pairs, keep: De
     return Erase(memorized, keep.ordinary.latents, model.encode(captions), keep.empty, before, attack, rounds)
 
 
-def _kept_captions(model: DiffusionModel, ordinary: list[str], memorized: list[str], seed: int) -> list[str]:
+def _kept_captions(model: TypedModel, ordinary: list[str], memorized: list[str], seed: int) -> list[str]:
     """The ordinary captions, pairs of words that no memorized caption has, and of all those the nearest thrice.
 
     What a model makes of words is a prediction like any other: it can be kept without a picture that shows it.

@@ -166,7 +166,8 @@ def _sample(count: int, size: int) -> np.ndarray:
 
 
 def _generated(run: Path) -> list[Row]:
-    return pq.read_table(run / "scores" / "images.parquet", columns=["id", "seed", "image"]).to_pylist()
+    rows: list[Row] = pq.read_table(run / "scores" / "images.parquet", columns=["id", "seed", "image"]).to_pylist()
+    return rows
 
 
 def _images(run: Path, rows: Sequence[Row]) -> Tensor:

@@ -84,7 +84,8 @@ class Team:
 
     def __init__(self, device: torch.device | str = "cpu") -> None:
         state = PartialState(cpu=torch.device(device).type == "cpu")
-        self.rank, self.size = state.process_index, state.num_processes
+        self.rank: int = state.process_index
+        self.size: int = state.num_processes
         self.device = torch.device(device) if self.size == 1 else state.device
 
     @property
@@ -256,13 +257,13 @@ class _Run:
             self.losses.setdefault(name, []).append(value.item())
 
     def check(self, model: DiffusionModel, check: Callable[[int], float]) -> float:
-        rate = 0.0
+        own = 0.0
         if self.team.first:
             averaged = {name: self.average[name] for name in self.parameters}
             with model.counted() as cost, replaced(model.denoiser, averaged):
-                rate = check(self.update)
+                own = check(self.update)
             self.checking += cost.forward
-        rate = self.team.agree(rate)
+        rate: float = self.team.agree(own)
         self.checks.append((self.update, rate))
         return rate
 
@@ -334,19 +335,20 @@ def _trainable(denoiser: nn.Module, how: Finetune) -> Iterator[dict[str, nn.Para
         if how.lora is None:
             yield dict(denoiser.named_parameters())
             return
-        _add_lora(denoiser, how.lora, how.seed)
+        network: Any = denoiser  # diffusers' networks take adapters
+        _add_lora(network, how.lora, how.seed)
         try:
             yield {name: p for name, p in denoiser.named_parameters() if p.requires_grad}
-            denoiser.fuse_lora()
+            network.fuse_lora()
         finally:
-            denoiser.unload_lora()
+            network.unload_lora()
     finally:
         for p, flag in flags.items():
             p.grad = None
             p.requires_grad_(flag)
 
 
-def _add_lora(denoiser: nn.Module, rank: int, seed: int) -> None:
+def _add_lora(network: Any, rank: int, seed: int) -> None:
     try:
         from peft import LoraConfig
     except ImportError as error:
@@ -354,7 +356,7 @@ def _add_lora(denoiser: nn.Module, rank: int, seed: int) -> None:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         # From the second matrix at zero: the first update starts from the very model.
-        denoiser.add_adapter(LoraConfig(r=rank, lora_alpha=rank, target_modules=list(ATTENTION)))
+        network.add_adapter(LoraConfig(r=rank, lora_alpha=rank, target_modules=list(ATTENTION)))
 
 
 def gradients(loss: Tensor, parameters: Sequence[nn.Parameter], team: Team, *, again: bool = False) -> list[Tensor]:
@@ -367,4 +369,5 @@ def gradients(loss: Tensor, parameters: Sequence[nn.Parameter], team: Team, *, a
 
 def global_norm(tensors: Sequence[Tensor]) -> Tensor:
     """The norm of tensors taken as one vector, in float32."""
-    return torch.stack([t.float().norm() for t in tensors]).norm()
+    norm: Tensor = torch.stack([t.float().norm() for t in tensors]).norm()
+    return norm

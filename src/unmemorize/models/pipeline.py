@@ -14,7 +14,7 @@ import torch
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor, nn
 
-from unmemorize.core.model import Condition, Counted, Guided, Parameterisation, Prediction
+from unmemorize.core.model import Condition, Counted, DiffusionModel, Guided, Parameterisation, Prediction
 from unmemorize.core.run import digest, write_json
 from unmemorize.models.schedules import RectifiedFlow, SchedulerRun, VariancePreserving
 
@@ -78,7 +78,7 @@ class Adapter(Counted, ABC):
         return Guided(conditional, unconditional, output)
 
 
-class PipelineModel(Adapter):
+class PipelineModel(Adapter, DiffusionModel):
     """A loaded diffusers pipeline as a `DiffusionModel`. The pipeline is shared, never moved or changed.
 
     The safety checker is not run: a blacked-out picture would look like a duplicate of every other.

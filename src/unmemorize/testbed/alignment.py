@@ -10,16 +10,16 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from unmemorize.core.model import DiffusionModel
 from unmemorize.core.run import atomic
 from unmemorize.models.load import ASSETS
+from unmemorize.models.pipeline import PipelineModel
 from unmemorize.testbed.architecture import build_picture_model
 
 
 class Alignment(nn.Module):
     """Cosine of pictures and captions in one space."""
 
-    def __init__(self, model: DiffusionModel, weights: Path = ASSETS / "alignment.safetensors") -> None:
+    def __init__(self, model: PipelineModel, weights: Path = ASSETS / "alignment.safetensors") -> None:
         super().__init__()
         self.pipe, self.model = model.pipe, model
         width = model.pipe.text_encoder.config.hidden_size

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
@@ -46,7 +47,8 @@ def train_tokenizer(captions: Sequence[str], vocabulary: int = 2500) -> CLIPToke
     letters = sorted(ByteLevel.alphabet())
     pieces = letters + [c + "</w>" for c in letters] + ["".join(m) for m in merges]
     vocab = {piece: i for i, piece in enumerate(dict.fromkeys([*pieces, "<|startoftext|>", "<|endoftext|>"]))}
-    return CLIPTokenizer(vocab=vocab, merges=[tuple(m) for m in merges], model_max_length=TOKENS)
+    pairs: Any = [tuple(m) for m in merges]  # which is what it takes, though it declares strings
+    return CLIPTokenizer(vocab=vocab, merges=pairs, model_max_length=TOKENS)
 
 
 def build_text_model(tokenizer: CLIPTokenizer) -> CLIPTextModel:

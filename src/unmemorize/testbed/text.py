@@ -51,7 +51,8 @@ def train_text(
         caption, picture = rows.draw(recipe.text_batch, generator)
         tokens = ids[caption]
         longest = int((tokens != tokenizer.eos_token_id).sum(1).max()) + 1
-        return contrast(tokens[:, :longest], latents[picture])
+        value: Tensor = contrast(tokens[:, :longest], latents[picture])
+        return value
 
     def loss(step: int) -> Tensor:
         # Pictures are contrasted within a stream; processes take streams, so their number changes nothing.

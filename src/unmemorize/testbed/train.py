@@ -57,7 +57,7 @@ def denoising_loss(unet: UNet2DConditionModel, captions: Tensor, latents: Tensor
         prediction = unet(x, t, captions[caption.masked_fill(dropped, 0)]).sample
         snr = alphas[t] / (1 - alphas[t])
         weight = snr.clamp(max=recipe.snr_gamma) / snr
-        losses = weight * (prediction - eps).square().mean(dim=(1, 2, 3))
+        losses: Tensor = weight * (prediction - eps).square().mean(dim=(1, 2, 3))
         if recipe.filter is None:
             return losses.mean()
         with torch.no_grad():
@@ -101,7 +101,9 @@ def train_trunk(stage: Stage, captions: Tensor, rows: Rows, folder: Path, recipe
     )
 
 
-def train_branch(stage: Stage, captions: Tensor, rows: Rows, folder: Path, trunk: Path, recipe: Recipe) -> nn.Module:
+def train_branch(
+    stage: Stage, captions: Tensor, rows: Rows, folder: Path, trunk: Path, recipe: Recipe
+) -> UNet2DConditionModel:
     """Continue the trunk's UNet on `rows`, ending at a fiftieth of the rate; returns the averaged UNet."""
     if is_first() and not (folder / "state.safetensors").exists():
         with atomic(folder / "state.safetensors") as temporary:

@@ -39,7 +39,8 @@ def train_vae(pictures: list[Picture], folder: Path, recipe: Recipe, device: str
         # Three channels lean on the picture's own colours: left alone, a short training never finds one of them.
         colours = (posterior.mean[:, :3] - (2 * F.avg_pool2d(x, 4) - 1)).square().mean()
         fidelity = (x - y).abs().mean() + (x - y).square().mean() + edges
-        return fidelity + 0.1 * colours + 1e-5 * posterior.kl().mean()
+        total: Tensor = fidelity + 0.1 * colours + 1e-5 * posterior.kl().mean()
+        return total
 
     average = fit(
         nn.ModuleDict({"vae": vae}),
@@ -78,7 +79,8 @@ def encode(vae: AutoencoderKL, images: Tensor, batch: int = 64) -> Tensor:
     pieces = tqdm(images.split(batch), desc="encode", mininterval=5)
     pixels = (to_pixels(x).to(vae.device, memory_format=torch.channels_last) for x in pieces)
     latents = torch.cat([vae.encode(x).latent_dist.mean.cpu() for x in pixels])
-    return (latents * vae.config.scaling_factor).contiguous()
+    scale: float = vae.config.scaling_factor
+    return (latents * scale).contiguous()
 
 
 def encode_all(vae: AutoencoderKL, plan: Plan, pictures: list[Picture], folder: Path, recipe: Recipe) -> Tensor:
