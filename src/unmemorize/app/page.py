@@ -108,8 +108,8 @@ def build(inspector: Inspector) -> gr.Blocks:
                 concurrency_id="pictures",
                 trigger_mode=last,
             )
-    page.queue(default_concurrency_limit=1, max_size=WAITING)
-    return page
+    queued: gr.Blocks = page.queue(default_concurrency_limit=1, max_size=WAITING)
+    return queued
 
 
 class _Answers:
