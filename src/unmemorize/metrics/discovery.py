@@ -58,7 +58,8 @@ def hypergeometric_tail(times: ArrayLike, total: ArrayLike, size: ArrayLike, sai
 
 
 def _log_choose(n: ArrayLike, k: ArrayLike) -> Floats:
-    return gammaln(np.add(n, 1)) - gammaln(np.add(k, 1)) - gammaln(np.subtract(n, k) + 1)
+    logarithm: Floats = gammaln(np.add(n, 1)) - gammaln(np.add(k, 1)) - gammaln(np.subtract(n, k) + 1)
+    return logarithm
 
 
 def _step_up(p: Floats, factor: float) -> Floats:
