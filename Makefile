@@ -26,12 +26,11 @@ browser: $(READY) ## Install chromium for the browser tests, unless there is one
 test: $(READY) browser ## Run the tests
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2
 
-lint: $(READY) ## Check style, types, imports between layers, and sizes
+lint: $(READY) ## Check style, types, and imports between layers
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/python tools/check_sizes.py
 
 results: $(READY) ## Measure the published numbers again
 	$(BIN)/python benchmarks/testbed.py
