@@ -15,7 +15,6 @@ from unmemorize.metrics.ranking import (
     auc,
     cluster_bootstrap,
     rate_interval,
-    related,
     roc,
     share_interval,
     text_scores,
@@ -257,25 +256,3 @@ def test_the_text_control_needs_enough_unrelated_prompts(count):
     clusters = [f"p{i % max(count, 1)}" for i in range(40)] + [f"n{i}" for i in range(40)]
     with pytest.raises(NotApplicable, match="5 unrelated prompts of either kind"):
         text_scores(["a b"] * 80, positive if count else np.zeros(80, bool), clusters)
-
-
-def test_related_prompts_share_a_cluster():
-    """Prompts that share most of their words are linked, also through a third; others and empty ones stand alone."""
-    names = related(
-        [
-            "a red fox in deep snow",
-            "a red fox in deep water",
-            "a blue fox in deep water",
-            "the old harbour",
-            "",
-            "漢字 かな",
-        ]
-    )
-    assert names[0] == names[1] == names[2]
-    assert len({names[0], *names[3:]}) == 4
-
-
-def test_relatedness_depends_on_words_not_on_their_order_or_number():
-    """Word order and repetition do not matter, and one shared word of six does not relate two prompts."""
-    names = related(["one two three", "three two one one one", "one four five six seven eight"])
-    assert names[0] == names[1] != names[2]

@@ -18,7 +18,7 @@ from unmemorize.data.source import Prompt
 from unmemorize.jobs.detect import DetectSpec, score_into
 from unmemorize.metrics.calibrate import check_calibration, conformal_p_values
 from unmemorize.metrics.discovery import benjamini_hochberg
-from unmemorize.metrics.ranking import related
+from unmemorize.metrics.related import related
 
 LEVEL = 0.05
 ENOUGH = 20  # ordinary prompts, below which no p-value is under the level

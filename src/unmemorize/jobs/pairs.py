@@ -15,7 +15,7 @@ from torch import Tensor
 from unmemorize.core.errors import UserError
 from unmemorize.core.model import DiffusionModel
 from unmemorize.data.source import read_references
-from unmemorize.metrics.ranking import related
+from unmemorize.metrics.related import related
 from unmemorize.metrics.similarity import References
 from unmemorize.models.load import EMBEDDED
 from unmemorize.testbed import embedded

@@ -6,9 +6,8 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.sparse.csgraph import connected_components
 from scipy.stats import beta
-from sklearn.feature_extraction.text import CountVectorizer, TfidfVectorizer
+from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score, roc_curve
 from sklearn.model_selection import StratifiedGroupKFold, cross_val_predict
@@ -134,14 +133,3 @@ def text_scores(prompts: Sequence[str], positive: NDArray[np.bool_], clusters: S
     ]
     mean: Floats = np.mean(runs, axis=0)
     return mean
-
-
-def related(prompts: Sequence[str], overlap: float = 0.35) -> list[str]:
-    """A cluster name per prompt: prompts are linked when their words' Jaccard similarity exceeds `overlap`."""
-    words = CountVectorizer(binary=True, token_pattern=r"(?u)\S+").fit_transform([p.strip() or "∅" for p in prompts])
-    common = (words @ words.T).tocoo()
-    size = np.asarray(words.sum(axis=1)).ravel()
-    similar = common.data > overlap * (size[common.row] + size[common.col] - common.data)
-    common.data = similar.astype(np.int8)
-    common.eliminate_zeros()
-    return [str(c) for c in connected_components(common, directed=False)[1]]

@@ -15,6 +15,7 @@ from unmemorize.core.errors import NotApplicable
 from unmemorize.data.source import Prompt
 from unmemorize.metrics import ranking
 from unmemorize.metrics.exact import interval, units_to_decide
+from unmemorize.metrics.related import related
 from unmemorize.verdict.conditions import measures
 from unmemorize.verdict.findings import Facts, Finding, Row, find
 
@@ -168,7 +169,7 @@ def _ranking(prompts: Sequence[Prompt], scores: np.ndarray, by_prompt: dict[str,
 def _clusters(prompts: Sequence[Prompt]) -> list[str]:
     if all(p.cluster for p in prompts):
         return [str(p.cluster) for p in prompts]
-    return ranking.related([p.text for p in prompts])
+    return related([p.text for p in prompts])
 
 
 def _truth(prompts: Sequence[Prompt], by_prompt: dict[str, list[bool]]) -> tuple[dict[str, bool], str]:
