@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import sys
@@ -200,3 +201,30 @@ def browser(chromium):
         started = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox", "--disable-gpu"])
         yield started
         started.close()
+
+
+@pytest.fixture
+def with_checker(tiny_folder, tmp_path):
+    """The pipeline's folder with a safety checker in it, which loading leaves out."""
+    folder = shutil.copytree(tiny_folder, tmp_path / "checked")
+    (folder / "safety_checker").mkdir()
+    (folder / "safety_checker" / "config.json").write_text('{"a": 1}')
+    index = json.loads((folder / "model_index.json").read_text())
+    index |= {"safety_checker": ["stable_diffusion", "StableDiffusionSafetyChecker"], "requires_safety_checker": True}
+    (folder / "model_index.json").write_text(json.dumps(index))
+    return folder
+
+
+@pytest.fixture
+def is_checked():
+    """Says whether a saved folder has that safety checker, its entry in the index, and says that it is required."""
+
+    def holds(folder):
+        index = json.loads((folder / "model_index.json").read_text())
+        return (
+            index["safety_checker"] == ["stable_diffusion", "StableDiffusionSafetyChecker"]
+            and index["requires_safety_checker"] is True
+            and json.loads((folder / "safety_checker" / "config.json").read_text()) == {"a": 1}
+        )
+
+    return holds

@@ -15,7 +15,7 @@ import torch
 from scipy.stats import false_discovery_control
 
 from unmemorize.audit import PLANS, AuditSpec, forecast, run_audit
-from unmemorize.audit.mitigate import mitigations
+from unmemorize.audit.mitigate import mitigated, mitigations, tuned_fingerprint, tuned_weights
 from unmemorize.core.errors import UserError
 from unmemorize.core.sample import generate
 from unmemorize.data.pictures import save_image
@@ -158,18 +158,68 @@ def test_every_mitigation_is_attacked_beside_controls(finished):
         assert row["control_rate"] == points[row["name"], row["control"], 2]
 
 
-def test_a_model_mitigated_before_is_judged_in_the_same_way(inputs, tiny_folder, tmp_path):
-    """The model itself, given as its own cure, does as the model does; without an attack it is untested."""
+def test_a_model_mitigated_before_is_judged_in_the_same_way(inputs, tiny_folder, tmp_path, monkeypatch):
+    """The model itself, given as its own cure, does as the model does, attacked too; it is read three times in all."""
     same = tmp_path / "cured"
     same.symlink_to(tiny_folder)
-    own = {"mitigate": "none", "mitigated": (str(tmp_path / "cured"),), "attack_steps": 0, "generate": 2, "explain": 1}
+    read = []
+    monkeypatch.setattr(
+        "unmemorize.audit.mitigate.load", lambda path, **how: (read.append((path, how["device"])), load(path, **how))[1]
+    )
+    own = {"mitigate": "none", "mitigated": (str(tmp_path / "cured"),), "generate": 2, "explain": 1}
     summary = run_audit(spec(inputs, tiny_folder, **own), tmp_path / "run")
     before, after = pq.read_table(tmp_path / "run" / "scores" / "mitigations.parquet").to_pylist()
     assert after == before | {"name": after["name"]}
+    # When the run is opened, by the stage that mitigates and by the one that attacks; never beside the model on a GPU.
+    assert read == [(str(tmp_path / "cured"), "cpu")] * 3
     findings = {f["code"]: (f["state"], f["count"]) for f in summary["findings"]}
     assert findings["UM005"] == ("issue", 1)
-    assert findings["UM004"][0] == findings["UM006"][0] == "not run"
     assert "mitigated" in (tmp_path / "run" / "run.json").read_text()
+
+
+def test_a_model_mitigated_before_and_not_attacked_is_untested(inputs, tiny_folder, tmp_path):
+    """Without an attack nothing is said about what hides."""
+    same = tmp_path / "cured"
+    same.symlink_to(tiny_folder)
+    own = {"mitigate": "none", "mitigated": (str(same),), "attack_steps": 0, "generate": 2, "explain": 1}
+    summary = run_audit(spec(inputs, tiny_folder, **own), tmp_path / "run")
+    findings = {f["code"]: f["state"] for f in summary["findings"]}
+    assert findings["UM004"] == findings["UM006"] == "not run"
+
+
+def changed(pipe, part):
+    """The pipeline with one component changed."""
+    if part == "scheduler":
+        pipe.scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config, beta_end=0.02)
+    elif part == "layers":
+        pipe.unet = type(pipe.unet).from_config(pipe.unet.config, layers_per_block=2)
+    else:
+        with torch.no_grad():
+            next(getattr(pipe, part).parameters()).add_(0.1)
+    return pipe
+
+
+def test_a_tuned_denoiser_takes_the_model_s_place_for_a_block(make_pipe, tiny_folder, tmp_path):
+    """In the block the model is the tuned one, by its fingerprint; after it, itself."""
+    changed(make_pipe(), "unet").save_pretrained(tmp_path / "tuned")
+    model, tuned = load(str(tiny_folder)), load(str(tmp_path / "tuned"))
+    own = model.fingerprint
+    assert tuned_fingerprint(model, str(tmp_path / "tuned")) == tuned.fingerprint != own
+    weights = tuned_weights(model, {"tuned": str(tmp_path / "tuned"), "wanda": ""})
+    assert list(weights) == ["tuned"]
+    with mitigated(model, tmp_path, "tuned", weights["tuned"]) as under:
+        assert under.fingerprint == tuned.fingerprint
+    assert model.fingerprint == own
+
+
+@pytest.mark.parametrize("part", ["text_encoder", "vae", "scheduler", "layers"])
+def test_a_model_that_differs_in_more_than_its_denoiser_is_refused(part, make_pipe, inputs, tiny_folder, tmp_path):
+    """One line, before anything is written."""
+    changed(make_pipe(), part).save_pretrained(tmp_path / "other")
+    with pytest.raises(UserError, match=r"other: its (denoiser has other layers|text encoder, VAE)") as error:
+        run_audit(spec(inputs, tiny_folder, mitigated=(str(tmp_path / "other"),)), tmp_path / "run")
+    assert "\n" not in str(error.value)
+    assert not (tmp_path / "run").exists()
 
 
 def test_where_nothing_was_copied_there_is_nothing_to_mitigate(inputs, tiny_folder, tmp_path):

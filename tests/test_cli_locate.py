@@ -131,3 +131,14 @@ def test_broken_weights_are_refused(call, tiny_pipe, tmp_path):
         assert code == 2
         assert "NaN" in err
     assert not list(tmp_path.glob("e.*"))
+
+
+def test_apply_keeps_the_safety_checker(call, with_checker, is_checked, tmp_path):
+    """The edited model has it as the model had, though no picture went through it."""
+    from unmemorize import Edit
+
+    mask = torch.zeros(16, dtype=torch.bool).index_fill(0, torch.tensor([3]), True)
+    layer = "mid_block.attentions.0.transformer_blocks.0.attn2.to_v"
+    Edit({layer: mask}, {}, "another").save(tmp_path / "e.safetensors")
+    assert call("apply", with_checker, "e.safetensors", "--out", "edited", "--force")[0] == 0
+    assert is_checked(tmp_path / "edited")

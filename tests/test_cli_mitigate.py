@@ -67,6 +67,13 @@ def test_json_folder_and_card(call, options, tmp_path, tiny_folder):
     assert not list(tmp_path.glob(".*"))
 
 
+def test_the_safety_checker_is_kept(call, options, with_checker, is_checked, tmp_path):
+    """The mitigated model has it as the model had, though no picture went through it."""
+    code, _, err = call("mitigate", with_checker, *options[1:], "--method", "deletion", "--out", "cured")
+    assert code == 0, err
+    assert is_checked(tmp_path / "cured")
+
+
 @pytest.mark.parametrize("method", ["adversarial-finetune", "finetune", "siss", "neggrad"])
 def test_every_method_runs(call, options, tmp_path, method):
     """A table for people, and the captions in the card where they are asked for, as text."""

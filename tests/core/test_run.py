@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import os
+import socket
+import subprocess
+import sys
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from unmemorize.core.errors import UserError
-from unmemorize.core.run import RunRecord, Source, atomic, digest, load_record, versions
+from unmemorize.core.run import RunRecord, Source, atomic, digest, load_record, open_run, versions
 
 
 def make_record(**changes):
@@ -54,6 +59,54 @@ def test_an_error_before_writing_is_that_error(tmp_path):
     with pytest.raises(RuntimeError, match="early"), atomic(tmp_path / "file.txt"):
         raise RuntimeError("early")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_opening_a_run_leaves_the_files_that_live_processes_write(tmp_path):
+    """A second process opens the run while the first writes: the first one's file comes to its name."""
+    make_record().save(tmp_path)
+    opened = f"""
+from pathlib import Path
+from unmemorize.core.run import load_record, open_run
+open_run(Path({str(tmp_path)!r}), load_record(Path({str(tmp_path)!r})))
+"""
+    with atomic(tmp_path / "shards" / "0.parquet") as temporary:
+        temporary.write_text("whole")
+        subprocess.run([sys.executable, "-c", opened], check=True)
+    assert (tmp_path / "shards" / "0.parquet").read_text() == "whole"
+
+
+def test_opening_a_run_deletes_what_a_dead_process_of_this_host_left(tmp_path):
+    """Its temporaries go; those of the same process number on another host, and names of other make, stay."""
+    make_record().save(tmp_path)
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    host = socket.gethostname().replace(".", "-")
+    left = tmp_path / f".0.parquet.{host}.{dead.pid}.0123abcd.tmp"
+    others = [tmp_path / f".0.parquet.elsewhere-{host}.{dead.pid}.0123abcd.tmp", tmp_path / ".mine.tmp"]
+    for path in (left, *others):
+        path.write_text("part")
+    open_run(tmp_path, make_record())
+    assert not left.exists()
+    assert all(path.exists() for path in others)
+
+
+def test_a_run_that_another_process_begins_is_not_something_else(tmp_path):
+    """The other's record is being written: there is a temporary file and no record yet."""
+    with atomic(tmp_path / "run.json") as temporary:
+        temporary.write_text(make_record().model_dump_json())
+        open_run(tmp_path, make_record())
+    assert load_record(tmp_path) == make_record()
+
+
+def test_a_file_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch):
+    """Its bytes are synchronised, then it is renamed."""
+    done = []
+    sync, rename = os.fsync, os.replace
+    monkeypatch.setattr(os, "fsync", lambda number: (done.append("sync"), sync(number)))
+    monkeypatch.setattr(os, "replace", lambda *names: (done.append("rename"), rename(*names)))
+    with atomic(tmp_path / "file.txt") as temporary:
+        temporary.write_text("new")
+    assert done == ["sync", "rename"]
 
 
 def test_a_record_survives_the_disk(tmp_path):

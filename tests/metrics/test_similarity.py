@@ -361,3 +361,17 @@ def test_template_matches_do_not_depend_on_the_batch(references):
             found.verdict,
             pytest.approx(found.value, abs=1e-6),
         )
+
+
+def test_bytes_are_compared_as_the_pictures_they_are():
+    """Training pictures read as bytes give the very matches of the same pictures in [0, 1]; shrinking is done once."""
+    pixels = torch.randint(0, 256, (30, 3, 128, 128), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    names, masks, captions = tuple(map(str, range(30))), (None, (8, 8, 100, 64), *[None] * 28), (None,) * 30
+    read, exact = (References(names, values, masks, captions) for values in (pixels, pixels.float() / 255))
+    assert torch.equal(read.images, exact.images)
+    assert torch.equal(torch.cat(list(read.batches(7))), exact.images)
+    assert torch.equal(read.small, exact.small)
+    assert read.small is read.small
+    images = torch.cat([exact.images[[3, 1]], torch.rand(4, 3, 128, 128)])
+    assert match_pixels(images, read) == match_pixels(images, exact)
+    assert match_targets(images[:2], read[[3, 1]], read) == match_targets(images[:2], exact[[3, 1]], exact)

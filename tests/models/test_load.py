@@ -38,6 +38,45 @@ def test_a_saved_folder_loads_as_the_pipeline_it_was(tiny_folder, tiny_model):
     assert torch.equal(*pictures)
 
 
+def test_a_folder_s_safety_checker_is_saved_with_it(with_checker, is_checked, tmp_path):
+    """Loading leaves it out; the saved folder holds it, its entry, and that it is required."""
+    load(str(with_checker), device="cpu").save(tmp_path / "saved")
+    assert is_checked(tmp_path / "saved")
+
+
+def from_hub(folder, monkeypatch, downloaded):
+    """A model as loaded by the hub id `owner/name`, whose whole pipeline `downloaded` gives."""
+    pipe = DiffusionPipeline.from_pretrained(folder, safety_checker=None, requires_safety_checker=False)
+    monkeypatch.setattr("unmemorize.models.load._pipeline", lambda path, dtype: pipe)
+    monkeypatch.setattr(DiffusionPipeline, "download", downloaded)
+    return load("owner/name", device="cpu")
+
+
+def test_a_hub_model_s_safety_checker_is_downloaded_for_saving(with_checker, is_checked, tmp_path, monkeypatch):
+    """The id that was loaded is asked for, once, when the model is saved."""
+    asked = []
+    model = from_hub(with_checker, monkeypatch, lambda name: (asked.append(name), str(with_checker))[1])
+    assert not asked
+    model.save(tmp_path / "saved")
+    assert asked == ["owner/name"]
+    assert is_checked(tmp_path / "saved")
+
+
+def test_a_hub_model_is_not_saved_without_its_safety_checker(with_checker, tmp_path, monkeypatch):
+    """Where it cannot be had, saving is refused in one line."""
+    shutil.rmtree(with_checker / "safety_checker")
+    model = from_hub(with_checker, monkeypatch, lambda name: str(with_checker))
+    with pytest.raises(UserError, match="owner/name: its safety_checker is not in the cache"):
+        model.save(tmp_path / "saved")
+
+
+def test_the_shipped_models_have_steps_of_their_own(tiny_folder):
+    """16 for the testbed, 50 for others, guidance 7.5 for both."""
+    found = {name: load(name, device="cpu") for name in ("testbed", str(tiny_folder))}
+    assert [model.steps for model in found.values()] == [16, 50]
+    assert [model.guidance for model in found.values()] == [7.5, 7.5]
+
+
 def test_a_folder_loads_in_the_precision_asked_for(tiny_folder):
     """On a CPU the weights are float32 unless another dtype is named."""
     assert load(str(tiny_folder), device="cpu").denoiser.dtype == torch.float32

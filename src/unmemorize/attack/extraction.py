@@ -130,7 +130,7 @@ def extraction(
         UserError: A start from the prompt is asked for and a picture has none.
     """
     with torch.no_grad():
-        latents = torch.cat([model.invert(part) for part in targets.images.split(ROWS)])
+        latents = torch.cat([model.invert(part) for part in targets.batches(ROWS)])
     steps = tuple(sorted({0, *how.curve}))
     prompts = model.encode([caption or "" for caption in targets.captions])
     original = _judge(model, prompts, targets, judge, how)

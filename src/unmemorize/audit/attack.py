@@ -21,6 +21,7 @@ from unmemorize.audit.mitigate import (
     generator_of,
     mitigated,
     mitigations,
+    tuned_weights,
 )
 from unmemorize.audit.spec import AuditSpec
 from unmemorize.audit.stage import Cost, NotRun
@@ -60,11 +61,12 @@ def attack_mitigated(model: DiffusionModel, spec: AuditSpec, run: Path, progress
     tried, check = {UNMITIGATED: ""} | mitigations(spec), subjects[1]
     attack = partial(dori, how=Dori(steps=spec.attack_steps, batch=spec.attack_batch))
     trial = Trial(curve_of(spec), "prompt", 1, attack_seeds(spec), spec.steps, spec.guidance)
+    weights = tuned_weights(model, tried)
     trials = {name: replace(trial, generate=generator_of(spec, run, name)) for name in tried}
 
     def work(piece: Sequence[tuple[str, str, Sequence[int]]]) -> list[Row]:
         ((name, group, rows),) = piece
-        with mitigated(model, run, name, tried[name]) as changed, changed.counted() as cost:
+        with mitigated(model, run, name, weights.get(name)) as changed, changed.counted() as cost:
             found, _ = extraction(changed, groups[group][rows], attack, check.against, trials[name])
         head = {"mitigation": name, "group": group, "attack_knows_it": name not in ON_CALLS}
         facts = [head | {"id": f"{group}-{i:04d}"} for i in rows]

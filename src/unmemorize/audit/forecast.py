@@ -13,6 +13,7 @@ from unmemorize.audit.stage import Cost
 from unmemorize.audit.stages import STAGES
 from unmemorize.core.model import DiffusionModel
 from unmemorize.core.sample import generators
+from unmemorize.jobs.inputs import with_sampling
 from unmemorize.models.load import load
 
 ROWS = 32  # evaluations at once, as the stages do
@@ -38,15 +39,16 @@ def forecast(spec: AuditSpec) -> Forecast:
     """
     prompts = len(audited(spec))
     model = load(spec.model)
+    spec = with_sampling(spec, model)
     costs = {stage.name: stage.cost(model, spec, prompts) for stage in STAGES}
     each, decode = _timed(model, spec)
     pictures = sum(cost.pictures for cost in costs.values())
-    width, height = model.image_size
+    height, width = model.image_size
     return Forecast(
         {name: cost.evaluations for name, cost in costs.items() if cost.evaluations},
         {name: _seconds(cost, each, decode) for name, cost in costs.items() if cost.evaluations},
         pictures,
-        pictures * width * height * 3 * 2 + prompts * len(spec.seeds) * TABLES,  # each picture and its nearest one
+        pictures * height * width * 3 * 2 + prompts * len(spec.seeds) * TABLES,  # each picture and its nearest one
     )
 
 

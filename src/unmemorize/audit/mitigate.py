@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -18,6 +18,7 @@ from unmemorize.audit.spec import AuditSpec
 from unmemorize.audit.stage import UNSEEN, Cost, NotRun
 from unmemorize.core.choose import evenly
 from unmemorize.core.errors import NotApplicable, UserError
+from unmemorize.core.hooks import replaced
 from unmemorize.core.model import DiffusionModel
 from unmemorize.core.results import Localization
 from unmemorize.core.run import Progress
@@ -92,6 +93,7 @@ def try_mitigations(model: DiffusionModel, spec: AuditSpec, run: Path, progress:
     check = copy_check(model, spec.model, spec.images, spec.sscd, spec.recipe)
     judge = judge_of(model, spec.model, check, attack_seeds(spec), spec.steps, spec.guidance)
     ordinary = _ordinary(spec, ORDINARY)
+    weights = tuned_weights(model, tried)
 
     def work(piece: Sequence[str]) -> list[Row]:
         return [outcome(name) for name in piece]
@@ -102,7 +104,7 @@ def try_mitigations(model: DiffusionModel, spec: AuditSpec, run: Path, progress:
             found = _located(model, spec, name, copies.prompts, progress)
             Edit.of(found, model.fingerprint).save(_edit(run, name))
             cost = found.evaluations
-        with mitigated(model, run, name, tried.get(name, "")) as changed:
+        with mitigated(model, run, name, weights.get(name)) as changed:
             how = replace(judge, generate=generator_of(spec, run, name))
             with changed.counted() as measuring:
                 row = _measured(changed, copies.pictures, ordinary, how, run / "mitigated", name)
@@ -144,11 +146,52 @@ def attack_seeds(spec: AuditSpec) -> tuple[int, ...]:
     return tuple(SEEDS[0] + k for k in range(spec.images_per_prompt))
 
 
+def tuned_weights(model: DiffusionModel, tried: Mapping[str, str]) -> dict[str, dict[str, Tensor]]:
+    """By name the weights of the denoisers that were tuned before, on the CPU.
+
+    Raises:
+        UserError: A folder cannot be loaded.
+    """
+    return {name: _weights(_on_cpu(model, folder)) for name, folder in tried.items() if folder}
+
+
+def tuned_fingerprint(model: DiffusionModel, folder: str) -> str:
+    """The fingerprint of a tuned model, which is the model's own with other weights in its denoiser.
+
+    Raises:
+        UserError: It cannot be loaded, or differs in more.
+    """
+    tuned = _on_cpu(model, folder)
+    weights = _weights(tuned)
+    own = {name: weight.shape for name, weight in model.denoiser.named_parameters()}
+    if own != {name: weight.shape for name, weight in weights.items()}:
+        raise UserError(f"{folder}: its denoiser has other layers than that of {model.name}: name a tuned copy of it")
+    fingerprint = tuned.fingerprint
+    with replaced(model.denoiser, weights):
+        if model.fingerprint != fingerprint:
+            raise UserError(
+                f"{folder}: its text encoder, VAE or noise schedule is not that of {model.name}: name a model of which "
+                "only the denoiser was tuned"
+            )
+    return fingerprint
+
+
+def _on_cpu(model: DiffusionModel, folder: str) -> DiffusionModel:
+    return load(folder, dtype=next(model.denoiser.parameters()).dtype, device="cpu")
+
+
+def _weights(model: DiffusionModel) -> dict[str, Tensor]:
+    return {name: weight.detach() for name, weight in model.denoiser.named_parameters()}
+
+
 @contextmanager
-def mitigated(model: DiffusionModel, run: Path, name: str, folder: str) -> Iterator[DiffusionModel]:
-    """The model under a mitigation that was made, or the one that was cured before, for the length of a block."""
-    if folder:
-        yield load(folder)
+def mitigated(
+    model: DiffusionModel, run: Path, name: str, weights: Mapping[str, Tensor] | None
+) -> Iterator[DiffusionModel]:
+    """The model under a mitigation that was made, or with a tuned denoiser's weights, for the length of a block."""
+    if weights is not None:
+        with replaced(model.denoiser, weights):
+            yield model
     elif name not in PRUNERS:
         yield model
     else:

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 
 from unmemorize.audit.attack import write_outcomes
 from unmemorize.audit.inputs import audited, ordinary, scores_of
-from unmemorize.audit.mitigate import mitigations
+from unmemorize.audit.mitigate import mitigations, tuned_fingerprint
 from unmemorize.audit.spec import AuditSpec
 from unmemorize.audit.stages import run_stages
 from unmemorize.core.criteria import Criterion
@@ -24,7 +24,7 @@ from unmemorize.core.model import DiffusionModel
 from unmemorize.core.run import Progress, RunRecord, Source, digest, open_run, versions, write_json
 from unmemorize.data.source import Prompt, read_references
 from unmemorize.jobs.copies import LARGE, matcher
-from unmemorize.jobs.inputs import images_folder, prompt_source
+from unmemorize.jobs.inputs import images_folder, prompt_source, with_sampling
 from unmemorize.metrics.similarity import References
 from unmemorize.models.load import load
 from unmemorize.report.build import Evidence, build_report
@@ -48,6 +48,7 @@ def run_audit(
     prompts = audited(spec)
     criterion, _ = matcher(spec.sscd, spec.recipe)
     model = load(spec.model)
+    spec = with_sampling(spec, model)
     record = _record(spec, model, prompts, criterion)
     open_run(run, record)
     states = run_stages(model, spec, run, progress, lambda stage: _timed(run, stage))
@@ -79,7 +80,7 @@ def _record(spec: AuditSpec, model: DiffusionModel, prompts: Sequence[Prompt], c
         data["held_out"] = _picture_source(spec.held_out, pictures)
     for name, folder in mitigations(spec).items():
         if folder:
-            data[f"mitigated {name}"] = Source(source=folder, sha256=load(folder).fingerprint, count=1)
+            data[f"mitigated {name}"] = Source(source=folder, sha256=tuned_fingerprint(model, folder), count=1)
     return RunRecord(
         status="running",
         spec=values,
@@ -101,7 +102,7 @@ def _basis(model: DiffusionModel, spec: AuditSpec) -> Basis:
 
 def _picture_source(source: str, pictures: References) -> Source:
     facts = repr((pictures.names, pictures.masks, pictures.captions)).encode(errors="surrogateescape")
-    pixels = digest([facts, *(image.numpy().tobytes() for image in pictures.images)])
+    pixels = digest([facts, *(image.numpy().tobytes() for image in pictures.batches(1))])
     return Source(source=source, sha256=pixels, count=len(pictures.names))
 
 

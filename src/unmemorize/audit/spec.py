@@ -23,6 +23,9 @@ class AuditSpec:
     the share of each row that Wanda may take, 0 for a default. They are tried and attacked on `attacked` of the copied
     pictures, with `attack_steps` updates (0: not attacked) of `attack_batch` noisy versions each.
 
+    Pictures have `steps` sampling steps, and scores are read at the first of these. `steps` 0 and `guidance` None stand
+    for the model's own.
+
     A finding that is a rate passes where its upper 95% limit is at most `bound`.
     """
 
@@ -43,8 +46,8 @@ class AuditSpec:
     attacked: int = 6
     attack_steps: int = 64
     attack_batch: int = 2
-    steps: int = 16
-    guidance: float = 7.5
+    steps: int = 0
+    guidance: float | None = None
     sscd: str = ""
     recipe: str = "sscd-320"
     bound: float = BOUND

@@ -81,7 +81,8 @@ def _verify(model: DiffusionModel, spec: AuditSpec, run: Path, progress: Progres
     folder = images_folder(spec.model, spec.images)
     if folder is None:
         raise NotRun(UNSEEN)
-    verify_pictures(run, read_references(folder, model.image_size), folder, matcher(spec.sscd, spec.recipe)[1])
+    _, match = matcher(spec.sscd, spec.recipe, model.device)
+    verify_pictures(run, read_references(folder, model.image_size), folder, match)
 
 
 def _held_out(model: DiffusionModel, spec: AuditSpec, run: Path, progress: Progress) -> None:
@@ -89,8 +90,8 @@ def _held_out(model: DiffusionModel, spec: AuditSpec, run: Path, progress: Progr
     if folder is None:
         raise NotRun(UNSEEN)
     references = read_references(folder, model.image_size)
-    other = read_references(Path(spec.held_out), model.image_size).images if spec.held_out else None
-    compare_held_out(run, references, other, distances(spec.sscd, spec.recipe), _control(spec, run))
+    other = read_references(Path(spec.held_out), model.image_size).pixels if spec.held_out else None
+    compare_held_out(run, references, other, distances(spec.sscd, spec.recipe, model.device), _control(spec, run))
 
 
 def _control(spec: AuditSpec, run: Path) -> set[str]:

@@ -25,6 +25,8 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON for programs inst
 Model = Annotated[str, typer.Argument(help="testbed, testbed-twin, a pipeline folder, or a hub id.")]
 Prompts = Annotated[str, typer.Option(help="File of prompts: txt, csv, tsv, jsonl or parquet.")]
 Images = Annotated[str, typer.Option(help="Folder of training pictures to compare with.")]
+Steps = Annotated[int, typer.Option(min=0, max=1000, help="Sampling steps; 0: the model's own, 16 for the testbed.")]
+Guidance = Annotated[float | None, typer.Option(min=0, help="Guidance scale; the model's own by default.")]
 Sscd = Annotated[str, typer.Option(help="SSCD file, .onnx or TorchScript (which runs the code inside it).")]
 Recipe = Annotated[str, typer.Option(help="SSCD recipe.")]
 Column = Annotated[str, typer.Option(help="Caption column, where its name is unusual.")]

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 import typer
 from rich.table import Table
 
-from unmemorize.cli.app import Json, Model, Recipe, Sscd, app, bars
+from unmemorize.cli.app import Guidance, Json, Model, Recipe, Sscd, Steps, app, bars
 from unmemorize.cli.terminal import add_row, out, print_json, say
 from unmemorize.core.outputs import Output, check_outputs
 
@@ -36,8 +36,8 @@ def attack(
     held_out: Annotated[str, typer.Option(help="Folder of pictures never trained on; made from the controls.")] = "",
     ordinary: Annotated[str, typer.Option(help="File of ordinary prompts to start from.")] = "",
     seeds: Annotated[int, typer.Option(min=1, help="Pictures to generate from each embedding.")] = 4,
-    sampling: Annotated[int, typer.Option(min=0, help="Sampling steps; 0: 16 for the testbed, else 50.")] = 0,
-    guidance: Annotated[float, typer.Option(min=0, help="Guidance scale of generation.")] = 7.5,
+    sampling: Steps = 0,
+    guidance: Guidance = None,
     bound: Annotated[float, typer.Option(min=0, max=1, help="Share of a control that may come back.")] = 0.05,
     sscd: Sscd = "",
     recipe: Recipe = "sscd-320",

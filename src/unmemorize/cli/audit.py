@@ -12,7 +12,7 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
-from unmemorize.cli.app import Column, Images, Json, Model, Prompts, Recipe, Sscd, app, bars
+from unmemorize.cli.app import Column, Guidance, Images, Json, Model, Prompts, Recipe, Sscd, Steps, app, bars
 from unmemorize.cli.terminal import add_row, cell, errors, out, print_json, say
 from unmemorize.core.errors import UserError
 from unmemorize.core.outputs import Output, check_outputs, is_stdout
@@ -64,8 +64,8 @@ def audit(
     sparsity: Annotated[float, typer.Option(min=0, max=1, help="Share of each row Wanda may take; 0: default.")] = 0,
     attacked: Annotated[int | None, typer.Option(min=1, help="How many copied pictures to attack.")] = None,
     attack_steps: Annotated[int | None, typer.Option(min=0, help="Updates of an attack; 0 for none.")] = None,
-    steps: Annotated[int, typer.Option(min=1, max=1000, help="Sampling steps.")] = 16,
-    guidance: Annotated[float, typer.Option(min=0, help="Guidance scale.")] = 7.5,
+    steps: Steps = 0,
+    guidance: Guidance = None,
     sscd: Sscd = "",
     recipe: Recipe = "sscd-320",
     bound: Annotated[float | None, typer.Option(min=0.001, max=0.5, help=BOUND_HELP)] = None,

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from unmemorize.cli.app import Json, Model, app
+from unmemorize.cli.app import Guidance, Json, Model, Steps, app
 from unmemorize.cli.terminal import add_row, out, print_json
 from unmemorize.core.outputs import Output, check_outputs
 
@@ -27,8 +27,8 @@ def generate(
     folder: Annotated[str, typer.Option("--out", help="A new folder for the pictures.")] = "pictures",
     guard: Annotated[GuardName | None, typer.Option(help="Act on memorized prompts.")] = None,
     seeds: Annotated[int, typer.Option(min=1, help="Pictures, one a seed.")] = 4,
-    steps: Annotated[int, typer.Option(min=1, max=1000, help="Sampling steps.")] = 50,
-    guidance: Annotated[float, typer.Option(min=0, help="Guidance scale.")] = 7.5,
+    steps: Steps = 0,
+    guidance: Guidance = None,
     ordinary: Annotated[str, typer.Option(help="File of ordinary prompts to calibrate the guard on.")] = "",
     threshold: Annotated[float | None, typer.Option(min=0, help="Magnitude above which the guard acts.")] = None,
     target: Annotated[float | None, typer.Option(min=0, help="Magnitude it brings a picture under.")] = None,

@@ -9,7 +9,7 @@ import typer
 from rich.table import Column as Head
 from rich.table import Table
 
-from unmemorize.cli.app import Column, Images, Json, Model, Prompts, Recipe, Sscd, app, bars
+from unmemorize.cli.app import Column, Guidance, Images, Json, Model, Prompts, Recipe, Sscd, Steps, app, bars
 from unmemorize.cli.terminal import add_row, out, print_json, say
 from unmemorize.core.outputs import Output, check_outputs
 
@@ -33,8 +33,8 @@ def locality(
     inits: Annotated[int, typer.Option(min=2, help="Random embeddings to attack from.")] = 100,
     steps: Annotated[int, typer.Option(min=1, help="Updates of the attack.")] = 50,
     seeds: Annotated[int, typer.Option(min=1, help="Held-out pictures of each embedding; half must be copies.")] = 2,
-    sampling_steps: Annotated[int, typer.Option(min=1, max=1000, help="Sampling steps of these.")] = 16,
-    guidance: Annotated[float, typer.Option(min=0, help="Guidance scale of these.")] = 7.5,
+    sampling_steps: Steps = 0,
+    guidance: Guidance = None,
     layers: Layers = "all",
     refine: Annotated[bool, typer.Option(help="NeMo: free what the channels do without; slow.")] = False,
     sparsity: Annotated[float, typer.Option(help="Wanda: share of each weight row.")] = 0.01,

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 import typer
 from rich.table import Table
 
-from unmemorize.cli.app import Json, Model, Sscd, app, bars
+from unmemorize.cli.app import Json, Model, Sscd, Steps, app, bars
 from unmemorize.cli.terminal import add_row, out, print_json, say
 from unmemorize.core.outputs import Output, check_outputs
 
@@ -32,7 +32,7 @@ def mitigate(
     lora: Annotated[int, typer.Option(min=0, help="Rank of LoRA adapters; 0 trains all weights.")] = 0,
     seed: Annotated[int, typer.Option(min=0, help="Seed of training.")] = 0,
     seeds: Annotated[int, typer.Option(min=1, help="Pictures a prompt in measurements.")] = 4,
-    sampling: Annotated[int, typer.Option(min=0, max=1000, help="Sampling steps; 50, for the testbed 16.")] = 0,
+    sampling: Steps = 0,
     attack_steps: Annotated[int, typer.Option(min=1, help="Updates of the attacks that judge.")] = 50,
     low_memory: Annotated[bool, typer.Option("--low-memory", help="bf16 and gradient checkpointing.")] = False,
     captions: Annotated[bool, typer.Option("--captions", help="Show removed captions in the model card.")] = False,

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
-from unmemorize.cli.app import Column, Images, Json, Model, Prompts, Recipe, Sscd, app, bars
+from unmemorize.cli.app import Column, Guidance, Images, Json, Model, Prompts, Recipe, Sscd, Steps, app, bars
 from unmemorize.cli.terminal import add_row, out, print_json, say
 from unmemorize.core.outputs import Output, check_outputs
 
@@ -25,8 +25,8 @@ def triggers(
     limit: Annotated[int, typer.Option(min=0, help="How many of the prompts to probe, evenly spread; 0 for all.")] = 20,
     repeats: Annotated[int, typer.Option(min=1, max=20, help="How often each word is said at most.")] = 3,
     seeds: Annotated[int, typer.Option(min=1, help="Seeds per text.")] = 2,
-    steps: Annotated[int, typer.Option(min=1, max=1000, help="Sampling steps.")] = 16,
-    guidance: Annotated[float, typer.Option(min=0, help="Guidance scale.")] = 7.5,
+    steps: Steps = 0,
+    guidance: Guidance = None,
     sscd: Sscd = "",
     recipe: Recipe = "sscd-320",
     as_json: Json = False,

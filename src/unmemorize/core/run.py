@@ -5,7 +5,10 @@ from __future__ import annotations
 import hashlib
 import os
 import platform
+import re
+import secrets
 import shutil
+import socket
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
@@ -73,15 +76,45 @@ def open_run(run: Path, record: RunRecord) -> None:
     Raises:
         UserError: The directory holds something else, or a run of other settings, inputs or versions.
     """
-    before = load_record(run)
-    if before is None and run.exists() and (not run.is_dir() or any(run.iterdir())):
+    if run.exists() and not run.is_dir():
+        raise UserError(f"{run}: holds something else: name a new directory with --run")
+    holds_something = run.is_dir() and any(not _TEMPORARY.search(path.name) for path in run.iterdir())
+    before = load_record(run)  # after looking: another process may start the same run meanwhile
+    if before is None and holds_something:
         raise UserError(f"{run}: holds something else: name a new directory with --run")
     if before is not None and before.model_copy(update={"status": record.status}) != record:
         raise UserError(f"{run}: holds a run with other settings, inputs or versions: name another with --run")
     require_plain(run)
-    for left in run.rglob(".*.tmp"):  # by a run that was killed while it wrote
-        left.unlink()
+    for path in run.rglob(".*.tmp"):
+        if _is_left(path.name):
+            path.unlink(missing_ok=True)
     record.save(run)
+
+
+_TEMPORARY = re.compile(r"^\..*\.(?P<host>[^.]+)\.(?P<pid>\d+)\.[0-9a-f]{8}\.tmp$")
+
+
+def _temporary(path: Path) -> Path:
+    """A name beside `path` that no other process, on this host or another, takes."""
+    return path.with_name(f".{path.name}.{_host()}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
+
+
+def _host() -> str:
+    return socket.gethostname().replace(".", "-")
+
+
+def _is_left(name: str) -> bool:
+    """Whether a process of this host that is there no more wrote the temporary file of this name."""
+    parts = _TEMPORARY.search(name)
+    if parts is None or parts["host"] != _host():
+        return False
+    try:
+        os.kill(int(parts["pid"]), 0)  # signal 0 only asks whether the process is there
+    except ProcessLookupError:
+        return True
+    except (PermissionError, OverflowError):  # another user's
+        return False
+    return False
 
 
 def versions() -> dict[str, str]:
@@ -109,9 +142,11 @@ def atomic(path: Path) -> Iterator[Path]:
     if kind not in ("a file", "nothing"):
         raise UserError(f"{path}: {kind}, which is never replaced: name a new file")
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = _temporary(path)
     try:
         yield temporary
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())  # or after a power cut the name may stand for an empty file
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
@@ -126,7 +161,7 @@ def new_folder(path: Path) -> Iterator[Path]:
     """
     require_new(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = _temporary(path)
     try:
         yield temporary
         os.replace(temporary, path)

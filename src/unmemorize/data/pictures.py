@@ -38,12 +38,17 @@ def read_image(path: Path) -> Image.Image:
 
 def to_tensor(image: Image.Image) -> Tensor:
     """A PIL image as RGB, (3, h, w) in [0, 1]."""
-    return torch.from_numpy(np.asarray(image.convert("RGB")).copy()).permute(2, 0, 1).float() / 255
+    return pixels_of(image).float() / 255
+
+
+def pixels_of(image: Image.Image) -> Tensor:
+    """A PIL image as RGB bytes, (3, h, w) in uint8."""
+    return torch.from_numpy(np.asarray(image.convert("RGB")).copy()).permute(2, 0, 1)
 
 
 def png(image: Tensor) -> bytes:
     """An image (3, h, w) in [0, 1] as a PNG file."""
-    pixels = (image * 255).round().to(torch.uint8).permute(1, 2, 0).cpu().numpy()
+    pixels = (image.float() * 255).round().to(torch.uint8).permute(1, 2, 0).cpu().numpy()
     file = io.BytesIO()
     Image.fromarray(pixels).save(file, format="png")
     return file.getvalue()

@@ -16,7 +16,7 @@ from PIL import Image, ImageOps
 
 from unmemorize.core.errors import UserError
 from unmemorize.core.files import kind_of, require_file
-from unmemorize.data.pictures import read_image, to_tensor
+from unmemorize.data.pictures import pixels_of, read_image
 from unmemorize.metrics.similarity import References
 
 COLUMNS = ("prompt", "caption", "text")
@@ -150,15 +150,14 @@ def read_references(folder: Path, size: tuple[int, int]) -> References:
         raise UserError(f"{folder}: no pictures in it: it should hold {', '.join(PICTURES)} files")
     names = [str(file.relative_to(folder)) for file in files]
     rows = _metadata(folder)
-    loaded = [_picture(file, size) for file in files]
-    return References(
-        names=tuple(names),
-        images=torch.stack([image for image, _ in loaded]),
-        masks=tuple(
-            _box(file, rows.get(n, {}), was, size) for file, n, (_, was) in zip(files, names, loaded, strict=True)
-        ),
-        captions=tuple(_caption(f, rows.get(n, {})) for f, n in zip(files, names, strict=True)),
-    )
+    pixels = torch.empty(len(files), 3, *size, dtype=torch.uint8)
+    masks, captions = [], []
+    for number, (file, name) in enumerate(zip(files, names, strict=True)):
+        row = rows.get(name, {})
+        pixels[number], was = _picture(file, size)
+        masks.append(_box(file, row, was, size))
+        captions.append(_caption(file, row))
+    return References(tuple(names), pixels, tuple(masks), tuple(captions))
 
 
 def _metadata(folder: Path) -> dict[str, dict[str, Any]]:
@@ -183,10 +182,10 @@ def _caption(file: Path, row: dict[str, Any]) -> str | None:
 
 
 def _picture(file: Path, size: tuple[int, int]) -> tuple[torch.Tensor, tuple[int, int]]:
-    """The picture, its centre cut to the aspect of `size`, and the (width, height) it had."""
+    """The picture's bytes (3, h, w), its centre cut to the aspect of `size`, and the (width, height) it had."""
     rgb = read_image(file)
     small = rgb if rgb.size == size[::-1] else ImageOps.fit(rgb, size[::-1], Image.Resampling.LANCZOS)
-    return to_tensor(small), rgb.size
+    return pixels_of(small), rgb.size
 
 
 def _box(

@@ -25,7 +25,7 @@ from unmemorize.core.shards import merge_shards, run_shards
 from unmemorize.data.pictures import save_image
 from unmemorize.jobs.copies import CopyCheck, copy_check
 from unmemorize.jobs.extracted import Row, from_rows, summarise, to_rows
-from unmemorize.jobs.inputs import ordinary_of
+from unmemorize.jobs.inputs import ordinary_of, with_sampling
 from unmemorize.jobs.subjects import PLAN, Subjects, choose_subjects
 from unmemorize.metrics.similarity import References
 from unmemorize.mitigate.weights import Edit
@@ -65,7 +65,7 @@ class AttackSpec:
     ordinary: str = ""
     seeds: tuple[int, ...] = SEEDS
     sampling: int = 0
-    guidance: float = 7.5
+    guidance: float | None = None
     bound: float = 0.05
     sscd: str = ""
     recipe: str = "sscd-320"
@@ -96,8 +96,7 @@ class AttackSpec:
         """How pictures are attacked and judged."""
         last = self.settings.steps
         curve = (last,) if self.method == "adaptive" else (*(step for step in CURVE if step < last), last)
-        sampling = self.sampling or (16 if self.model in EMBEDDED else 50)
-        return Trial(curve, self.init, self.restarts, self.seeds, sampling, self.guidance)
+        return Trial(curve, self.init, self.restarts, self.seeds, self.sampling, self.guidance)
 
 
 def run_attack(spec: AttackSpec, run: Path, progress: Progress = lambda stage, done, total: None) -> Row:
@@ -110,6 +109,7 @@ def run_attack(spec: AttackSpec, run: Path, progress: Progress = lambda stage, d
     how = _checked(spec)
     edit = Edit.load(spec.edit) if spec.edit else None
     model = load(spec.model, dtype=getattr(torch, spec.dtype) if spec.dtype else None)
+    spec = with_sampling(spec, model, "sampling")
     hashed = model.fingerprint
     if edit is not None and edit.fingerprint != hashed:
         raise UserError(
@@ -197,7 +197,7 @@ def _joined(parts: Sequence[References]) -> References:
     names, masks, captions = (
         tuple(v for part in parts for v in getattr(part, f)) for f in ("names", "masks", "captions")
     )
-    return References(names, torch.cat([part.images for part in parts]), masks, captions)
+    return References(names, torch.cat([part.pixels for part in parts]), masks, captions)
 
 
 def _sheet(table: Sequence[Row]) -> dict[str, tuple[float, float]]:
@@ -228,5 +228,5 @@ def _record(spec: AttackSpec, hashed: str, subjects: Subjects, check: CopyCheck)
 
 def _source(name: str, pictures: References) -> Source:
     facts = repr((pictures.names, pictures.captions)).encode(errors="surrogateescape")
-    pixels = digest([facts, *(image.numpy().tobytes() for image in pictures.images)])
+    pixels = digest([facts, *(image.numpy().tobytes() for image in pictures.batches(1))])
     return Source(source=name, sha256=pixels, count=len(pictures))

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -28,8 +30,8 @@ from unmemorize.metrics.similarity import (
     match_targets,
     pixel_distances,
     small,
-    sscd_cosines,
     sscd_criterion,
+    sscd_features,
 )
 
 LARGE = 256  # pixels from which pictures are compared by a copy-detection network
@@ -42,12 +44,14 @@ TargetMatcher = Callable[[Tensor, References, References], list[Match]]  # pictu
 class Distances:
     """The plain distances under a comparison, and which pictures are one picture under it.
 
-    `between` takes pictures and pictures to distances (n, m), `groups` pictures and the pixels to keep, (n, 64, 64), to
-    a group number per picture, the same for duplicates.
+    `features` takes pictures, bytes or in [0, 1], to what is compared of them, `between` such features and others to
+    distances (n, m). `groups` takes pictures (n, 3, 64, 64), the pixels to keep, (n, 64, 64), and the features to a
+    group number per picture, the same for duplicates.
     """
 
+    features: Callable[[Tensor], Tensor]
     between: Callable[[Tensor, Tensor], Tensor]
-    groups: Callable[[Tensor, Tensor], NDArray[np.int64]]
+    groups: Callable[[Tensor, Tensor, Tensor], NDArray[np.int64]]
 
 
 @dataclass(frozen=True)
@@ -55,6 +59,7 @@ class CopyCheck:
     """The criterion, the pictures it compares with, and two comparisons.
 
     `match` takes pictures (n, 3, h, w) to their nearest, `against` each to its own target, one a row of the second.
+    Pictures may be on any device and in any precision: they are compared on the CPU in float32.
     """
 
     criterion: Criterion
@@ -68,45 +73,44 @@ class CopyCheck:
         return [m.verdict != "none" for m in self.match(images)]
 
 
-def matcher(sscd: str, recipe: str) -> tuple[Criterion, Matcher]:
+def matcher(sscd: str, recipe: str, device: torch.device | str = "cpu") -> tuple[Criterion, Matcher]:
     """The copy criterion and its comparison: an SSCD file's, or pixels where none is named.
 
     Raises:
         UserError: The file or the recipe cannot be used.
     """
-    return _comparisons(sscd, recipe)[:2]
+    return _comparisons(sscd, recipe, device)[:2]
 
 
-def _comparisons(sscd: str, recipe: str) -> tuple[Criterion, Matcher, TargetMatcher]:
+def _comparisons(sscd: str, recipe: str, device: torch.device | str) -> tuple[Criterion, Matcher, TargetMatcher]:
     if not sscd:
         return PIXELS, match_pixels, match_targets
-    criterion, embed = sscd_criterion(Path(sscd), recipe), load_sscd(Path(sscd))
+    criterion, embed = sscd_criterion(Path(sscd), recipe), load_sscd(Path(sscd), device)
+
+    @lru_cache(maxsize=1)
+    def features(references: References) -> Tensor:
+        return sscd_features(references.pixels, criterion, embed)
+
     return (
         criterion,
-        lambda images, references: match_sscd(images, references, criterion, embed),
+        lambda images, references: match_sscd(images, references, criterion, embed, features=features(references)),
         lambda images, targets, _: match_sscd_targets(images, targets, criterion, embed),
     )
 
 
-def distances(sscd: str, recipe: str) -> Distances:
+def distances(sscd: str, recipe: str, device: torch.device | str = "cpu") -> Distances:
     """The plain distance under the same comparison, and the groups of duplicates.
 
     Raises:
         UserError: The file or the recipe cannot be used.
     """
     if not sscd:
-        return Distances(
-            lambda images, others: pixel_distances(small(images), small(others)),
-            lambda images, keep: duplicate_groups(small(images), keep),
-        )
-    criterion, embed = sscd_criterion(Path(sscd), recipe), load_sscd(Path(sscd))
-
-    def cosines(images: Tensor, others: Tensor) -> Tensor:
-        return sscd_cosines(images, others, criterion, embed).double()
-
+        return Distances(small, pixel_distances, lambda pictures, keep, _: duplicate_groups(pictures, keep))
+    criterion, embed = sscd_criterion(Path(sscd), recipe), load_sscd(Path(sscd), device)
     return Distances(
-        lambda images, others: 1 - cosines(images, others),
-        lambda images, keep: duplicate_groups(small(images), keep, cosines(images, images)),
+        lambda pixels: sscd_features(pixels, criterion, embed),
+        lambda features, others: 1 - (features @ others.T).double(),
+        lambda pictures, keep, features: duplicate_groups(pictures, keep, (features @ features.T).double()),
     )
 
 
@@ -125,13 +129,19 @@ def copy_check(model: DiffusionModel, name: str, images: str, sscd: str = "", re
             "name its file with --sscd"
         )
     references = read_references(folder, model.image_size)
-    pixels = digest(image.numpy().tobytes() for image in references.images)
+    pixels = digest(image.numpy().tobytes() for image in references.batches(1))
     source = Source(source=images or name, sha256=pixels, count=len(references.names))
-    criterion, match, against = _comparisons(sscd, recipe)
+    criterion, match, against = _comparisons(sscd, recipe, model.device)
     return CopyCheck(
         criterion,
         source,
         references,
-        lambda found: match(found, references),
-        lambda found, targets: against(found, targets, references),
+        lambda images: match(_on_cpu(images), references),
+        lambda images, targets: against(_on_cpu(images), targets, references),
     )
+
+
+def _on_cpu(images: Tensor) -> Tensor:
+    """Pictures where the training pictures are: bytes as they are, others in float32."""
+    images = images.cpu()
+    return images if images.dtype == torch.uint8 else images.float()

@@ -16,7 +16,7 @@ from unmemorize.core.sample import generate, generators
 from unmemorize.jobs.copies import CopyCheck
 from unmemorize.metrics.quality import Change, compare, fid, kid, mean_of
 from unmemorize.metrics.ranking import share_interval
-from unmemorize.metrics.similarity import References
+from unmemorize.metrics.similarity import References, unit
 from unmemorize.models.load import EMBEDDED
 from unmemorize.models.pipeline import PipelineModel
 from unmemorize.testbed.alignment import Alignment
@@ -94,7 +94,7 @@ def attacked_copies(
     model: DiffusionModel, memorized: References, init: Init, judge: Judge, *, seed: int, how: Dori
 ) -> Tensor:
     """Which pictures are copies after an attack on every memorized picture, (pictures, seeds), 0 or 1."""
-    latents = latents_of(model, memorized.images)
+    latents = latents_of(model, memorized.pixels)
     start = model.encode([c or "" for c in memorized.captions])
     seeds = [seed + k for k in range(len(latents))]
     if init == "random":
@@ -118,9 +118,9 @@ def rate_of(hits: Tensor) -> list[float]:
 
 
 @torch.no_grad()
-def latents_of(model: DiffusionModel, images: Tensor) -> Tensor:
-    """The latents of pictures, (n, c, h, w)."""
-    return torch.cat([model.invert(part) for part in images.split(BATCH)])
+def latents_of(model: DiffusionModel, pixels: Tensor) -> Tensor:
+    """The latents of pictures, bytes or in [0, 1]: (n, c, h, w)."""
+    return torch.cat([model.invert(unit(part)) for part in pixels.split(BATCH)])
 
 
 def measure(model: DiffusionModel, subjects: Subjects, judge: Judge) -> dict[str, Tensor]:
@@ -142,7 +142,7 @@ def measure(model: DiffusionModel, subjects: Subjects, judge: Judge) -> dict[str
 
 def quality(before: dict[str, Tensor], after: dict[str, Tensor], subjects: Subjects, judge: Judge) -> dict[str, Any]:
     """KID, FID and alignment before and after, over all ordinary prompts and over the neighbours of memorized ones."""
-    real = torch.cat([judge.features(part) for part in subjects.ordinary.images.split(BATCH)]).cpu()
+    real = torch.cat([judge.features(part) for part in subjects.ordinary.batches(BATCH)]).cpu()
     near = torch.tensor(subjects.near)
     every = _quality(before, after, real, torch.ones_like(near), subjects.clusters)
     return {"ordinary": every, "neighbours": _quality(before, after, real, near, subjects.clusters)}

@@ -12,20 +12,23 @@ from unmemorize.core.run import require_new
 from unmemorize.core.sample import generators
 from unmemorize.data.pictures import save_image
 from unmemorize.jobs.guard import Guard
-from unmemorize.jobs.inputs import ordinary_of
+from unmemorize.jobs.inputs import ordinary_of, with_sampling
 from unmemorize.mitigate.prompt import Limits
 from unmemorize.models.load import load
 
 
 @dataclass(frozen=True)
 class GenerateSpec:
-    """What to generate; `guard` is empty or `wen`. Limits that are not given are calibrated on ordinary prompts."""
+    """What to generate; `guard` is empty or `wen`. Limits that are not given are calibrated on ordinary prompts.
+
+    `steps` 0 and `guidance` None stand for the model's own.
+    """
 
     model: str
     prompt: str
     seeds: tuple[int, ...] = (0, 1, 2, 3)
-    steps: int = 50
-    guidance: float = 7.5
+    steps: int = 0
+    guidance: float | None = None
     guard: str = ""
     ordinary: str = ""
     threshold: float | None = None
@@ -41,7 +44,8 @@ def generate(spec: GenerateSpec, out: Path) -> list[dict[str, Any]]:
     require_new(out)
     if (spec.threshold is None) != (spec.target is None):
         raise UserError("--threshold and --target come together: name both, or neither to have them calibrated")
-    pipe = load(spec.model).pipe
+    model = load(spec.model)
+    spec, pipe = with_sampling(spec, model), model.pipe
     pipe.set_progress_bar_config(disable=False, leave=False)
     call = Guard(pipe, ordinary=ordinary_of(spec.model, spec.ordinary), limits=_limits(spec)) if spec.guard else pipe
     count = len(spec.seeds)

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any, TypeVar
 
 from unmemorize.core.errors import UserError
+from unmemorize.core.model import DiffusionModel
 from unmemorize.core.run import Source, digest
 from unmemorize.data.ordinary import ordinary_prompts
 from unmemorize.data.source import Prompt, read_prompts
 from unmemorize.models.load import EMBEDDED
 from unmemorize.testbed import embedded
+
+Spec = TypeVar("Spec", bound=Any)
 
 
 def prompts_of(model: str, file: str = "", column: str = "") -> list[Prompt]:
@@ -42,6 +47,18 @@ def ordinary_of(model: str, file: str = "", column: str = "", count: int = 150) 
     if model in EMBEDDED:
         return [p.text for p in prompts_of(model) if p.kind == "negative"]
     return ordinary_prompts(count)
+
+
+def with_sampling(spec: Spec, model: DiffusionModel, steps: str = "steps") -> Spec:
+    """The settings with the model's own number of sampling steps and guidance scale where none were named.
+
+    Args:
+        spec: A dataclass with a `guidance`, None for the model's own.
+        model: The model.
+        steps: The field that holds the number of steps, 0 for the model's own.
+    """
+    guidance = model.guidance if spec.guidance is None else spec.guidance
+    return replace(spec, **{steps: getattr(spec, steps) or model.steps, "guidance": guidance})
 
 
 def prompt_source(source: str, prompts: Sequence[Prompt]) -> Source:

@@ -243,4 +243,4 @@ def _first_step_only(pipe: Any, index: int, t: Tensor, state: dict[str, Any]) ->
 def _nearest(images: Tensor, references: References) -> list[Nearest]:
     rows = {name: row for row, name in enumerate(references.names)}
     found = ((match, rows[match.nearest]) for match in match_pixels(images, references))
-    return [Nearest(match, references.images[row], references.captions[row]) for match, row in found]
+    return [Nearest(match, references[[row]].images[0], references.captions[row]) for match, row in found]

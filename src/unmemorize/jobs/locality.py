@@ -26,7 +26,7 @@ from unmemorize.core.sample import generate, generators
 from unmemorize.core.shards import merge_shards, run_shards
 from unmemorize.data.source import Prompt
 from unmemorize.jobs.copies import CopyCheck, copy_check
-from unmemorize.jobs.inputs import images_folder, ordinary_of, prompt_source, prompts_of
+from unmemorize.jobs.inputs import images_folder, ordinary_of, prompt_source, prompts_of, with_sampling
 from unmemorize.jobs.locate import PAPER_MODEL, cache_folder, cached_reference
 from unmemorize.localize.locality import (
     Floats,
@@ -57,8 +57,9 @@ class LocalitySpec:
     """Which picture to study and how. Empty `images`, `prompts` and `ordinary` stand for the testbed's own.
 
     `steps` are the attack's updates; an embedding counts if half of its pictures at `seeds` held-out seeds are copies.
-    Of memorized prompts, at most `prompt_limit` are tried, one of each cluster. `layers` and `refine` are NeMo's,
-    `sparsity` is Wanda's. `batch` is how many rows the denoiser is given at a time, which changes no result.
+    Of memorized prompts, at most `prompt_limit` are tried, one of each cluster. `sampling_steps` 0 and `guidance` None
+    stand for the model's own. `layers` and `refine` are NeMo's, `sparsity` is Wanda's. `batch` is how many rows the
+    denoiser is given at a time, which changes no result.
     """
 
     model: str
@@ -71,8 +72,8 @@ class LocalitySpec:
     steps: int = 50
     prompt_limit: int = 100
     seeds: int = 2
-    sampling_steps: int = 16
-    guidance: float = 7.5
+    sampling_steps: int = 0
+    guidance: float | None = None
     layers: Reach = "all"
     refine: bool = False
     sparsity: float = 0.01
@@ -130,6 +131,7 @@ def locality(spec: LocalitySpec, run: Path, progress: Progress = lambda stage, d
         raise UserError("locality compares embeddings in pairs: name two inits or more, and a seed and a step at least")
     prompts, ordinary = _memorized(spec), ordinary_of(spec.model, spec.ordinary, spec.column)
     model = load(spec.model)
+    spec = with_sampling(spec, model, "sampling_steps")
     layers = layer_units(model, spec.layers)  # before anything is computed: a model may lack them
     study = _Study(spec, model, copy_check(model, spec.model, spec.images, spec.sscd, spec.recipe), run, progress)
     target = _target(spec, study.copied.references)
@@ -229,7 +231,7 @@ def _attack(study: _Study, target: str) -> list[Row]:
     spec, model, references = study.spec, study.model, study.copied.references
     own = _same_picture(references, target)
     with torch.no_grad():
-        latent = model.invert(references.images[references.names.index(target)][None])
+        latent = model.invert(references.named([target]).images)
     like = model.encode([""]).embeds
 
     def work(piece: Sequence[int]) -> list[Row]:
@@ -257,11 +259,11 @@ def _copies(match: Match, own: Collection[str]) -> bool:
 
 def _same_picture(references: References, name: str) -> list[str]:
     """The picture and its duplicates in the folder, in the folder's order."""
-    picture = references.images[references.names.index(name)]
-    near = DUPLICATE * picture.flatten(1).var(1).mean().sqrt()
+    picture = references.named([name]).images
+    near = DUPLICATE * picture[0].flatten(1).var(1).mean().sqrt()
     return [
         other
-        for other, image in zip(references.names, references.images, strict=True)
+        for other, image in zip(references.names, references.batches(1), strict=True)
         if other == name or (image - picture).square().mean().sqrt() < near
     ]
 

@@ -40,6 +40,7 @@ from unmemorize.jobs.cured import (
     quality,
     rate_of,
 )
+from unmemorize.jobs.inputs import with_sampling
 from unmemorize.jobs.objectives import MitigateSpec, objective_of, surrogates_of
 from unmemorize.jobs.pairs import (
     PLAN,
@@ -100,6 +101,7 @@ def mitigate(
     require_new(out)
     team = Team("cuda" if torch.cuda.is_available() else "cpu")
     model = load(spec.model, dtype=torch.float32, device=str(team.device))
+    spec = with_sampling(spec, model, "sampling")
     job = _job(spec, run, model, team, progress)
     before = job.once("before", lambda: measure(model, job.subjects, job.judge))
     memorized = before["copies"].any(dim=1).nonzero()[:, 0].tolist()
@@ -143,7 +145,8 @@ def measures(spec: MitigateSpec, model: DiffusionModel) -> tuple[Subjects, Judge
     folder = "" if spec.images == PLAN else spec.images
     copies = copy_check(model, spec.model, folder, spec.sscd, spec.recipe)
     near = neighbours(model, captions_of(split.held_out), captions_of(memorized))
-    judge = judge_of(model, spec.model, copies, spec.seeds, spec.steps, spec.guidance)
+    how = with_sampling(spec, model, "sampling")
+    judge = judge_of(model, spec.model, copies, spec.seeds, how.sampling, how.guidance)
     return Subjects(memorized, split.held_out, split.clusters, near), judge, split
 
 
@@ -156,7 +159,7 @@ def _surrogates(job: _Job) -> Surrogates:
     """Made once a run."""
 
     def make() -> dict[str, Tensor]:
-        how = Sampling(job.spec.steps, job.spec.guidance)
+        how = Sampling(job.spec.sampling, job.spec.guidance)
         made = surrogates_of(job.spec, job.model, job.subjects.memorized, job.judge.copies, how, job.progress)
         return {"latents": made.latents, "stands_for": made.stands_for}
 

@@ -72,7 +72,7 @@ class MitigateSpec:
     seed: int = 0
     seeds: tuple[int, ...] = (0, 1, 2, 3)
     sampling: int = 0
-    guidance: float = 7.5
+    guidance: float | None = None
     attack_steps: int = 50
     low_memory: bool = False
     captions: bool = False
@@ -101,11 +101,6 @@ class MitigateSpec:
     def settling(self) -> int:
         """The last updates of `erase`, in which what is ordinary counts most."""
         return 2 * self.updates // 5 if self.method == "erase" else 0
-
-    @property
-    def steps(self) -> int:
-        """Sampling steps."""
-        return self.sampling or (16 if self.model in EMBEDDED else 50)
 
 
 def objective_of(
@@ -164,7 +159,7 @@ def _kept_captions(model: TypedModel, ordinary: list[str], memorized: list[str],
 
 
 def _pairs(model: DiffusionModel, pictures: References) -> Pairs:
-    return Pairs(latents_of(model, pictures.images), model.encode(captions_of(pictures)))
+    return Pairs(latents_of(model, pictures.pixels), model.encode(captions_of(pictures)))
 
 
 def surrogates_of(

@@ -96,9 +96,9 @@ def _captioned(folder: Path, model: DiffusionModel) -> References:
 
 def joined(first: References, second: References) -> References:
     """Both."""
-    images = torch.cat([first.images, second.images])
+    pixels = torch.cat([first.pixels, second.pixels])
     names, masks = first.names + second.names, first.masks + second.masks
-    return References(names, images, masks, first.captions + second.captions)
+    return References(names, pixels, masks, first.captions + second.captions)
 
 
 def captions_of(pictures: References) -> list[str]:
@@ -123,6 +123,8 @@ def neighbours(model: DiffusionModel, prompts: Sequence[str], memorized: Sequenc
 
 def hashes(pictures: References) -> list[dict[str, str]]:
     """What names a picture without showing it: SHA-256 of its pixels as they were read, and of its caption."""
-    pixels = [hashlib.sha256(image.mul(255).round().byte().numpy().tobytes()).hexdigest() for image in pictures.images]
+    pixels = [
+        hashlib.sha256(image.mul(255).round().byte().numpy().tobytes()).hexdigest() for image in pictures.batches(1)
+    ]
     texts = [hashlib.sha256(c.encode(errors="surrogateescape")).hexdigest() for c in captions_of(pictures)]
     return [{"pixels": p, "caption": c} for p, c in zip(pixels, texts, strict=True)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +21,14 @@ from unmemorize.core.results import Match
 from unmemorize.core.run import Progress, atomic, digest
 from unmemorize.core.sample import trajectory
 from unmemorize.core.shards import merge_shards, run_shards
-from unmemorize.data.pictures import load_image, save_image
+from unmemorize.data.pictures import load_image, pixels_of, read_image, save_image
 from unmemorize.data.source import Prompt
 from unmemorize.jobs.copies import Distances, Matcher
 from unmemorize.metrics.permutation import nearness_test
-from unmemorize.metrics.similarity import References, kept_pixels
+from unmemorize.metrics.similarity import References, small
 
 Row = dict[str, Any]
+MIRRORED = 256  # pictures that are mirrored together
 
 
 def choose(prompts: Sequence[Prompt], scores: np.ndarray, count: int) -> list[Prompt]:
@@ -90,7 +92,7 @@ def _sampled(
 def verify_pictures(run: Path, references: References, folder: Path, match: Matcher) -> None:
     """Compare the generated pictures with the training pictures: `scores/verify.parquet` and `references/`."""
     rows = _generated(run)
-    matches = match(_images(run, rows), references)
+    matches = match(_pixels(run, rows), references)
     captions = dict(zip(references.names, references.captions, strict=True))
     found = [row | _match_row(match, captions[match.nearest]) for row, match in zip(rows, matches, strict=True)]
     for name in {m.nearest for m in matches}:
@@ -118,15 +120,19 @@ def compare_held_out(
         NotApplicable: All pictures given are duplicates of training pictures.
     """
     rows = _generated(run)
-    images, training, keep = _images(run, rows), references.images, kept_pixels(references)
+    images = distances.features(_pixels(run, rows))
+    training = _Compared(references.small, references.kept, distances.features(references.pixels))
     if held_out is None:
-        other = training.flip(-1)
-        groups = distances.groups(torch.cat([training, other]), torch.cat([keep, keep.flip(-1)]))
+        mirrored = [distances.features(part.flip(-1)) for part in references.pixels.split(MIRRORED)]
+        other = _Compared(training.small.flip(-1), training.keep.flip(-1), torch.cat(mirrored))
+        groups = training.groups(other, distances)
     else:
-        chosen, others = _comparable(training, held_out, keep, distances)
-        training, other = training[chosen], held_out[others]
+        pictures = small(held_out)
+        given = _Compared(pictures, torch.ones(len(pictures), *pictures.shape[2:]), distances.features(held_out))
+        training, other = _comparable(training, given, distances)
         groups = np.arange(len(training) + len(other))
-    near, far = distances.between(images, training).numpy(), distances.between(images, other).numpy()
+    near = distances.between(images, training.features).numpy()
+    far = distances.between(images, other.features).numpy()
     control = np.array([row["id"] in ordinary for row in rows])
     sets = {"all": np.ones(len(rows), bool), "ordinary prompts": control}
     found = [
@@ -139,14 +145,34 @@ def compare_held_out(
         pq.write_table(pa.Table.from_pylist(found), temporary)
 
 
-def _comparable(
-    training: Tensor, held_out: Tensor, keep: Tensor, distances: Distances
-) -> tuple[np.ndarray, np.ndarray]:
-    """Which pictures of either set to compare: one a group of duplicates, none of a group of both, as many of each."""
+@dataclass(frozen=True)
+class _Compared:
+    """Pictures (n, 3, 64, 64), which of their pixels count, (n, 64, 64), and what is compared of them, (n, …)."""
+
+    small: Tensor
+    keep: Tensor
+    features: Tensor
+
+    def __len__(self) -> int:
+        return len(self.small)
+
+    def __getitem__(self, rows: np.ndarray) -> _Compared:
+        return _Compared(self.small[rows], self.keep[rows], self.features[rows])
+
+    def groups(self, other: _Compared, distances: Distances) -> np.ndarray:
+        """The groups of duplicates among these and others."""
+        return distances.groups(
+            torch.cat([self.small, other.small]),
+            torch.cat([self.keep, other.keep]),
+            torch.cat([self.features, other.features]),
+        )
+
+
+def _comparable(training: _Compared, held_out: _Compared, distances: Distances) -> tuple[_Compared, _Compared]:
+    """The pictures of either set to compare: one a group of duplicates, none of a group of both, as many of each."""
     size = min(len(training), len(held_out))
-    chosen, others = _sample(len(training), size), _sample(len(held_out), size)
-    counted = torch.cat([keep[chosen], torch.ones(size, *keep.shape[1:])])
-    groups = distances.groups(torch.cat([training[chosen], held_out[others]]), counted)
+    chosen, others = training[_sample(len(training), size)], held_out[_sample(len(held_out), size)]
+    groups = chosen.groups(others, distances)
     both = np.intersect1d(groups[:size], groups[size:])
     chosen, others = chosen[_firsts(groups[:size], both)], others[_firsts(groups[size:], both)]
     size = min(len(chosen), len(others))
@@ -170,8 +196,9 @@ def _generated(run: Path) -> list[Row]:
     return rows
 
 
-def _images(run: Path, rows: Sequence[Row]) -> Tensor:
-    return torch.stack([load_image(run / row["image"]) for row in rows])
+def _pixels(run: Path, rows: Sequence[Row]) -> Tensor:
+    """The generated pictures' bytes, (n, 3, h, w)."""
+    return torch.stack([pixels_of(read_image(run / row["image"])) for row in rows])
 
 
 def _match_row(match: Match, caption: str | None) -> Row:

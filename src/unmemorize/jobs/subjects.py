@@ -21,6 +21,7 @@ from unmemorize.testbed import embedded
 
 PLAN = "plan"
 FEWEST = 6  # controls, however few pictures are attacked: one alone says little
+ROWS = 16  # pictures that the VAE codes together
 DERIVED = "the controls, mirrored and with their colour channels exchanged"
 
 
@@ -94,8 +95,12 @@ def with_controls(
 @torch.no_grad()
 def _within_reach(model: DiffusionModel, pictures: References, check: CopyCheck) -> References:
     """Those that are still copies of themselves when the VAE has coded them; all where it gives none back."""
-    coded = torch.cat([model.decode(model.invert(part)).float().cpu() for part in pictures.images.split(16)])
-    left = [i for i, found in enumerate(check.against(coded, pictures)) if found.verdict != "none"]
+    left = []
+    for start in range(0, len(pictures), ROWS):
+        rows = range(start, min(start + ROWS, len(pictures)))
+        part = pictures[rows]
+        coded = model.decode(model.invert(part.images))
+        left += [row for row, found in zip(rows, check.against(coded, part), strict=True) if found.verdict != "none"]
     return pictures[left] if left else pictures
 
 
@@ -105,12 +110,12 @@ def derive(pictures: References, match: Callable[[Tensor], Sequence[Match]]) -> 
     Raises:
         UserError: None is left.
     """
-    images = pictures.images.flip(-1).roll(1, dims=1)
-    left = [i for i, found in enumerate(match(images)) if found.verdict == "none"]
+    pixels = pictures.pixels.flip(-1).roll(1, dims=1)
+    left = [i for i, found in enumerate(match(pixels)) if found.verdict == "none"]
     if not left:
         raise UserError("no control differs enough from its mirror image: name pictures never trained on: --held-out")
     names = tuple(f"derived from {name}" for name in pictures.names)
-    return References(names, images, (None,) * len(names), pictures.captions)[left]
+    return References(names, pixels, (None,) * len(names), pictures.captions)[left]
 
 
 def _planted(references: References) -> References:
@@ -131,7 +136,7 @@ def trained(model: str, size: tuple[int, int], check: CopyCheck, controls: str =
 
 
 def _without(pictures: References, attacked: References) -> References:
-    same = [any(torch.equal(image, other) for other in attacked.images) for image in pictures.images]
+    same = [any(torch.equal(image, other) for other in attacked.pixels) for image in pictures.pixels]
     return pictures[[i for i, found in enumerate(same) if not found]]
 
 

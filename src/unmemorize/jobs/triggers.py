@@ -21,7 +21,7 @@ from unmemorize.core.text import normalise, spans
 from unmemorize.data.source import Prompt
 from unmemorize.explain.words import MARGIN, SHARE, Outcome, Variant, measure, variants, word_effects
 from unmemorize.jobs.copies import CopyCheck, copy_check
-from unmemorize.jobs.inputs import ordinary_of, prompt_source, prompts_of
+from unmemorize.jobs.inputs import ordinary_of, prompt_source, prompts_of, with_sampling
 from unmemorize.models.load import EMBEDDED, load
 
 CONTEXTS = 2  # unrelated prompts a word is moved into
@@ -32,7 +32,7 @@ NEUTRAL = ("a photograph of a street", "an oil painting of a river", "a drawing 
 class TriggerSpec:
     """What to probe. Empty `prompts` and `images` stand for the testbed's own; `limit` 0 means all prompts.
 
-    Of more prompts than `limit` an even spread is taken.
+    Of more prompts than `limit` an even spread is taken. `steps` 0 and `guidance` None stand for the model's own.
     """
 
     model: str = "testbed"
@@ -42,8 +42,8 @@ class TriggerSpec:
     limit: int = 20
     repeats: int = 3
     seeds: tuple[int, ...] = (0, 1)
-    steps: int = 16
-    guidance: float = 7.5
+    steps: int = 0
+    guidance: float | None = None
     sscd: str = ""
     recipe: str = "sscd-320"
 
@@ -57,6 +57,7 @@ def probe(spec: TriggerSpec, run: Path, progress: Progress = lambda stage, done,
     given = _prompts(spec)
     chosen = [given[i] for i in evenly(len(given), spec.limit or len(given))]
     model = load(spec.model)
+    spec = with_sampling(spec, model)
     copied = copy_check(model, spec.model, spec.images, spec.sscd, spec.recipe)
     open_run(run, record := _record(spec, model, chosen, copied))
     tried = _variants(chosen, _unrelated(spec, given), spec.repeats)

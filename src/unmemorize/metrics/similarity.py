@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -19,19 +20,22 @@ from unmemorize.core.results import Match
 Box = tuple[int, int, int, int]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class References:
-    """Training pictures: names, images (n, 3, h, w) in [0, 1], the box that varies in a template, captions."""
+    """Training pictures: names, pixels (n, 3, h, w), the box that varies in a template, captions.
+
+    The pixels are bytes, uint8, as pictures are read; or in [0, 1]. What is compared of them is computed once.
+    """
 
     names: tuple[str, ...]
-    images: Tensor
+    pixels: Tensor
     masks: tuple[Box | None, ...]
     captions: tuple[str | None, ...]
 
     def __getitem__(self, rows: Sequence[int]) -> References:
         """Some of the pictures, in the order asked for, also more than once."""
         names, masks, captions = (tuple(v[i] for i in rows) for v in (self.names, self.masks, self.captions))
-        return References(names, self.images[list(rows)], masks, captions)
+        return References(names, self.pixels[list(rows)], masks, captions)
 
     def named(self, names: Collection[str]) -> References:
         """Those with one of these names."""
@@ -40,12 +44,40 @@ class References:
     def __len__(self) -> int:
         return len(self.names)
 
+    @property
+    def images(self) -> Tensor:
+        """All of them in [0, 1]; of a whole training set take `batches`."""
+        return unit(self.pixels)
+
+    def batches(self, size: int) -> Iterator[Tensor]:
+        """The pictures in [0, 1], so many at a time."""
+        for part in self.pixels.split(size):
+            yield unit(part)
+
+    @cached_property
+    def small(self) -> Tensor:
+        """The pictures at the size they are compared at, (n, 3, 64, 64)."""
+        return small(self.pixels)
+
+    @cached_property
+    def kept(self) -> Tensor:
+        """Which pixels of each picture count at that size, (n, 64, 64): 0 in the box that varies."""
+        kept = torch.ones(len(self), SIZE, SIZE)
+        for row, box in enumerate(self.masks):
+            if box is not None:
+                left, top, right, bottom = box
+                counts = torch.ones(1, 1, *self.pixels.shape[-2:])
+                counts[..., top:bottom, left:right] = 0
+                kept[row] = small(counts)[0, 0]
+        return kept
+
 
 SIZE = 64  # pictures are compared at this size: pixels of a large picture shift without its being another picture
 NEIGHBOURS = 50
 DUPLICATE = 0.3  # references nearer than this share of the picture's contrast are one picture
 FEW = 10  # with fewer other references than this, unseen ones count as unrelated pictures of the same contrast
 # Calibrated on pictures that no denoiser made: see docs/testbed.md.
+BATCH = 64  # pictures that are made smaller at once
 PIXELS = Criterion("l2-ratio", threshold=0.5, recipe="rmse-64px-50nn")
 
 
@@ -72,7 +104,7 @@ def match_pixels(images: Tensor, references: References, criterion: Criterion = 
     Differs: α is left to the threshold; duplicates of the nearest reference are no neighbours, or a training picture
     that is there fifty times would hide its own copies; a handful of references is completed as if by unrelated ones.
     """
-    images, pictures, keep = small(images), small(references.images), kept_pixels(references)
+    images, pictures, keep = small(images), references.small, references.kept
     plain, masked = pixel_distances(images, pictures), pixel_distances(images, pictures, keep)
     ratios = plain.min(1).values / _neighbourhood(plain, pictures[plain.argmin(1)], pictures)
     templates = masked.argmin(1)
@@ -97,12 +129,7 @@ def match_targets(
     The value is that of `match_pixels`. A target need not be among the references, and does not count as its own
     neighbour where it is. Of a template the fixed part is judged; a copy of all of it is verbatim.
     """
-    images, own, pictures, keep = (
-        small(images),
-        small(targets.images),
-        small(references.images),
-        kept_pixels(targets),
-    )
+    images, own, pictures, keep = small(images), targets.small, references.small, targets.kept
     distances = (images.double() - own.double()).square().mean(dim=(1, 2, 3)).sqrt()
     ratios = distances / _neighbourhood(pixel_distances(images, pictures), own, pictures)
     matches = []
@@ -116,9 +143,17 @@ def match_targets(
     return matches
 
 
-def small(images: Tensor) -> Tensor:
-    """Pictures at the size they are compared at."""
-    return images if images.shape[-2:] == (SIZE, SIZE) else F.interpolate(images.float(), (SIZE, SIZE), mode="area")
+def unit(pixels: Tensor) -> Tensor:
+    """Pixels in [0, 1], of bytes or of such."""
+    return pixels.float() / 255 if pixels.dtype == torch.uint8 else pixels
+
+
+def small(pixels: Tensor) -> Tensor:
+    """Pictures, bytes or in [0, 1], at the size they are compared at, in [0, 1]."""
+    if pixels.shape[-2:] == (SIZE, SIZE):
+        return unit(pixels)
+    parts = [F.interpolate(unit(part).float(), (SIZE, SIZE), mode="area") for part in pixels.split(BATCH)]
+    return torch.cat(parts)
 
 
 def _fixed_ratios(
@@ -154,17 +189,6 @@ def _neighbourhood(distances: Tensor, closest: Tensor, pictures: Tensor) -> Tens
     missing = (FEW - count).clamp(min=0)
     unrelated = 2**0.5 * contrast
     return ((near.nan_to_num(posinf=0).sum(1) + missing * unrelated) / (count + missing)).clamp(min=1e-6)
-
-
-def kept_pixels(references: References) -> Tensor:
-    """Which pixels of each picture count, at the size they are compared at, (n, 64, 64): 0 in the box that varies."""
-    n, _, h, w = references.images.shape
-    keep = torch.ones(n, 1, h, w)
-    for i, box in enumerate(references.masks):
-        if box is not None:
-            left, top, right, bottom = box
-            keep[i, :, top:bottom, left:right] = 0
-    return small(keep)[:, 0]
 
 
 @dataclass(frozen=True)
@@ -216,8 +240,10 @@ def sscd_criterion(weights: Path, recipe: str) -> Criterion:
     return Criterion("sscd", SSCD_RECIPES[recipe].threshold, recipe, hashed, higher_is_closer=True)
 
 
-def load_sscd(weights: Path) -> Callable[[Tensor], Tensor]:
-    """A function from prepared images to unit-length embeddings.
+def load_sscd(weights: Path, device: torch.device | str = "cpu") -> Callable[[Tensor], Tensor]:
+    """A function from prepared images to unit-length embeddings, both on the CPU.
+
+    A TorchScript network computes on `device`, one in ONNX format on the CPU.
 
     Raises:
         UserError: The file is neither TorchScript nor ONNX.
@@ -226,13 +252,13 @@ def load_sscd(weights: Path) -> Callable[[Tensor], Tensor]:
     if weights.suffix == ".onnx":
         return _load_onnx(weights)
     try:
-        network = torch.jit.load(str(weights), map_location="cpu").eval()
+        network = torch.jit.load(str(weights), map_location=device).eval()
     except (RuntimeError, ValueError) as error:
         raise UserError(f"{weights}: not a TorchScript file: name an SSCD .torchscript.pt or .onnx file") from error
 
     def embed(x: Tensor) -> Tensor:
         with torch.no_grad():
-            return F.normalize(network(x))
+            return F.normalize(network(x.to(device))).cpu()
 
     return embed
 
@@ -250,18 +276,21 @@ def _load_onnx(weights: Path) -> Callable[[Tensor], Tensor]:
     return lambda x: F.normalize(torch.from_numpy(session.run(None, {name: x.numpy()})[0]))
 
 
-def sscd_cosines(
-    images: Tensor, others: Tensor, criterion: Criterion, embed: Callable[[Tensor], Tensor], batch: int = 16
-) -> Tensor:
-    """SSCD cosine of every picture with every other: (n, m)."""
-    return _features(images, criterion, embed, batch) @ _features(others, criterion, embed, batch).T
-
-
 def match_sscd(
-    images: Tensor, references: References, criterion: Criterion, embed: Callable[[Tensor], Tensor], batch: int = 16
+    images: Tensor,
+    references: References,
+    criterion: Criterion,
+    embed: Callable[[Tensor], Tensor],
+    batch: int = 16,
+    features: Tensor | None = None,
 ) -> list[Match]:
-    """Match each image with the reference of highest SSCD cosine. It cannot see templates."""
-    best = sscd_cosines(images, references.images, criterion, embed, batch).max(dim=1)
+    """Match each image with the reference of highest SSCD cosine. It cannot see templates.
+
+    `features` are the references' own, (m, d), where they were computed before.
+    """
+    if features is None:
+        features = sscd_features(references.pixels, criterion, embed, batch)
+    best = (sscd_features(images, criterion, embed, batch) @ features.T).max(dim=1)
     return [_sscd_match(references.names[i], v, criterion) for v, i in zip(best[0].tolist(), best[1], strict=True)]
 
 
@@ -269,13 +298,15 @@ def match_sscd_targets(
     images: Tensor, targets: References, criterion: Criterion, embed: Callable[[Tensor], Tensor], batch: int = 16
 ) -> list[Match]:
     """Match each image with its own target by SSCD cosine: row i of one with row i of the other."""
-    cosine = (_features(images, criterion, embed, batch) * _features(targets.images, criterion, embed, batch)).sum(1)
+    own = sscd_features(targets.pixels, criterion, embed, batch)
+    cosine = (sscd_features(images, criterion, embed, batch) * own).sum(1)
     return [_sscd_match(name, v, criterion) for name, v in zip(targets.names, cosine.tolist(), strict=True)]
 
 
-def _features(images: Tensor, criterion: Criterion, embed: Callable[[Tensor], Tensor], batch: int) -> Tensor:
+def sscd_features(pixels: Tensor, criterion: Criterion, embed: Callable[[Tensor], Tensor], batch: int = 16) -> Tensor:
+    """The SSCD embeddings of pictures, bytes or in [0, 1]: (n, d)."""
     recipe = SSCD_RECIPES[criterion.recipe]
-    return torch.cat([embed(prepare(part, recipe)) for part in images.split(batch)])
+    return torch.cat([embed(prepare(unit(part), recipe)) for part in pixels.split(batch)])
 
 
 def _sscd_match(name: str, cosine: float, criterion: Criterion) -> Match:

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -25,6 +26,7 @@ from unmemorize.core.model import DiffusionModel
 from unmemorize.core.run import Progress
 from unmemorize.mitigate.checkpoints import last_update, load_checkpoint, save_checkpoint
 
+PATIENCE = timedelta(days=7)  # how long processes wait for one that measures, or makes what all need
 ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")  # where LoRA adds its matrices
 
 
@@ -83,7 +85,8 @@ class Team:
     """The processes of a run: which of them this is, and what they exchange."""
 
     def __init__(self, device: torch.device | str = "cpu") -> None:
-        state = PartialState(cpu=torch.device(device).type == "cpu")
+        # The default of ten minutes or half an hour would end the job while the first process measures.
+        state = PartialState(cpu=torch.device(device).type == "cpu", timeout=PATIENCE)
         self.rank: int = state.process_index
         self.size: int = state.num_processes
         self.device = torch.device(device) if self.size == 1 else state.device

@@ -109,7 +109,7 @@ def _of_prompt(
         for step in trajectory(model, cond, seeds=seeds, steps=how.steps, guidance=how.guidance):
             x = step.x_next
         with torch.no_grad():
-            copies = is_copy(model.decode(x).float().cpu(), number)
+            copies = is_copy(model.decode(x), number)
         kept += [row for row, copy in zip(x, copies, strict=True) if not copy]
         if len(kept) >= count:
             break

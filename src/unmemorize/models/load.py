@@ -17,15 +17,16 @@ from unmemorize.models.unet import UNetModel
 
 ASSETS = Path(__file__).parent.parent / "testbed" / "assets"
 EMBEDDED = ("testbed", "testbed-twin")
+EMBEDDED_STEPS = 16  # sampling steps: their pictures are small
 
 
-def wrap(pipe: DiffusionPipeline, *, name: str = "pipeline", source: Path | None = None) -> UNetModel:
+def wrap(pipe: DiffusionPipeline, *, name: str = "pipeline", source: Path | str | None = None) -> UNetModel:
     """Adapt a loaded pipeline, which stays where and what it is.
 
     Args:
         pipe: The pipeline.
         name: What it is called in records.
-        source: The folder it was loaded from: components that were not loaded are kept when it is saved.
+        source: The folder or hub id it was loaded from: components that were not loaded are kept when it is saved.
 
     Raises:
         NotApplicable: The pipeline's family has no adapter.
@@ -48,8 +49,12 @@ def load(path: str, *, dtype: torch.dtype | None = None, device: str | None = No
     """
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     dtype = dtype or (torch.float32 if device == "cpu" else torch.float16)
-    source = None if path in EMBEDDED or not Path(path).is_dir() else Path(path)
-    return wrap(_pipeline(path, dtype).to(device), name=path, source=source)
+    pipe = _pipeline(path, dtype).to(device)
+    if path in EMBEDDED:
+        model = wrap(pipe, name=path)
+        model.steps = EMBEDDED_STEPS
+        return model
+    return wrap(pipe, name=path, source=Path(path) if Path(path).is_dir() else path)
 
 
 def _pipeline(path: str, dtype: torch.dtype) -> StableDiffusionPipeline:

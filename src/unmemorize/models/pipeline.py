@@ -11,9 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from diffusers import DiffusionPipeline
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor, nn
 
+from unmemorize.core.errors import UserError
 from unmemorize.core.model import Condition, Counted, DiffusionModel, Guided, Parameterisation, Prediction
 from unmemorize.core.run import digest, write_json
 from unmemorize.models.schedules import RectifiedFlow, SchedulerRun, VariancePreserving
@@ -87,10 +89,10 @@ class PipelineModel(Adapter, DiffusionModel):
         pipe: The pipeline.
         name: What it was loaded as.
         denoiser: The component that denoises.
-        source: The folder it was loaded from, if any: `save` takes components that were not loaded from there.
+        source: The folder or hub id it was loaded from, if any: `save` takes from there what was not loaded.
     """
 
-    def __init__(self, pipe: Any, name: str, denoiser: nn.Module, source: Path | None = None) -> None:
+    def __init__(self, pipe: Any, name: str, denoiser: nn.Module, source: Path | str | None = None) -> None:
         super().__init__()
         self.pipe, self.name, self.denoiser, self._source = pipe, name, denoiser, source
         self._config: Any = denoiser.config
@@ -150,15 +152,40 @@ class PipelineModel(Adapter, DiffusionModel):
         return latents
 
     def save(self, folder: Path) -> None:
-        """Write the pipeline as `from_pretrained` reads it; what loading left out is copied from where it came from."""
+        """Write the pipeline as `from_pretrained` reads it; what loading left out is copied from where it came from.
+
+        Raises:
+            UserError: It came from the hub, and what was left out is neither in the cache nor can be downloaded.
+        """
         self.pipe.save_pretrained(folder)
         if self._source is not None:
-            _carry_over(self._source, folder)
+            _carry_over(_downloaded(self._source), folder)
 
     @property
     def _latent_size(self) -> tuple[int, int]:
         size = self._config.sample_size
         return (size, size) if isinstance(size, int) else (size[0], size[1])
+
+
+def _downloaded(source: Path | str) -> Path:
+    """The folder of a pipeline; of a hub id the one in the cache, with every component."""
+    if isinstance(source, Path):
+        return source
+    try:
+        folder = Path(DiffusionPipeline.download(source))
+        index: dict[str, Any] = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise UserError(f"{source}: components that were not loaded cannot be downloaded: {reason}") from error
+    missing = [part for part, entry in index.items() if _is_component(entry) and not (folder / part).is_dir()]
+    if missing:
+        raise UserError(f"{source}: its {missing[0]} is not in the cache: let it be downloaded, or name a folder")
+    return folder
+
+
+def _is_component(entry: object) -> bool:
+    """Whether an entry of model_index.json stands for a folder: [library, class]."""
+    return isinstance(entry, list) and len(entry) == 2 and entry[0] is not None
 
 
 def _carry_over(source: Path, folder: Path) -> None:
@@ -167,8 +194,7 @@ def _carry_over(source: Path, folder: Path) -> None:
     saved: dict[str, Any] = json.loads(index.read_text(encoding="utf-8"))
     original: dict[str, Any] = json.loads((source / "model_index.json").read_text(encoding="utf-8"))
     for part, entry in original.items():
-        is_component = isinstance(entry, list) and len(entry) == 2 and entry[0] is not None
-        if is_component and not (folder / part).exists() and (source / part).is_dir():
+        if _is_component(entry) and not (folder / part).exists() and (source / part).is_dir():
             shutil.copytree(source / part, folder / part)
             saved[part] = entry
     if "requires_safety_checker" in original:

@@ -20,7 +20,7 @@ from unmemorize.models.schedules import VariancePreserving
 class UNetModel(PipelineModel):
     """A `StableDiffusionPipeline` as a `DiffusionModel`."""
 
-    def __init__(self, pipe: Any, name: str, source: Path | None = None) -> None:
+    def __init__(self, pipe: Any, name: str, source: Path | str | None = None) -> None:
         config = pipe.unet.config
         if config.time_cond_proj_dim is not None:
             raise NotApplicable("a guidance-distilled UNet has no unconditional branch")
