@@ -106,13 +106,13 @@ def _host() -> str:
 def _is_left(name: str) -> bool:
     """Whether a process of this host that is there no more wrote the temporary file of this name."""
     parts = _TEMPORARY.search(name)
-    if parts is None or parts["host"] != _host():
+    if os.name != "posix" or parts is None or parts["host"] != _host():
         return False
     try:
         os.kill(int(parts["pid"]), 0)  # signal 0 only asks whether the process is there
     except ProcessLookupError:
         return True
-    except (PermissionError, OverflowError):  # another user's
+    except (PermissionError, OverflowError):  # another user's, or no number of a process
         return False
     return False
 

@@ -23,8 +23,9 @@ def related(prompts: Sequence[str], overlap: float = 0.35) -> list[str]:
     share c share one of the |x| - c + 1 first words of either. Of the pairs that do, those in one cluster already and
     those whose hashed words differ in too many bits are not compared.
 
-    Paper: Xiao et al. 2011, "Efficient similarity joins for near-duplicate detection", sections 3.1 and 4.1 (prefixes
-    of the larger and of the smaller set); Sandes, Teodoro and Melo 2020, "Bitmap filter" (the bound by hashed words).
+    Paper: Xiao et al. 2011, "Efficient similarity joins for near-duplicate detection", for the prefixes of the larger
+    and of the smaller set; Sandes, Teodoro and Melo 2020, "Bitmap filter", for the bound by hashed words.
+    Differs: clusters alone are wanted, so pairs within a cluster are passed over.
     """
     words = CountVectorizer(binary=True, token_pattern=r"(?u)\S+").fit_transform([p.strip() or "∅" for p in prompts])
     sets, member = _distinct(_rarest_first(words))

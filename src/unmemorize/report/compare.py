@@ -10,7 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unmemorize.core.errors import UserError
-from unmemorize.metrics.ranking import MIN_CLUSTERS, rate_interval, related
+from unmemorize.metrics.ranking import MIN_CLUSTERS, rate_interval
+from unmemorize.metrics.related import related
 from unmemorize.report.build import SIDES, TEMPLATES, Evidence, environment, write_text
 from unmemorize.report.pictures import Picture, picture_loader
 from unmemorize.report.rows import COPIES, Prompt, rank_prompts
