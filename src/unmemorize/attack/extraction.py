@@ -47,7 +47,7 @@ class Trial:
     restarts: int = 1
     seeds: tuple[int, ...] = SEEDS
     sampling: int = 50
-    guidance: float = 7.5
+    guidance: float | None = 7.5
     generate: Callable[..., Tensor] = generate
 
 

@@ -28,6 +28,7 @@ from unmemorize.audit.stage import Cost, NotRun
 from unmemorize.core.errors import UserError
 from unmemorize.core.model import DiffusionModel
 from unmemorize.core.run import Progress, atomic
+from unmemorize.core.sample import sampling_evaluations
 from unmemorize.core.shards import merge_shards, run_shards
 from unmemorize.jobs.copies import CopyCheck, copy_check
 from unmemorize.jobs.extracted import from_rows, to_rows
@@ -118,7 +119,7 @@ def attack_cost(model: DiffusionModel, spec: AuditSpec, prompts: int) -> Cost:
         return Cost()
     pictures = min(spec.attacked, max(min(spec.generate, prompts) // COPIED, 1))
     attacks = (1 + len(tried)) * (pictures + len(CONTROLS) * max(pictures, FEWEST))
-    calls = len(model.schedule(spec.steps).timesteps) * (2 if spec.guidance > 1 else 1)
+    calls = sampling_evaluations(model, spec.steps, spec.guidance)
     judged, updates = attacks * len(curve_of(spec)) * len(attack_seeds(spec)), spec.attack_steps * spec.attack_batch
     guarding = judged // (1 + len(tried)) * LOWERING * ("guard" in tried)
     gradients = attacks * updates + guarding

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -66,7 +67,7 @@ def _timed(model: DiffusionModel, spec: AuditSpec) -> tuple[float, float]:
         return evaluation / ROWS, _seconds_of(lambda: model.decode(x[:4])) / 4
 
 
-def _seconds_of(call) -> float:
+def _seconds_of(call: Callable[[], object]) -> float:
     call()
     started = time.perf_counter()
     for _ in range(3):

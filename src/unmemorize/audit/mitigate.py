@@ -22,7 +22,7 @@ from unmemorize.core.hooks import replaced
 from unmemorize.core.model import DiffusionModel
 from unmemorize.core.results import Localization
 from unmemorize.core.run import Progress
-from unmemorize.core.sample import generate
+from unmemorize.core.sample import generate, sampling_evaluations
 from unmemorize.core.shards import merge_shards, run_shards
 from unmemorize.data.pictures import load_image, save_image
 from unmemorize.data.source import read_references
@@ -266,7 +266,7 @@ def mitigate_cost(model: DiffusionModel, spec: AuditSpec, prompts: int) -> Cost:
         return Cost()
     copies = max(min(spec.generate, prompts) // COPIED, 1)
     each = min(spec.attacked, copies) * len(attack_seeds(spec)) + len(_ordinary(spec, ORDINARY))
-    calls = len(model.schedule(spec.steps).timesteps) * (2 if spec.guidance > 1 else 1)
+    calls = sampling_evaluations(model, spec.steps, spec.guidance)
     search = (copies + 1) * CALLS * 2 * ("wanda" in tried)
     if "nemo" in tried:
         search += copies * SEARCH + (len(_ordinary(spec, USUAL)) + 1) * len(REFERENCE_SEEDS)

@@ -22,6 +22,7 @@ from unmemorize.core.criteria import Criterion
 from unmemorize.core.errors import UserError
 from unmemorize.core.model import DiffusionModel
 from unmemorize.core.run import Progress, RunRecord, Source, digest, open_run, versions, write_json
+from unmemorize.core.sample import sampling_evaluations
 from unmemorize.data.source import Prompt, read_references
 from unmemorize.jobs.copies import LARGE, matcher
 from unmemorize.jobs.inputs import images_folder, prompt_source, with_sampling
@@ -78,9 +79,9 @@ def _record(spec: AuditSpec, model: DiffusionModel, prompts: Sequence[Prompt], c
     if folder and spec.held_out:
         pictures = read_references(Path(spec.held_out), model.image_size)
         data["held_out"] = _picture_source(spec.held_out, pictures)
-    for name, folder in mitigations(spec).items():
-        if folder:
-            data[f"mitigated {name}"] = Source(source=folder, sha256=tuned_fingerprint(model, folder), count=1)
+    for name, tuned in mitigations(spec).items():
+        if tuned:
+            data[f"mitigated {name}"] = Source(source=tuned, sha256=tuned_fingerprint(model, tuned), count=1)
     return RunRecord(
         status="running",
         spec=values,
@@ -110,7 +111,7 @@ def _picture_source(source: str, pictures: References) -> Source:
 def _timed(run: Path, stage: str) -> Iterator[None]:
     """Add the wall seconds of a stage to `timing.json`, apart from what is reproducible."""
     path = run / "timing.json"
-    fresh = {"started": datetime.now(UTC).isoformat(timespec="seconds"), "seconds": {}}
+    fresh: dict[str, Any] = {"started": datetime.now(UTC).isoformat(timespec="seconds"), "seconds": {}}
     timing = json.loads(path.read_text(encoding="utf-8")) if path.exists() else fresh
     since = time.perf_counter()
     try:
@@ -124,7 +125,7 @@ def _timed(run: Path, stage: str) -> Iterator[None]:
 def _evaluations(run: Path, model: DiffusionModel, spec: AuditSpec) -> dict[str, int]:
     """Denoiser evaluations by stage, from what the tables say was done."""
     pictures = pq.read_metadata(run / "scores" / "images.parquet").num_rows
-    calls = len(model.schedule(spec.steps).timesteps) * (2 if spec.guidance > 1 else 1)
+    calls = sampling_evaluations(model, spec.steps, spec.guidance)
     once = len(spec.seeds)  # the unconditional predictions that scoring shares
     spent = {
         "detect": _spent(run, "detect", once),

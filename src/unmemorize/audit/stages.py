@@ -18,6 +18,7 @@ from unmemorize.audit.stage import UNSEEN, Cost, NotRun, Stage
 from unmemorize.core.errors import NotApplicable
 from unmemorize.core.model import DiffusionModel
 from unmemorize.core.run import Progress
+from unmemorize.core.sample import sampling_evaluations
 from unmemorize.data.source import read_references
 from unmemorize.jobs.calibrate import LEVEL, calibrate_scores
 from unmemorize.jobs.copies import CopyCheck, copy_check, distances, matcher
@@ -143,7 +144,7 @@ def _calibrate_cost(model: DiffusionModel, spec: AuditSpec, prompts: int) -> Cos
 
 def _generate_cost(model: DiffusionModel, spec: AuditSpec, prompts: int) -> Cost:
     pictures = min(spec.generate, prompts) * len(spec.seeds[: spec.images_per_prompt])
-    calls = len(model.schedule(spec.steps).timesteps) * (2 if spec.guidance > 1 else 1)
+    calls = sampling_evaluations(model, spec.steps, spec.guidance)
     return Cost(pictures * calls, pictures=pictures)
 
 
@@ -154,7 +155,7 @@ def _explain_cost(model: DiffusionModel, spec: AuditSpec, prompts: int) -> Cost:
     if images_folder(spec.model, spec.images) is not None:
         copied = min(explained, max(min(spec.generate, prompts) // COPIED, 1))
         pictures = 2 * seeds * copied
-        calls = len(model.schedule(spec.steps).timesteps) * (2 if spec.guidance > 1 else 1)
+        calls = sampling_evaluations(model, spec.steps, spec.guidance)
         evaluations += pictures * calls + 3 * seeds * copied  # the last are the magnitudes of both texts
     return Cost(evaluations, gradients=seeds * explained, pictures=pictures)
 

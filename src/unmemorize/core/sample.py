@@ -80,6 +80,12 @@ def trajectory(
         x = x_next
 
 
+def sampling_evaluations(model: DiffusionModel, steps: int, guidance: float | None) -> int:
+    """Evaluations that sampling one picture takes: two a step under guidance."""
+    scale = model.guidance if guidance is None else guidance
+    return len(model.schedule(steps).timesteps) * (2 if scale > 1 else 1)
+
+
 def first_unconditional(model: DiffusionModel, *, seeds: Sequence[int], steps: int = 50) -> Prediction:
     """The unconditional prediction at the first sampling step: it depends on the seed alone, (seeds, …)."""
     schedule = model.schedule(steps)

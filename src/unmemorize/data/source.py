@@ -106,12 +106,13 @@ def _json_rows(path: Path) -> Iterator[dict[str, Any]]:
 
 def _parquet_rows(path: Path) -> Iterable[dict[str, Any]]:
     try:
-        return pq.read_table(path).to_pylist()
+        rows: list[dict[str, Any]] = pq.read_table(path).to_pylist()
+        return rows
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: not a Parquet file: name another file, or give it its true ending") from error
 
 
-def _column(path: Path, rows: Iterable[dict[str, Any]], column: str | None) -> Iterator[str]:
+def _column(path: Path, rows: Iterable[dict[Any, Any]], column: str | None) -> Iterator[str]:
     key = None
     for number, row in enumerate(rows, 1):
         if key is None:
@@ -172,8 +173,9 @@ def _metadata(folder: Path) -> dict[str, dict[str, Any]]:
 
 
 def _caption(file: Path, row: dict[str, Any]) -> str | None:
-    if isinstance(row.get("text"), str) and not _surrogate.search(row["text"]):
-        return row["text"]
+    caption = row.get("text")
+    if isinstance(caption, str) and not _surrogate.search(caption):
+        return caption
     text = file.with_suffix(".txt")
     if kind_of(text) == "nothing":
         return None
@@ -207,4 +209,4 @@ def _is_part(mask: object, was: tuple[int, int]) -> bool:
         return False
     left, top, right, bottom = mask
     inside = 0 <= left < right <= was[0] and 0 <= top < bottom <= was[1]
-    return inside and (right - left) * (bottom - top) < was[0] * was[1]
+    return bool(inside and (right - left) * (bottom - top) < was[0] * was[1])

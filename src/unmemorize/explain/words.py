@@ -147,7 +147,7 @@ def measure(
     *,
     seeds: Sequence[int],
     steps: int = 50,
-    guidance: float = 7.5,
+    guidance: float | None = 7.5,
     batch: int = 16,
 ) -> list[Outcome]:
     """Score and generate each text at each seed; `copied` says of pictures (n, 3, h, w) which are copies.

@@ -50,12 +50,12 @@ class Judge:
     alignment: Callable[[Tensor, Sequence[str]], Tensor] | None
     seeds: tuple[int, ...]
     steps: int
-    guidance: float
+    guidance: float | None
     generate: Callable[..., Tensor] = generate
 
 
 def judge_of(
-    model: DiffusionModel, name: str, copies: CopyCheck, seeds: tuple[int, ...], steps: int, scale: float
+    model: DiffusionModel, name: str, copies: CopyCheck, seeds: tuple[int, ...], steps: int, scale: float | None
 ) -> Judge:
     """The testbed's own picture model for an embedded model; latents of the model's VAE, pooled to 4×4, for others."""
     if name in EMBEDDED:

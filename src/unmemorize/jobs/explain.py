@@ -44,7 +44,7 @@ class ExplainSpec:
     pool: str = "sum"
     method: str = "gradient"
     check: bool = False
-    guidance: float = 7.5
+    guidance: float | None = 7.5
 
 
 def explain(spec: ExplainSpec, prompt: str) -> Row:

@@ -56,7 +56,7 @@ def generate_pictures(
     *,
     seeds: Sequence[int],
     steps: int,
-    guidance: float,
+    guidance: float | None,
 ) -> None:
     """Write a PNG per prompt and seed to `images/`, and `scores/images.parquet` with the magnitude along the way."""
     pairs = [(p, seed) for p in chosen for seed in seeds]
@@ -77,7 +77,7 @@ def generate_pictures(
 
 
 def _sampled(
-    model: DiffusionModel, cond: Condition, seeds: Sequence[int], steps: int, guidance: float
+    model: DiffusionModel, cond: Condition, seeds: Sequence[int], steps: int, guidance: float | None
 ) -> tuple[Tensor, list[list[float] | None]]:
     """Pictures, and the magnitude at every step of each: guidance computes what it needs anyway."""
     curves = []

@@ -34,7 +34,9 @@ class References:
 
     def __getitem__(self, rows: Sequence[int]) -> References:
         """Some of the pictures, in the order asked for, also more than once."""
-        names, masks, captions = (tuple(v[i] for i in rows) for v in (self.names, self.masks, self.captions))
+        names = tuple(self.names[i] for i in rows)
+        masks = tuple(self.masks[i] for i in rows)
+        captions = tuple(self.captions[i] for i in rows)
         return References(names, self.pixels[list(rows)], masks, captions)
 
     def named(self, names: Collection[str]) -> References:

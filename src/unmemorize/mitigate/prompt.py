@@ -129,7 +129,7 @@ def generate_guarded(
     *,
     seeds: Sequence[int],
     steps: int = 50,
-    guidance: float = 7.5,
+    guidance: float | None = 7.5,
     limits: Limits,
     iterations: int = 10,
 ) -> Tensor:

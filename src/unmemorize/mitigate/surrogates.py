@@ -44,7 +44,7 @@ class Sampling:
     """How pictures are made: sampling steps, guidance, rows at a time."""
 
     steps: int = 50
-    guidance: float = 7.5
+    guidance: float | None = 7.5
     batch: int = 16
 
 
