@@ -107,7 +107,7 @@ def test_a_dry_run_writes_nothing(call, tiny_folder, inputs):
     assert code == 0
     assert "pictures" in out
     found = json.loads(call("audit", tiny_folder, *arguments, "--json")[1])
-    assert found["evaluations"]["generate"] == 2 * 2 * 16 * 2
+    assert found["evaluations"]["generate"] == 2 * 2 * 50 * 2
     assert not (inputs / "run").exists()
 
 
