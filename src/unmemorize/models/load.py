@@ -13,30 +13,50 @@ from transformers.utils import logging as transformers_logging
 
 from unmemorize.core.errors import NotApplicable, UserError
 from unmemorize.core.files import kind_of, require_plain
-from unmemorize.models.unet import UNetModel
+from unmemorize.models.pipeline import PipelineModel
+from unmemorize.models.unet import SDXLModel, UNetModel
+
+ADAPTERS: dict[str, type[PipelineModel]] = {
+    "StableDiffusionPipeline": UNetModel,
+    "StableDiffusionXLPipeline": SDXLModel,
+}
 
 ASSETS = Path(__file__).parent.parent / "testbed" / "assets"
 EMBEDDED = ("testbed", "testbed-twin")
 EMBEDDED_STEPS = 16  # sampling steps: their pictures are small
 
 
-def wrap(pipe: DiffusionPipeline, *, name: str = "pipeline", source: Path | str | None = None) -> UNetModel:
+def wrap(
+    pipe: DiffusionPipeline,
+    *,
+    name: str = "pipeline",
+    source: Path | str | None = None,
+    size: tuple[int, int] | None = None,
+) -> PipelineModel:
     """Adapt a loaded pipeline, which stays where and what it is.
 
     Args:
         pipe: The pipeline.
         name: What it is called in records.
         source: The folder or hub id it was loaded from: components that were not loaded are kept when it is saved.
+        size: Height and width of pictures in pixels; the family's own by default.
 
     Raises:
         NotApplicable: The pipeline's family has no adapter.
+        UserError: Pictures of this size cannot be made.
     """
-    if not isinstance(pipe, StableDiffusionPipeline):
-        raise NotApplicable(f"{type(pipe).__name__} has no adapter: pass a StableDiffusionPipeline")
-    return UNetModel(pipe, name, source)
+    own = type(pipe).__name__
+    for kind in type(pipe).__mro__:
+        if kind.__name__ in ADAPTERS and kind is not type(pipe):
+            raise NotApplicable(
+                f"{own} is a {kind.__name__} with a call of its own: pass {kind.__name__}(**pipe.components)"
+            )
+    if own not in ADAPTERS:
+        raise NotApplicable(f"{own} has no adapter: pass one of {', '.join(ADAPTERS)}")
+    return ADAPTERS[own](pipe, name, source, size)
 
 
-def load(path: str, *, dtype: torch.dtype | None = None, device: str | None = None) -> UNetModel:
+def load(path: str, *, dtype: torch.dtype | None = None, device: str | None = None) -> PipelineModel:
     """Load a model.
 
     Args:

@@ -7,6 +7,7 @@ import json
 import shutil
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,20 +16,26 @@ from diffusers import DiffusionPipeline
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor, nn
 
-from unmemorize.core.errors import UserError
-from unmemorize.core.model import Condition, Counted, DiffusionModel, Guided, Parameterisation, Prediction
+from unmemorize.core.errors import NotApplicable, UserError
+from unmemorize.core.model import Condition, Counted, Guided, Parameterisation, Prediction, TypedModel
 from unmemorize.core.run import digest, write_json
 from unmemorize.models.schedules import RectifiedFlow, SchedulerRun, VariancePreserving
 
+ASIDE = ("safety_checker", "image_encoder")  # components that read pictures, not prompts
+
 
 class Adapter(Counted, ABC):
-    """What follows for every model from how it denoises: predictions, guidance in one call, noisy latents."""
+    """What follows for every model from how it denoises: predictions, guidance, noisy latents.
+
+    `apart`: guidance takes two calls of the denoiser, the conditional one first, instead of a stacked one.
+    """
 
     name: str
     denoiser: nn.Module
     levels: VariancePreserving | RectifiedFlow
     guidance: float = 7.5
     steps: int = 50
+    apart: bool = False
 
     @property
     @abstractmethod
@@ -42,6 +49,14 @@ class Adapter(Counted, ABC):
     @abstractmethod
     def denoise(self, x: Tensor, t: Tensor, cond: Condition) -> Tensor:
         """The denoiser's output, one call."""
+
+    def complete(self, cond: Condition) -> Condition:
+        """With what the denoiser reads beside embeddings, where a condition leaves it out."""
+        return cond
+
+    def combine(self, uncond: Tensor, cond: Tensor, scale: float) -> Tensor:
+        """What guidance makes of two outputs."""
+        return uncond + scale * (cond - uncond)
 
     def unconditional(self, count: int) -> Condition:
         """The empty prompt."""
@@ -67,20 +82,24 @@ class Adapter(Counted, ABC):
 
     def predict(self, x: Tensor, t: Tensor, cond: Condition) -> Prediction:
         """Evaluate the denoiser once per row."""
-        output = self.denoise(x, t, cond)
+        output = self.denoise(x, t, self.complete(cond))
         self.count_rows(output)
         return self.interpret(output, x, t)
 
     def guided(self, x: Tensor, t: Tensor, cond: Condition, uncond: Condition, scale: float) -> Guided:
-        """One stacked call, the unconditional half first: two calls differ from it in the last bits."""
-        count = len(x)
-        both = self.predict(torch.cat([x, x]), t, uncond.followed_by(cond))
-        unconditional, conditional = both[:count], both[count:]
-        output = unconditional.output + scale * (conditional.output - unconditional.output)
-        return Guided(conditional, unconditional, output)
+        """As many calls as the pipeline makes: one stacked call, the unconditional half first, differs from two in the
+        last bits.
+        """
+        if self.apart:
+            conditional, unconditional = self.predict(x, t, cond), self.predict(x, t, uncond)
+        else:
+            count = len(x)
+            both = self.predict(torch.cat([x, x]), t, self.complete(uncond).followed_by(self.complete(cond)))
+            unconditional, conditional = both[:count], both[count:]
+        return Guided(conditional, unconditional, self.combine(unconditional.output, conditional.output, scale))
 
 
-class PipelineModel(Adapter, DiffusionModel):
+class PipelineModel(Adapter, TypedModel):
     """A loaded diffusers pipeline as a `DiffusionModel`. The pipeline is shared, never moved or changed.
 
     The safety checker is not run: a blacked-out picture would look like a duplicate of every other.
@@ -88,20 +107,35 @@ class PipelineModel(Adapter, DiffusionModel):
     Args:
         pipe: The pipeline.
         name: What it was loaded as.
-        denoiser: The component that denoises.
         source: The folder or hub id it was loaded from, if any: `save` takes from there what was not loaded.
+        size: Height and width of pictures in pixels; the family's own by default.
+
+    Raises:
+        NotApplicable: The pipeline computes something that the adapter does not know of.
+        UserError: Pictures of this size cannot be made.
     """
 
-    def __init__(self, pipe: Any, name: str, denoiser: nn.Module, source: Path | str | None = None) -> None:
+    part = "transformer"  # the component that denoises
+    pooled = False  # whether it reads a vector a prompt beside the embeddings
+    multiple = 8  # of which height and width have to be multiples
+
+    def __init__(
+        self, pipe: Any, name: str, source: Path | str | None = None, size: tuple[int, int] | None = None
+    ) -> None:
         super().__init__()
-        self.pipe, self.name, self.denoiser, self._source = pipe, name, denoiser, source
-        self._config: Any = denoiser.config
+        self.pipe, self.name, self._source = pipe, name, source
+        self.denoiser: nn.Module = getattr(pipe, self.part)
+        self._config: Any = self.denoiser.config
+        self._size = size or self._own_size()
+        if any(side <= 0 or side % self.multiple for side in self._size):
+            height, width = self._size
+            raise UserError(f"{height} × {width} pixels: name multiples of {self.multiple}")
+        self._empty_pooled: Tensor | None = None
 
     @property
     def image_size(self) -> tuple[int, int]:
         """Height and width of the pictures it makes, in pixels."""
-        height, width = self._latent_size
-        return height * self.pipe.vae_scale_factor, width * self.pipe.vae_scale_factor
+        return self._size
 
     @property
     def device(self) -> torch.device:
@@ -123,14 +157,14 @@ class PipelineModel(Adapter, DiffusionModel):
         return digest(itertools.chain([schedule], weights))
 
     def _weights(self) -> Mapping[str, nn.Module]:
-        return {"denoiser": self.denoiser, "text_encoder": self.pipe.text_encoder, "vae": self.pipe.vae}
+        others = {name: part for name, part in sorted(self.pipe.components.items()) if name not in (self.part, *ASIDE)}
+        networks = {name: part for name, part in others.items() if isinstance(part, nn.Module)}
+        return {"denoiser": self.denoiser} | networks
 
     def noise(self, generators: Sequence[torch.Generator]) -> Tensor:
         """One standard normal latent per generator."""
-        shape = (len(generators), self._config.in_channels, *self._latent_size)
-        latents: Tensor = randn_tensor(
-            shape, generator=list(generators), device=self.device, dtype=next(self.denoiser.parameters()).dtype
-        )
+        shape = (len(generators), *self._latent_shape)
+        latents: Tensor = randn_tensor(shape, generator=list(generators), device=self.device, dtype=self._latent_dtype)
         return latents
 
     def schedule(self, steps: int) -> SchedulerRun:
@@ -140,16 +174,92 @@ class PipelineModel(Adapter, DiffusionModel):
     def decode(self, x: Tensor) -> Tensor:
         """Latents to images in [0, 1], as the pipeline decodes them."""
         self.count_decodes(len(x))
-        images = self.pipe.vae.decode(x / self.pipe.vae.config.scaling_factor, return_dict=False)[0]
+        images = self.pipe.vae.decode(self._unscaled(x.to(self.pipe.vae.dtype)), return_dict=False)[0]
         pictures: Tensor = self.pipe.image_processor.postprocess(images, output_type="pt")
         return pictures
 
     def invert(self, images: Tensor) -> Tensor:
         """Images in [0, 1] to the mode of their latents."""
         vae = self.pipe.vae
-        pixels = (images * 2 - 1).to(vae.device, vae.dtype)
-        latents: Tensor = vae.encode(pixels).latent_dist.mode() * vae.config.scaling_factor
-        return latents
+        encoded = vae.encode((images * 2 - 1).to(self.device, vae.dtype))
+        if hasattr(encoded, "latent_dist"):
+            return self._scaled(encoded.latent_dist.mode())
+        return self._scaled(encoded.latents if hasattr(encoded, "latents") else encoded.latent)  # of small, deep VAEs
+
+    def _scaled(self, z: Tensor) -> Tensor:
+        """The VAE's latents in the denoiser's scale."""
+        scale, shift = self._vae_scale
+        return (z - shift) * scale if shift else z * scale
+
+    def _unscaled(self, x: Tensor) -> Tensor:
+        scale, shift = self._vae_scale
+        return x / scale + shift if shift else x / scale
+
+    @property
+    def _vae_scale(self) -> tuple[float, float | None]:
+        config = self.pipe.vae.config
+        return config.scaling_factor, getattr(config, "shift_factor", None)
+
+    def complete(self, cond: Condition) -> Condition:
+        """With the empty prompt's pooled vector, where the family reads one and the condition has none."""
+        if not self.pooled or cond.pooled is not None:
+            return cond
+        if self._empty_pooled is None:
+            self._empty_pooled = self.encode([""]).pooled
+        assert self._empty_pooled is not None  # since `pooled` says so
+        return replace(cond, pooled=self._empty_pooled.to(cond.embeds).expand(len(cond), -1))
+
+    @property
+    def vocabulary(self) -> list[str]:
+        """None, where prompts are not read through CLIP alone.
+
+        Raises:
+            NotApplicable: Always.
+        """
+        raise self._untyped()
+
+    @property
+    def token_table(self) -> Tensor:
+        """None, where prompts are not read through CLIP alone.
+
+        Raises:
+            NotApplicable: Always.
+        """
+        raise self._untyped()
+
+    def encode_tokens(self, ids: Tensor, inputs: Tensor) -> Condition:
+        """None, where prompts are not read through CLIP alone.
+
+        Raises:
+            NotApplicable: Always.
+        """
+        raise self._untyped()
+
+    def _untyped(self) -> NotApplicable:
+        return NotApplicable(
+            f"{self._family} reads prompts through other encoders than CLIP: there are no token inputs"
+        )
+
+    @property
+    def _family(self) -> str:
+        return type(self.pipe).__name__.removesuffix("Pipeline")
+
+    @property
+    def _latent_shape(self) -> tuple[int, int, int]:
+        height, width = self._size
+        scale: int = self.pipe.vae_scale_factor
+        return self._config.in_channels, height // scale, width // scale
+
+    @property
+    def _latent_dtype(self) -> torch.dtype:
+        network: Any = self.denoiser
+        dtype: torch.dtype = network.dtype
+        return dtype
+
+    def _own_size(self) -> tuple[int, int]:
+        """The size that pictures have if none is named."""
+        size, scale = self.pipe.default_sample_size, self.pipe.vae_scale_factor
+        return size * scale, size * scale
 
     def save(self, folder: Path) -> None:
         """Write the pipeline as `from_pretrained` reads it; what loading left out is copied from where it came from.
@@ -160,11 +270,6 @@ class PipelineModel(Adapter, DiffusionModel):
         self.pipe.save_pretrained(folder)
         if self._source is not None:
             _carry_over(_downloaded(self._source), folder)
-
-    @property
-    def _latent_size(self) -> tuple[int, int]:
-        size = self._config.sample_size
-        return (size, size) if isinstance(size, int) else (size[0], size[1])
 
 
 def _downloaded(source: Path | str) -> Path:

@@ -10,13 +10,29 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from unmemorize.core.errors import NotApplicable
+
 
 class SchedulerRun:
-    """A private copy of a diffusers scheduler, set to a number of steps."""
+    """A private copy of a diffusers scheduler, set to a number of steps.
 
-    def __init__(self, scheduler: Any, steps: int, device: torch.device) -> None:
+    Args:
+        scheduler: The pipeline's, which stays as it is.
+        steps: Number of steps; `sigmas` or `timesteps` among the settings take its place.
+        device: Where timesteps lie.
+        begin: The pipeline tells the scheduler that it starts at its first step.
+        settings: What else the pipeline passes to `set_timesteps`.
+    """
+
+    def __init__(
+        self, scheduler: Any, steps: int, device: torch.device, *, begin: bool = False, **settings: Any
+    ) -> None:
         self._scheduler = copy.deepcopy(scheduler)
-        self._scheduler.set_timesteps(steps, device=device)
+        if settings.get("sigmas") is None:
+            settings["num_inference_steps"] = steps
+        self._scheduler.set_timesteps(device=device, **settings)
+        if begin and hasattr(self._scheduler, "set_begin_index"):
+            self._scheduler.set_begin_index(0)
         parameters = inspect.signature(self._scheduler.step).parameters
         self._takes_generator = "generator" in parameters
         # Pipelines pass their own default of eta; a scheduler's may be another (TCD's is 0.3).
@@ -38,6 +54,28 @@ class SchedulerRun:
             settings["generator"] = list(generators)
         x_next: Tensor = self._scheduler.step(output, t, x, **settings, return_dict=False)[0]
         return x_next
+
+
+def require_noise_schedule(scheduler: Any) -> None:
+    """Refuse a scheduler whose timesteps are not those of a variance-preserving process.
+
+    Raises:
+        NotApplicable: It has no ᾱ, or samples a flow.
+    """
+    name, config = type(scheduler).__name__, scheduler.config
+    if not hasattr(scheduler, "alphas_cumprod"):
+        raise NotApplicable(f"{name} has no variance-preserving noise schedule")
+    if config.get("use_flow_sigmas") or config.prediction_type not in ("epsilon", "sample", "v_prediction"):
+        raise NotApplicable(f"{name} is set to sample a flow, which this network was not trained as")
+
+
+def is_few_step(scheduler: Any) -> bool:
+    """Whether it is one that distilled models come with: LCM, TCD, or Euler's with trailing timesteps for ε (Turbo)."""
+    name, config = type(scheduler).__name__, scheduler.config
+    if name in ("LCMScheduler", "TCDScheduler"):
+        return True
+    euler = name in ("EulerDiscreteScheduler", "EulerAncestralDiscreteScheduler")
+    return euler and config.timestep_spacing == "trailing" and config.prediction_type == "epsilon"
 
 
 class VariancePreserving:

@@ -1,8 +1,10 @@
-"""The adapter for Stable Diffusion 1 and 2: any loaded `StableDiffusionPipeline`."""
+"""The adapters for Stable Diffusion 1, 2 and XL, whose denoiser is a UNet."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,22 +16,32 @@ from unmemorize.core.hooks import patched
 from unmemorize.core.model import Condition, Parameterisation, Reach
 from unmemorize.models.layers import feed_forward_outputs, value_projections
 from unmemorize.models.pipeline import PipelineModel
-from unmemorize.models.schedules import VariancePreserving
+from unmemorize.models.schedules import SchedulerRun, VariancePreserving, is_few_step, require_noise_schedule
+
+FEW_STEPS = 4  # of a distilled model, whose guidance is off
 
 
 class UNetModel(PipelineModel):
     """A `StableDiffusionPipeline` as a `DiffusionModel`."""
 
-    def __init__(self, pipe: Any, name: str, source: Path | str | None = None) -> None:
+    part = "unet"
+    added: str | None = None  # what the network adds to its time embedding
+
+    def __init__(
+        self, pipe: Any, name: str, source: Path | str | None = None, size: tuple[int, int] | None = None
+    ) -> None:
         config = pipe.unet.config
         if config.time_cond_proj_dim is not None:
             raise NotApplicable("a guidance-distilled UNet has no unconditional branch")
-        if config.addition_embed_type is not None or config.in_channels != pipe.vae.config.latent_channels:
-            raise NotApplicable("this UNet takes more than latents and text: pass a Stable Diffusion 1 or 2 pipeline")
-        if not hasattr(pipe.scheduler, "alphas_cumprod"):
-            raise NotApplicable(f"{type(pipe.scheduler).__name__} has no variance-preserving noise schedule")
-        super().__init__(pipe, name, pipe.unet, source)
+        if config.encoder_hid_dim_type is not None:
+            raise NotApplicable("this UNet also reads pictures or other text: call pipe.unload_ip_adapter() first")
+        if config.addition_embed_type != self.added or config.in_channels != pipe.vae.config.latent_channels:
+            raise NotApplicable(f"this UNet takes more or other inputs than {type(pipe).__name__} gives it")
+        require_noise_schedule(pipe.scheduler)
+        super().__init__(pipe, name, source, size)
         self.levels = VariancePreserving(pipe.scheduler.alphas_cumprod)
+        if is_few_step(pipe.scheduler):
+            self.guidance, self.steps = 1.0, FEW_STEPS
 
     @property
     def kind(self) -> Parameterisation:
@@ -39,32 +51,32 @@ class UNetModel(PipelineModel):
 
     def encode(self, prompts: Sequence[str]) -> Condition:
         """Prompts to embeddings, as the pipeline encodes them; overlong prompts are cut."""
-        tokens = self.pipe.tokenizer(
-            list(prompts),
-            padding="max_length",
-            truncation=True,
-            max_length=self.pipe.tokenizer.model_max_length,
-            return_tensors="pt",
-        ).to(self.device)
+        tokens = self._tokenizer(list(prompts), **self._cut, return_tensors="pt").to(self.device)
         with torch.no_grad():
-            embeds, _ = self.pipe.encode_prompt(list(prompts), self.device, 1, do_classifier_free_guidance=False)
-        return Condition(embeds, tokens.input_ids, tokens.attention_mask, texts=tuple(prompts))
+            embeds, pooled = self._embedded(list(prompts))
+        return Condition(embeds, tokens.input_ids, tokens.attention_mask, pooled, tuple(prompts))
+
+    def _embedded(self, prompts: list[str]) -> tuple[Tensor, Tensor | None]:
+        embeds, _ = self.pipe.encode_prompt(prompts, self.device, 1, do_classifier_free_guidance=False)
+        return embeds, None
+
+    @property
+    def _tokenizer(self) -> Any:
+        return self.pipe.tokenizer
+
+    @property
+    def _cut(self) -> dict[str, Any]:
+        return {"padding": "max_length", "truncation": True, "max_length": self._tokenizer.model_max_length}
 
     def spans(self, prompt: str) -> list[tuple[int, int]]:
         """The characters of the prompt behind each token position, as the pipeline's tokenizer cut them."""
-        tokens = self.pipe.tokenizer(
-            prompt,
-            padding="max_length",
-            truncation=True,
-            max_length=self.pipe.tokenizer.model_max_length,
-            return_offsets_mapping=True,
-        )
+        tokens = self._tokenizer(prompt, **self._cut, return_offsets_mapping=True)
         return [(start, stop) for start, stop in tokens.offset_mapping]
 
     @property
     def vocabulary(self) -> list[str]:
         """The words that are one token of their own, in alphabetical order."""
-        tokens = (t.removesuffix("</w>") for t in self.pipe.tokenizer.get_vocab() if t.endswith("</w>"))
+        tokens = (t.removesuffix("</w>") for t in self._tokenizer.get_vocab() if t.endswith("</w>"))
         return sorted(t for t in tokens if len(t) > 2 and t.isascii() and t.isalpha())
 
     @property
@@ -75,10 +87,7 @@ class UNetModel(PipelineModel):
 
     def encode_tokens(self, ids: Tensor, inputs: Tensor) -> Condition:
         """What `encode` gives for the prompt with these ids, with gradients to `inputs` = token_table[ids]."""
-        encoder = self.pipe.text_encoder
-        name = next(n for n, module in encoder.named_modules() if module is encoder.get_input_embeddings())
-        with patched(encoder, {name: lambda _: inputs}):
-            return Condition(encoder(ids)[0], ids)
+        return Condition(_encoded(self.pipe.text_encoder, ids, inputs)[0], ids)
 
     def denoise(self, x: Tensor, t: Tensor, cond: Condition) -> Tensor:
         """The UNet's output."""
@@ -104,3 +113,119 @@ class UNetModel(PipelineModel):
             NotApplicable: There is none.
         """
         return feed_forward_outputs(self.denoiser)
+
+    def _own_size(self) -> tuple[int, int]:
+        size, scale = self._config.sample_size, self.pipe.vae_scale_factor
+        return (size * scale, size * scale) if isinstance(size, int) else (size[0] * scale, size[1] * scale)
+
+
+class SDXLModel(UNetModel):
+    """A `StableDiffusionXLPipeline`: two CLIP encoders side by side, a pooled vector of the second, and the size."""
+
+    guidance = 5.0
+    added = "text_time"
+    pooled = True
+
+    def _embedded(self, prompts: list[str]) -> tuple[Tensor, Tensor | None]:
+        embeds, _, pooled, _ = self.pipe.encode_prompt(prompts, device=self.device, do_classifier_free_guidance=False)
+        return embeds, pooled
+
+    def unconditional(self, count: int) -> Condition:
+        """Zeros where the pipeline is set so, as the base model's is; else the empty prompt."""
+        empty = self.encode([""] * count)
+        if not self.pipe.config.force_zeros_for_empty_prompt or empty.pooled is None:
+            return empty
+        return replace(empty, embeds=torch.zeros_like(empty.embeds), pooled=torch.zeros_like(empty.pooled))
+
+    def denoise(self, x: Tensor, t: Tensor, cond: Condition) -> Tensor:
+        """The UNet's output, for pictures made and cut at their size."""
+        sizes = torch.tensor([[*self.image_size, 0, 0, *self.image_size]], dtype=cond.embeds.dtype, device=x.device)
+        added = {"text_embeds": cond.pooled, "time_ids": sizes.repeat(len(x), 1)}
+        output: Tensor = self.denoiser(
+            x, t, encoder_hidden_states=cond.embeds, added_cond_kwargs=added, return_dict=False
+        )[0]
+        return output
+
+    def schedule(self, steps: int) -> SchedulerRun:
+        """A private copy of the pipeline's scheduler."""
+        return SchedulerRun(self.pipe.scheduler, steps, self.device, begin=True)
+
+    def decode(self, x: Tensor) -> Tensor:
+        """Latents to images in [0, 1]; a VAE that overflows in half precision computes in float32."""
+        with self._whole_vae():
+            return super().decode(x)
+
+    def invert(self, images: Tensor) -> Tensor:
+        """Images in [0, 1] to the mode of their latents."""
+        with self._whole_vae():
+            return super().invert(images).to(self._latent_dtype)
+
+    @contextmanager
+    def _whole_vae(self) -> Iterator[None]:
+        vae = self.pipe.vae
+        if vae.dtype != torch.float16 or not vae.config.force_upcast:
+            yield
+            return
+        vae.to(dtype=torch.float32)  # and back, which loses nothing
+        try:
+            yield
+        finally:
+            vae.to(dtype=torch.float16)
+
+    def _scaled(self, z: Tensor) -> Tensor:
+        if (statistics := self._statistics(z)) is None:
+            return super()._scaled(z)
+        mean, std = statistics
+        return (z - mean) * self._vae_scale[0] / std
+
+    def _unscaled(self, x: Tensor) -> Tensor:
+        if (statistics := self._statistics(x)) is None:
+            return super()._unscaled(x)
+        mean, std = statistics
+        return x * std / self._vae_scale[0] + mean
+
+    def _statistics(self, like: Tensor) -> tuple[Tensor, Tensor] | None:
+        """Mean and standard deviation by channel of VAEs that come with them, such as Playground's."""
+        config = self.pipe.vae.config
+        if getattr(config, "latents_mean", None) is None or getattr(config, "latents_std", None) is None:
+            return None
+        mean, std = (
+            torch.tensor(values).view(1, -1, 1, 1).to(like) for values in (config.latents_mean, config.latents_std)
+        )
+        return mean, std
+
+    @property
+    def _tokenizer(self) -> Any:
+        return self._readers[0][0]
+
+    @property
+    def _readers(self) -> list[tuple[Any, Any]]:
+        """Tokenizers with their encoders; some models come without the first."""
+        readers = [(self.pipe.tokenizer, self.pipe.text_encoder), (self.pipe.tokenizer_2, self.pipe.text_encoder_2)]
+        return [(tokenizer, encoder) for tokenizer, encoder in readers if encoder is not None]
+
+    @property
+    def token_table(self) -> Tensor:
+        """What each token puts into both encoders, side by side: (tokens, width)."""
+        return torch.cat([encoder.get_input_embeddings().weight.detach() for _, encoder in self._readers], dim=1)
+
+    def encode_tokens(self, ids: Tensor, inputs: Tensor) -> Condition:
+        """What `encode` gives for the prompt with these ids, with gradients to `inputs` = token_table[ids]."""
+        ended = (ids == self._tokenizer.eos_token_id).int()
+        padding = ended.cumsum(1) > ended  # behind the first end token
+        widths = [encoder.get_input_embeddings().weight.shape[1] for _, encoder in self._readers]
+        states, pooled = [], None
+        for (tokenizer, encoder), part in zip(self._readers, inputs.split(widths, dim=2), strict=True):
+            own = ids.masked_fill(padding, tokenizer.pad_token_id)  # the encoders pad with different tokens
+            given = torch.where((own == ids)[..., None], part, encoder.get_input_embeddings().weight[own])
+            found = _encoded(encoder, own, given)
+            states.append(found.hidden_states[-2])
+            pooled = found[0] if found[0].ndim == 2 else pooled
+        return Condition(torch.cat(states, dim=-1), ids, pooled=pooled)
+
+
+def _encoded(encoder: Any, ids: Tensor, inputs: Tensor) -> Any:
+    """What a CLIP encoder makes of ids, with these inputs in the place of its own table's."""
+    name = next(n for n, module in encoder.named_modules() if module is encoder.get_input_embeddings())
+    with patched(encoder, {name: lambda _: inputs}):
+        return encoder(ids, output_hidden_states=True)

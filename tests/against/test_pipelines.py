@@ -1,0 +1,131 @@
+"""Our sampling loop is each family's own pipeline, bit for bit."""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass, field
+from typing import Any
+
+import diffusers
+import pytest
+import torch
+
+from families import NOISE, tiny
+from unmemorize.core.sample import generators, trajectory
+from unmemorize.models.load import wrap
+
+PROMPTS = ["a lighthouse at dusk", "an owl on a fence, and two red kites over a field", "x"]
+SEEDS = [3, 14, 2**40]
+STEPS = 3
+
+
+@dataclass(frozen=True)
+class Case:
+    """A pipeline and how it is called: `guidance` is ours, `call` the pipeline's arguments, `own` the factory's."""
+
+    family: str
+    guidance: float
+    call: dict[str, Any] = field(default_factory=dict)
+    own: dict[str, Any] = field(default_factory=dict)
+    size: tuple[int, int] = (64, 64)
+    scheduler: Any = None
+    dtype: torch.dtype = torch.float32
+
+    def __str__(self):
+        scheduler = "" if self.scheduler is None else type(self.scheduler).__name__.removesuffix("Scheduler")
+        parts = [self.family, self.guidance, *self.own.items(), *self.size, scheduler, str(self.dtype)[6:]]
+        return " ".join(str(part) for part in parts if part != "")
+
+
+def cfg(family, guidance, **how):
+    return Case(family, guidance, {"guidance_scale": guidance}, **how)
+
+
+ZERO_SNR = {"prediction_type": "v_prediction", "rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
+CASES = [
+    cfg("sd", 7.5),
+    cfg("sdxl", 1.0),
+    cfg("sdxl", 5.0),
+    cfg("sdxl", 5.0, own={"zeros": False}),
+    cfg("sdxl", 5.0, own={"first": False}),
+    cfg("sdxl", 5.0, size=(64, 96)),
+    cfg("sdxl", 5.0, dtype=torch.float16),
+    *(
+        cfg("sdxl", 5.0, scheduler=scheduler)
+        for scheduler in (
+            diffusers.DDIMScheduler(**NOISE, clip_sample=False),
+            diffusers.EulerAncestralDiscreteScheduler(**NOISE, timestep_spacing="trailing"),
+            diffusers.EulerDiscreteScheduler(**NOISE, **ZERO_SNR),
+            diffusers.DPMSolverMultistepScheduler(**NOISE),
+            diffusers.LCMScheduler(**NOISE),
+            diffusers.TCDScheduler(**NOISE),
+        )
+    ),
+]
+
+
+def run_pipe(pipe, batch, case):
+    """The pipeline's state after every step, and its pictures."""
+    states = []
+    own = type(pipe.scheduler).step
+
+    @functools.wraps(own)  # or the pipeline does not see that it takes a generator
+    def step(self, *arguments, **named):
+        found = own(self, *arguments, **named)
+        states.append(found[0].clone())
+        return found
+
+    call = dict(case.call)
+    if "negative_prompt" in call:
+        call["negative_prompt"] = [call["negative_prompt"]] * batch
+    height, width = case.size
+    try:
+        type(pipe.scheduler).step = step
+        pictures = pipe(
+            prompt=PROMPTS[:batch],
+            num_inference_steps=STEPS,
+            generator=generators(SEEDS[:batch]),
+            output_type="pt",
+            height=height,
+            width=width,
+            **call,
+        ).images
+    finally:
+        type(pipe.scheduler).step = own
+    return states, pictures
+
+
+def unpacked(state, like):
+    """Tokens of 2×2 latents as (n, c, h, w)."""
+    if state.ndim == like.ndim:
+        return state
+    n, c, h, w = like.shape
+    return state.view(n, h // 2, w // 2, c, 2, 2).permute(0, 3, 1, 4, 2, 5).reshape(n, c, h, w)
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_every_state_and_picture_is_the_pipelines(case, batch):
+    """Three steps and the decoded pictures, to the last bit; every row the denoiser saw is counted."""
+    pipe = tiny(case.family, scheduler=case.scheduler, **case.own).to(case.dtype)
+    states, pictures = run_pipe(pipe, batch, case)
+    model = wrap(pipe, size=case.size)
+    rows = []
+    handle = model.denoiser.register_forward_hook(lambda module, inputs, output: rows.append(len(output[0])))
+    try:
+        with model.counted() as cost:
+            cond = model.encode(PROMPTS[:batch])
+            path = list(trajectory(model, cond, seeds=SEEDS[:batch], steps=STEPS, guidance=case.guidance))
+            with torch.no_grad():
+                images = model.decode(path[-1].x_next)
+    finally:
+        handle.remove()
+    assert torch.isfinite(states[-1]).all()
+    assert len(path) == len(states)
+    for step, state in zip(path, states, strict=True):
+        assert torch.equal(unpacked(state, step.x_next), step.x_next)
+    assert torch.equal(images, pictures)
+    assert cost.forward == sum(rows) > 0
+    assert images.shape[-2:] == model.image_size == case.size
+    if batch > 1:
+        assert not torch.equal(images[0], images[1])

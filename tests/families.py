@@ -1,0 +1,137 @@
+"""Tiny random pipelines of every family, built in memory: some hundred thousand weights, 64 px pictures."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from diffusers import (
+    AutoencoderKL,
+    DDIMScheduler,
+    EulerDiscreteScheduler,
+    StableDiffusionPipeline,
+    StableDiffusionXLPipeline,
+    UNet2DConditionModel,
+)
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
+
+from conftest import CAPTIONS
+from unmemorize.testbed.architecture import TOKENS, train_tokenizer
+
+NOISE = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
+
+
+def sd(**unet):
+    tokenizer = clip_tokenizer()
+    return StableDiffusionPipeline(
+        vae=vae(),
+        text_encoder=clip(tokenizer, 16),
+        tokenizer=tokenizer,
+        unet=UNet2DConditionModel(**UNET | {"cross_attention_dim": 16, "attention_head_dim": 2} | unet),
+        scheduler=DDIMScheduler(**NOISE, clip_sample=False, set_alpha_to_one=False, steps_offset=1),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+
+
+def sdxl(zeros: bool = True, first: bool = True, **unet):
+    """`zeros`: the unconditional embedding is zero; `first`: it has the first of its two text encoders."""
+    one, two = clip_tokenizer(), clip_tokenizer(pad_token="!")
+    own = {
+        "attention_head_dim": (2, 4),
+        "transformer_layers_per_block": (1, 2),
+        "use_linear_projection": True,
+        "addition_embed_type": "text_time",
+        "addition_time_embed_dim": 8,
+        "projection_class_embeddings_input_dim": 6 * 8 + 32,
+        "cross_attention_dim": 48 if first else 32,
+    }
+    return StableDiffusionXLPipeline(
+        vae=vae(scaling_factor=0.13025, force_upcast=True),
+        text_encoder=clip(one, 16) if first else None,
+        tokenizer=one if first else None,
+        text_encoder_2=clip(two, 32, projected=True),
+        tokenizer_2=two,
+        unet=UNet2DConditionModel(**UNET | own | unet),
+        scheduler=EulerDiscreteScheduler(**NOISE, timestep_spacing="leading", steps_offset=1),
+        force_zeros_for_empty_prompt=zeros,
+        add_watermarker=False,
+    )
+
+
+UNET: dict[str, Any] = {
+    "sample_size": 8,
+    "block_out_channels": (8, 16),
+    "layers_per_block": 1,
+    "norm_num_groups": 4,
+    "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D"),
+    "up_block_types": ("CrossAttnUpBlock2D", "UpBlock2D"),
+}
+
+
+def vae(channels: int = 4, **settings):
+    return AutoencoderKL(
+        block_out_channels=(8, 8, 8, 8),
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+        layers_per_block=1,
+        latent_channels=channels,
+        norm_num_groups=4,
+        sample_size=64,
+        **settings,
+    )
+
+
+def clip_tokenizer(**settings):
+    tokenizer = train_tokenizer(CAPTIONS, vocabulary=600)
+    merges = [tuple(pair) for pair in json.loads(tokenizer.backend_tokenizer.to_str())["model"]["merges"]]
+    return CLIPTokenizer(vocab=tokenizer.get_vocab(), merges=merges, model_max_length=TOKENS, **settings)
+
+
+def clip(tokenizer, width: int, projected: bool = False):
+    config = CLIPTextConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=width,
+        intermediate_size=32,
+        num_hidden_layers=3,
+        num_attention_heads=2,
+        max_position_embeddings=tokenizer.model_max_length,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        projection_dim=width,
+    )
+    return (CLIPTextModelWithProjection if projected else CLIPTextModel)(config)
+
+
+FAMILIES: dict[str, Callable[..., Any]] = {"sd": sd, "sdxl": sdxl}
+
+
+def tiny(family: str, seed: int = 0, scheduler: Any = None, **settings):
+    """A random pipeline of a family, with weights at which every part of the network matters."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        pipe = FAMILIES[family](**settings)
+        for part in pipe.components.values():
+            if isinstance(part, torch.nn.Module):
+                part.eval()
+        enlarge(pipe.unet if hasattr(pipe, "unet") else pipe.transformer)
+    if scheduler is not None:
+        pipe.scheduler = scheduler
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+@torch.no_grad()
+def enlarge(denoiser):
+    """Transformers are born with gates that are almost shut."""
+    for name, parameter in denoiser.named_parameters():
+        if parameter.ndim > 1:
+            parameter.normal_(0, 0.7 / parameter.shape[1] ** 0.5)
+        elif "norm" in name and name.endswith("weight"):
+            parameter.normal_(1, 0.1)
+        else:
+            parameter.normal_(0, 0.05)
