@@ -21,11 +21,11 @@ import matplotlib
 from common import OUT, kept, often, planted, show, table, write
 from matplotlib.figure import Figure
 
-from unmemorize.attack.extraction import SEEDS
 from unmemorize.core.results import Interval
 from unmemorize.core.run import atomic
-from unmemorize.jobs.attack import AttackSpec, run_attack
-from unmemorize.jobs.locate import LocateSpec, locate
+from unmemorize.core.specs import AttackSpec, LocateSpec
+from unmemorize.jobs.attack import run_attack
+from unmemorize.jobs.locate import locate
 from unmemorize.models.load import load
 from unmemorize.report.attack import draw_copies
 from unmemorize.report.drawing import STYLE
@@ -87,9 +87,9 @@ def run(setting: Setting, seeds: int) -> dict:
     spec = AttackSpec(
         edit=edit_file(setting.edit),
         init=setting.init,  # type: ignore[arg-type]
-        steps=setting.steps,
+        updates=setting.steps,
         limit=setting.pictures,
-        seeds=tuple(range(SEEDS[0], SEEDS[0] + seeds)),
+        pictures=seeds,
     )
     summary = run_attack(spec, RUNS / setting.name, lambda _, done, total: print(setting.name, done, total, flush=True))
     print(f"{setting.name}: {time.perf_counter() - since:.0f} s: {summary['sentence']}", flush=True)

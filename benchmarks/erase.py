@@ -21,12 +21,12 @@ from common import kept, show, table, write
 from tqdm import tqdm
 
 from unmemorize.core.results import Interval
+from unmemorize.core.specs import MitigateSpec
 from unmemorize.jobs.mitigate import mitigate
-from unmemorize.jobs.objectives import MitigateSpec
 from unmemorize.models.load import load
 
 RUNS = Path("runs/erase")
-COMMON = {"seeds": (0, 1, 2, 3), "check_every": 0}
+COMMON = {"pictures": 4, "check_every": 0}
 ERASE = MitigateSpec(method="erase", **COMMON)
 PUBLISHED = MitigateSpec(method="adversarial-finetune", updates=48, **COMMON)  # half as many evaluations as erase
 SPECS = {

@@ -15,7 +15,8 @@ from common import GUIDANCE, OUT, STEPS, Row, table, write
 from tqdm import tqdm
 
 from unmemorize.core.run import atomic
-from unmemorize.jobs.locality import LocalitySpec, locality
+from unmemorize.core.specs import LocalitySpec
+from unmemorize.jobs.locality import locality
 from unmemorize.report.locality import short
 
 PICTURES = ("verbatim-0100-00-00.png", "verbatim-1000-00-00.png")
@@ -31,7 +32,7 @@ METHODS = {"nemo": "NeMo", "wanda": "Wanda"}
 
 
 def study(picture: str, inits: int, runs: Path) -> Row:
-    spec = LocalitySpec("testbed", picture, inits=inits, sampling_steps=STEPS, guidance=GUIDANCE)
+    spec = LocalitySpec(target=picture, inits=inits, steps=STEPS, guidance=GUIDANCE)
     with tqdm(desc=picture) as bar:
 
         def progress(stage: str, done: int, total: int) -> None:

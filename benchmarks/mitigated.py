@@ -16,6 +16,7 @@ from torch import Tensor
 from unmemorize.core.hooks import replaced
 from unmemorize.core.model import Condition, DiffusionModel
 from unmemorize.core.sample import first_unconditional, generate
+from unmemorize.core.specs import LocateSpec
 from unmemorize.data.ordinary import ordinary_prompts
 from unmemorize.detect.noise import noise_gap_at_start
 from unmemorize.jobs import locate
@@ -87,7 +88,7 @@ def edits_of(
 
 def usual_activations(model: DiffusionModel) -> Reference:
     """What ordinary prompts activate, which NeMo compares with; kept between runs."""
-    everyone = locate.ordinary_prompts(locate.LocateSpec())
+    everyone = locate.ordinary_prompts(LocateSpec())
     return locate.cached_reference(
         model, everyone, model.fingerprint, locate.cache_folder(), lambda stage, done, total: None
     )

@@ -20,7 +20,8 @@ from common import planted, table, write
 from torch import Tensor
 
 from unmemorize.core.model import DiffusionModel
-from unmemorize.jobs.locate import LocateSpec, cache_folder, cached_reference, ordinary_prompts
+from unmemorize.core.specs import LocateSpec
+from unmemorize.jobs.locate import cache_folder, cached_reference, ordinary_prompts
 from unmemorize.localize.nemo import NemoSettings, nemo
 from unmemorize.localize.reference import Reference, Start, activations
 from unmemorize.metrics.ssim import pairwise_ssim, scales_for, ssim

@@ -30,7 +30,8 @@ from unmemorize.core.choose import evenly
 from unmemorize.core.model import DiffusionModel
 from unmemorize.core.results import Interval, Localization
 from unmemorize.core.run import atomic, write_json
-from unmemorize.jobs.locate import LocateSpec, cache_folder, cached_reference, ordinary_prompts
+from unmemorize.core.specs import LocateSpec
+from unmemorize.jobs.locate import cache_folder, cached_reference, ordinary_prompts
 from unmemorize.localize.control import aimed_at_ordinary
 from unmemorize.localize.nemo import NemoSettings, Rule, nemo
 from unmemorize.localize.reference import SEEDS, Reference, Start

@@ -22,7 +22,7 @@ from unmemorize.core.model import DiffusionModel
 from unmemorize.core.results import Interval
 from unmemorize.jobs.copies import copy_check
 from unmemorize.jobs.cured import Judge, attacked_from_both, copies_of, judge_of, latents_of, rate_of
-from unmemorize.jobs.pairs import PLAN, captions_of, memorized_pictures, ordinary_pictures
+from unmemorize.jobs.pairs import captions_of, memorized_pictures, ordinary_pictures
 from unmemorize.localize.wanda import wanda
 from unmemorize.metrics.similarity import References
 from unmemorize.mitigate.deletion import Deletion
@@ -49,7 +49,7 @@ def mitigated(name: str) -> DiffusionModel:
 
 def trained_on(model: DiffusionModel, updates: int) -> None:
     """Denoise ordinary pictures under their own captions."""
-    ordinary = ordinary_pictures(model, "testbed", PLAN).train
+    ordinary = ordinary_pictures(model, "testbed", "").train
     pairs = Pairs(latents_of(model, ordinary.images), model.encode(captions_of(ordinary)))
     objective = Deletion(pairs, model.encode([""]), batch=BATCH, seed=0)
     with TemporaryDirectory() as checkpoints:
@@ -95,7 +95,7 @@ def main() -> None:
         model = mitigated(name)
         check = copy_check(model, "testbed", "", "", "sscd-320")
         judge = judge_of(model, "testbed", check, (0, 1), 16, 7.5)
-        memorized = memorized_pictures(model, "testbed", PLAN)
+        memorized = memorized_pictures(model, "testbed", "")
         if updates:
             trained_on(model, updates)
         results["settings"][setting] = judged(model, memorized, judge, options.attack)

@@ -32,7 +32,7 @@ from unmemorize.models.load import load
 from unmemorize.testbed.alignment import Alignment
 from unmemorize.testbed.dose import CURVE
 
-SEEDS = (100, 101, 102, 103)  # score every prompt; the first two generate
+SEED = 100  # the first of four that score every prompt; two generate
 BATCH = 64
 INTERVAL = "{:.3f} [{:.3f}, {:.3f}]"
 CLUSTERS = {p.id: p.cluster for p in planted(lambda p: True)}
@@ -48,7 +48,7 @@ def measure(model: str) -> Path:
         bar = bars.setdefault(stage, tqdm(total=total, desc=f"{model} {stage}"))
         bar.update(done - bar.n)
 
-    run_audit(AuditSpec(model=MODELS[model], seeds=SEEDS, generate=10_000, mitigate="none"), run, progress)
+    run_audit(AuditSpec(model=MODELS[model], seeds=4, seed=SEED, generate=0, mitigation=()), run, progress)
     return run
 
 

@@ -31,12 +31,13 @@ from tqdm import tqdm
 
 from unmemorize.core.run import atomic, write_json
 from unmemorize.core.sample import first_unconditional
+from unmemorize.core.specs import DataSpec
 from unmemorize.core.text import normalise, spans, words
 from unmemorize.data.repeats import SLOT
 from unmemorize.data.words import CAPTIONS
 from unmemorize.detect.noise import noise_gap_at_start
 from unmemorize.explain.words import again
-from unmemorize.jobs.data import DataSpec, audit_data
+from unmemorize.jobs.data import audit_data
 from unmemorize.metrics.ranking import rate_interval
 from unmemorize.metrics.similarity import match_targets
 from unmemorize.models.load import load
@@ -255,7 +256,7 @@ def audit(plan: Plan, data: Path | None) -> dict:
                 writer.write_table(pa.table([list(c) for c in zip(*batch, strict=True)], schema=schema))
                 count += len(batch)
                 captions.update(caption for _, caption, _ in batch)
-        summary = audit_data(DataSpec(str(path)), Path(folder) / "run")
+        summary = audit_data(DataSpec(source=str(path)), Path(folder) / "run")
     found = {kind: [t["word"] for t in summary["triggers"] if t["kind"] == kind] for kind in KINDS}
     return {
         "rows": count,

@@ -14,7 +14,7 @@ import pytest
 import torch
 from scipy.stats import false_discovery_control
 
-from unmemorize.audit import PLANS, AuditSpec, forecast, run_audit
+from unmemorize.audit import AuditSpec, forecast, run_audit
 from unmemorize.audit.mitigate import mitigated, mitigations, tuned_fingerprint, tuned_weights
 from unmemorize.core.errors import UserError
 from unmemorize.core.sample import generate
@@ -49,12 +49,12 @@ def inputs(tiny_folder, tmp_path_factory):
 def spec(inputs, tiny_folder, **changes):
     values = {
         "prompts": str(inputs / "prompts.jsonl"),
-        "images": str(inputs / "images"),
+        "references": str(inputs / "images"),
         "ordinary": str(inputs / "ordinary.txt"),
         "explain": 3,
-        "attacked": 2,
-        "attack_steps": 2,
-        "seeds": (0, 1),
+        "attack": 2,
+        "attack_updates": 2,
+        "seeds": 2,
         "steps": STEPS,
     }
     return AuditSpec(**({"model": str(tiny_folder)} | values | changes))
@@ -179,7 +179,7 @@ def test_a_model_mitigated_before_and_not_attacked_is_untested(inputs, tiny_fold
     """Without an attack nothing is said about what hides."""
     same = tmp_path / "cured"
     same.symlink_to(tiny_folder)
-    own = {"mitigate": "none", "mitigated": (str(same),), "attack_steps": 0, "generate": 2, "explain": 1}
+    own = {"mitigation": (str(same),), "attack_updates": 0, "generate": 2, "explain": 1}
     summary = run_audit(spec(inputs, tiny_folder, **own), tmp_path / "run")
     findings = {f["code"]: (f["state"], f["count"]) for f in summary["findings"]}
     assert findings["UM005"] == ("issue", 1)
@@ -216,7 +216,7 @@ def test_a_model_that_differs_in_more_than_its_denoiser_is_refused(part, make_pi
     """One line, before anything is written."""
     changed(make_pipe(), part).save_pretrained(tmp_path / "other")
     with pytest.raises(UserError, match=r"other: its (denoiser has other layers|text encoder, VAE)") as error:
-        run_audit(spec(inputs, tiny_folder, mitigated=(str(tmp_path / "other"),)), tmp_path / "run")
+        run_audit(spec(inputs, tiny_folder, mitigation=(str(tmp_path / "other"),)), tmp_path / "run")
     assert "\n" not in str(error.value)
     assert not (tmp_path / "run").exists()
 
@@ -224,7 +224,7 @@ def test_a_model_that_differs_in_more_than_its_denoiser_is_refused(part, make_pi
 def test_where_nothing_was_copied_there_is_nothing_to_mitigate(inputs, tiny_folder, tmp_path):
     """No copies: not applicable, which is not a pass, and the run says why."""
     save_image(torch.rand(3, 32, 32, generator=torch.Generator().manual_seed(7)), tmp_path / "images" / "a.png")
-    changes = {"images": str(tmp_path / "images"), "generate": 1, "explain": 1}
+    changes = {"references": str(tmp_path / "images"), "generate": 1, "explain": 1}
     summary = run_audit(spec(inputs, tiny_folder, **changes), tmp_path / "run")
     states = {s["name"]: (s["state"], s["reason"]) for s in summary["states"]}
     assert states["mitigate"] == states["attack"] == ("not applicable", "nothing was copied")
@@ -234,13 +234,16 @@ def test_where_nothing_was_copied_there_is_nothing_to_mitigate(inputs, tiny_fold
 
 
 @pytest.mark.parametrize(
-    "changes",
-    [{"mitigate": "prayer"}, {"mitigated": ("a/x", "b/x")}, {"mitigated": ("a/none",)}, {"mitigated": ("a/guard",)}],
+    "asked",
+    [("prayer",), ("a/x", "b/x"), ("a/none",), ("a/guard",), ("guard", "guard")],
 )
-def test_mitigations_without_a_name_of_their_own_are_refused(changes):
+def test_mitigations_without_a_name_of_their_own_are_refused(asked, tmp_path, monkeypatch):
     """Unknown methods, and two mitigations of one name."""
-    with pytest.raises(UserError, match="--mitigate"):
-        mitigations(AuditSpec(**changes))
+    monkeypatch.chdir(tmp_path)
+    for name in ("a/x", "b/x", "a/none", "a/guard"):
+        (tmp_path / name).mkdir(parents=True)
+    with pytest.raises(UserError, match="--mitigation"):
+        mitigations(AuditSpec(mitigation=asked))
 
 
 @pytest.mark.parametrize("stage", ["generate", "mitigate", "attack"])
@@ -248,8 +251,15 @@ def test_killed_in_the_middle_it_ends_with_the_same_bytes(stage, inputs, tiny_fo
     """kill -9 after a stage's first shard, run again: every reproducible file is the uninterrupted run's."""
     run = tmp_path / "killed"
     command = [sys.executable, "-m", "unmemorize", "audit", str(tiny_folder), "--run", str(run), "--seeds", "2"]
-    command += ["--prompts", str(inputs / "prompts.jsonl"), "--images", str(inputs / "images"), "--steps", str(STEPS)]
-    command += ["--ordinary", str(inputs / "ordinary.txt"), "--explain", "3", "--attacked", "2", "--attack-steps", "2"]
+    command += [
+        "--prompts",
+        str(inputs / "prompts.jsonl"),
+        "--references",
+        str(inputs / "images"),
+        "--steps",
+        str(STEPS),
+    ]
+    command += ["--ordinary", str(inputs / "ordinary.txt"), "--explain", "3", "--attack", "2", "--attack-updates", "2"]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL)
     while not (run / "shards" / stage / "00000.parquet").exists():
@@ -289,12 +299,12 @@ def test_a_directory_with_other_files_is_refused(inputs, tiny_folder, tmp_path):
 
 def test_without_training_pictures_nothing_is_called_clean(inputs, tiny_folder, tmp_path):
     """Scores alone give the verdict untested, and the report says why."""
-    summary = run_audit(spec(inputs, tiny_folder, images="", generate=2), tmp_path / "run")
+    summary = run_audit(spec(inputs, tiny_folder, references="", generate=2), tmp_path / "run")
     assert summary["verdict"] == "untested"
     assert summary["detector"] is None
     states = {state["name"]: state for state in summary["states"]}
     assert [states[name]["state"] for name in ("detect", "verify", "held-out", "attack")] == ["done", *["not run"] * 3]
-    assert "--images" in states["verify"]["reason"]
+    assert "--references" in states["verify"]["reason"]
     findings = {f["code"]: f["state"] for f in summary["findings"]}
     assert (findings["UM001"], findings["UM005"], findings["UM011"]) == ("not run",) * 3
     assert findings["UM007"] in ("not applicable", "issue")
@@ -387,7 +397,7 @@ def test_too_few_ordinary_prompts_do_not_apply(inputs, tiny_folder, tmp_path):
     """Without enough of them there are no p-values, and the run says why."""
     (tmp_path / "few.txt").write_text("one\ntwo\n")
     summary = run_audit(
-        spec(inputs, tiny_folder, ordinary=str(tmp_path / "few.txt"), images="", generate=1, explain=1),
+        spec(inputs, tiny_folder, ordinary=str(tmp_path / "few.txt"), references="", generate=1, explain=1),
         tmp_path / "run",
     )
     state = next(s for s in summary["states"] if s["name"] == "calibrate")
@@ -399,9 +409,9 @@ def test_too_few_ordinary_prompts_do_not_apply(inputs, tiny_folder, tmp_path):
 
 def test_a_full_plan_is_more_of_the_same():
     """No plan changes what a number means."""
-    quick, full = PLANS["quick"], PLANS["full"]
-    assert (full.generate, full.images_per_prompt, full.explain) > (quick.generate, quick.images_per_prompt, 0)
-    assert full.attacked > quick.attacked
+    quick, full = AuditSpec(), AuditSpec(plan="full")
+    assert (full.generate, full.pictures, full.explain) > (quick.generate, quick.pictures, 0)
+    assert full.attack > quick.attack
     assert set(mitigations(quick)) < set(mitigations(full))
     assert (full.seeds, full.steps, full.guidance) == (quick.seeds, quick.steps, quick.guidance)
 

@@ -27,7 +27,7 @@ def audit(tmp_path):
         for name, values in (("detect", np.zeros((1, SEEDS))), ("ordinary", scores)):
             pq.write_table(pa.table({"score": values.ravel()}), tmp_path / "scores" / f"{name}.parquet")
 
-    return AuditSpec(model="none", **files, seeds=tuple(range(SEEDS))), tmp_path, write
+    return AuditSpec(model="none", **files, seeds=SEEDS), tmp_path, write
 
 
 def draw(rng: np.random.Generator) -> np.ndarray:

@@ -33,9 +33,9 @@ WRONG = {
     "an empty file of prompts": ({"--prompts": "empty.txt"}, "no prompts"),
     "a folder for prompts": ({"--prompts": "images"}, "a folder, not a file"),
     "a column that is not there": ({"--prompts": "table.csv", "--column": "words"}, "no column 'words'"),
-    "no folder of pictures": ({"--images": "missing"}, "no such folder"),
-    "a folder without pictures": ({"--images": "none"}, "no pictures"),
-    "a corrupt picture": ({"--images": "corrupt"}, "broken.png"),
+    "no folder of pictures": ({"--references": "missing"}, "no such folder"),
+    "a folder without pictures": ({"--references": "none"}, "no pictures"),
+    "a corrupt picture": ({"--references": "corrupt"}, "broken.png"),
     "no such SSCD file": ({"--sscd": "missing.pt"}, "no such file"),
     "an unknown recipe": ({"--sscd": "prompts.txt", "--recipe": "mine"}, "unknown SSCD recipe"),
     "a file that is no network": ({"--sscd": "prompts.txt"}, "TorchScript"),
@@ -49,7 +49,7 @@ def test_a_mistake_is_one_line_and_leaves_nothing(mistake, call, inputs, tiny_fo
     monkeypatch.chdir(inputs)
     (inputs / "table.csv").write_text("prompt,n\na green bicycle,1\n")
     changes, expected = WRONG[mistake]
-    options = {"--prompts": "prompts.txt", "--images": "images", "--run": "run", "--steps": 2} | changes
+    options = {"--prompts": "prompts.txt", "--references": "images", "--run": "run", "--steps": 2} | changes
     model = options.pop("model", tiny_folder)
     code, out, err = call("audit", model, *(str(x) for pair in options.items() for x in pair))
     assert (code, out) == (2, "")
@@ -68,7 +68,7 @@ def test_own_model_needs_prompts(call, tiny_folder, inputs):
 
 def test_json_is_all_that_is_printed(call, tiny_folder, inputs):
     """Standard output holds one JSON object; progress goes elsewhere."""
-    arguments = ("--prompts", inputs / "prompts.txt", "--images", inputs / "images", "--steps", 2, "--json")
+    arguments = ("--prompts", inputs / "prompts.txt", "--references", inputs / "images", "--steps", 2, "--json")
     code, out, _ = call("audit", tiny_folder, *arguments, "--run", inputs / "run")
     printed = json.loads(out)
     assert code == 0
@@ -78,7 +78,7 @@ def test_json_is_all_that_is_printed(call, tiny_folder, inputs):
 
 def test_report_is_rebuilt(call, tiny_folder, inputs):
     """`report` writes the page again from the run directory alone."""
-    arguments = ("--prompts", inputs / "prompts.txt", "--images", inputs / "images", "--steps", 2)
+    arguments = ("--prompts", inputs / "prompts.txt", "--references", inputs / "images", "--steps", 2)
     call("audit", tiny_folder, *arguments, "--run", inputs / "run")
     page = (inputs / "run" / "report.html").read_bytes()
     (inputs / "run" / "report.html").unlink()
@@ -115,7 +115,7 @@ def test_two_runs_are_compared(call, tiny_folder, inputs):
     """One page of both; of runs over other prompts, a mistake."""
     (inputs / "other.txt").write_text("three kites\n")
     for name, prompts, guidance in (("a", "prompts.txt", 7.5), ("b", "prompts.txt", 2), ("c", "other.txt", 2)):
-        options = ("--prompts", inputs / prompts, "--images", inputs / "images", "--guidance", guidance)
+        options = ("--prompts", inputs / prompts, "--references", inputs / "images", "--guidance", guidance)
         assert call("audit", tiny_folder, *options, "--steps", 2, "--run", inputs / name)[0] == 0
     assert call("compare", inputs / "a", inputs / "b", "--out", inputs / "two.html")[0] == 0
     assert "guidance" in (inputs / "two.html").read_text()

@@ -12,7 +12,7 @@ from unmemorize.core.sample import generate
 from unmemorize.data.pictures import save_image
 from unmemorize.models.load import load
 
-QUICK = ("--updates", 3, "--batch", 2, "--seeds", 1, "--sampling", 2, "--attack-steps", 1, "--inner", 1)
+QUICK = ("--updates", 3, "--batch", 2, "--pictures", 1, "--steps", 2, "--attack-updates", 1, "--inner", 1)
 MEMORIES = ("an owl on a fence", "the old ```harbour``` [red]")
 
 
@@ -41,7 +41,7 @@ def folders(tiny_folder, tmp_path_factory):
 def options(folders, tiny_folder, tmp_path, monkeypatch):
     """The arguments of a quick run."""
     monkeypatch.chdir(tmp_path)
-    return [tiny_folder, "--images", folders / "memorized", "--ordinary", folders / "ordinary", *QUICK]
+    return [tiny_folder, "--targets", folders / "memorized", "--controls", folders / "ordinary", *QUICK]
 
 
 def test_json_folder_and_card(call, options, tmp_path, tiny_folder):
@@ -85,8 +85,8 @@ def test_every_method_runs(call, options, tmp_path, method):
 
 def test_a_stopped_run_goes_on_to_the_same_bytes(options, folders, tiny_folder, tmp_path):
     """Stopped in training; the folder appears when it is whole, with the weights of an uninterrupted run."""
+    from unmemorize.core.specs import MitigateSpec
     from unmemorize.jobs.mitigate import mitigate
-    from unmemorize.jobs.objectives import MitigateSpec
 
     spec = MitigateSpec(
         model=str(tiny_folder),
@@ -94,13 +94,13 @@ def test_a_stopped_run_goes_on_to_the_same_bytes(options, folders, tiny_folder, 
         inner=1,
         surrogates=1,
         check_every=20,
-        images=str(folders / "memorized"),
-        ordinary=str(folders / "ordinary"),
+        targets=str(folders / "memorized"),
+        controls=str(folders / "ordinary"),
         updates=27,
         batch=2,
-        seeds=(0,),
-        sampling=2,
-        attack_steps=1,
+        pictures=1,
+        steps=2,
+        attack_updates=1,
     )
 
     def stop(stage, done, total):
@@ -119,12 +119,12 @@ def test_a_stopped_run_goes_on_to_the_same_bytes(options, folders, tiny_folder, 
 
 
 WRONG = {
-    "no memorized pictures": ({"--images": "{folders}/none"}, "no pictures"),
-    "a picture without a caption": ({"--images": "{folders}/silent"}, "no caption"),
-    "pictures that are not memorized": ({"--images": "{folders}/strangers"}, "nothing to remove"),
-    "the plan of another model": ({"--images": "plan"}, "--images"),
-    "no ordinary pictures": ({"--ordinary": "{folders}/none"}, "no pictures"),
-    "one ordinary picture": ({"--ordinary": "{folders}/memorized"}, "too few"),
+    "no memorized pictures": ({"--targets": "{folders}/none"}, "no pictures"),
+    "a picture without a caption": ({"--targets": "{folders}/silent"}, "no caption"),
+    "pictures that are not memorized": ({"--targets": "{folders}/strangers"}, "nothing to remove"),
+    "the plan of another model": ({"--targets": ""}, "--targets"),
+    "no ordinary pictures": ({"--controls": "{folders}/none"}, "no pictures"),
+    "one ordinary picture": ({"--controls": "{folders}/memorized"}, "too few"),
     "a folder that is there": ({"--out": "{folders}"}, "not empty"),
     "no such edit": ({"--method": "finetune", "--edit": "nowhere.safetensors"}, "no such file"),
     "a rate that breaks the model": ({"--method": "neggrad", "--lr": "1e30", "--updates": "8"}, "not finite"),
@@ -147,7 +147,7 @@ def test_a_mistake_is_one_line_and_leaves_no_model(call, options, folders, tmp_p
 def test_the_testbed_needs_no_folders(call, tmp_path, monkeypatch):
     """Its plan says what is memorized; its own picture model measures quality, alignment too."""
     monkeypatch.chdir(tmp_path)
-    quick = (*QUICK[:6], "--sampling", 4, *QUICK[8:])
+    quick = (*QUICK[:6], "--steps", 4, *QUICK[8:])
     code, out, err = call("mitigate", "testbed", "--method", "deletion", *quick, "--out", "cured", "--json")
     assert code == 0, err
     found = json.loads(out)

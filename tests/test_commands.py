@@ -44,12 +44,12 @@ def test_detect_prints_a_table_and_writes_a_run(call, tiny_folder, prompts, tmp_
     assert record.status == "finished"
     assert record.data["prompts"].count == 3
     assert call("detect", tiny_folder, *arguments)[1] == out  # continued, nothing scored again
-    assert call("detect", tiny_folder, *arguments, "--sampling-steps", 20)[0] == 2  # another run's directory
+    assert call("detect", tiny_folder, *arguments, "--steps", 20)[0] == 2  # another run's directory
 
 
 def test_detect_speaks_the_public_format(call, tiny_folder, prompts):
     """JSON lines of the public code: per prompt, lists of images by steps, in the order of the file."""
-    arguments = ("--prompts", prompts, "--column", "words", "--seeds", 2, "--steps", "1:4", "--sampling-steps", 6)
+    arguments = ("--prompts", prompts, "--column", "words", "--seeds", 2, "--window", "1:4", "--steps", 6)
     code, out, _ = call("detect", tiny_folder, *arguments, "--format", "wen-jsonl")
     lines = [json.loads(line) for line in out.splitlines()]
     assert code == 0
@@ -62,7 +62,7 @@ def test_detect_speaks_the_public_format(call, tiny_folder, prompts):
 
 def test_detect_of_a_window_is_the_mean_of_its_norms(call, tiny_folder, prompts):
     """The score of a window agrees with the norms that the public format lists."""
-    arguments = ("--prompts", prompts, "--column", "words", "--seeds", 2, "--steps", "3", "--sampling-steps", 6)
+    arguments = ("--prompts", prompts, "--column", "words", "--seeds", 2, "--window", "3", "--steps", 6)
     scores = {row["prompt"]: row["score"] for row in json.loads(call("detect", tiny_folder, *arguments, "--json")[1])}
     for line in call("detect", tiny_folder, *arguments, "--format", "wen-jsonl")[1].splitlines():
         norms = json.loads(line)
@@ -110,7 +110,7 @@ def test_explain_prints_hostile_words_as_they_are(call, tiny_folder):
 def test_generate_writes_a_picture_a_seed(call, tiny_folder, tmp_path):
     """Unguarded pictures, and guarded ones with what the guard saw."""
     plain, guarded = tmp_path / "plain", tmp_path / "guarded"
-    arguments = ("a green bicycle", "--seeds", 2, "--steps", 2, "--json")
+    arguments = ("a green bicycle", "--pictures", 2, "--steps", 2, "--json")
     assert call("generate", tiny_folder, *arguments, "--out", plain)[0] == 0
     limits = ("--guard", "wen", "--threshold", 0, "--target", 0.001)
     code, out, _ = call("generate", tiny_folder, *arguments, "--out", guarded, *limits)
@@ -128,10 +128,13 @@ WRONG = {
     "an unknown detector": (["detect", "MODEL", "--prompts", "FILE", "--method", "luck"], "unknown detector"),
     "no such column": (["detect", "MODEL", "--prompts", "FILE"], "--column"),
     "no prompts": (["detect", "MODEL"], "--prompts"),
-    "steps that are no number": (["detect", "MODEL", "--prompts", "FILE", "--steps", "all"], "FIRST:LAST"),
-    "steps beyond the last": (["detect", "MODEL", "--prompts", "FILE", "--steps", "60"], "window inside"),
-    "steps backwards": (["explain", "MODEL", "a", "--steps", "3:2"], "window inside"),
-    "a window of leaving out": (["explain", "MODEL", "a", "--method", "leave-one-out", "--steps", "2"], "first step"),
+    "steps that are no number": (["detect", "MODEL", "--prompts", "FILE", "--window", "all"], "FIRST:LAST"),
+    "steps beyond the last": (
+        ["detect", "MODEL", "--prompts", "FILE", "--column", "words", "--window", "60"],
+        "window inside",
+    ),
+    "steps backwards": (["explain", "MODEL", "a", "--window", "3:2"], "window inside"),
+    "a window of leaving out": (["explain", "MODEL", "a", "--method", "leave-one-out", "--window", "2"], "first step"),
     "nothing to explain": (["explain", "MODEL", " "], "the prompt is empty"),
     "no such model": (["explain", "./nowhere", "a"], "no such folder"),
     "a folder in use": (["generate", "MODEL", "a", "--out", "."], "not empty"),

@@ -32,11 +32,11 @@ FENCE = re.compile(
 SHELL = re.compile(r"(unmemorize|make|pip|git|python|accelerate|torchrun) ")
 MEMORIES = ("an owl on a fence", "the old harbour")
 SMALL = {
-    "attack": "--steps 1 --seeds 1 --sampling 2 --limit 1",
-    "audit": "--seeds 1 --generate 4 --images-per-prompt 1 --explain 1 --steps 2 --mitigate none",
+    "attack": "--updates 1 --pictures 1 --steps 2 --limit 1",
+    "audit": "--seeds 1 --generate 4 --pictures 1 --explain 1 --steps 2 --mitigation none",
     "detect": "--seeds 1",
     "generate": "--seeds 1 --steps 2",
-    "mitigate": "--updates 1 --batch 2 --seeds 1 --sampling 2 --attack-steps 1 --inner 1",
+    "mitigate": "--updates 1 --batch 2 --pictures 1 --steps 2 --attack-updates 1 --inner 1",
     "triggers": "--limit 1 --repeats 1 --seeds 1 --steps 2",
 }
 

@@ -9,10 +9,11 @@ import torch
 
 from unmemorize.core.errors import NotApplicable, UserError
 from unmemorize.core.sample import first_unconditional, generate
+from unmemorize.core.specs import InspectSpec
 from unmemorize.data.pictures import save_image
 from unmemorize.detect.noise import noise_gap_at_start
 from unmemorize.explain.tokens import word_significance
-from unmemorize.jobs.inspect import KEPT, InspectSpec, open_inspector
+from unmemorize.jobs.inspect import KEPT, open_inspector
 from unmemorize.metrics.calibrate import conformal_threshold
 from unmemorize.models.load import load
 
@@ -46,7 +47,9 @@ def stages():
 
 @pytest.fixture(scope="module")
 def inspector(tiny_folder, pictures_folder, stages):
-    spec = InspectSpec(str(tiny_folder), images=str(pictures_folder), seeds=SEEDS, steps=STEPS)
+    spec = InspectSpec(
+        model=str(tiny_folder), references=str(pictures_folder), seeds=len(SEEDS), pictures=len(SEEDS), steps=STEPS
+    )
     return open_inspector(spec, lambda *report: stages.append(report))
 
 
@@ -143,13 +146,15 @@ def test_an_empty_prompt_is_a_mistake(inspector, prompt):
 
 
 def test_without_training_pictures_nothing_is_matched(tiny_folder):
-    made = open_inspector(InspectSpec(str(tiny_folder), seeds=(0,), steps=2), lambda *_: None).pictures(PROMPT)
+    made = open_inspector(InspectSpec(model=str(tiny_folder), seeds=1, pictures=1, steps=2), lambda *_: None).pictures(
+        PROMPT
+    )
     assert made.pictures[0].nearest is None
     assert not made.pictures[0].copied
 
 
 def test_too_few_ordinary_prompts_are_refused(tiny_folder, tmp_path):
     (tmp_path / "few.txt").write_text("one\ntwo\n")
-    spec = InspectSpec(str(tiny_folder), ordinary=str(tmp_path / "few.txt"), seeds=(0,), steps=2)
+    spec = InspectSpec(model=str(tiny_folder), ordinary=str(tmp_path / "few.txt"), seeds=1, steps=2)
     with pytest.raises(NotApplicable, match="99 ordinary prompts"):
         open_inspector(spec, lambda *_: None)

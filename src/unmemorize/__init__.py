@@ -6,15 +6,16 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from unmemorize.audit import AuditSpec, run_audit
+    from unmemorize.audit import run_audit
     from unmemorize.core.sample import generate, trajectory
+    from unmemorize.core.specs import AuditSpec
     from unmemorize.jobs.guard import Guard as guard
     from unmemorize.mitigate.weights import Edit
     from unmemorize.models.load import load, wrap
 
 __version__ = "0.1.0"
 _HOMES = {
-    "AuditSpec": "unmemorize.audit",
+    "AuditSpec": "unmemorize.core.specs",
     "Edit": "unmemorize.mitigate.weights",
     "run_audit": "unmemorize.audit",
     "generate": "unmemorize.core.sample",

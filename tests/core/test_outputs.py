@@ -130,7 +130,7 @@ COMMANDS = {
     "audit --junit": ["audit", "model", "--prompts", "p.txt", "--junit", "BAD"],
     "attack --run": ["attack", "--run", "BAD"],
     "triggers --run": ["triggers", "--run", "BAD"],
-    "locality --run": ["locality", "testbed", "--image", "x.png", "--run", "BAD"],
+    "locality --run": ["locality", "testbed", "--target", "x.png", "--run", "BAD"],
     "locate --out": ["locate", "--out", "BAD.safetensors"],
     "locate --cache": ["locate", "--cache", "BAD"],
     "apply --out": ["apply", "testbed", "e.safetensors", "--out", "BAD"],

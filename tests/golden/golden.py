@@ -39,14 +39,17 @@ HERE = Path(__file__).resolve().parent
 TOLERANCE = 1e-6  # relative and absolute
 PROBABILITIES = {"p_value", "q_value"}  # relative alone: what is small counts most
 
-# Fields that no change of code has to keep: times, versions, paths, and fingerprints of files.
+# Fields that no change of code has to keep: times, versions, paths, fingerprints of files, and what was asked for,
+# which is the command itself.
 LEFT_OUT = {
     "command",
+    "data",
     "fingerprint",
     "run",
     "seconds",
     "sha256",
     "source",
+    "spec",
     "started",
     "versions",
 }

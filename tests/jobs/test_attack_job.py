@@ -17,8 +17,9 @@ from unmemorize.attack.adaptive import Adaptive
 from unmemorize.core.errors import UserError
 from unmemorize.core.hooks import checkpointed
 from unmemorize.core.run import load_record
+from unmemorize.core.specs import AttackSpec
 from unmemorize.jobs import attack as job
-from unmemorize.jobs.attack import AttackSpec, run_attack
+from unmemorize.jobs.attack import run_attack
 from unmemorize.jobs.copies import copy_check
 from unmemorize.jobs.subjects import choose_subjects, derive
 from unmemorize.mitigate.weights import Edit
@@ -41,13 +42,13 @@ def spec(tiny_folder, tmp_path):
     images, controls = save(tmp_path / "images", 2), save(tmp_path / "controls", 7, 50)
     return AttackSpec(
         model=str(tiny_folder),
-        images=str(images),
+        targets=str(images),
         controls=str(controls),
-        steps=2,
+        updates=2,
         batch=2,
         restarts=2,
-        seeds=(100, 101),
-        sampling=2,
+        pictures=2,
+        steps=2,
     )
 
 
@@ -116,7 +117,7 @@ def test_the_adaptive_attack_has_controls_and_a_budget_too(spec, tmp_path, monke
     """All or nothing: the prompts, and what many searches found; cost is that of all of them."""
     small = Adaptive(seeds=(90,), sampling=1)
     monkeypatch.setitem(job.METHODS, "adaptive", small)
-    asked = dataclasses.replace(spec, method="adaptive", batch=None, restarts=1, steps=1)
+    asked = dataclasses.replace(spec, method="adaptive", batch=None, restarts=1, updates=1)
     summary = run_attack(asked, tmp_path / "run")
     assert [row["steps"] for row in summary["curve"]["control"]] == [0, 1]
     assert summary["evaluations"] == 8 * (2 + 2 * 2)
@@ -137,8 +138,8 @@ def test_checkpointing_changes_memory_and_not_numbers(spec, tmp_path):
 
 def test_json_on_the_command_line(spec, call, tmp_path):
     """The six numbers and nothing else; then the same in words, from the run that is there."""
-    named = ("--images", spec.images, "--controls", spec.controls, "--steps", 1, "--batch", 1, "--seeds", 1)
-    arguments = ("attack", spec.model, *named, "--sampling", 1, "--run", tmp_path / "run")
+    named = ("--targets", spec.targets, "--controls", spec.controls, "--updates", 1, "--batch", 1, "--pictures", 1)
+    arguments = ("attack", spec.model, *named, "--steps", 1, "--run", tmp_path / "run")
     code, out, _ = call(*arguments, "--json")
     found = json.loads(out)
     assert code == 0
@@ -166,7 +167,7 @@ def test_the_testbed_brings_pictures_and_controls():
 
 def test_what_is_its_own_mirror_image_is_no_unseen_picture(spec):
     """A grey symmetric picture, mirrored and with channels exchanged, is the training picture again."""
-    folder = save(Path(spec.images) / "more", 1)
+    folder = save(Path(spec.targets) / "more", 1)
     Image.new("RGB", (32, 32), (90, 90, 90)).save(folder / "grey.png")
     check = copy_check(load(spec.model), spec.model, str(folder))
     assert len(derive(check.references, check.match)) == 1
@@ -177,7 +178,7 @@ def test_what_is_its_own_mirror_image_is_no_unseen_picture(spec):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"steps": 0}, "--steps 0"),
+        ({"updates": 0}, "--updates 0"),
         ({"restarts": 0}, "--restarts 0"),
         ({"batch": 0}, "--batch 0"),
         ({"lr": -1.0}, "--lr -1"),
@@ -185,8 +186,8 @@ def test_what_is_its_own_mirror_image_is_no_unseen_picture(spec):
         ({"method": "adaptive", "lr": 1.0}, "--lr"),
         ({"method": "adaptive", "init": "random"}, "--init"),
         ({"dtype": "int8"}, "choose one of float32"),
-        ({"images": "plan"}, "--images"),
-        ({"images": "missing"}, "missing: no such folder"),
+        ({"targets": ""}, "--targets"),
+        ({"targets": "missing"}, "missing: no such folder"),
         ({"controls": ""}, "--controls"),
         ({"controls": "missing"}, "missing: no such folder"),
         ({"edit": "missing.safetensors"}, "no such file"),
@@ -200,9 +201,9 @@ def test_what_cannot_be_attacked_is_refused_before_anything_is_written(spec, tmp
 
 def test_damaged_pictures_missing_prompts_and_attacked_controls(spec, tmp_path):
     """Each in one line that names the picture or the folder."""
-    folder = Path(spec.images)
+    folder = Path(spec.targets)
     with pytest.raises(UserError, match="attacked pictures only"):
-        run_attack(dataclasses.replace(spec, controls=spec.images), tmp_path / "run")
+        run_attack(dataclasses.replace(spec, controls=spec.targets), tmp_path / "run")
     (folder / "0.txt").unlink()
     with pytest.raises(UserError, match=r"0\.png: its prompt is not known"):
         run_attack(spec, tmp_path / "run")

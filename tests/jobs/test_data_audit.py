@@ -12,7 +12,8 @@ import pytest
 
 from data_pictures import draw, folder_of, png
 from unmemorize.core.errors import UserError
-from unmemorize.jobs.data import DataSpec, audit_data
+from unmemorize.core.specs import DataSpec
+from unmemorize.jobs.data import audit_data
 from unmemorize.report.rebuild import rebuild_report
 
 SCRIPT = "<script>alert(1)</script>"
@@ -36,13 +37,13 @@ def source(tmp_path):
     return folder_of(tmp_path / "source", rows)
 
 
-def run(source, out, **options):
-    return audit_data(DataSpec(str(source), **options), out)
+def run(source, folder, **options):
+    return audit_data(DataSpec(source=str(source), **options), folder)
 
 
 def test_findings_of_a_folder(source, tmp_path):
     """The shared and the repeated word, the group, what was skipped, what to drop; the promised keys."""
-    summary = run(source, tmp_path / "run", export=str(tmp_path / "kept.parquet"))
+    summary = run(source, tmp_path / "run", out=str(tmp_path / "kept.parquet"))
     found = {(t["word"], t["kind"]) for t in summary["triggers"]}
     assert found == {("gadget", "across"), ("thirty", "within")}  # "7 * 7" is chance among so many words
     promised = {"word", "kind", "captions", "image_groups", "concentration", "lift", "p_value"}
@@ -97,7 +98,7 @@ def test_a_killed_audit_continues_to_the_same_bytes(source, tmp_path, monkeypatc
     for n in (3, 9):
         stop["n"] = n
         with pytest.raises(KeyboardInterrupt):
-            job.audit_data(DataSpec(str(source)), tmp_path / "killed", stopping)
+            job.audit_data(DataSpec(source=str(source)), tmp_path / "killed", stopping)
     run(source, tmp_path / "killed")
     files = sorted(p.relative_to(tmp_path / "whole") for p in (tmp_path / "whole").rglob("*") if p.is_file())
     assert files == sorted(p.relative_to(tmp_path / "killed") for p in (tmp_path / "killed").rglob("*") if p.is_file())
@@ -173,23 +174,23 @@ def test_a_source_without_a_usable_row(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("options", "out", "says"),
+    ("options", "folder", "says"),
     [
-        ({"export": "kept.csv"}, "run", "not a .parquet file"),
-        ({"export": "none/kept.parquet"}, "run", "no folder"),
-        ({"export": "source/kept.parquet"}, "run", "which is read"),
+        ({"out": "kept.csv"}, "run", "not a .parquet file"),
+        ({"out": "none/kept.parquet"}, "run", "no folder"),
+        ({"out": "source/kept.parquet"}, "run", "which is read"),
         ({}, "source/run", "which is read"),
         ({}, "full", "holds something else"),
     ],
 )
-def test_mistakes_are_found_before_anything_is_written(options, out, says, source, tmp_path, monkeypatch):
+def test_mistakes_are_found_before_anything_is_written(options, folder, says, source, tmp_path, monkeypatch):
     """One line, and no run directory."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "file").write_text("x")
     before = sorted(tmp_path.rglob("*"))
     with pytest.raises(UserError, match=says):
-        run(source, tmp_path / out, **options)
+        run(source, tmp_path / folder, **options)
     assert sorted(tmp_path.rglob("*")) == before
 
 
@@ -203,7 +204,7 @@ def test_another_source_is_refused_in_a_run(source, tmp_path):
 
 def test_the_command_prints_json_alone(call, source, tmp_path):
     """Standard output is one object with the promised keys."""
-    code, out, _ = call("data", source, "--out", tmp_path / "run", "--json")
+    code, out, _ = call("data", source, "--run", tmp_path / "run", "--json")
     found = json.loads(out)
     assert code == 0
     assert {"triggers", "duplicate_groups", "rows", "skipped"} <= set(found)
@@ -211,7 +212,7 @@ def test_the_command_prints_json_alone(call, source, tmp_path):
 
 def test_the_command_prints_findings(call, source, tmp_path):
     """A table for people, with markup in words shown as it is."""
-    code, out, _ = call("data", source, "--out", tmp_path / "run")
+    code, out, _ = call("data", source, "--run", tmp_path / "run")
     assert code == 0
     assert "gadget" in out
     assert "skipped: 1 × no caption" in out
@@ -225,7 +226,7 @@ def test_a_mistake_is_one_line_and_exit_code_2(call, source, tmp_path, monkeypat
     """What, where and what to do."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "empty").mkdir()
-    code, out, err = call("data", *arguments, "--out", "run")
+    code, out, err = call("data", *arguments, "--run", "run")
     if says is None:
         assert code == 0  # captions beside pictures have no column
         return
@@ -239,7 +240,7 @@ def test_a_mistake_is_one_line_and_exit_code_2(call, source, tmp_path, monkeypat
 def test_a_missing_library_is_named(call, source, tmp_path, monkeypatch):
     """Without the extra the command says what to install, before it writes anything."""
     monkeypatch.setattr("unmemorize.data.database.find_spec", lambda name: None)
-    code, _, err = call("data", source, "--out", tmp_path / "run")
+    code, _, err = call("data", source, "--run", tmp_path / "run")
     assert code == 2
     assert "unmemorize[data]" in err
     assert not (tmp_path / "run").exists()

@@ -41,8 +41,19 @@ def copying(monkeypatch):
     monkeypatch.setattr(job._Study, "matches", matches)
 
 
-GIVEN = ("--images", "images", "--prompts", "prompts.txt", "--ordinary", "ordinary.txt", "--steps", 2, "--inits", 4)
-RED = ("--image", "images/red.png", *GIVEN, "--seeds", 1, "--sampling-steps", 1, "--sparsity", 0.1, "--run", "run")
+GIVEN = (
+    "--references",
+    "images",
+    "--prompts",
+    "prompts.txt",
+    "--ordinary",
+    "ordinary.txt",
+    "--updates",
+    2,
+    "--inits",
+    4,
+)
+RED = ("--target", "images/red.png", *GIVEN, "--pictures", 1, "--steps", 1, "--sparsity", 0.1, "--run", "run")
 
 
 def test_a_study_prints_json_and_leaves_everything(call, copying, tiny_folder, tmp_path):
@@ -91,11 +102,11 @@ def test_what_is_done_is_not_done_again(call, copying, tiny_folder, tmp_path, mo
 
 
 WRONG = {
-    "no such picture": (("--image", "images/yellow.png", *GIVEN), "not one of the 3 pictures"),
-    "no picture": (GIVEN, "--image"),
+    "no such picture": (("--target", "images/yellow.png", *GIVEN), "not one of the 3 pictures"),
+    "no picture": (GIVEN, "--target"),
     "no copies": (RED, "0 of 4 inits lead to copies"),
-    "no prompts": (("--image", "images/red.png", "--images", "images"), "--prompts"),
-    "no pictures": (("--image", "red.png", "--prompts", "prompts.txt"), "--images"),
+    "no prompts": (("--target", "images/red.png", "--references", "images"), "--prompts"),
+    "no pictures": (("--target", "red.png", "--prompts", "prompts.txt"), "--references"),
 }
 
 

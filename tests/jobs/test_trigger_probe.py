@@ -10,7 +10,8 @@ import pytest
 from PIL import Image
 
 from unmemorize import cli
-from unmemorize.jobs.triggers import TriggerSpec, probe
+from unmemorize.core.specs import TriggerSpec
+from unmemorize.jobs.triggers import probe
 
 
 @pytest.fixture
@@ -23,8 +24,8 @@ def inputs(tmp_path):
 
 
 def spec(inputs, tiny_folder, **more):
-    given = {"prompts": str(inputs / "prompts.txt"), "images": str(inputs / "images"), "steps": 1, "repeats": 2}
-    return TriggerSpec(model=str(tiny_folder), seeds=(0,), **(given | more))
+    given = {"prompts": str(inputs / "prompts.txt"), "references": str(inputs / "images"), "steps": 1, "repeats": 2}
+    return TriggerSpec(model=str(tiny_folder), pictures=1, **(given | more))
 
 
 def test_every_text_is_measured_once(inputs, tiny_folder):
@@ -57,16 +58,16 @@ def test_a_killed_probe_continues_to_the_same_result(inputs, tiny_folder):
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
-        ({"--images": ""}, "--images"),
+        ({"--references": ""}, "--references"),
         ({"--prompts": ""}, "--prompts"),
         ({"--prompts": "none.txt"}, "no such file"),
-        ({"--images": "none"}, "no such folder"),
+        ({"--references": "none"}, "no such folder"),
     ],
 )
 def test_a_mistake_is_one_line_and_exit_code_2(changes, says, inputs, tiny_folder, monkeypatch, capsys):
     """What, where and what to do; no run directory."""
     monkeypatch.chdir(inputs)
-    options = {"--prompts": "prompts.txt", "--images": "images", "--run": "run"} | changes
+    options = {"--prompts": "prompts.txt", "--references": "images", "--run": "run"} | changes
     arguments = [x for name, value in options.items() if value for x in (name, value)]
     monkeypatch.setattr(sys, "argv", ["unmemorize", "triggers", str(tiny_folder), *arguments])
     with pytest.raises(SystemExit) as stop:

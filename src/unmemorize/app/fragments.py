@@ -23,7 +23,7 @@ def heading(inspector: Inspector) -> str:
     pictures = "none known" if inspector.references is None else f"{len(inspector.references.names)}"
     return f"""<header><p class="eyebrow"><b>unmemorize</b> inspecting <span class="name">{_text(spec.model)}</span></p>
 <h1>Adjust a prompt until it copies nothing</h1>
-<p class="meta">{len(spec.seeds)} seeds, {spec.steps} sampling steps; calibrated on {many} ordinary prompts; training
+<p class="meta">{spec.seeds} seeds, {spec.steps} sampling steps; calibrated on {many} ordinary prompts; training
 pictures to compare with: {pictures}.</p></header>"""
 
 
@@ -119,7 +119,7 @@ def _panel(title: str, made: Pictures) -> str:
     copies = sum(picture.copied for picture in made.pictures)
     many = len(made.pictures)
     if made.pictures[0].nearest is None:
-        line = "No training pictures are known: name their folder with <code>--images</code>."
+        line = "No training pictures are known: name their folder with <code>--references</code>."
     else:
         line = f"<b>{copies} of {many}</b> {'is a copy' if copies == many == 1 else 'are copies'} of training pictures."
     pairs = "".join(_pair(picture, note) for picture, note in zip(made.pictures, _notes(made), strict=True))

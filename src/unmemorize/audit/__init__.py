@@ -2,6 +2,6 @@
 
 from unmemorize.audit.forecast import Forecast, forecast
 from unmemorize.audit.run import run_audit
-from unmemorize.audit.spec import PLANS, AuditSpec
+from unmemorize.core.specs import AuditSpec
 
-__all__ = ["PLANS", "AuditSpec", "Forecast", "forecast", "run_audit"]
+__all__ = ["AuditSpec", "Forecast", "forecast", "run_audit"]

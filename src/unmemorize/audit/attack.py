@@ -23,13 +23,13 @@ from unmemorize.audit.mitigate import (
     mitigations,
     tuned_weights,
 )
-from unmemorize.audit.spec import AuditSpec
 from unmemorize.audit.stage import Cost, NotRun
 from unmemorize.core.errors import UserError
 from unmemorize.core.model import DiffusionModel
 from unmemorize.core.run import Progress, atomic
 from unmemorize.core.sample import sampling_evaluations
 from unmemorize.core.shards import merge_shards, run_shards
+from unmemorize.core.specs import AuditSpec, limited
 from unmemorize.jobs.copies import CopyCheck, copy_check
 from unmemorize.jobs.extracted import from_rows, to_rows
 from unmemorize.jobs.inputs import images_folder
@@ -53,14 +53,14 @@ def attack_mitigated(model: DiffusionModel, spec: AuditSpec, run: Path, progress
         NotApplicable: Nothing was copied.
         NotRun: No mitigation was tried, no attack is asked for, or no picture can be its control.
     """
-    if not spec.attack_steps:
-        raise NotRun("no attack was asked for: --attack-steps says how long")
+    if not spec.attack_updates:
+        raise NotRun("no attack was asked for: --attack-updates says how long")
     subjects = _subjects(model, spec, run)
     if not (run / "scores" / "mitigated.parquet").exists():
         raise NotRun("no mitigation was tried")
     groups = dict(zip((MEMORIZED, *CONTROLS), subjects[0].groups.values(), strict=True))
     tried, check = {UNMITIGATED: ""} | mitigations(spec), subjects[1]
-    attack = partial(dori, how=Dori(steps=spec.attack_steps, batch=spec.attack_batch))
+    attack = partial(dori, how=Dori(steps=spec.attack_updates, batch=spec.attack_batch))
     trial = Trial(curve_of(spec), "prompt", 1, attack_seeds(spec), spec.steps, spec.guidance)
     weights = tuned_weights(model, tried)
     trials = {name: replace(trial, generate=generator_of(spec, run, name)) for name in tried}
@@ -87,13 +87,13 @@ def attack_mitigated(model: DiffusionModel, spec: AuditSpec, run: Path, progress
 
 def curve_of(spec: AuditSpec) -> tuple[int, ...]:
     """Numbers of updates after which pictures are made."""
-    return tuple(sorted({0, -(-spec.attack_steps // 4), spec.attack_steps}))
+    return tuple(sorted({0, -(-spec.attack_updates // 4), spec.attack_updates}))
 
 
 def _subjects(model: DiffusionModel, spec: AuditSpec, run: Path) -> tuple[Subjects, CopyCheck]:
     """The copied pictures with their controls, and the comparison."""
     copies = copied(spec, run, model.image_size).pictures
-    check = copy_check(model, spec.model, spec.images, spec.sscd, spec.recipe)
+    check = copy_check(model, spec.model, spec.references, spec.sscd, spec.recipe)
     others = trained(spec.model, model.image_size, check) if spec.model in EMBEDDED else check.references[[]]
     others = others if len(others) else _not_copied(run, check.references)
     if not len(others):
@@ -115,12 +115,12 @@ def _not_copied(run: Path, references: References) -> References:
 def attack_cost(model: DiffusionModel, spec: AuditSpec, prompts: int) -> Cost:
     """What it costs if a third of the generated prompts give copies."""
     tried = mitigations(spec)
-    if not tried or not spec.attack_steps or images_folder(spec.model, spec.images) is None:
+    if not tried or not spec.attack_updates or images_folder(spec.model, spec.references) is None:
         return Cost()
-    pictures = min(spec.attacked, max(min(spec.generate, prompts) // COPIED, 1))
+    pictures = limited(spec.attack, max(limited(spec.generate, prompts) // COPIED, 1))
     attacks = (1 + len(tried)) * (pictures + len(CONTROLS) * max(pictures, FEWEST))
     calls = sampling_evaluations(model, spec.steps, spec.guidance)
-    judged, updates = attacks * len(curve_of(spec)) * len(attack_seeds(spec)), spec.attack_steps * spec.attack_batch
+    judged, updates = attacks * len(curve_of(spec)) * len(attack_seeds(spec)), spec.attack_updates * spec.attack_batch
     guarding = judged // (1 + len(tried)) * LOWERING * ("guard" in tried)
     gradients = attacks * updates + guarding
     return Cost(gradients + judged * calls, gradients=gradients, pictures=judged)

@@ -9,11 +9,11 @@ from dataclasses import dataclass
 import torch
 
 from unmemorize.audit.inputs import audited
-from unmemorize.audit.spec import AuditSpec
 from unmemorize.audit.stage import Cost
 from unmemorize.audit.stages import STAGES
 from unmemorize.core.model import DiffusionModel
 from unmemorize.core.sample import generators
+from unmemorize.core.specs import AuditSpec
 from unmemorize.jobs.inputs import with_sampling
 from unmemorize.models.load import load
 
@@ -49,7 +49,7 @@ def forecast(spec: AuditSpec) -> Forecast:
         {name: cost.evaluations for name, cost in costs.items() if cost.evaluations},
         {name: _seconds(cost, each, decode) for name, cost in costs.items() if cost.evaluations},
         pictures,
-        pictures * height * width * 3 * 2 + prompts * len(spec.seeds) * TABLES,  # each picture and its nearest one
+        pictures * height * width * 3 * 2 + prompts * spec.seeds * TABLES,  # each picture and its nearest one
     )
 
 

@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 
-from unmemorize.audit.spec import AuditSpec
 from unmemorize.core.errors import NotApplicable
+from unmemorize.core.specs import AuditSpec
 from unmemorize.data.source import Prompt
 from unmemorize.jobs.calibrate import Ordinary, split_ordinary
 from unmemorize.jobs.inputs import ordinary_of, prompts_of

@@ -14,7 +14,6 @@ from torch import Tensor
 
 from unmemorize.attack.extraction import SEEDS
 from unmemorize.audit.inputs import ordinary_scores
-from unmemorize.audit.spec import AuditSpec
 from unmemorize.audit.stage import UNSEEN, Cost, NotRun
 from unmemorize.core.choose import evenly
 from unmemorize.core.errors import NotApplicable, UserError
@@ -24,6 +23,7 @@ from unmemorize.core.results import Localization
 from unmemorize.core.run import Progress
 from unmemorize.core.sample import generate, sampling_evaluations
 from unmemorize.core.shards import merge_shards, run_shards
+from unmemorize.core.specs import AuditSpec, limited
 from unmemorize.data.pictures import load_image, save_image
 from unmemorize.data.source import read_references
 from unmemorize.jobs.copies import copy_check
@@ -69,14 +69,17 @@ def mitigations(spec: AuditSpec) -> dict[str, str]:
     Raises:
         UserError: There is no such method, or two have one name.
     """
-    asked = [] if spec.mitigate == "none" else [part.strip() for part in spec.mitigate.split(",") if part.strip()]
-    unknown = [name for name in asked if name not in METHODS]
+    asked = [name for name in spec.mitigation if name in METHODS]
+    folders = [name for name in spec.mitigation if name not in METHODS]
+    unknown = [name for name in folders if not Path(name).is_dir()]
     if unknown:
-        raise UserError(f"--mitigate {unknown[0]}: no such method: choose of {', '.join(METHODS)}, or none")
-    names = [Path(folder).resolve().name.encode("utf-8", "backslashreplace").decode() for folder in spec.mitigated]
+        raise UserError(
+            f"--mitigation {unknown[0]}: no such method, and no folder of a model: choose of {', '.join(METHODS)}, none"
+        )
+    names = [Path(folder).resolve().name.encode("utf-8", "backslashreplace").decode() for folder in folders]
     if len(set(asked)) < len(asked) or len({*METHODS, *names, UNMITIGATED}) <= len(METHODS) + len(names):
-        raise UserError(f"--mitigated {', '.join(names)}: two have one name, or a method's: rename the folder")
-    return dict.fromkeys(asked, "") | dict(zip(names, spec.mitigated, strict=True))
+        raise UserError(f"--mitigation {', '.join(folders)}: two have one name, or a method's: rename the folder")
+    return dict.fromkeys(asked, "") | dict(zip(names, folders, strict=True))
 
 
 def try_mitigations(model: DiffusionModel, spec: AuditSpec, run: Path, progress: Progress) -> None:
@@ -88,9 +91,9 @@ def try_mitigations(model: DiffusionModel, spec: AuditSpec, run: Path, progress:
     """
     tried = mitigations(spec)
     if not tried:
-        raise NotRun("no mitigation was asked for: name one with --mitigate")
+        raise NotRun("no mitigation was asked for: name one with --mitigation")
     copies = copied(spec, run, model.image_size)
-    check = copy_check(model, spec.model, spec.images, spec.sscd, spec.recipe)
+    check = copy_check(model, spec.model, spec.references, spec.sscd, spec.recipe)
     judge = judge_of(model, spec.model, check, attack_seeds(spec), spec.steps, spec.guidance)
     ordinary = _ordinary(spec, ORDINARY)
     weights = tuned_weights(model, tried)
@@ -123,7 +126,7 @@ def copied(spec: AuditSpec, run: Path, size: tuple[int, int]) -> Copies:
         NotApplicable: Nothing was copied.
         NotRun: There are no training pictures to compare with.
     """
-    table, folder = run / "scores" / "verify.parquet", images_folder(spec.model, spec.images)
+    table, folder = run / "scores" / "verify.parquet", images_folder(spec.model, spec.references)
     if folder is None or not table.exists():
         raise NotRun(UNSEEN)
     rows = [row for row in pq.read_table(table).to_pylist() if row["verdict"] != "none"]
@@ -138,12 +141,12 @@ def copied(spec: AuditSpec, run: Path, size: tuple[int, int]) -> Copies:
     references = read_references(folder, size)
     place = {reference_name(name): i for i, name in enumerate(references.names)}
     found = replace(references[[place[name] for name in first]], captions=tuple(first.values()))
-    return Copies(prompts, spread(found, spec.attacked))
+    return Copies(prompts, spread(found, limited(spec.attack, len(found))))
 
 
 def attack_seeds(spec: AuditSpec) -> tuple[int, ...]:
     """Seeds that mitigations and attacks are judged on: none that the audit generated with."""
-    return tuple(SEEDS[0] + k for k in range(spec.images_per_prompt))
+    return tuple(SEEDS[0] + k for k in range(spec.pictures))
 
 
 def tuned_weights(model: DiffusionModel, tried: Mapping[str, str]) -> dict[str, dict[str, Tensor]]:
@@ -262,10 +265,10 @@ def _saved(folder: Path, count: int) -> Tensor:
 def mitigate_cost(model: DiffusionModel, spec: AuditSpec, prompts: int) -> Cost:
     """What it costs if a third of the generated prompts give copies."""
     tried = mitigations(spec)
-    if not tried or images_folder(spec.model, spec.images) is None:
+    if not tried or images_folder(spec.model, spec.references) is None:
         return Cost()
-    copies = max(min(spec.generate, prompts) // COPIED, 1)
-    each = min(spec.attacked, copies) * len(attack_seeds(spec)) + len(_ordinary(spec, ORDINARY))
+    copies = max(limited(spec.generate, prompts) // COPIED, 1)
+    each = limited(spec.attack, copies) * len(attack_seeds(spec)) + len(_ordinary(spec, ORDINARY))
     calls = sampling_evaluations(model, spec.steps, spec.guidance)
     search = (copies + 1) * CALLS * 2 * ("wanda" in tried)
     if "nemo" in tried:

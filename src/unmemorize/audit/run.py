@@ -16,13 +16,13 @@ import pyarrow.parquet as pq
 from unmemorize.audit.attack import write_outcomes
 from unmemorize.audit.inputs import audited, ordinary, scores_of
 from unmemorize.audit.mitigate import mitigations, tuned_fingerprint
-from unmemorize.audit.spec import AuditSpec
 from unmemorize.audit.stages import run_stages
 from unmemorize.core.criteria import Criterion
 from unmemorize.core.errors import UserError
 from unmemorize.core.model import DiffusionModel
 from unmemorize.core.run import Progress, RunRecord, Source, digest, open_run, versions, write_json
 from unmemorize.core.sample import sampling_evaluations
+from unmemorize.core.specs import AuditSpec, recorded
 from unmemorize.data.source import Prompt, read_references
 from unmemorize.jobs.copies import LARGE, matcher
 from unmemorize.jobs.inputs import images_folder, prompt_source, with_sampling
@@ -63,19 +63,18 @@ def run_audit(
 
 
 def _record(spec: AuditSpec, model: DiffusionModel, prompts: Sequence[Prompt], criterion: Criterion) -> RunRecord:
-    values = dataclasses.asdict(spec) | {"seeds": list(spec.seeds), "mitigated": list(spec.mitigated)}
     data = {"prompts": prompt_source(spec.prompts or spec.model, prompts)}
     others = ordinary(spec).others
     if others:
         data["ordinary"] = prompt_source(spec.ordinary or "plain descriptions", others)
-    folder = images_folder(spec.model, spec.images)
+    folder = images_folder(spec.model, spec.references)
     if folder and not spec.sscd and max(model.image_size) >= LARGE:
         raise UserError(
             f"pictures of {max(model.image_size)} px are compared by a copy-detection network: name its file with "
-            "--sscd, or leave out --images to score only"
+            "--sscd, or leave out --references to score only"
         )
     if folder:
-        data["images"] = _picture_source(spec.images or spec.model, read_references(folder, model.image_size))
+        data["references"] = _picture_source(spec.references or spec.model, read_references(folder, model.image_size))
     if folder and spec.held_out:
         pictures = read_references(Path(spec.held_out), model.image_size)
         data["held_out"] = _picture_source(spec.held_out, pictures)
@@ -84,7 +83,7 @@ def _record(spec: AuditSpec, model: DiffusionModel, prompts: Sequence[Prompt], c
             data[f"mitigated {name}"] = Source(source=tuned, sha256=tuned_fingerprint(model, tuned), count=1)
     return RunRecord(
         status="running",
-        spec=values,
+        spec=recorded(spec),
         versions=versions(),
         model={"name": model.name, "fingerprint": model.fingerprint},
         data=data,
@@ -94,7 +93,7 @@ def _record(spec: AuditSpec, model: DiffusionModel, prompts: Sequence[Prompt], c
 
 def _basis(model: DiffusionModel, spec: AuditSpec) -> Basis:
     """What generated pictures were compared with. A copy-detection network's verdict knows no templates."""
-    folder = images_folder(spec.model, spec.images)
+    folder = images_folder(spec.model, spec.references)
     if folder is None:
         return Basis(spec.bound)
     masks = read_references(folder, model.image_size).masks
@@ -126,7 +125,7 @@ def _evaluations(run: Path, model: DiffusionModel, spec: AuditSpec) -> dict[str,
     """Denoiser evaluations by stage, from what the tables say was done."""
     pictures = pq.read_metadata(run / "scores" / "images.parquet").num_rows
     calls = sampling_evaluations(model, spec.steps, spec.guidance)
-    once = len(spec.seeds)  # the unconditional predictions that scoring shares
+    once = spec.seeds  # the unconditional predictions that scoring shares
     spent = {
         "detect": _spent(run, "detect", once),
         "calibrate": _spent(run, "ordinary", once),

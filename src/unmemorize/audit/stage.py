@@ -6,11 +6,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from unmemorize.audit.spec import AuditSpec
 from unmemorize.core.model import DiffusionModel
 from unmemorize.core.run import Progress
+from unmemorize.core.specs import AuditSpec
 
-UNSEEN = "no training pictures were given: name their folder with --images"
+UNSEEN = "no training pictures were given: name their folder with --references"
 
 
 class NotRun(Exception):

@@ -13,17 +13,17 @@ from torch import Tensor
 from unmemorize.audit.attack import attack_cost, attack_mitigated
 from unmemorize.audit.inputs import audited, ordinary, scores_of
 from unmemorize.audit.mitigate import COPIED, mitigate_cost, try_mitigations
-from unmemorize.audit.spec import AuditSpec
 from unmemorize.audit.stage import UNSEEN, Cost, NotRun, Stage
 from unmemorize.core.errors import NotApplicable
 from unmemorize.core.model import DiffusionModel
 from unmemorize.core.run import Progress
 from unmemorize.core.sample import sampling_evaluations
+from unmemorize.core.specs import AuditSpec, DetectSpec, ExplainSpec, limited
 from unmemorize.data.source import read_references
 from unmemorize.jobs.calibrate import LEVEL, calibrate_scores
 from unmemorize.jobs.copies import CopyCheck, copy_check, distances, matcher
-from unmemorize.jobs.detect import DetectSpec, score_prompts
-from unmemorize.jobs.explain import ExplainSpec, explain_prompts
+from unmemorize.jobs.detect import score_prompts
+from unmemorize.jobs.explain import explain_prompts
 from unmemorize.jobs.inputs import images_folder
 from unmemorize.jobs.pictures import (
     Row,
@@ -59,7 +59,7 @@ def run_stages(
 
 
 def _scoring(spec: AuditSpec) -> DetectSpec:
-    return DetectSpec(spec.model, spec.prompts, spec.column, seeds=spec.seeds, steps=spec.steps)
+    return DetectSpec(model=spec.model, seeds=spec.seeds, seed=spec.seed, steps=spec.steps)
 
 
 def _detect(model: DiffusionModel, spec: AuditSpec, run: Path, progress: Progress) -> None:
@@ -73,13 +73,13 @@ def _calibrate(model: DiffusionModel, spec: AuditSpec, run: Path, progress: Prog
 
 def _generate(model: DiffusionModel, spec: AuditSpec, run: Path, progress: Progress) -> None:
     prompts = audited(spec)
-    chosen = choose(prompts, scores_of(run, len(prompts)), spec.generate)
-    seeds = spec.seeds[: spec.images_per_prompt]
+    chosen = choose(prompts, scores_of(run, len(prompts)), limited(spec.generate, len(prompts)))
+    seeds = range(spec.seed, spec.seed + spec.pictures)
     generate_pictures(model, chosen, run, progress, seeds=seeds, steps=spec.steps, guidance=spec.guidance)
 
 
 def _verify(model: DiffusionModel, spec: AuditSpec, run: Path, progress: Progress) -> None:
-    folder = images_folder(spec.model, spec.images)
+    folder = images_folder(spec.model, spec.references)
     if folder is None:
         raise NotRun(UNSEEN)
     _, match = matcher(spec.sscd, spec.recipe, model.device)
@@ -87,7 +87,7 @@ def _verify(model: DiffusionModel, spec: AuditSpec, run: Path, progress: Progres
 
 
 def _held_out(model: DiffusionModel, spec: AuditSpec, run: Path, progress: Progress) -> None:
-    folder = images_folder(spec.model, spec.images)
+    folder = images_folder(spec.model, spec.references)
     if folder is None:
         raise NotRun(UNSEEN)
     references = read_references(folder, model.image_size)
@@ -111,8 +111,10 @@ def _explain(model: DiffusionModel, spec: AuditSpec, run: Path, progress: Progre
     rows = pq.read_table(verified).to_pylist() if verified.exists() else []
     copies = _copies(model, spec, [row for row in rows if row["verdict"] != "none"])
     order = sorted(range(len(prompts)), key=lambda i: (prompts[i].id not in copies, -means[i]))
-    chosen = [prompts[i] for i in order[: spec.explain]]
-    explaining = ExplainSpec(spec.model, spec.seeds, spec.steps, guidance=spec.guidance)
+    chosen = [prompts[i] for i in order[: limited(spec.explain, len(order))]]
+    explaining = ExplainSpec(
+        model=spec.model, seeds=spec.seeds, seed=spec.seed, steps=spec.steps, guidance=spec.guidance
+    )
     explain_prompts(model, chosen, run, progress, spec=explaining, copies=copies)
 
 
@@ -120,7 +122,7 @@ def _copies(model: DiffusionModel, spec: AuditSpec, rows: Sequence[Row]) -> dict
     """By prompt: which of some pictures are copies of the picture that the prompt's first copy is one of."""
     if not rows:
         return {}
-    check = copy_check(model, spec.model, spec.images, spec.sscd, spec.recipe)
+    check = copy_check(model, spec.model, spec.references, spec.sscd, spec.recipe)
     place = {reference_name(name): i for i, name in enumerate(check.references.names)}
     nearest: dict[str, str] = {}
     for row in rows:
@@ -134,26 +136,26 @@ def _are_copies(check: CopyCheck, target: int, images: Tensor) -> list[bool]:
 
 
 def _detect_cost(model: DiffusionModel, spec: AuditSpec, prompts: int) -> Cost:
-    return Cost(len(spec.seeds) * (prompts + 1))
+    return Cost(spec.seeds * (prompts + 1))
 
 
 def _calibrate_cost(model: DiffusionModel, spec: AuditSpec, prompts: int) -> Cost:
     others = len(ordinary(spec).others)
-    return Cost(len(spec.seeds) * (others + 1) if others else 0)
+    return Cost(spec.seeds * (others + 1) if others else 0)
 
 
 def _generate_cost(model: DiffusionModel, spec: AuditSpec, prompts: int) -> Cost:
-    pictures = min(spec.generate, prompts) * len(spec.seeds[: spec.images_per_prompt])
+    pictures = limited(spec.generate, prompts) * spec.pictures
     calls = sampling_evaluations(model, spec.steps, spec.guidance)
     return Cost(pictures * calls, pictures=pictures)
 
 
 def _explain_cost(model: DiffusionModel, spec: AuditSpec, prompts: int) -> Cost:
     """What it costs if a third of the generated prompts give copies: these are generated with and without a word."""
-    explained, seeds = min(spec.explain, prompts), len(spec.seeds)
+    explained, seeds = limited(spec.explain, prompts), spec.seeds
     evaluations, pictures = 2 * seeds * explained, 0
-    if images_folder(spec.model, spec.images) is not None:
-        copied = min(explained, max(min(spec.generate, prompts) // COPIED, 1))
+    if images_folder(spec.model, spec.references) is not None:
+        copied = min(explained, max(limited(spec.generate, prompts) // COPIED, 1))
         pictures = 2 * seeds * copied
         calls = sampling_evaluations(model, spec.steps, spec.guidance)
         evaluations += pictures * calls + 3 * seeds * copied  # the last are the magnitudes of both texts

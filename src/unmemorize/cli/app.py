@@ -11,7 +11,6 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from unmemorize import __version__
 from unmemorize.cli.terminal import errors
-from unmemorize.core.errors import UserError
 from unmemorize.core.plain import printable
 
 app = typer.Typer(
@@ -24,7 +23,12 @@ app = typer.Typer(
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for programs instead of text.")]
 Model = Annotated[str, typer.Argument(help="testbed, testbed-twin, a pipeline folder, or a hub id.")]
 Prompts = Annotated[str, typer.Option(help="File of prompts: txt, csv, tsv, jsonl or parquet.")]
-Images = Annotated[str, typer.Option(help="Folder of training pictures to compare with.")]
+References = Annotated[str, typer.Option(help="Folder of training pictures to compare with.")]
+Ordinary = Annotated[str, typer.Option(help="File of prompts like these that are known to be ordinary: not memorized.")]
+Targets = Annotated[str, typer.Option(help="Folder of pictures with captions to extract or to forget.")]
+Controls = Annotated[str, typer.Option(help="Folder of pictures with captions that are known not to be memorized.")]
+Pictures = Annotated[int, typer.Option(min=1, help="Pictures a prompt.")]
+Window = Annotated[str, typer.Option(help="Sampling steps to read: the first N, or FIRST:LAST.")]
 Steps = Annotated[int, typer.Option(min=0, max=1000, help="Sampling steps; 0: the model's own, 16 for the testbed.")]
 Guidance = Annotated[float | None, typer.Option(min=0, help="Guidance scale; the model's own by default.")]
 Sscd = Annotated[str, typer.Option(help="SSCD file, .onnx or TorchScript (which runs the code inside it).")]
@@ -50,15 +54,6 @@ def bars() -> Iterator[Callable[[str, int, int], None]]:
             shown.update(tasks[stage], completed=done)
 
         yield progress
-
-
-def window(steps: str) -> tuple[int, int]:
-    """A number of sampling steps, or FIRST:LAST, as (first, last)."""
-    first, colon, last = steps.partition(":")
-    try:
-        return (int(first or 0), int(last)) if colon else (0, int(steps))
-    except ValueError:
-        raise UserError(f"--steps {steps}: write a number of steps, or FIRST:LAST") from None
 
 
 def _version(show: bool) -> None:

@@ -8,9 +8,24 @@ from typing import Annotated, Any, Literal
 import typer
 from rich.table import Table
 
-from unmemorize.cli.app import Guidance, Json, Model, Recipe, Sscd, Steps, app, bars
+from unmemorize.cli.app import (
+    Controls,
+    Guidance,
+    Json,
+    Model,
+    Ordinary,
+    Pictures,
+    Recipe,
+    References,
+    Sscd,
+    Steps,
+    Targets,
+    app,
+    bars,
+)
 from unmemorize.cli.terminal import add_row, out, print_json, say
 from unmemorize.core.outputs import Output, check_outputs
+from unmemorize.core.specs import AttackSpec
 
 KEYS = ("copy_rate", "original_copy_rate", "control_copy_rate", "search_budget", "evaluations", "steps")
 GROUPS = {"attacked": "attacked", "control": "trained on, not memorized", "unseen": "never trained on"}
@@ -19,24 +34,23 @@ GROUPS = {"attacked": "attacked", "control": "trained on, not memorized", "unsee
 @app.command()
 def attack(
     model: Model = "testbed",
-    images: Annotated[
-        str, typer.Option(help="Folder of training pictures to bring back, or 'plan': the testbed's memorized ones.")
-    ] = "plan",
+    targets: Targets = "",
     method: Annotated[str, typer.Option(help="dori, high-noise, from-noise or adaptive.")] = "dori",
     edit: Annotated[str, typer.Option(help="An edit to attack the model under: NAME.safetensors.")] = "",
     init: Annotated[
         Literal["prompt", "random", "ordinary"], typer.Option(help="Start from its prompt, N(0, I), or another prompt.")
     ] = "prompt",
-    steps: Annotated[int | None, typer.Option(min=1, help="Updates; 50 by DoRI, the method's own by default.")] = None,
+    updates: Annotated[int | None, typer.Option(min=1, help="Updates; the method's own by default.")] = None,
     restarts: Annotated[int, typer.Option(min=1, help="Attacks of each picture.")] = 1,
     lr: Annotated[float | None, typer.Option(help="Learning rate; the method's own by default.")] = None,
     batch: Annotated[int | None, typer.Option(min=1, help="Noisy versions of a picture in an update.")] = None,
     limit: Annotated[int, typer.Option(min=0, help="How many of the pictures, evenly spread; 0 for all.")] = 0,
-    controls: Annotated[str, typer.Option(help="Folder of training pictures not believed memorized.")] = "",
+    controls: Controls = "",
     held_out: Annotated[str, typer.Option(help="Folder of pictures never trained on; made from the controls.")] = "",
-    ordinary: Annotated[str, typer.Option(help="File of ordinary prompts to start from.")] = "",
-    seeds: Annotated[int, typer.Option(min=1, help="Pictures to generate from each embedding.")] = 4,
-    sampling: Steps = 0,
+    ordinary: Ordinary = "",
+    references: References = "",
+    pictures: Pictures = 4,
+    steps: Steps = 0,
     guidance: Guidance = None,
     bound: Annotated[float, typer.Option(min=0, max=1, help="Share of a control that may come back.")] = 0.05,
     sscd: Sscd = "",
@@ -48,19 +62,19 @@ def attack(
 ) -> None:
     """Search for embeddings that bring training pictures back, under an edit or without, always beside controls."""
     folder = Path(run or Path("runs") / f"attack-{Path(model).name}")
-    read = [model, "" if images == "plan" else images, edit, controls, held_out, ordinary, sscd]
+    read = [model, targets, references, edit, controls, held_out, ordinary, sscd]
     check_outputs([Output("--run", folder, "run")], read)
 
-    from unmemorize.attack.extraction import SEEDS
-    from unmemorize.jobs.attack import AttackSpec, run_attack
+    from unmemorize.jobs.attack import run_attack
 
     spec = AttackSpec(
         model=model,
-        images=images,
+        targets=targets,
+        references=references,
         method=method,
         edit=edit,
         init=init,
-        steps=steps,
+        updates=updates,
         restarts=restarts,
         lr=lr,
         batch=batch,
@@ -68,8 +82,8 @@ def attack(
         controls=controls,
         held_out=held_out,
         ordinary=ordinary,
-        seeds=tuple(range(SEEDS[0], SEEDS[0] + seeds)),
-        sampling=sampling,
+        pictures=pictures,
+        steps=steps,
         guidance=guidance,
         bound=bound,
         sscd=sscd,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -12,14 +12,28 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
-from unmemorize.cli.app import Column, Guidance, Images, Json, Model, Prompts, Recipe, Sscd, Steps, app, bars
+from unmemorize.cli.app import (
+    Column,
+    Guidance,
+    Json,
+    Model,
+    Ordinary,
+    Prompts,
+    Recipe,
+    References,
+    Sscd,
+    Steps,
+    app,
+    bars,
+)
 from unmemorize.cli.terminal import add_row, cell, errors, out, print_json, say
 from unmemorize.core.errors import UserError
 from unmemorize.core.outputs import Output, check_outputs, is_stdout
 from unmemorize.core.plain import printable
+from unmemorize.core.specs import AuditSpec
 
 if TYPE_CHECKING:
-    from unmemorize.audit import AuditSpec, Forecast
+    from unmemorize.audit import Forecast
     from unmemorize.verdict.conditions import Condition
 
 BOUND_HELP = "A finding that is a rate passes where its upper 95% limit is at most this; 0.10 by default."
@@ -49,21 +63,23 @@ def audit(
     model: Model = "testbed",
     prompts: Prompts = "",
     column: Column = "",
-    images: Images = "",
-    ordinary: Annotated[str, typer.Option(help="File of prompts like these that are not in the training set.")] = "",
+    references: References = "",
+    ordinary: Ordinary = "",
     held_out: Annotated[str, typer.Option(help="Folder of pictures like these that were not trained on.")] = "",
     run: Annotated[str, typer.Option(help="Run directory, where a killed run continues; runs/MODEL by default.")] = "",
     plan: Annotated[Plan, typer.Option(help="Defaults for how much is generated and explained.")] = Plan.quick,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what to expect, and do nothing.")] = False,
     seeds: Annotated[int, typer.Option(min=1, help="Seeds per prompt for the score.")] = 4,
-    images_per_prompt: Annotated[int | None, typer.Option(min=1, help="Pictures generated per chosen prompt.")] = None,
-    generate: Annotated[int | None, typer.Option(min=1, help="How many prompts to generate.")] = None,
-    explain: Annotated[int | None, typer.Option(min=1, help="How many prompts to explain.")] = None,
-    mitigate: Annotated[str | None, typer.Option(help="Of guard, wanda and nemo, apart by commas, or none.")] = None,
-    mitigated: Annotated[list[str] | None, typer.Option(help="A model mitigated before; may be repeated.")] = None,
+    pictures: Annotated[int | None, typer.Option(min=1, help="Pictures generated per chosen prompt.")] = None,
+    generate: Annotated[int | None, typer.Option(min=0, help="How many prompts to generate; 0 for all.")] = None,
+    explain: Annotated[int | None, typer.Option(min=0, help="How many prompts to explain; 0 for all.")] = None,
+    mitigation: Annotated[
+        list[str] | None,
+        typer.Option(help="guard, wanda, nemo or the folder of a model mitigated before; repeatable; none for none."),
+    ] = None,
     sparsity: Annotated[float, typer.Option(min=0, max=1, help="Share of each row Wanda may take; 0: default.")] = 0,
-    attacked: Annotated[int | None, typer.Option(min=1, help="How many copied pictures to attack.")] = None,
-    attack_steps: Annotated[int | None, typer.Option(min=0, help="Updates of an attack; 0 for none.")] = None,
+    attack: Annotated[int | None, typer.Option(min=0, help="How many copied pictures to attack; 0 for all.")] = None,
+    attack_updates: Annotated[int | None, typer.Option(min=0, help="Updates of an attack; 0 for no attack.")] = None,
     steps: Steps = 0,
     guidance: Guidance = None,
     sscd: Sscd = "",
@@ -81,28 +97,36 @@ def audit(
     conditions = parse_conditions(fail_on or [])
     folder = Path(run or Path("runs") / Path(model).name)
     if not dry_run:
-        read = [model, prompts, images, ordinary, held_out, sscd, *(mitigated or ())]
+        read = [model, prompts, references, ordinary, held_out, sscd, *(mitigation or ())]
         _check_outputs(folder, junit, as_json, read)
 
-    from unmemorize.audit import PLANS, forecast, run_audit
+    from unmemorize.audit import forecast, run_audit
 
-    given: dict[str, Any] = {
-        "model": model,
-        "prompts": prompts,
-        "column": column,
-        "images": images,
-        "ordinary": ordinary,
-    }
-    given |= {"held_out": held_out, "steps": steps, "guidance": guidance, "sscd": sscd, "recipe": recipe}
-    given |= {"seeds": tuple(range(seeds)), "mitigated": tuple(mitigated or ()), "sparsity": sparsity}
     asked: dict[str, Any] = {
-        "images_per_prompt": images_per_prompt,
+        "pictures": pictures,
         "generate": generate,
         "explain": explain,
-        "mitigate": mitigate,
+        "mitigation": None if mitigation is None else tuple(mitigation),
+        "attack": attack,
+        "attack_updates": attack_updates,
+        "bound": bound,
     }
-    asked |= {"attacked": attacked, "attack_steps": attack_steps, "bound": bound}
-    spec = replace(PLANS[plan.value], **given, **{key: value for key, value in asked.items() if value is not None})
+    spec = AuditSpec(
+        model=model,
+        prompts=prompts,
+        column=column,
+        references=references,
+        ordinary=ordinary,
+        held_out=held_out,
+        plan=plan.value,
+        seeds=seeds,
+        steps=steps,
+        guidance=guidance,
+        sscd=sscd,
+        recipe=recipe,
+        sparsity=sparsity,
+        **{key: value for key, value in asked.items() if value is not None},
+    )
     if dry_run:
         _print_forecast(forecast(spec), as_json)
         return

@@ -11,6 +11,7 @@ from rich.table import Table
 from unmemorize.cli.app import Column, Json, app, bars
 from unmemorize.cli.terminal import add_row, print_json, say
 from unmemorize.cli.terminal import out as terminal
+from unmemorize.core.specs import DataSpec
 
 SHOWN = 20
 
@@ -18,17 +19,17 @@ SHOWN = 20
 @app.command()
 def data(
     source: Annotated[str, typer.Argument(help="Folder of pictures, Parquet, Hugging Face dataset folder, or tars.")],
-    out: Annotated[str, typer.Option("--out", "--run", help="Run directory, where a killed audit continues.")] = "",
-    export: Annotated[str, typer.Option(help="Parquet file for the rows to keep.")] = "",
+    run: Annotated[str, typer.Option(help="Run directory, where a killed audit continues.")] = "",
+    out: Annotated[str, typer.Option(help="Parquet file for the rows to keep.")] = "",
     column: Column = "",
     as_json: Json = False,
 ) -> None:
     """Find duplicates and trigger words in a training set, before training."""
-    from unmemorize.jobs.data import DataSpec, audit_data
+    from unmemorize.jobs.data import audit_data
 
-    folder = Path(out or Path("runs") / f"data-{Path(source).resolve().stem}")
+    folder = Path(run or Path("runs") / f"data-{Path(source).resolve().stem}")
     with bars() as progress:
-        summary = audit_data(DataSpec(source, column, export), folder, progress)
+        summary = audit_data(DataSpec(source=source, column=column, out=out), folder, progress)
     if as_json:
         print_json(summary | {"run": str(folder)})
         return

@@ -10,9 +10,10 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
-from unmemorize.cli.app import Column, Json, Model, Prompts, app, bars, window
+from unmemorize.cli.app import Column, Guidance, Json, Model, Prompts, Steps, Window, app, bars
 from unmemorize.cli.terminal import add_row, out, print_json, say
 from unmemorize.core.outputs import Output, check_outputs
+from unmemorize.core.specs import DetectSpec
 
 
 class Format(StrEnum):
@@ -30,9 +31,9 @@ def detect(
     column: Column = "",
     method: Annotated[str, typer.Option(help="Detector.")] = "noise-gap",
     seeds: Annotated[int, typer.Option(min=1, help="Seeds per prompt.")] = 4,
-    steps: Annotated[str, typer.Option(help="Sampling steps to read: the first N, or FIRST:LAST.")] = "1",
-    sampling_steps: Annotated[int, typer.Option(min=1, max=1000, help="Sampling steps in all.")] = 50,
-    guidance: Annotated[float, typer.Option(min=0, help="Guidance scale, for more than the first step.")] = 7.5,
+    window: Window = "1",
+    steps: Steps = 0,
+    guidance: Guidance = None,
     run: Annotated[str, typer.Option(help="Run directory for the scores, where a killed run continues.")] = "",
     top: Annotated[int, typer.Option(min=1, help="Rows of the table.")] = 25,
     as_format: Annotated[Format, typer.Option("--format", help="What to print.")] = Format.table,
@@ -41,19 +42,17 @@ def detect(
     """Rank prompts by how memorized they look."""
     check_outputs([Output("--run", Path(run), "run")] if run else [], [model, prompts])
 
-    from unmemorize.jobs.detect import DetectSpec, wen_lines
     from unmemorize.jobs.detect import detect as run_detect
+    from unmemorize.jobs.detect import wen_lines
 
-    first, last = window(steps)
     spec = DetectSpec(
         model=model,
         prompts=prompts,
         column=column,
         method=method,
-        seeds=tuple(range(seeds)),
-        first=first,
-        last=last,
-        steps=sampling_steps,
+        seeds=seeds,
+        window=window,
+        steps=steps,
         guidance=guidance,
     )
     with tempfile.TemporaryDirectory() as scratch:

@@ -9,8 +9,9 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
-from unmemorize.cli.app import Json, Model, app, window
+from unmemorize.cli.app import Json, Model, Steps, Window, app
 from unmemorize.cli.terminal import add_row, cell, errors, out, print_json, say
+from unmemorize.core.specs import ExplainSpec
 
 
 class Method(StrEnum):
@@ -45,18 +46,23 @@ def explain(
         typer.Option(help="gradient at the text encoder's output, gradient × input at its input, or leave-one-out."),
     ] = Method.gradient,
     seeds: Annotated[int, typer.Option(min=1, help="Seeds.")] = 4,
-    steps: Annotated[str, typer.Option(help="Sampling steps to average over: the first N, or FIRST:LAST.")] = "1",
-    sampling_steps: Annotated[int, typer.Option(min=1, max=1000, help="Sampling steps in all.")] = 50,
+    window: Window = "1",
+    steps: Steps = 0,
     pool: Annotated[Pool, typer.Option(help="How the tokens of a word are put together.")] = Pool.sum,
     check: Annotated[bool, typer.Option("--check", help="Also leave out each word: a second opinion.")] = False,
     as_json: Json = False,
 ) -> None:
     """Show which words of a prompt carry its memory."""
-    from unmemorize.jobs.explain import ExplainSpec
     from unmemorize.jobs.explain import explain as run_explain
 
     spec = ExplainSpec(
-        model, tuple(range(seeds)), sampling_steps, window(steps), pool=pool.value, method=method.value, check=check
+        model=model,
+        seeds=seeds,
+        steps=steps,
+        window=window,
+        pool=pool.value,
+        method=method.value,
+        check=check,
     )
     with errors.status("computing"):
         found = run_explain(spec, prompt)

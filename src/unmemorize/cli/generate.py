@@ -9,9 +9,10 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from unmemorize.cli.app import Guidance, Json, Model, Steps, app
+from unmemorize.cli.app import Guidance, Json, Model, Ordinary, Pictures, Steps, app
 from unmemorize.cli.terminal import add_row, out, print_json
 from unmemorize.core.outputs import Output, check_outputs
+from unmemorize.core.specs import GenerateSpec
 
 
 class GuardName(StrEnum):
@@ -26,10 +27,10 @@ def generate(
     prompt: Annotated[str, typer.Argument(help="The prompt.")],
     folder: Annotated[str, typer.Option("--out", help="A new folder for the pictures.")] = "pictures",
     guard: Annotated[GuardName | None, typer.Option(help="Act on memorized prompts.")] = None,
-    seeds: Annotated[int, typer.Option(min=1, help="Pictures, one a seed.")] = 4,
+    pictures: Pictures = 4,
     steps: Steps = 0,
     guidance: Guidance = None,
-    ordinary: Annotated[str, typer.Option(help="File of ordinary prompts to calibrate the guard on.")] = "",
+    ordinary: Ordinary = "",
     threshold: Annotated[float | None, typer.Option(min=0, help="Magnitude above which the guard acts.")] = None,
     target: Annotated[float | None, typer.Option(min=0, help="Magnitude it brings a picture under.")] = None,
     as_json: Json = False,
@@ -37,13 +38,12 @@ def generate(
     """Make pictures of a prompt, with a guard against memorized ones if asked."""
     check_outputs([Output("--out", Path(folder), "new")], [model, ordinary])
 
-    from unmemorize.jobs.generate import GenerateSpec
     from unmemorize.jobs.generate import generate as run_generate
 
     spec = GenerateSpec(
         model=model,
         prompt=prompt,
-        seeds=tuple(range(seeds)),
+        pictures=pictures,
         steps=steps,
         guidance=guidance,
         guard=guard.value if guard else "",

@@ -7,18 +7,20 @@ from typing import Annotated
 
 import typer
 
-from unmemorize.cli.app import Model, app, bars
+from unmemorize.cli.app import Guidance, Model, Ordinary, Pictures, References, Steps, app, bars
 from unmemorize.cli.terminal import errors, say
+from unmemorize.core.specs import InspectSpec
 
 
 @app.command()
 def inspect(
     model: Model = "testbed",
-    images: Annotated[str, typer.Option(help="Folder of training pictures to compare with.")] = "",
-    ordinary: Annotated[str, typer.Option(help="File of ordinary prompts to calibrate on.")] = "",
-    seeds: Annotated[int, typer.Option(min=1, help="Seeds a score, and pictures a prompt.")] = 4,
-    steps: Annotated[int, typer.Option(min=1, max=1000, help="Sampling steps.")] = 50,
-    guidance: Annotated[float, typer.Option(min=0, help="Guidance scale.")] = 7.5,
+    references: References = "",
+    ordinary: Ordinary = "",
+    seeds: Annotated[int, typer.Option(min=1, help="Seeds a score.")] = 4,
+    pictures: Pictures = 4,
+    steps: Steps = 0,
+    guidance: Guidance = None,
     host: Annotated[str, typer.Option(help="Address to serve at; the default is this machine alone.")] = "127.0.0.1",
     allowed_host: Annotated[
         list[str] | None, typer.Option(help="Name that a proxy gives the page; repeatable.")
@@ -27,10 +29,16 @@ def inspect(
 ) -> None:
     """Adjust a prompt on a local web page until it copies nothing."""
     from unmemorize.app.page import is_local, listen, serve
-    from unmemorize.jobs.inspect import InspectSpec, open_inspector
+    from unmemorize.jobs.inspect import open_inspector
 
     spec = InspectSpec(
-        model=model, images=images, ordinary=ordinary, seeds=tuple(range(seeds)), steps=steps, guidance=guidance
+        model=model,
+        references=references,
+        ordinary=ordinary,
+        seeds=seeds,
+        pictures=pictures,
+        steps=steps,
+        guidance=guidance,
     )
     with listen(host, port) as listener:
         with bars() as progress:

@@ -9,9 +9,23 @@ import typer
 from rich.table import Column as Head
 from rich.table import Table
 
-from unmemorize.cli.app import Column, Guidance, Images, Json, Model, Prompts, Recipe, Sscd, Steps, app, bars
+from unmemorize.cli.app import (
+    Column,
+    Guidance,
+    Json,
+    Model,
+    Ordinary,
+    Prompts,
+    Recipe,
+    References,
+    Sscd,
+    Steps,
+    app,
+    bars,
+)
 from unmemorize.cli.terminal import add_row, out, print_json, say
 from unmemorize.core.outputs import Output, check_outputs
+from unmemorize.core.specs import LocalitySpec
 
 Layers = Annotated[Literal["down-mid", "all"], typer.Option(help="NeMo: every cross-attention, or as the paper.")]
 NAMES = {
@@ -25,15 +39,15 @@ NAMES = {
 @app.command()
 def locality(
     model: Model,
-    image: Annotated[str, typer.Option(help="The training picture: a file in the folder of pictures.")],
-    images: Images = "",
+    target: Annotated[str, typer.Option(help="The training picture: a file among the references.")],
+    references: References = "",
     prompts: Prompts = "",
     column: Column = "",
-    ordinary: Annotated[str, typer.Option(help="File of prompts that are not memorized.")] = "",
+    ordinary: Ordinary = "",
     inits: Annotated[int, typer.Option(min=2, help="Random embeddings to attack from.")] = 100,
-    steps: Annotated[int, typer.Option(min=1, help="Updates of the attack.")] = 50,
-    seeds: Annotated[int, typer.Option(min=1, help="Held-out pictures of each embedding; half must be copies.")] = 2,
-    sampling_steps: Steps = 0,
+    updates: Annotated[int, typer.Option(min=1, help="Updates of the attack.")] = 50,
+    pictures: Annotated[int, typer.Option(min=1, help="Held-out pictures of each embedding; half must be copies.")] = 2,
+    steps: Steps = 0,
     guidance: Guidance = None,
     layers: Layers = "all",
     refine: Annotated[bool, typer.Option(help="NeMo: free what the channels do without; slow.")] = False,
@@ -45,23 +59,22 @@ def locality(
     as_json: Json = False,
 ) -> None:
     """Attack one picture from many starts and measure how alike the embeddings, activations and weights are."""
-    folder = Path(run or Path("runs") / f"locality-{Path(model).name}-{Path(image).stem}")
-    check_outputs([Output("--run", folder, "run")], [model, image, images, prompts, ordinary, sscd])
+    folder = Path(run or Path("runs") / f"locality-{Path(model).name}-{Path(target).stem}")
+    check_outputs([Output("--run", folder, "run")], [model, target, references, prompts, ordinary, sscd])
 
-    from unmemorize.jobs.locality import LocalitySpec
     from unmemorize.jobs.locality import locality as run_locality
 
     spec = LocalitySpec(
         model=model,
-        image=image,
-        images=images,
+        target=target,
+        references=references,
         prompts=prompts,
         column=column,
         ordinary=ordinary,
         inits=inits,
+        updates=updates,
+        pictures=pictures,
         steps=steps,
-        seeds=seeds,
-        sampling_steps=sampling_steps,
         guidance=guidance,
         layers=layers,
         refine=refine,

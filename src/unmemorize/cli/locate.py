@@ -8,9 +8,10 @@ from typing import Annotated, Literal
 import typer
 from rich.table import Table
 
-from unmemorize.cli.app import Column, Json, Model, Prompts, app, bars
+from unmemorize.cli.app import Column, Json, Model, Ordinary, Prompts, app, bars
 from unmemorize.cli.terminal import add_row, out, print_json, say
 from unmemorize.core.outputs import Output, check_outputs
+from unmemorize.core.specs import LocateSpec
 
 
 @app.command()
@@ -20,7 +21,7 @@ def locate(
     prompts: Prompts = "",
     column: Column = "",
     edit: Annotated[str, typer.Option("--out", help="Where to write the edit: NAME.safetensors.")] = "edit.safetensors",
-    ordinary: Annotated[str, typer.Option(help="NeMo: file of prompts that are not memorized.")] = "",
+    ordinary: Ordinary = "",
     layers: Annotated[
         Literal["down-mid", "all"], typer.Option(help="NeMo: as the paper, or every cross-attention.")
     ] = "down-mid",
@@ -42,7 +43,6 @@ def locate(
     check_outputs([*files, *folders], [model, prompts, ordinary])
 
     # Imported here so that --help and mistakes in options answer at once.
-    from unmemorize.jobs.locate import LocateSpec
     from unmemorize.jobs.locate import locate as run_locate
 
     spec = LocateSpec(

@@ -8,9 +8,23 @@ from typing import Annotated, Any, Literal
 import typer
 from rich.table import Table
 
-from unmemorize.cli.app import Json, Model, Sscd, Steps, app, bars
+from unmemorize.cli.app import (
+    Controls,
+    Guidance,
+    Json,
+    Model,
+    Pictures,
+    Recipe,
+    References,
+    Sscd,
+    Steps,
+    Targets,
+    app,
+    bars,
+)
 from unmemorize.cli.terminal import add_row, out, print_json, say
 from unmemorize.core.outputs import Output, check_outputs
+from unmemorize.core.specs import MitigateSpec
 
 Method = Literal["erase", "adversarial-finetune", "finetune", "siss", "neggrad", "deletion"]
 RATES = ("copy_rate_before", "copy_rate_after", "attacked_copy_rate_after")
@@ -21,8 +35,9 @@ def mitigate(
     folder: Annotated[str, typer.Option("--out", help="A new folder for the model.")],
     model: Model = "testbed",
     method: Annotated[Method, typer.Option(help="How to remove.")] = "erase",
-    images: Annotated[str, typer.Option(help="Folder of memorized pictures with captions, or plan.")] = "plan",
-    ordinary: Annotated[str, typer.Option(help="Folder of ordinary pictures with captions, or plan.")] = "plan",
+    targets: Targets = "",
+    controls: Controls = "",
+    references: References = "",
     run: Annotated[str, typer.Option(help="Folder of checkpoints and measurements; OUT.run by default.")] = "",
     edit: Annotated[str, typer.Option(help="Edit of the model that makes surrogates; Wanda's by default.")] = "",
     updates: Annotated[int, typer.Option(min=0, help="Updates of the model; 0: the default of the method.")] = 0,
@@ -31,28 +46,29 @@ def mitigate(
     inner: Annotated[int, typer.Option(min=1, help="Attack updates before an update of the model.")] = 50,
     lora: Annotated[int, typer.Option(min=0, help="Rank of LoRA adapters; 0 trains all weights.")] = 0,
     seed: Annotated[int, typer.Option(min=0, help="Seed of training.")] = 0,
-    seeds: Annotated[int, typer.Option(min=1, help="Pictures a prompt in measurements.")] = 4,
-    sampling: Steps = 0,
-    attack_steps: Annotated[int, typer.Option(min=1, help="Updates of the attacks that judge.")] = 50,
+    pictures: Pictures = 4,
+    steps: Steps = 0,
+    guidance: Guidance = None,
+    attack_updates: Annotated[int, typer.Option(min=1, help="Updates of the attacks that judge.")] = 50,
     low_memory: Annotated[bool, typer.Option("--low-memory", help="bf16 and gradient checkpointing.")] = False,
     captions: Annotated[bool, typer.Option("--captions", help="Show removed captions in the model card.")] = False,
     sscd: Sscd = "",
+    recipe: Recipe = "sscd-320",
     as_json: Json = False,
 ) -> None:
     """Fine-tune memorized pictures out of a model and test what an attack still brings back."""
     checkpoints = Path(run or f"{Path(folder)}.run")
     outputs = [Output("--out", Path(folder), "new"), Output("--run", checkpoints, "run")]
-    pictures = [name for name in (images, ordinary) if name != "plan"]
-    check_outputs(outputs, [model, edit, sscd, *pictures])
+    check_outputs(outputs, [model, edit, sscd, targets, controls, references])
 
     from unmemorize.jobs.mitigate import mitigate as run_mitigate
-    from unmemorize.jobs.objectives import MitigateSpec
 
     spec = MitigateSpec(
         model=model,
         method=method,
-        images=images,
-        ordinary=ordinary,
+        targets=targets,
+        controls=controls,
+        references=references,
         edit=edit,
         updates=updates,
         lr=lr,
@@ -60,12 +76,14 @@ def mitigate(
         inner=inner,
         lora=lora,
         seed=seed,
-        seeds=tuple(range(seeds)),
-        sampling=sampling,
-        attack_steps=attack_steps,
+        pictures=pictures,
+        steps=steps,
+        guidance=guidance,
+        attack_updates=attack_updates,
         low_memory=low_memory,
         captions=captions,
         sscd=sscd,
+        recipe=recipe,
     )
     with bars() as progress:
         found = run_mitigate(spec, Path(folder), checkpoints, progress)

@@ -8,9 +8,23 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
-from unmemorize.cli.app import Column, Guidance, Images, Json, Model, Prompts, Recipe, Sscd, Steps, app, bars
+from unmemorize.cli.app import (
+    Column,
+    Guidance,
+    Json,
+    Model,
+    Pictures,
+    Prompts,
+    Recipe,
+    References,
+    Sscd,
+    Steps,
+    app,
+    bars,
+)
 from unmemorize.cli.terminal import add_row, out, print_json, say
 from unmemorize.core.outputs import Output, check_outputs
+from unmemorize.core.specs import TriggerSpec
 
 SHOWN = 20
 
@@ -20,11 +34,11 @@ def triggers(
     model: Model = "testbed",
     prompts: Prompts = "",
     column: Column = "",
-    images: Images = "",
+    references: References = "",
     run: Annotated[str, typer.Option(help="Run directory, where a killed probe continues.")] = "",
     limit: Annotated[int, typer.Option(min=0, help="How many of the prompts to probe, evenly spread; 0 for all.")] = 20,
     repeats: Annotated[int, typer.Option(min=1, max=20, help="How often each word is said at most.")] = 3,
-    seeds: Annotated[int, typer.Option(min=1, help="Seeds per text.")] = 2,
+    pictures: Pictures = 2,
     steps: Steps = 0,
     guidance: Guidance = None,
     sscd: Sscd = "",
@@ -33,18 +47,18 @@ def triggers(
 ) -> None:
     """Take prompts apart and find the words that make the model copy."""
     folder = Path(run or Path("runs") / f"triggers-{Path(model).name}")
-    check_outputs([Output("--run", folder, "run")], [model, prompts, images, sscd])
+    check_outputs([Output("--run", folder, "run")], [model, prompts, references, sscd])
 
-    from unmemorize.jobs.triggers import TriggerSpec, probe
+    from unmemorize.jobs.triggers import probe
 
     spec = TriggerSpec(
         model=model,
         prompts=prompts,
         column=column,
-        images=images,
+        references=references,
         limit=limit,
         repeats=repeats,
-        seeds=tuple(range(seeds)),
+        pictures=pictures,
         steps=steps,
         guidance=guidance,
         sscd=sscd,

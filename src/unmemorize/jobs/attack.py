@@ -5,28 +5,27 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors.torch import save_file
 
 from unmemorize.attack.adaptive import Adaptive, from_prompts
 from unmemorize.attack.dori import Dori, dori
-from unmemorize.attack.extraction import CURVE, SEEDS, Init, Judge, Method, Trial, extraction, require_prompts
+from unmemorize.attack.extraction import CURVE, SEEDS, Judge, Method, Trial, extraction, require_prompts
 from unmemorize.attack.high_noise import FromNoise, HighNoise
 from unmemorize.core.errors import UserError
 from unmemorize.core.hooks import checkpointed
 from unmemorize.core.model import DiffusionModel
 from unmemorize.core.run import Progress, RunRecord, Source, atomic, digest, open_run, versions, write_json
 from unmemorize.core.shards import merge_shards, run_shards
+from unmemorize.core.specs import AttackSpec, recorded
 from unmemorize.data.pictures import save_image
 from unmemorize.jobs.copies import CopyCheck, copy_check
 from unmemorize.jobs.extracted import Row, from_rows, summarise, to_rows
 from unmemorize.jobs.inputs import ordinary_of, with_sampling
-from unmemorize.jobs.subjects import PLAN, Subjects, choose_subjects
+from unmemorize.jobs.subjects import Subjects, choose_subjects
 from unmemorize.metrics.similarity import References
 from unmemorize.mitigate.weights import Edit
 from unmemorize.models.load import EMBEDDED, load
@@ -39,64 +38,8 @@ METHODS: dict[str, Dori | Adaptive] = {
     "adaptive": Adaptive(),
 }
 DTYPES = ("float32", "float16", "bfloat16")
+SETTINGS = {"updates": "steps", "lr": "lr", "batch": "batch"}  # options, and what the methods call them
 SHARD = 8  # pictures: a killed attack loses no more
-
-
-@dataclass(frozen=True)
-class AttackSpec:
-    """What to attack and how; empty, 0 and None stand for defaults, most of which depend on the model.
-
-    `images` is a folder or `plan`, `limit` the largest number of its pictures, `bound` the share of a control's
-    pictures that may come back where an attack's copies count as extracted.
-    """
-
-    model: str = "testbed"
-    images: str = PLAN
-    method: str = "dori"
-    edit: str = ""
-    init: Init = "prompt"
-    steps: int | None = None
-    restarts: int = 1
-    lr: float | None = None
-    batch: int | None = None
-    limit: int = 0
-    controls: str = ""
-    held_out: str = ""
-    ordinary: str = ""
-    seeds: tuple[int, ...] = SEEDS
-    sampling: int = 0
-    guidance: float | None = None
-    bound: float = 0.05
-    sscd: str = ""
-    recipe: str = "sscd-320"
-    dtype: str = ""
-    checkpointing: bool = False
-
-    @property
-    def settings(self) -> Dori | Adaptive:
-        """The method's own, but for what was asked for.
-
-        Raises:
-            UserError: There is no such method, it has no such setting, or a number is out of range.
-        """
-        if self.method not in METHODS:
-            raise UserError(f"{self.method}: no such attack: choose one of {', '.join(METHODS)}")
-        usual = METHODS[self.method]
-        asked = {"steps": self.steps, "lr": self.lr, "batch": self.batch}
-        given: dict[str, Any] = {name: value for name, value in asked.items() if value is not None}
-        for name, value in given.items():
-            if not hasattr(usual, name):
-                raise UserError(f"--{name}: the {self.method} attack has its own")
-            if value <= 0:
-                raise UserError(f"--{name} {value}: it has to be above 0")
-        return dataclasses.replace(usual, **given)
-
-    @property
-    def trial(self) -> Trial:
-        """How pictures are attacked and judged."""
-        last = self.settings.steps
-        curve = (last,) if self.method == "adaptive" else (*(step for step in CURVE if step < last), last)
-        return Trial(curve, self.init, self.restarts, self.seeds, self.sampling, self.guidance)
 
 
 def run_attack(spec: AttackSpec, run: Path, progress: Progress = lambda stage, done, total: None) -> Row:
@@ -109,15 +52,15 @@ def run_attack(spec: AttackSpec, run: Path, progress: Progress = lambda stage, d
     how = _checked(spec)
     edit = Edit.load(spec.edit) if spec.edit else None
     model = load(spec.model, dtype=getattr(torch, spec.dtype) if spec.dtype else None)
-    spec = with_sampling(spec, model, "sampling")
+    spec = with_sampling(spec, model)
     hashed = model.fingerprint
     if edit is not None and edit.fingerprint != hashed:
         raise UserError(
             f"{spec.edit}: made for another model, or for this one in another precision (--dtype): name its own model"
         )
-    images = "" if spec.model in EMBEDDED or spec.images == PLAN else spec.images
-    check = copy_check(model, spec.model, images, spec.sscd, spec.recipe)
-    named = {"images": spec.images, "controls": spec.controls, "held_out": spec.held_out}
+    references = spec.references or ("" if spec.model in EMBEDDED else spec.targets)
+    check = copy_check(model, spec.model, references, spec.sscd, spec.recipe)
+    named = {"targets": spec.targets, "controls": spec.controls, "held_out": spec.held_out}
     subjects = choose_subjects(model, spec.model, check, **named, limit=spec.limit)
     for pictures in subjects.groups.values() if spec.init == "prompt" else ():
         require_prompts(pictures)
@@ -135,6 +78,33 @@ def run_attack(spec: AttackSpec, run: Path, progress: Progress = lambda stage, d
     return summary
 
 
+def settings_of(spec: AttackSpec) -> Dori | Adaptive:
+    """The method's own, but for what was asked for.
+
+    Raises:
+        UserError: There is no such method, it has no such setting, or a number is out of range.
+    """
+    if spec.method not in METHODS:
+        raise UserError(f"{spec.method}: no such attack: choose one of {', '.join(METHODS)}")
+    usual = METHODS[spec.method]
+    asked = {"updates": spec.updates, "lr": spec.lr, "batch": spec.batch}
+    given = {SETTINGS[name]: value for name, value in asked.items() if value is not None}
+    for name, value in asked.items():
+        if value is not None and not hasattr(usual, SETTINGS[name]):
+            raise UserError(f"--{name}: the {spec.method} attack has its own")
+        if value is not None and value <= 0:
+            raise UserError(f"--{name} {value}: it has to be above 0")
+    return dataclasses.replace(usual, **given)  # type: ignore[arg-type]
+
+
+def trial_of(spec: AttackSpec) -> Trial:
+    """How pictures are attacked and judged."""
+    last = settings_of(spec).steps
+    curve = (last,) if spec.method == "adaptive" else (*(step for step in CURVE if step < last), last)
+    seeds = tuple(range(SEEDS[0], SEEDS[0] + spec.pictures))
+    return Trial(curve, spec.init, spec.restarts, seeds, spec.steps, spec.guidance)
+
+
 def _checked(spec: AttackSpec) -> Dori | Adaptive:
     """The attack's settings; what cannot be is refused before anything is read.
 
@@ -143,11 +113,13 @@ def _checked(spec: AttackSpec) -> Dori | Adaptive:
     """
     if spec.dtype not in ("", *DTYPES):
         raise UserError(f"{spec.dtype}: no such precision: choose one of {', '.join(DTYPES)}")
+    if not spec.targets and spec.model not in EMBEDDED:
+        raise UserError(f"{spec.model}: attack which pictures? name a folder of training pictures with --targets")
     if spec.restarts <= 0:
         raise UserError(f"--restarts {spec.restarts}: it has to be above 0")
     if spec.method == "adaptive" and spec.init != "prompt":
         raise UserError(f"--init {spec.init}: the adaptive attack has all kinds of starts: leave --init out")
-    return spec.settings
+    return settings_of(spec)
 
 
 def _method(model: DiffusionModel, subjects: Subjects, spec: AttackSpec, how: Dori | Adaptive) -> Method:
@@ -173,7 +145,7 @@ def _attack(
 
     def work(piece: Sequence[tuple[str, int]]) -> list[Row]:
         targets = _joined([subjects.groups[group][[index]] for group, index in piece])
-        found, evidence = extraction(model, targets, attack, judge, spec.trial, ordinary=ordinary)
+        found, evidence = extraction(model, targets, attack, judge, trial_of(spec), ordinary=ordinary)
         ids = [f"{group}-{index:04d}" for group, index in piece]
         for name, images in (("attacked", evidence.attacked), ("original", evidence.original)):
             for key, image in zip(ids, images, strict=True):
@@ -218,10 +190,10 @@ def _record(spec: AttackSpec, hashed: str, subjects: Subjects, check: CopyCheck)
         data["ordinary"] = Source(source=spec.ordinary, sha256=digest([Path(spec.ordinary).read_bytes()]), count=1)
     return RunRecord(
         status="running",
-        spec=dataclasses.asdict(spec) | {"seeds": list(spec.seeds)},
+        spec=recorded(spec),
         versions=versions(),
         model={"name": spec.model, "fingerprint": hashed},
-        data=data | {"images": check.source},
+        data=data | {"references": check.source},
         criterion=dataclasses.asdict(check.criterion),
     )
 

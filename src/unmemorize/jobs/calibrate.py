@@ -14,8 +14,9 @@ import pyarrow.parquet as pq
 from unmemorize.core.errors import NotApplicable
 from unmemorize.core.model import DiffusionModel
 from unmemorize.core.run import Progress, atomic, write_json
+from unmemorize.core.specs import DetectSpec
 from unmemorize.data.source import Prompt
-from unmemorize.jobs.detect import DetectSpec, score_into
+from unmemorize.jobs.detect import score_into
 from unmemorize.metrics.calibrate import check_calibration, conformal_p_values
 from unmemorize.metrics.discovery import benjamini_hochberg
 from unmemorize.metrics.related import related

@@ -35,7 +35,7 @@ def card(own: str, spec: Any, results: dict[str, Any], removed: Sequence[dict[st
         _row("with the original captions, after", results["copy_rate_after"]),
         *(_row(f"after an embedding attack from {markdown(k)}", v) for k, v in results["attacked"].items()),
         "",
-        f"The attack was DoRI with {facts['attack_steps']} updates, with seeds that training did not use, from the "
+        f"The attack was DoRI with {facts['attack_updates']} updates, with seeds that training did not use, from the "
         "caption's embedding and from random ones. A stronger attack may find more.",
         "",
         f"| quality ({markdown(results['features'])}) | before | after | change |",

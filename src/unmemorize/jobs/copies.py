@@ -114,23 +114,25 @@ def distances(sscd: str, recipe: str, device: torch.device | str = "cpu") -> Dis
     )
 
 
-def copy_check(model: DiffusionModel, name: str, images: str, sscd: str = "", recipe: str = "sscd-320") -> CopyCheck:
+def copy_check(
+    model: DiffusionModel, name: str, folder: str = "", sscd: str = "", recipe: str = "sscd-320"
+) -> CopyCheck:
     """Comparison with the pictures in a folder, or with an embedded model's own.
 
     Raises:
         UserError: There are no pictures to compare with, they cannot be read, or they need an SSCD file.
     """
-    folder = images_folder(name, images)
-    if folder is None:
-        raise UserError(f"{name}: copies of what? name the folder of training pictures with --images")
+    place = images_folder(name, folder)
+    if place is None:
+        raise UserError(f"{name}: copies of what? name the folder of training pictures with --references")
     if not sscd and max(model.image_size) >= LARGE:
         raise UserError(
             f"pictures of {max(model.image_size)} px are compared by a copy-detection network: "
             "name its file with --sscd"
         )
-    references = read_references(folder, model.image_size)
+    references = read_references(place, model.image_size)
     pixels = digest(image.numpy().tobytes() for image in references.batches(1))
-    source = Source(source=images or name, sha256=pixels, count=len(references.names))
+    source = Source(source=folder or name, sha256=pixels, count=len(references.names))
     criterion, match, against = _comparisons(sscd, recipe, model.device)
     return CopyCheck(
         criterion,

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from unmemorize.core.errors import UserError
 from unmemorize.core.outputs import Output, check_outputs
 from unmemorize.core.pictures import Unusable, read_picture
 from unmemorize.core.run import Progress, RunRecord, atomic, open_run, versions, write_json
+from unmemorize.core.specs import DataSpec
 from unmemorize.data.curation import actions, collect_stakes, group_rows, kept_rows
 from unmemorize.data.database import counts, database, open_parquet, require
 from unmemorize.data.duplicates import BITS, SAME, Group, caption_groups, group_pictures, picture_groups
@@ -30,15 +30,6 @@ from unmemorize.testbed.dose import dose_curve
 
 SHOWN = 40  # groups, and triggers of a kind, that the page shows with pictures
 SMALL = 128  # pixels of a picture on the page
-
-
-@dataclass(frozen=True)
-class DataSpec:
-    """What to audit: a file or folder, its caption column if unusually named, where to write the rows to keep."""
-
-    source: str
-    column: str = ""
-    export: str = ""
 
 
 def audit_data(spec: DataSpec, run: Path, progress: Progress = lambda stage, done, total: None) -> dict[str, Any]:
@@ -67,19 +58,19 @@ def audit_data(spec: DataSpec, run: Path, progress: Progress = lambda stage, don
         read_piece(piece, number, run / "shards" / "data")
     progress("read", len(found), len(found))
     summary = analyse(run, found, progress)
-    if spec.export:
-        _export(run, Path(spec.export))
+    if spec.out:
+        _export(run, Path(spec.out))
     record.model_copy(update={"status": "finished"}).save(run)
     build_data_report(run)
     return summary
 
 
 def _check_places(spec: DataSpec, run: Path) -> None:
-    outputs = [Output("--out", run, "run")]
-    if spec.export:
-        outputs.append(Output("--export", Path(spec.export), "file"))
-        if Path(spec.export).suffix != ".parquet":
-            raise UserError(f"{spec.export}: not a .parquet file: name one with --export")
+    outputs = [Output("--run", run, "run")]
+    if spec.out:
+        outputs.append(Output("--out", Path(spec.out), "file"))
+        if Path(spec.out).suffix != ".parquet":
+            raise UserError(f"{spec.out}: not a .parquet file: name one with --out")
     check_outputs(outputs, [spec.source])
 
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -21,27 +19,13 @@ from unmemorize.core.results import NoiseTrace
 from unmemorize.core.run import Progress, RunRecord, atomic, open_run, versions
 from unmemorize.core.sample import first_unconditional, trajectory
 from unmemorize.core.shards import merge_shards, run_shards
+from unmemorize.core.specs import DetectSpec, first_and_last, recorded
 from unmemorize.data.source import Prompt
 from unmemorize.detect.noise import noise_gap_along, noise_gap_at_start
-from unmemorize.jobs.inputs import prompt_source, prompts_of
+from unmemorize.jobs.inputs import prompt_source, prompts_of, with_sampling
 from unmemorize.models.load import load
 
 Row = dict[str, Any]
-
-
-@dataclass(frozen=True)
-class DetectSpec:
-    """What to score, and which of the `steps` sampling steps to read: `first` to `last - 1`."""
-
-    model: str = "testbed"
-    prompts: str = ""
-    column: str = ""
-    method: str = "noise-gap"
-    seeds: tuple[int, ...] = (0, 1, 2, 3)
-    first: int = 0
-    last: int = 1
-    steps: int = 50
-    guidance: float = 7.5
 
 
 def detect(spec: DetectSpec, run: Path, progress: Progress) -> list[Row]:
@@ -50,14 +34,14 @@ def detect(spec: DetectSpec, run: Path, progress: Progress) -> list[Row]:
     Raises:
         UserError: The model, the prompts, the method or the window cannot be used, or `run` holds another run.
     """
-    if not 0 <= spec.first < spec.last <= spec.steps:
-        raise UserError(f"steps {spec.first}:{spec.last} of {spec.steps}: name a window inside the sampling steps")
     get_detector(spec.method)
     prompts = prompts_of(spec.model, spec.prompts, spec.column)
     model = load(spec.model)
+    spec = with_sampling(spec, model)
+    first_and_last(spec.window, spec.steps)
     record = RunRecord(
         status="running",
-        spec=dataclasses.asdict(spec) | {"seeds": list(spec.seeds)},
+        spec=recorded(spec),
         versions=versions(),
         model={"name": model.name, "fingerprint": model.fingerprint},
         data={"prompts": prompt_source(spec.prompts or spec.model, prompts)},
@@ -68,7 +52,7 @@ def detect(spec: DetectSpec, run: Path, progress: Progress) -> list[Row]:
     scores = table["score"].to_numpy().reshape(len(prompts), -1).mean(axis=1)
     spent = table["evaluations"].to_numpy().reshape(len(prompts), -1).sum(axis=1)
     rows = [
-        {"prompt": prompt.text, "score": float(score), "seeds": list(spec.seeds), "evaluations": int(cost)}
+        {"prompt": prompt.text, "score": float(score), "seeds": list(spec.numbers), "evaluations": int(cost)}
         for prompt, score, cost in zip(prompts, scores, spent, strict=True)
     ]
     return sorted(rows, key=lambda row: -row["score"])
@@ -96,7 +80,7 @@ def score_into(
         rows = score([p.text for p in piece])
         if not np.isfinite([row["score"] for row in rows]).all():
             raise UserError(f"{model.name}: its predictions are not finite: load it in a wider dtype")
-        pairs = [(p.id, seed) for p in piece for seed in spec.seeds]
+        pairs = [(p.id, seed) for p in piece for seed in spec.numbers]
         return [{"id": i, "method": spec.method, "seed": s} | row for (i, s), row in zip(pairs, rows, strict=True)]
 
     for done in run_shards(prompts, work, folder=run / "shards" / name, size=32):
@@ -126,18 +110,17 @@ def _scorer(model: DiffusionModel, spec: DetectSpec) -> Callable[[list[str]], li
     """A function from prompts to rows, one a prompt and seed."""
     if spec.method != "noise-gap":
         return lambda texts: _recorded(model, texts, spec)
-    if (spec.first, spec.last) != (0, 1):
-        window = (spec.first, spec.last)
+    seeds, window = spec.numbers, first_and_last(spec.window, spec.steps)
+    if window != (0, 1):
+        guidance = model.guidance if spec.guidance is None else spec.guidance
 
         def trace(texts: list[str]) -> NoiseTrace:
-            return noise_gap_along(
-                model, texts, seeds=spec.seeds, steps=spec.steps, window=window, guidance=spec.guidance
-            )
+            return noise_gap_along(model, texts, seeds=seeds, steps=spec.steps, window=window, guidance=guidance)
     else:
-        empty = first_unconditional(model, seeds=spec.seeds, steps=spec.steps)
+        empty = first_unconditional(model, seeds=seeds, steps=spec.steps)
 
         def trace(texts: list[str]) -> NoiseTrace:
-            return noise_gap_at_start(model, texts, empty, seeds=spec.seeds, steps=spec.steps)
+            return noise_gap_at_start(model, texts, empty, seeds=seeds, steps=spec.steps)
 
     def rows(texts: list[str]) -> list[Row]:
         found = trace(texts)
@@ -151,11 +134,12 @@ def _scorer(model: DiffusionModel, spec: DetectSpec) -> Callable[[list[str]], li
 def _recorded(model: DiffusionModel, texts: list[str], spec: DetectSpec) -> list[Row]:
     """Any registered detector, on recorded sampling steps."""
     scores: list[float] = []
+    seeds, (first, last) = spec.numbers, first_and_last(spec.window, spec.steps)
     with model.counted() as cost:
         for text in texts:
-            cond = model.encode([text] * len(spec.seeds))
-            path = trajectory(model, cond, seeds=spec.seeds, steps=spec.steps, guidance=spec.guidance)
-            steps = list(islice(path, spec.first, spec.last))
+            cond = model.encode([text] * len(seeds))
+            path = trajectory(model, cond, seeds=seeds, steps=spec.steps, guidance=spec.guidance)
+            steps = list(islice(path, first, last))
             scores += get_detector(spec.method).score(steps).tolist()
     return [{"score": score, "evaluations": cost.forward // len(scores)} for score in scores]
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ from unmemorize.core.model import DiffusionModel
 from unmemorize.core.results import Explanation
 from unmemorize.core.run import Progress
 from unmemorize.core.shards import merge_shards, run_shards
+from unmemorize.core.specs import ExplainSpec, first_and_last
 from unmemorize.data.source import Prompt
 from unmemorize.explain.inputs import word_gradient_input
 from unmemorize.explain.tokens import leave_one_out, rank_agreement, word_significance
@@ -28,25 +28,6 @@ LEAVE_ONE_OUT = "leave-one-out"
 Row = dict[str, Any]
 
 
-@dataclass(frozen=True)
-class ExplainSpec:
-    """How words are explained.
-
-    `window` is of the `steps` sampling steps, and `pool` (sum, max or mean) puts the tokens of a word together.
-    `method` is gradient, gradient-input or leave-one-out; `check` adds leave-one-out to another method. `guidance` is
-    that of pictures generated with and without a word.
-    """
-
-    model: str
-    seeds: tuple[int, ...]
-    steps: int = 50
-    window: tuple[int, int] = (0, 1)
-    pool: str = "sum"
-    method: str = "gradient"
-    check: bool = False
-    guidance: float | None = 7.5
-
-
 def explain(spec: ExplainSpec, prompt: str) -> Row:
     """The value of every word and special token of a prompt.
 
@@ -55,17 +36,16 @@ def explain(spec: ExplainSpec, prompt: str) -> Row:
     """
     if not prompt.strip():
         raise UserError("the prompt is empty: name one with at least a word")
-    first, last = spec.window
-    if not 0 <= first < last <= spec.steps:
-        raise UserError(f"steps {first}:{last} of {spec.steps}: name a window inside the sampling steps")
-    if spec.method == LEAVE_ONE_OUT and (spec.window, spec.pool) != ((0, 1), "sum"):
-        raise UserError(f"--method {LEAVE_ONE_OUT} reads the first step and whole words: leave out --steps and --pool")
-    model, seeds, steps = load(spec.model), spec.seeds, spec.steps
+    if spec.method == LEAVE_ONE_OUT and (first_and_last(spec.window), spec.pool) != ((0, 1), "sum"):
+        raise UserError(f"--method {LEAVE_ONE_OUT} reads the first step and whole words: leave out --window and --pool")
+    model = load(spec.model)
+    seeds, steps = spec.numbers, spec.steps or model.steps
+    window = first_and_last(spec.window, steps)
     if spec.method == LEAVE_ONE_OUT:
         explanation = leave_one_out(model, prompt, seeds=seeds, steps=steps)
     else:
         gradient = GRADIENTS[spec.method]
-        explanation = gradient(model, prompt, seeds=seeds, steps=steps, window=spec.window, pool=spec.pool)
+        explanation = gradient(model, prompt, seeds=seeds, steps=steps, window=window, pool=spec.pool)
     pairs = zip(explanation.words, explanation.significance, strict=True)
     words: list[Row] = [{"word": word, "significance": value} for word, value in pairs]
     result: Row = {"method": spec.method, "words": words}
@@ -109,7 +89,7 @@ def explain_prompts(
         rows = []
         for prompt in shard:
             with model.counted() as cost:
-                explanation = word_significance(model, prompt.text, seeds=spec.seeds, steps=spec.steps)
+                explanation = word_significance(model, prompt.text, seeds=spec.numbers, steps=spec.steps)
                 row = _row(prompt.id, explanation)
                 if prompt.id in copies and len(explanation.words) > 1:
                     row |= _without_first(model, explanation, spec, copies[prompt.id])
@@ -128,9 +108,11 @@ def _without_first(
     prompt = explanation.prompt
     first = max(range(len(explanation.words)), key=explanation.significance.__getitem__)
     left_out = without(prompt, occurrences(prompt, explanation.spans[first]))
-    whole, rest = measure(model, [prompt, left_out], copied, seeds=spec.seeds, steps=spec.steps, guidance=spec.guidance)
+    whole, rest = measure(
+        model, [prompt, left_out], copied, seeds=spec.numbers, steps=spec.steps, guidance=spec.guidance
+    )
     copies = {"copies_with": whole.copies, "copies_without": rest.copies}
-    return {"omitted": first, "pictures": len(spec.seeds)} | copies
+    return {"omitted": first, "pictures": spec.seeds} | copies
 
 
 def _row(name: str, explanation: Explanation) -> Row:

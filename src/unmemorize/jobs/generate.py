@@ -3,36 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from unmemorize.core.errors import UserError
 from unmemorize.core.run import require_new
 from unmemorize.core.sample import generators
+from unmemorize.core.specs import GenerateSpec
 from unmemorize.data.pictures import save_image
 from unmemorize.jobs.guard import Guard
 from unmemorize.jobs.inputs import ordinary_of, with_sampling
 from unmemorize.mitigate.prompt import Limits
 from unmemorize.models.load import load
-
-
-@dataclass(frozen=True)
-class GenerateSpec:
-    """What to generate; `guard` is empty or `wen`. Limits that are not given are calibrated on ordinary prompts.
-
-    `steps` 0 and `guidance` None stand for the model's own.
-    """
-
-    model: str
-    prompt: str
-    seeds: tuple[int, ...] = (0, 1, 2, 3)
-    steps: int = 0
-    guidance: float | None = None
-    guard: str = ""
-    ordinary: str = ""
-    threshold: float | None = None
-    target: float | None = None
 
 
 def generate(spec: GenerateSpec, out: Path) -> list[dict[str, Any]]:
@@ -48,15 +30,15 @@ def generate(spec: GenerateSpec, out: Path) -> list[dict[str, Any]]:
     spec, pipe = with_sampling(spec, model), model.pipe
     pipe.set_progress_bar_config(disable=False, leave=False)
     call = Guard(pipe, ordinary=ordinary_of(spec.model, spec.ordinary), limits=_limits(spec)) if spec.guard else pipe
-    count = len(spec.seeds)
+    seeds = range(spec.pictures)
     pictures = call(
-        [spec.prompt] * count,
-        generator=generators(spec.seeds),
+        [spec.prompt] * len(seeds),
+        generator=generators(seeds),
         num_inference_steps=spec.steps,
         guidance_scale=spec.guidance,
         output_type="pt",
     ).images
-    rows: list[dict[str, Any]] = [{"seed": seed, "image": str(out / f"{seed}.png")} for seed in spec.seeds]
+    rows: list[dict[str, Any]] = [{"seed": seed, "image": str(out / f"{seed}.png")} for seed in seeds]
     for row, picture in zip(rows, pictures, strict=True):
         save_image(picture.float(), Path(row["image"]))
     return rows if isinstance(call, type(pipe)) else _outcomes(rows, call)

@@ -31,9 +31,9 @@ def prompts_of(model: str, file: str = "", column: str = "") -> list[Prompt]:
     return embedded.prompts(embedded.shipped_plan())
 
 
-def images_folder(model: str, images: str = "") -> Path | None:
+def images_folder(model: str, references: str = "") -> Path | None:
     """The folder of training pictures: the named one, an embedded model's own, or None."""
-    return Path(images) if images else embedded.IMAGES if model in EMBEDDED else None
+    return Path(references) if references else embedded.IMAGES if model in EMBEDDED else None
 
 
 def ordinary_of(model: str, file: str = "", column: str = "", count: int = 150) -> list[str]:
@@ -49,16 +49,10 @@ def ordinary_of(model: str, file: str = "", column: str = "", count: int = 150) 
     return ordinary_prompts(count)
 
 
-def with_sampling(spec: Spec, model: DiffusionModel, steps: str = "steps") -> Spec:
-    """The settings with the model's own number of sampling steps and guidance scale where none were named.
-
-    Args:
-        spec: A dataclass with a `guidance`, None for the model's own.
-        model: The model.
-        steps: The field that holds the number of steps, 0 for the model's own.
-    """
+def with_sampling(spec: Spec, model: DiffusionModel) -> Spec:
+    """The settings with the model's own number of sampling steps and guidance scale where none were named."""
     guidance = model.guidance if spec.guidance is None else spec.guidance
-    return replace(spec, **{steps: getattr(spec, steps) or model.steps, "guidance": guidance})
+    return replace(spec, steps=spec.steps or model.steps, guidance=guidance)
 
 
 def prompt_source(source: str, prompts: Sequence[Prompt]) -> Source:

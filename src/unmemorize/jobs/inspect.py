@@ -17,11 +17,12 @@ from unmemorize.core.errors import UserError
 from unmemorize.core.results import Explanation, Match
 from unmemorize.core.run import Progress
 from unmemorize.core.sample import first_unconditional, generators
+from unmemorize.core.specs import InspectSpec
 from unmemorize.data.source import read_references
 from unmemorize.detect.noise import noise_gap_at_start
 from unmemorize.explain.tokens import word_significance
 from unmemorize.jobs.guard import Guard, Outcome
-from unmemorize.jobs.inputs import images_folder, ordinary_of
+from unmemorize.jobs.inputs import images_folder, ordinary_of, with_sampling
 from unmemorize.metrics.calibrate import conformal_threshold
 from unmemorize.metrics.similarity import References, match_pixels
 from unmemorize.models.load import load
@@ -32,18 +33,6 @@ if TYPE_CHECKING:
 
 FALSE_ALARMS = 0.01
 KEPT = 8  # sets of pictures remembered: switching the guard on and off makes none again
-
-
-@dataclass(frozen=True)
-class InspectSpec:
-    """What to inspect: the model, training pictures and ordinary prompts where they are not its own, and sampling."""
-
-    model: str = "testbed"
-    images: str = ""
-    ordinary: str = ""
-    seeds: tuple[int, ...] = (0, 1, 2, 3)
-    steps: int = 50
-    guidance: float = 7.5
 
 
 @dataclass(frozen=True)
@@ -118,7 +107,7 @@ class Inspector:
         self._model = model
         self._scoring, self._making = threading.Lock(), threading.Lock()
         self._made: dict[tuple[str, bool], Pictures] = {}
-        self._empty = first_unconditional(model, seeds=spec.seeds, steps=spec.steps)
+        self._empty = first_unconditional(model, seeds=spec.numbers, steps=spec.steps)
         self.ordinary, self.seconds = self._calibrate(ordinary, progress)
         self.threshold = conformal_threshold(self.ordinary, false_alarms=FALSE_ALARMS)
         self._pipe = _apart(model.pipe)
@@ -145,7 +134,7 @@ class Inspector:
         """
         _check(prompt)
         with self._scoring:
-            return word_significance(self._model, prompt, seeds=self.spec.seeds, steps=self.spec.steps)
+            return word_significance(self._model, prompt, seeds=self.spec.numbers, steps=self.spec.steps)
 
     def pictures(
         self, prompt: str, *, guarded: bool = False, progress: Progress = lambda stage, done, total: None
@@ -176,7 +165,7 @@ class Inspector:
         return tuple(sorted(scores)), (time.perf_counter() - start) / len(scores)
 
     def _values(self, prompts: Sequence[str]) -> list[tuple[float, ...]]:
-        seeds, steps = self.spec.seeds, self.spec.steps
+        seeds, steps = self.spec.numbers, self.spec.steps
         found = noise_gap_at_start(self._model, prompts, self._empty, seeds=seeds, steps=steps)
         return [tuple(row) for row in found.scores.tolist()]
 
@@ -191,13 +180,13 @@ class Inspector:
 
         images = self._run(self._guard if guarded else self._pipe, prompt, count).float().cpu()
         found = [None] * len(images) if self.references is None else _nearest(images, self.references)
-        rows = zip(self.spec.seeds, images, found, strict=True)
+        rows = zip(range(self.spec.pictures), images, found, strict=True)
         return Pictures(prompt, tuple(Picture(*row) for row in rows), self._guard.outcome if guarded else None)
 
     def _run(self, call: Any, prompt: str, callback: Any) -> Tensor:
         pictures: Tensor = call(
-            [prompt] * len(self.spec.seeds),
-            generator=generators(self.spec.seeds),
+            [prompt] * self.spec.pictures,
+            generator=generators(range(self.spec.pictures)),
             num_inference_steps=self.spec.steps,
             guidance_scale=self.spec.guidance,
             output_type="pt",
@@ -215,7 +204,8 @@ def open_inspector(spec: InspectSpec, progress: Progress) -> Inspector:
     """
     ordinary = ordinary_of(spec.model, spec.ordinary)
     model = load(spec.model)
-    folder = images_folder(spec.model, spec.images)
+    spec = with_sampling(spec, model)
+    folder = images_folder(spec.model, spec.references)
     references = read_references(folder, model.image_size) if folder else None
     return Inspector(model, ordinary, spec, references=references, progress=progress)
 

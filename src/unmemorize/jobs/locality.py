@@ -19,11 +19,12 @@ from safetensors.torch import load_file, save_file
 from unmemorize.attack.dori import Dori, dori
 from unmemorize.core.choose import evenly
 from unmemorize.core.errors import UserError
-from unmemorize.core.model import Condition, DiffusionModel, Reach, joined
+from unmemorize.core.model import Condition, DiffusionModel, joined
 from unmemorize.core.results import Match
 from unmemorize.core.run import Progress, RunRecord, Source, atomic, digest, open_run, versions, write_json
 from unmemorize.core.sample import generate, generators
 from unmemorize.core.shards import merge_shards, run_shards
+from unmemorize.core.specs import LocalitySpec, recorded
 from unmemorize.data.source import Prompt
 from unmemorize.jobs.copies import CopyCheck, copy_check
 from unmemorize.jobs.inputs import images_folder, ordinary_of, prompt_source, prompts_of, with_sampling
@@ -53,36 +54,6 @@ PIECE = 8  # embeddings between two saves
 
 
 @dataclass(frozen=True)
-class LocalitySpec:
-    """Which picture to study and how. Empty `images`, `prompts` and `ordinary` stand for the testbed's own.
-
-    `steps` are the attack's updates; an embedding counts if half of its pictures at `seeds` held-out seeds are copies.
-    Of memorized prompts, at most `prompt_limit` are tried, one of each cluster. `sampling_steps` 0 and `guidance` None
-    stand for the model's own. `layers` and `refine` are NeMo's, `sparsity` is Wanda's. `batch` is how many rows the
-    denoiser is given at a time, which changes no result.
-    """
-
-    model: str
-    image: str
-    images: str = ""
-    prompts: str = ""
-    column: str = ""
-    ordinary: str = ""
-    inits: int = 100
-    steps: int = 50
-    prompt_limit: int = 100
-    seeds: int = 2
-    sampling_steps: int = 0
-    guidance: float | None = None
-    layers: Reach = "all"
-    refine: bool = False
-    sparsity: float = 0.01
-    sscd: str = ""
-    recipe: str = "sscd-320"
-    batch: int = 64
-
-
-@dataclass(frozen=True)
 class _Study:
     """What every part of a run needs."""
 
@@ -103,7 +74,7 @@ class _Study:
 
     def matches(self, cond: Condition) -> list[list[Match]]:
         """What the pictures of each embedding at the held-out seeds are nearest to."""
-        seeds = list(range(FIRST_HELD_OUT, FIRST_HELD_OUT + self.spec.seeds))
+        seeds = list(range(FIRST_HELD_OUT, FIRST_HELD_OUT + self.spec.pictures))
         parts = torch.arange(len(cond) * len(seeds)).split(max(self.spec.batch // 2, 1))  # guidance doubles them
         pictures = []
         for rows in parts:
@@ -111,7 +82,7 @@ class _Study:
                 self.model,
                 cond[rows // len(seeds)],
                 seeds=[seeds[i % len(seeds)] for i in rows.tolist()],
-                steps=self.spec.sampling_steps,
+                steps=self.spec.steps,
                 guidance=self.spec.guidance,
             )
             pictures.append(images)
@@ -127,13 +98,15 @@ def locality(spec: LocalitySpec, run: Path, progress: Progress = lambda stage, d
             embeddings or two prompts give copies.
         NotApplicable: The model lacks the layers that NeMo or Wanda look at.
     """
-    if spec.inits < 2 or spec.seeds < 1 or spec.steps < 1:
-        raise UserError("locality compares embeddings in pairs: name two inits or more, and a seed and a step at least")
+    if spec.inits < 2 or spec.pictures < 1 or spec.updates < 1:
+        raise UserError(
+            "locality compares embeddings in pairs: name two inits or more, and a picture and an update at least"
+        )
     prompts, ordinary = _memorized(spec), ordinary_of(spec.model, spec.ordinary, spec.column)
     model = load(spec.model)
-    spec = with_sampling(spec, model, "sampling_steps")
+    spec = with_sampling(spec, model)
     layers = layer_units(model, spec.layers)  # before anything is computed: a model may lack them
-    study = _Study(spec, model, copy_check(model, spec.model, spec.images, spec.sscd, spec.recipe), run, progress)
+    study = _Study(spec, model, copy_check(model, spec.model, spec.references, spec.sscd, spec.recipe), run, progress)
     target = _target(spec, study.copied.references)
     record = _record(study, prompts, ordinary)
     open_run(run, record)
@@ -143,11 +116,11 @@ def locality(spec: LocalitySpec, run: Path, progress: Progress = lambda stage, d
     result = {
         "image": target,
         "inits": spec.inits,
-        "copy_rate": dataclasses.asdict(rate_interval(copies, [spec.seeds] * len(copies))),
+        "copy_rate": dataclasses.asdict(rate_interval(copies, [spec.pictures] * len(copies))),
         "embeddings": {group: len(cond) for group, cond in groups.items()},
         "moved": dataclasses.asdict(mean_over(_moved(groups))),
         **dataclasses.asdict(measure(spread, chosen, layers)),
-        "steps": spec.steps,
+        "steps": spec.updates,
         "evaluations": sum(row["evaluations"] for row in attacked),
     }
     points = _map(groups, run / "map.parquet")
@@ -162,7 +135,7 @@ def _memorized(spec: LocalitySpec) -> list[Prompt]:
     """The prompts in the file, or the embedded model's memorable ones; one of each cluster, evenly spread."""
     given = [p for p in prompts_of(spec.model, spec.prompts, spec.column) if spec.prompts or p.memorable]
     unrelated = list({p.cluster or p.id: p for p in reversed(given)}.values())[::-1]
-    return [unrelated[i] for i in evenly(len(unrelated), spec.prompt_limit)]
+    return [unrelated[i] for i in evenly(len(unrelated), spec.limit)]
 
 
 def _target(spec: LocalitySpec, references: References) -> str:
@@ -171,13 +144,13 @@ def _target(spec: LocalitySpec, references: References) -> str:
     Raises:
         UserError: It is not one of them.
     """
-    folder = images_folder(spec.model, spec.images)
+    folder = images_folder(spec.model, spec.references)
     assert folder is not None  # or there would be no references
-    path = Path(spec.image).resolve()
+    path = Path(spec.target).resolve()
     inside = path.is_file() and path.is_relative_to(folder.resolve())
-    name = str(path.relative_to(folder.resolve())) if inside else spec.image
+    name = str(path.relative_to(folder.resolve())) if inside else spec.target
     if name not in references.names:
-        raise UserError(f"{spec.image}: not one of the {len(references.names)} pictures in {folder}: name one of them")
+        raise UserError(f"{spec.target}: not one of the {len(references.names)} pictures in {folder}: name one of them")
     return name
 
 
@@ -186,13 +159,13 @@ def _record(study: _Study, prompts: Sequence[Prompt], ordinary: Sequence[str]) -
     usual = Source(source=spec.ordinary or "built in", sha256=digest(t.encode() for t in ordinary), count=len(ordinary))
     return RunRecord(
         status="running",
-        spec={name: value for name, value in dataclasses.asdict(spec).items() if name != "batch"},
+        spec=recorded(spec, "batch"),
         versions=versions(),
         model={"name": study.model.name, "fingerprint": study.model.fingerprint},
         data={
             "prompts": prompt_source(spec.prompts or spec.model, prompts),
             "ordinary": usual,
-            "images": study.copied.source,
+            "references": study.copied.source,
         },
         criterion=dataclasses.asdict(study.copied.criterion),
     )
@@ -204,11 +177,11 @@ def _groups(
     """Every attack's row, and the embeddings to compare, which `embeddings.safetensors` holds by the same names."""
     spec, model = study.spec, study.model
     attacked = _attack(study, target)
-    kept = [i for i, row in enumerate(attacked) if 2 * row["copies"] >= spec.seeds]
+    kept = [i for i, row in enumerate(attacked) if 2 * row["copies"] >= spec.pictures]
     if len(kept) < 2:
         raise UserError(
-            f"{spec.image}: {len(kept)} of {spec.inits} inits lead to copies after {spec.steps} steps, and pairs are "
-            "compared: name more --steps or --inits in another --run, or another picture"
+            f"{spec.target}: {len(kept)} of {spec.inits} inits lead to copies after {spec.updates} updates, and pairs "
+            "are compared: name more --updates or --inits in another --run, or another picture"
         )
     texts = _copying(study, prompts)
     if len(texts) < 2:
@@ -238,7 +211,7 @@ def _attack(study: _Study, target: str) -> list[Row]:
         drawn = [torch.randn(like.shape[1:], generator=g) for g in generators([FIRST_INIT + i for i in piece])]
         inits = Condition(torch.stack(drawn).to(like))
         latents = latent.expand(len(piece), -1, -1, -1)
-        attack = dori(model, latents, inits, seeds=piece, how=Dori(steps=spec.steps), rows=spec.batch)
+        attack = dori(model, latents, inits, seeds=piece, how=Dori(steps=spec.updates), rows=spec.batch)
         with atomic(study.run / "shards" / "attack" / f"{piece[0]:05d}.safetensors") as temporary:
             pair = {ADVERSARIAL: attack.last, INITS: inits}
             save_file({name: cond.embeds.cpu().contiguous() for name, cond in pair.items()}, temporary)
@@ -279,7 +252,7 @@ def _copying(study: _Study, prompts: Sequence[Prompt]) -> list[str]:
             for p, most in zip(piece, copied, strict=True)
         ]
 
-    rows = [r for r in study.pieces("prompts", prompts, work).to_pylist() if 2 * r["copies"] >= study.spec.seeds]
+    rows = [r for r in study.pieces("prompts", prompts, work).to_pylist() if 2 * r["copies"] >= study.spec.pictures]
     pictures = [_same_picture(study.copied.references, row["picture"])[0] for row in rows]
     return list({name: row["prompt"] for name, row in reversed(list(zip(pictures, rows, strict=True)))}.values())[::-1]
 

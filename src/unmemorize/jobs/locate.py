@@ -4,45 +4,21 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 from unmemorize.core.errors import UserError
-from unmemorize.core.model import DiffusionModel, Reach
+from unmemorize.core.model import DiffusionModel
 from unmemorize.core.results import Localization
 from unmemorize.core.run import Progress, digest, new_folder, require_new
+from unmemorize.core.specs import LocateSpec
 from unmemorize.jobs.inputs import ordinary_of, prompts_of
-from unmemorize.localize.nemo import PAPER_THRESHOLD, NemoSettings, Rule, nemo
+from unmemorize.localize.nemo import PAPER_THRESHOLD, NemoSettings, nemo
 from unmemorize.localize.reference import SEEDS, Reference, load_reference, reference, save_reference
 from unmemorize.localize.wanda import wanda
 from unmemorize.mitigate.weights import Edit, check_name
 from unmemorize.models.load import EMBEDDED, load
 
 PAPER_MODEL = "CompVis/stable-diffusion-v1-4"  # whose threshold the paper gives
-
-
-@dataclass(frozen=True)
-class LocateSpec:
-    """What to locate and how. Empty `prompts` and `ordinary` stand for the testbed's own.
-
-    `layers`, `threshold`, `min_theta`, `refine` and `rule` are NeMo's, `sparsity` and `per_prompt` Wanda's. `cache` is
-    the folder where statistics of ordinary prompts are kept, the user's cache folder by default.
-    """
-
-    model: str = "testbed"
-    method: Literal["nemo", "wanda"] = "nemo"
-    prompts: str = ""
-    column: str = ""
-    ordinary: str = ""
-    layers: Reach = "down-mid"
-    threshold: float | None = None
-    min_theta: float = 1.0
-    refine: bool = True
-    rule: Rule = "published"
-    sparsity: float = 0.01
-    per_prompt: bool = False
-    cache: str = ""
 
 
 def locate(

@@ -28,6 +28,7 @@ from unmemorize.core.run import (
     versions,
     write_json,
 )
+from unmemorize.core.specs import MitigateSpec, recorded
 from unmemorize.jobs.card import card
 from unmemorize.jobs.copies import copy_check
 from unmemorize.jobs.cured import (
@@ -41,9 +42,8 @@ from unmemorize.jobs.cured import (
     rate_of,
 )
 from unmemorize.jobs.inputs import with_sampling
-from unmemorize.jobs.objectives import MitigateSpec, objective_of, surrogates_of
+from unmemorize.jobs.objectives import finetune_of, objective_of, surrogates_of
 from unmemorize.jobs.pairs import (
-    PLAN,
     Split,
     captions_of,
     hashes,
@@ -101,17 +101,17 @@ def mitigate(
     require_new(out)
     team = Team("cuda" if torch.cuda.is_available() else "cpu")
     model = load(spec.model, dtype=torch.float32, device=str(team.device))
-    spec = with_sampling(spec, model, "sampling")
+    spec = with_sampling(spec, model)
     job = _job(spec, run, model, team, progress)
     before = job.once("before", lambda: measure(model, job.subjects, job.judge))
     memorized = before["copies"].any(dim=1).nonzero()[:, 0].tolist()
     if not memorized:
-        raise UserError(f"{spec.images}: the model copies none of these pictures for their captions: nothing to remove")
+        raise UserError(f"{spec.targets}: the model copies none of them for their captions: nothing to remove")
     targets = job.subjects.memorized[memorized]
     objective = objective_of(spec, model, job.subjects.memorized, job.split.train, lambda: _surrogates(job))
     checking = spec.method in ("erase", "adversarial-finetune") and spec.check_every > 0
     check = (lambda update: _held_out_rate(job, targets, update)) if checking else None
-    made = finetune(model, objective, spec.finetune, run / "checkpoints", progress=progress, check=check, team=team)
+    made = finetune(model, objective, finetune_of(spec), run / "checkpoints", progress=progress, check=check, team=team)
     results = _results(job, targets, before, made)
     if team.first:
         write_json(run / "results.json", results)
@@ -124,10 +124,10 @@ def _job(spec: MitigateSpec, run: Path, model: DiffusionModel, team: Team, progr
     """Read everything and open the run."""
     subjects, judge, split = measures(spec, model)
     if team.first:
-        data = {"images": (spec.images, subjects.memorized), "ordinary": (spec.ordinary, split.train)}
+        data = {"targets": (spec.targets, subjects.memorized), "controls": (spec.controls, split.train)}
         record = RunRecord(
             status="running",
-            spec={k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(spec).items()},
+            spec=recorded(spec),
             versions=versions(),
             model={"name": spec.model, "fingerprint": model.fingerprint},
             data={name: _source(*parts) for name, parts in data.items()},
@@ -140,13 +140,13 @@ def _job(spec: MitigateSpec, run: Path, model: DiffusionModel, team: Team, progr
 
 def measures(spec: MitigateSpec, model: DiffusionModel) -> tuple[Subjects, Judge, Split]:
     """What is measured, how, and the ordinary pictures that are trained on or held out."""
-    memorized = memorized_pictures(model, spec.model, spec.images)
-    split = ordinary_pictures(model, spec.model, spec.ordinary)
-    folder = "" if spec.images == PLAN else spec.images
+    memorized = memorized_pictures(model, spec.model, spec.targets)
+    split = ordinary_pictures(model, spec.model, spec.controls)
+    folder = spec.references or spec.targets
     copies = copy_check(model, spec.model, folder, spec.sscd, spec.recipe)
     near = neighbours(model, captions_of(split.held_out), captions_of(memorized))
-    how = with_sampling(spec, model, "sampling")
-    judge = judge_of(model, spec.model, copies, spec.seeds, how.sampling, how.guidance)
+    how = with_sampling(spec, model)
+    judge = judge_of(model, spec.model, copies, tuple(range(spec.pictures)), how.steps, how.guidance)
     return Subjects(memorized, split.held_out, split.clusters, near), judge, split
 
 
@@ -159,7 +159,7 @@ def _surrogates(job: _Job) -> Surrogates:
     """Made once a run."""
 
     def make() -> dict[str, Tensor]:
-        how = Sampling(job.spec.sampling, job.spec.guidance)
+        how = Sampling(job.spec.steps, job.spec.guidance)
         made = surrogates_of(job.spec, job.model, job.subjects.memorized, job.judge.copies, how, job.progress)
         return {"latents": made.latents, "stands_for": made.stands_for}
 
@@ -172,8 +172,8 @@ def _held_out_rate(job: _Job, targets: References, update: int) -> float:
     count = len(targets)
     first = update // job.spec.check_every * CHECKED
     chosen = targets[sorted({(first + k) % count for k in range(min(CHECKED, count))})]
-    judge = dataclasses.replace(job.judge, seeds=job.spec.seeds[:2])
-    how = Dori(steps=job.spec.attack_steps)
+    judge = dataclasses.replace(job.judge, seeds=job.judge.seeds[:2])
+    how = Dori(steps=job.spec.attack_updates)
     found = attacked_copies(job.model, chosen, "random", judge, seed=TEST_SEED // 2 + update, how=how)
     return found.double().mean().item()
 
@@ -182,7 +182,7 @@ def _results(job: _Job, targets: References, before: dict[str, Tensor], made: Fi
     """Everything that was measured, for programs and for the model card."""
     spec, model = job.spec, job.model
     after = job.once("after", lambda: measure(model, job.subjects, job.judge))
-    how = Dori(steps=spec.attack_steps)
+    how = Dori(steps=spec.attack_updates)
     found = job.once("attacked", lambda: attacked_from_both(model, targets, job.judge, seed=TEST_SEED, how=how))
     attacked = {init: rate_of(hits) for init, hits in found.items()}
     worst = max(attacked.values(), key=lambda rate: rate[0])

@@ -5,8 +5,6 @@ from __future__ import annotations
 import random
 import re
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor
@@ -18,9 +16,10 @@ from unmemorize.core.errors import UserError
 from unmemorize.core.model import Condition, DiffusionModel, TypedModel
 from unmemorize.core.results import Localization
 from unmemorize.core.run import Progress
+from unmemorize.core.specs import MitigateSpec
 from unmemorize.jobs.copies import CopyCheck
 from unmemorize.jobs.cured import latents_of
-from unmemorize.jobs.pairs import PLAN, captions_of, neighbours
+from unmemorize.jobs.pairs import captions_of, neighbours
 from unmemorize.localize.wanda import wanda
 from unmemorize.metrics.similarity import References
 from unmemorize.mitigate.adversarial import Adversarial, InnerLoop, NoAdversary
@@ -34,73 +33,29 @@ from unmemorize.mitigate.surrogates import Sampling, Surrogates, make_surrogates
 from unmemorize.mitigate.weights import Edit
 from unmemorize.models.load import EMBEDDED
 
-Method = Literal["erase", "adversarial-finetune", "finetune", "siss", "neggrad", "deletion"]
-UPDATES: dict[Method, int] = {
-    "erase": 960,
-    "adversarial-finetune": 200,
-    "finetune": 200,
-    "siss": 100,
-    "neggrad": 50,  # what it ascends has no end: more only does harm
-    "deletion": 200,
-}
 PRUNED = (0.1, 0.4, 0.8)  # of each weight row, by Wanda: the least that makes enough surrogates of a picture
 WORD_PAIRS = 4000  # made-up captions that `erase` keeps as they are
 REHEARSED = 40  # updates of the attacks that `erase` trains against
 
 
-@dataclass(frozen=True)
-class MitigateSpec:
-    """What to remove and how; 0 and empty stand for defaults, most of which depend on the model.
+def finetune_of(spec: MitigateSpec) -> Finetune:
+    """The loop's settings."""
+    settling = settling_of(spec)
+    return Finetune(
+        updates=spec.updates,
+        lr=spec.lr or (2e-4 if spec.model in EMBEDDED else 1e-5) * (2 if settling else 1),
+        settling=settling,
+        seed=spec.seed,
+        check_every=spec.check_every or spec.updates + 1,
+        lora=spec.lora or None,
+        precision="bf16" if spec.low_memory else "float32",
+        gradient_checkpointing=spec.low_memory,
+    )
 
-    `images` and `ordinary` are folders of pictures with captions or `plan`, `inner` the attack's updates before an
-    update of the model; `low_memory` asks for bf16 and gradient checkpointing, `captions` for the removed captions in
-    the model card.
-    """
 
-    model: str = "testbed"
-    method: Method = "erase"
-    images: str = PLAN
-    ordinary: str = PLAN
-    edit: str = ""
-    surrogates: int = 10
-    updates: int = 0
-    lr: float = 0.0
-    batch: int = 8
-    inner: int = 50
-    lora: int = 0
-    check_every: int = 100
-    seed: int = 0
-    seeds: tuple[int, ...] = (0, 1, 2, 3)
-    sampling: int = 0
-    guidance: float | None = None
-    attack_steps: int = 50
-    low_memory: bool = False
-    captions: bool = False
-    sscd: str = ""
-    recipe: str = "sscd-320"
-
-    def __post_init__(self) -> None:
-        # What a run records is how many it made, not that it was not asked.
-        object.__setattr__(self, "updates", self.updates or UPDATES[self.method])
-
-    @property
-    def finetune(self) -> Finetune:
-        """The loop's settings."""
-        return Finetune(
-            updates=self.updates,
-            lr=self.lr or (2e-4 if self.model in EMBEDDED else 1e-5) * (2 if self.settling else 1),
-            settling=self.settling,
-            seed=self.seed,
-            check_every=self.check_every or self.updates + 1,
-            lora=self.lora or None,
-            precision="bf16" if self.low_memory else "float32",
-            gradient_checkpointing=self.low_memory,
-        )
-
-    @property
-    def settling(self) -> int:
-        """The last updates of `erase`, in which what is ordinary counts most."""
-        return 2 * self.updates // 5 if self.method == "erase" else 0
+def settling_of(spec: MitigateSpec) -> int:
+    """The last updates of `erase`, in which what is ordinary counts most."""
+    return 2 * spec.updates // 5 if spec.method == "erase" else 0
 
 
 def objective_of(
@@ -142,7 +97,7 @@ def _erase(spec: MitigateSpec, model: DiffusionModel, memorized: Pairs, keep: De
         result = dori(model, latents, init, seeds=seeds, how=how, keep=stages)
         return torch.stack([result.conditions[stage].embeds for stage in stages])
 
-    rounds = Rounds(settle_at=spec.updates - spec.settling, seed=spec.seed)
+    rounds = Rounds(settle_at=spec.updates - settling_of(spec), seed=spec.seed)
     return Erase(memorized, keep.ordinary.latents, model.encode(captions), keep.empty, before, attack, rounds)
 
 

@@ -21,7 +21,6 @@ from unmemorize.models.load import EMBEDDED
 from unmemorize.testbed import embedded
 from unmemorize.testbed.plan import Planted
 
-PLAN = "plan"  # in place of a folder: the testbed's
 HELD_OUT = 128  # ordinary pictures that quality is measured on, at most
 FEWEST = 3  # fewer have no spread to measure
 NEAR = 0.25  # of them, the share whose captions are nearest to memorized ones
@@ -42,8 +41,8 @@ def memorized_pictures(model: DiffusionModel, name: str, folder: str) -> Referen
     Raises:
         UserError: There are none, they cannot be read, or one has no caption.
     """
-    if folder == PLAN:
-        return _planted(model, name, lambda e: e.kind == "verbatim" and e.memorable, "--images")
+    if not folder:
+        return _planted(model, name, lambda e: e.kind == "verbatim" and e.memorable, "--targets")
     return _captioned(Path(folder), model)
 
 
@@ -53,11 +52,11 @@ def ordinary_pictures(model: DiffusionModel, name: str, folder: str) -> Split:
     Raises:
         UserError: There are too few, they cannot be read, or one has no caption.
     """
-    if folder == PLAN:
-        held = _planted(model, name, lambda e: e.kind == "negative", "--ordinary")
+    if not folder:
+        held = _planted(model, name, lambda e: e.kind == "negative", "--controls")
         families = {entry.id: entry.family for entry in embedded.shipped_plan().planted}
         clusters = [families[file.rsplit("-", 1)[0]] for file in held.names]
-        more = _planted(model, name, lambda e: e.kind == "caption-only" or _rare(e), "--ordinary")
+        more = _planted(model, name, lambda e: e.kind == "caption-only" or _rare(e), "--controls")
     else:
         held, more = _captioned(Path(folder), model), None
         clusters = related([c or "" for c in held.captions])

@@ -19,7 +19,6 @@ from unmemorize.metrics.similarity import References
 from unmemorize.models.load import EMBEDDED
 from unmemorize.testbed import embedded
 
-PLAN = "plan"
 FEWEST = 6  # controls, however few pictures are attacked: one alone says little
 ROWS = 16  # pictures that the VAE codes together
 DERIVED = "the controls, mirrored and with their colour channels exchanged"
@@ -45,7 +44,7 @@ def choose_subjects(
     name: str,
     check: CopyCheck,
     *,
-    images: str = PLAN,
+    targets: str = "",
     controls: str = "",
     held_out: str = "",
     limit: int = 0,
@@ -58,7 +57,7 @@ def choose_subjects(
         model: The model.
         name: What it was loaded by: an embedded one brings pictures and controls.
         check: The copy check, which tells derived pictures from training pictures.
-        images: Folder of pictures to attack, or `plan` for an embedded model's memorable verbatim ones.
+        targets: Folder of pictures to attack; an embedded model's memorable verbatim ones by default.
         controls: Folder of training pictures that are not believed memorized.
         held_out: Folder of pictures never trained on; made from the controls by default.
         limit: The largest number of pictures to attack; 0 for all.
@@ -66,10 +65,8 @@ def choose_subjects(
     Raises:
         UserError: There are no pictures, or no controls, or they cannot be read.
     """
-    if images == PLAN and name not in EMBEDDED:
-        raise UserError(f"{name}: attack which pictures? name a folder of training pictures with --images")
     size = model.image_size
-    attacked = _planted(check.references) if images == PLAN else read_references(Path(images), size)
+    attacked = read_references(Path(targets), size) if targets else _planted(check.references)
     attacked = spread(attacked, limit or len(attacked))
     others = _without(trained(name, size, check, controls), attacked)
     if not len(others):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ from unmemorize.core.choose import evenly
 from unmemorize.core.model import DiffusionModel
 from unmemorize.core.run import Progress, RunRecord, atomic, open_run, versions, write_json
 from unmemorize.core.shards import merge_shards, run_shards
+from unmemorize.core.specs import TriggerSpec, limited, recorded
 from unmemorize.core.text import normalise, spans
 from unmemorize.data.source import Prompt
 from unmemorize.explain.words import MARGIN, SHARE, Outcome, Variant, measure, variants, word_effects
@@ -28,26 +28,6 @@ CONTEXTS = 2  # unrelated prompts a word is moved into
 NEUTRAL = ("a photograph of a street", "an oil painting of a river", "a drawing of a chair")
 
 
-@dataclass(frozen=True)
-class TriggerSpec:
-    """What to probe. Empty `prompts` and `images` stand for the testbed's own; `limit` 0 means all prompts.
-
-    Of more prompts than `limit` an even spread is taken. `steps` 0 and `guidance` None stand for the model's own.
-    """
-
-    model: str = "testbed"
-    prompts: str = ""
-    column: str = ""
-    images: str = ""
-    limit: int = 20
-    repeats: int = 3
-    seeds: tuple[int, ...] = (0, 1)
-    steps: int = 0
-    guidance: float | None = None
-    sscd: str = ""
-    recipe: str = "sscd-320"
-
-
 def probe(spec: TriggerSpec, run: Path, progress: Progress = lambda stage, done, total: None) -> dict[str, Any]:
     """Run or continue a probe in `run`; returns what every word does and leaves it in `triggers.json`.
 
@@ -55,10 +35,10 @@ def probe(spec: TriggerSpec, run: Path, progress: Progress = lambda stage, done,
         UserError: The model, the prompts or the pictures cannot be used, or `run` holds another run.
     """
     given = _prompts(spec)
-    chosen = [given[i] for i in evenly(len(given), spec.limit or len(given))]
+    chosen = [given[i] for i in evenly(len(given), limited(spec.limit, len(given)))]
     model = load(spec.model)
     spec = with_sampling(spec, model)
-    copied = copy_check(model, spec.model, spec.images, spec.sscd, spec.recipe)
+    copied = copy_check(model, spec.model, spec.references, spec.sscd, spec.recipe)
     open_run(run, record := _record(spec, model, chosen, copied))
     tried = _variants(chosen, _unrelated(spec, given), spec.repeats)
     with model.counted() as cost:
@@ -119,7 +99,7 @@ def _measure(
     texts = list(dict.fromkeys(v.text for found in tried.values() for v in found))
 
     def work(piece: Sequence[str]) -> list[dict[str, Any]]:
-        outcomes = measure(model, piece, copied, seeds=spec.seeds, steps=spec.steps, guidance=spec.guidance)
+        outcomes = measure(model, piece, copied, seeds=range(spec.pictures), steps=spec.steps, guidance=spec.guidance)
         return [{"text": t} | dataclasses.asdict(o) for t, o in zip(piece, outcomes, strict=True)]
 
     for done in run_shards(texts, work, folder=run / "shards" / "probe", size=8):
@@ -134,9 +114,9 @@ def _measure(
 def _record(spec: TriggerSpec, model: DiffusionModel, chosen: Sequence[Prompt], copied: CopyCheck) -> RunRecord:
     return RunRecord(
         status="running",
-        spec=dataclasses.asdict(spec) | {"seeds": list(spec.seeds)},
+        spec=recorded(spec),
         versions=versions(),
         model={"name": model.name, "fingerprint": model.fingerprint},
-        data={"prompts": prompt_source(spec.prompts or spec.model, chosen), "images": copied.source},
+        data={"prompts": prompt_source(spec.prompts or spec.model, chosen), "references": copied.source},
         criterion=dataclasses.asdict(copied.criterion),
     )

@@ -30,7 +30,7 @@ def _tested(run: Run) -> str:
     text = f"{_count(s.prompts, 'prompt was', 'prompts were')} scored."
     if not s.images:
         return f"{text} No generated picture was compared with a training picture."
-    pictures = run.record.data.get("images")
+    pictures = run.record.data.get("references")
     among = f"each of {pictures.count:,} training pictures" if pictures else "the training pictures"
     return (
         f"{text} {_count(s.generated_prompts, 'prompt was', 'prompts were')} given to the model as a user would, and "

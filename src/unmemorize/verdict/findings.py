@@ -397,7 +397,7 @@ CATALOGUE = (
         "UM007",
         "Suspected prompts that were not verified",
         "medium",
-        "Generate more prompts (--generate, --plan full) and give the training pictures (--images).",
+        "Generate more prompts (--generate, --plan full) and give the training pictures (--references).",
         _unverified,
     ),
     Code(

@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from unmemorize.core.errors import NotApplicable
+from unmemorize.core.specs import BOUND
 from unmemorize.data.source import Prompt
 from unmemorize.metrics import ranking
 from unmemorize.metrics.exact import interval, units_to_decide
@@ -19,7 +20,6 @@ from unmemorize.metrics.related import related
 from unmemorize.verdict.conditions import measures
 from unmemorize.verdict.findings import Facts, Finding, Row, find
 
-BOUND = 0.10  # the upper limit of a rate up to which a finding passes
 TABLES = ("verify", "calibrated", "nearness", "explain", "mitigations")
 
 
