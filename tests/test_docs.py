@@ -35,9 +35,9 @@ SMALL = {
     "attack": "--updates 1 --pictures 1 --steps 2 --limit 1",
     "audit": "--seeds 1 --generate 4 --pictures 1 --explain 1 --steps 2 --mitigation none",
     "detect": "--seeds 1",
-    "generate": "--seeds 1 --steps 2",
+    "generate": "--pictures 1 --steps 2",
     "mitigate": "--updates 1 --batch 2 --pictures 1 --steps 2 --attack-updates 1 --inner 1",
-    "triggers": "--limit 1 --repeats 1 --seeds 1 --steps 2",
+    "triggers": "--limit 1 --repeats 1 --pictures 1 --steps 2",
 }
 
 
