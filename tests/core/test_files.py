@@ -15,7 +15,7 @@ from unmemorize.core.errors import UserError
 from unmemorize.core.files import require_file, require_plain
 from unmemorize.core.pictures import MAX_PIXELS, Unusable, read_picture
 from unmemorize.core.run import RunRecord, load_record, open_run
-from unmemorize.data.intake import pieces
+from unmemorize.data.captions import pieces
 from unmemorize.data.pictures import load_image
 from unmemorize.data.source import read_prompts, read_references
 from unmemorize.report.pictures import picture_loader

@@ -17,7 +17,8 @@ from PIL import Image
 from data_pictures import draw, folder_of, metadata, png, tar_of
 from unmemorize.core.errors import UserError
 from unmemorize.core.pictures import MAX_PIXELS
-from unmemorize.data.intake import picture_files, pieces, read_piece
+from unmemorize.data.captions import pieces
+from unmemorize.data.intake import picture_files, read_piece
 from unmemorize.data.items import MAX_CAPTION
 
 CAPTIONS = ["a lighthouse at dusk", "古い灯台のそば", "منارة قديمة عند الغروب"]
@@ -206,7 +207,7 @@ def test_missing_pairs_are_skipped(tmp_path):
     assert skipped == {
         "gone.png": "no such picture",
         "alone.png": "no caption",
-        "metadata.jsonl, row 3": "no file_name",
+        "metadata.jsonl, line 3": "no file_name",
         "orphan.txt": "caption without a picture",
     }
 
@@ -299,7 +300,7 @@ def test_broken_metadata_lines_are_skipped(tmp_path):
     (source / "metadata.jsonl").write_bytes(b"\n".join(lines))
     rows, skipped = read(source, tmp_path)
     assert [r["caption"] for r in rows] == ["fine"]
-    assert sorted(skipped.values()) == ["no such picture", *["row cannot be read"] * 3]
+    assert sorted(skipped.values()) == ["no such picture"] * 2 + ["not a JSON object"] * 2
 
 
 def test_bytes_that_are_no_text_in_a_csv(tmp_path):
@@ -324,8 +325,8 @@ def test_names_of_any_bytes(tmp_path):
 
 @pytest.mark.parametrize(("make", "says"), [
     (lambda p: p / "none", "no such file or folder"),
-    (lambda p: p, "nothing to audit in it"),
-    (lambda p: (p / "notes.md", (p / "notes.md").write_text("x"))[0], "nothing to audit in it"),
+    (lambda p: p, "nothing to read in it"),
+    (lambda p: (p / "notes.md", (p / "notes.md").write_text("x"))[0], "nothing to read in it"),
 ])  # fmt: skip
 def test_nothing_to_read_is_a_mistake(tmp_path, make, says):
     """What cannot be a source is one line."""
@@ -336,7 +337,9 @@ def test_nothing_to_read_is_a_mistake(tmp_path, make, says):
 def test_a_missing_caption_column_lists_those_there_are(tmp_path):
     """The column can be named."""
     pq.write_table(pa.table({"title": CAPTIONS, "n": [1, 2, 3]}), tmp_path / "a.parquet")
-    with pytest.raises(UserError, match="no caption column: it has title, n; name one with --column"):
+    with pytest.raises(
+        UserError, match="no column named prompt, caption, text: it has title, n; name one with --column"
+    ):
         pieces(tmp_path)
     with pytest.raises(UserError, match="no column 'words'"):
         pieces(tmp_path, "words")

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from unmemorize.core.errors import UserError
-from unmemorize.data.pictures import load_image
+from unmemorize.data.pictures import load_image, save_image
 from unmemorize.data.source import read_prompts, read_references
 
 HTML = 'The <b>Old</b> Man &amp; the "Sea"; a print, 12&#8243;'
@@ -57,9 +57,34 @@ def test_membench_csv(tmp_path):
     assert texts(write(tmp_path / "m.csv", content)) == ["A, B and C", "plain"]
 
 
-def test_tsv_and_multiline_cells(tmp_path):
-    """Tabs, and a caption that spans two lines inside quotes."""
-    assert texts(write(tmp_path / "a.tsv", 'id\ttext\n1\t"two\nlines"\n2\tb\n')) == ["two\nlines", "b"]
+def test_csv_and_multiline_cells(tmp_path):
+    """A caption that spans two lines inside quotes."""
+    assert texts(write(tmp_path / "a.csv", 'id,text\n1,"two\nlines"\n2,b\n')) == ["two\nlines", "b"]
+
+
+def test_a_quote_in_tsv_is_a_letter(tmp_path):
+    """Tab-separated: an opened quote swallows no row below, balanced quotes around a cell are none of it."""
+    path = write(tmp_path / "a.tsv", 'caption\turl\nred\tu\n"never closed\tu\n12" disc\tu\n"quoted ""so"", with"\tu\n')
+    assert texts(path) == ["red", '"never closed', '12" disc', 'quoted "so", with']
+
+
+def test_commas_in_tsv_are_letters(tmp_path):
+    """Tabs separate whatever the header holds."""
+    assert texts(write(tmp_path / "a.tsv", "caption\na cat, a dog\nred, blue\n")) == ["a cat, a dog", "red, blue"]
+    assert texts(write(tmp_path / "b.tsv", "caption\tsource, licence, author\na cat\tx, y, z\n")) == ["a cat"]
+    assert texts(write(tmp_path / "c.csv", "caption;source, licence, author\na cat;x, y\n")) == ["a cat"]
+
+
+@pytest.mark.parametrize("content", ['id\ttext\n1\ta\n2\t"two\nlines"\n', 'text\na\n"two\nlines"\n'])
+def test_a_line_break_in_a_tsv_cell_names_its_row(tmp_path, content):
+    """Half a caption is no prompt."""
+    refused(write(tmp_path / "a.tsv", content), "row 2: a cell with a line break in it")
+
+
+@pytest.mark.parametrize("content", ['prompt,url\na,u\n"never closed,u\nb,u\n', 'prompt,url\na,u\n"b" c,u\n'])
+def test_quotes_that_do_not_match_in_csv_name_their_row(tmp_path, content):
+    """They would swallow the rows below, or lose the quotes."""
+    refused(write(tmp_path / "a.csv", content), "row 2: quotes that do not match")
 
 
 def test_text_without_a_last_newline(tmp_path):
@@ -182,7 +207,7 @@ def test_a_header_alone_is_no_prompt(tmp_path):
 )
 def test_another_encoding_is_refused_not_guessed(tmp_path, name, content):
     """Latin-1 bytes are one line that says where and what to do."""
-    refused(write(tmp_path / name, content, "latin-1"), r"not UTF-8 at byte \d+: save the file as UTF-8")
+    refused(write(tmp_path / name, content, "latin-1"), r"(row|line) 1: caption is not UTF-8: save the file as UTF-8")
 
 
 @pytest.mark.parametrize(
@@ -200,13 +225,13 @@ def test_a_missing_caption_column_lists_those_there_are(tmp_path, name, content)
 def test_a_value_that_is_no_text_names_its_row(tmp_path, value):
     """A number or nothing where a caption should be is named by file and row."""
     path = write(tmp_path / "a.jsonl", f'{{"prompt": "ok"}}\n{{"prompt": {value}}}\n')
-    refused(path, "row 2: 'prompt' is not text")
+    refused(path, "line 2: (caption is not text|no caption): correct or delete the row")
 
 
 def test_a_row_without_the_column_names_its_row(tmp_path):
     """A CSV row that is too short and a JSON row without the key are named."""
-    refused(write(tmp_path / "a.csv", "id,prompt\n1,a\n2\n"), "row 2: 'prompt' is not text")
-    refused(write(tmp_path / "a.jsonl", '{"prompt": "a"}\n{"other": "b"}\n'), "row 2: 'prompt' is not text")
+    refused(write(tmp_path / "a.csv", "id,prompt\n1,a\n2\n"), "row 2: no caption")
+    refused(write(tmp_path / "a.jsonl", '{"prompt": "a"}\n{"other": "b"}\n'), "line 2: no caption")
 
 
 def test_text_that_holds_the_delimiter_unquoted_is_not_cut(tmp_path):
@@ -215,21 +240,26 @@ def test_text_that_holds_the_delimiter_unquoted_is_not_cut(tmp_path):
     assert texts(write(tmp_path / "a.csv", "prompt,url\na cat,x,\n")) == ["a cat"]
 
 
-def test_bytes_in_parquet_are_no_text(tmp_path):
-    """A binary column is not decoded by guesswork."""
-    pq.write_table(pa.table({"prompt": [b"a", b"b"]}), tmp_path / "a.parquet")
-    refused(tmp_path / "a.parquet", "row 1: 'prompt' is not text")
+def test_bytes_in_parquet_are_utf8(tmp_path):
+    """A binary column is read as UTF-8, as the data audit reads it, and as nothing else."""
+    pq.write_table(pa.table({"prompt": ["é".encode(), b"b"]}), tmp_path / "a.parquet")
+    assert texts(tmp_path / "a.parquet") == ["é", "b"]
+    pq.write_table(pa.table({"prompt": [b"a", b"caf\xe9"]}), tmp_path / "a.parquet")
+    refused(tmp_path / "a.parquet", r"a\.parquet:0:1: caption is not UTF-8")
 
 
 @pytest.mark.parametrize("line", ["{", "not json", "[1, 2]", '"text"'])
 def test_a_line_that_is_no_object_is_named(tmp_path, line):
     """Broken JSON, and JSON that is no object, are named by line."""
-    refused(write(tmp_path / "a.jsonl", '{"prompt": "a"}\n' + line + "\n"), "line 2: not (JSON|an object)")
+    refused(write(tmp_path / "a.jsonl", '{"prompt": "a"}\n' + line + "\n"), "line 2: not a JSON object")
 
 
 def test_a_file_with_a_false_ending_is_named(tmp_path):
     """Text that calls itself Parquet is one line."""
-    refused(write(tmp_path / "a.parquet", "prompt\na\n"), "not a Parquet file")
+    refused(
+        write(tmp_path / "a.parquet", "prompt\na\n"),
+        "file cannot be read: name another file, or give it its true ending",
+    )
 
 
 def save_picture(path, size=(20, 10), colour=(255, 0, 0)):
@@ -274,14 +304,14 @@ def test_masks_grow_with_their_pictures(tmp_path):
 
 
 def test_captions_beside_their_pictures(tmp_path):
-    """A .txt of the same stem is the caption; `metadata.jsonl` goes before it; bad bytes do not stop the reading."""
+    """A .txt of the same stem is the caption; `metadata.jsonl` goes before it; bad bytes are no caption."""
     for name in ("a", "b", "c", "d"):
         save_picture(tmp_path / f"{name}.png")
     (tmp_path / "a.txt").write_text("  from the side\n")
     (tmp_path / "b.txt").write_text("not this")
     (tmp_path / "c.txt").write_bytes(b"caf\xe9")
     (tmp_path / "metadata.jsonl").write_text('{"file_name": "b.png", "text": "from metadata"}\n')
-    assert read_references(tmp_path, (10, 20)).captions == ("from the side", "from metadata", "caf\ufffd", None)
+    assert read_references(tmp_path, (10, 20)).captions == ("from the side", "from metadata", None, None)
 
 
 @pytest.mark.parametrize("damage", ["garbage", "truncated", "empty"])
@@ -299,19 +329,27 @@ def test_a_picture_that_cannot_be_read_is_named(tmp_path, damage):
 
 def test_a_folder_without_pictures_is_named(tmp_path):
     """An empty folder, a missing one and a file are one line each."""
-    with pytest.raises(UserError, match="no pictures in it"):
-        read_references(tmp_path, (10, 20))
-    for path in (tmp_path / "none", save_picture(tmp_path / "a.png")):
-        with pytest.raises(UserError, match="no such folder"):
-            read_references(path, (10, 20))
+    (tmp_path / "p.txt").write_text("a prompt")
+    for name, says in (("", "no pictures in it"), ("none", "no such file or folder"), ("p.txt", "no pictures in it")):
+        with pytest.raises(UserError, match=says):
+            read_references(tmp_path / name, (10, 20))
+    with pytest.raises(UserError, match="nothing to read in it"):
+        read_references(save_picture(tmp_path / "a.png"), (10, 20))
 
 
 def test_broken_metadata_is_named(tmp_path):
     """A metadata line that is no JSON is named by file and line."""
     save_picture(tmp_path / "a.png")
     (tmp_path / "metadata.jsonl").write_text('{"file_name": "a.png"}\n{\n')
-    with pytest.raises(UserError, match=r"metadata\.jsonl, line 2: not JSON"):
+    with pytest.raises(UserError, match=r"metadata\.jsonl, line 2: not a JSON object"):
         read_references(tmp_path, (10, 20))
+
+
+def test_a_picture_that_is_not_finite_is_not_written(tmp_path):
+    """It would be a black one, which is a copy of nothing."""
+    with pytest.raises(UserError, match="not finite"):
+        save_image(torch.full((3, 4, 4), torch.nan), tmp_path / "a.png")
+    assert not list(tmp_path.iterdir())
 
 
 def test_pictures_take_a_byte_a_value(tmp_path):

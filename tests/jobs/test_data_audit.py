@@ -220,7 +220,7 @@ def test_the_command_prints_findings(call, source, tmp_path):
 
 @pytest.mark.parametrize(
     ("arguments", "says"),
-    [(("missing",), "no such file or folder"), (("empty",), "nothing to audit"), (("source", "--column", "x"), None)],
+    [(("missing",), "no such file or folder"), (("empty",), "nothing to read"), (("source", "--column", "x"), None)],
 )
 def test_a_mistake_is_one_line_and_exit_code_2(call, source, tmp_path, monkeypatch, arguments, says):
     """What, where and what to do."""

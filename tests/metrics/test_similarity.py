@@ -182,6 +182,25 @@ def weights(tmp_path_factory):
     return path
 
 
+def test_pictures_that_are_not_finite_are_refused(weights, references):
+    """Not a number is near to nothing: by its distance it would be no copy, and the audit would pass."""
+    broken = torch.full((1, 3, 16, 16), torch.nan)
+    criterion = sscd_criterion(weights, "sscd-320")
+    for match in (
+        lambda: match_pixels(broken, references),
+        lambda: match_targets(broken, references[[0]], references),
+        lambda: match_sscd(broken, references, criterion, load_sscd(weights)),
+    ):
+        with pytest.raises(UserError, match="not finite"):
+            match()
+
+
+def test_a_network_that_gives_no_numbers_is_refused(weights, references):
+    """Features that are not finite are named, too."""
+    with pytest.raises(UserError, match="copy-detection network gives features that are not finite"):
+        match_sscd(pictures(1), references, sscd_criterion(weights, "sscd-320"), lambda x: x.mean((2, 3)) * torch.nan)
+
+
 @pytest.mark.parametrize("recipe", SSCD_RECIPES)
 def test_sscd_calls_an_identical_picture_a_copy(weights, recipe, references):
     """Under every recipe a training picture has cosine 1 with itself, and an unrelated one is told apart by value."""

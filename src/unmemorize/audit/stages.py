@@ -83,7 +83,7 @@ def _verify(model: DiffusionModel, spec: AuditSpec, run: Path, progress: Progres
     if folder is None:
         raise NotRun(UNSEEN)
     _, match = matcher(spec.sscd, spec.recipe, model.device)
-    verify_pictures(run, read_references(folder, model.image_size), folder, match)
+    verify_pictures(run, read_references(folder, model.image_size), match)
 
 
 def _held_out(model: DiffusionModel, spec: AuditSpec, run: Path, progress: Progress) -> None:

@@ -67,3 +67,12 @@ def open_parquet(connection: Any, files: Sequence[Path], view: str) -> None:
 def counts(connection: Any, query: str) -> tuple[int, ...]:
     """The one row of whole numbers that a query returns."""
     return tuple(int(value) for value in rows(connection, query)[0].values())
+
+
+def caption_files(connection: Any) -> dict[str, int]:
+    """How many rows have their caption from which kind of file beside or among the pictures, most first."""
+    query = """
+        SELECT captioned_by AS name, count(*) AS n FROM items WHERE captioned_by <> ''
+        GROUP BY name ORDER BY n DESC, name
+    """
+    return {row["name"]: int(row["n"]) for row in rows(connection, query)}

@@ -1,112 +1,204 @@
-"""A folder of pictures with captions: `metadata.jsonl` or `metadata.csv`, or a .txt of the same stem."""
+"""A folder of pictures with captions, as the Hugging Face convention, img2dataset and trainers leave it.
+
+A picture's caption stands in the nearest `metadata.jsonl`, `.csv` or `.parquet` that names it, in its folder or one
+above, else in a file beside it: `NAME.txt`, `.caption`, `.text` or `.json`, or `NAME.png.txt` and so on.
+"""
 
 from __future__ import annotations
 
-import csv
 import json
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+import os
+import unicodedata
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
+import pyarrow.parquet as pq
+
+from unmemorize.core.pictures import ENDINGS
 from unmemorize.data.items import (
-    ENDINGS,
-    MAX_CAPTION,
+    SIDECARS,
     Item,
     caption_of,
+    climbs_out,
+    find_name,
     inside,
+    is_hidden,
     read_limited,
     safe_id,
-    usable,
+    sidecar_caption,
+    sidecar_limit,
+    why_not_opened,
+    with_caption,
 )
+from unmemorize.data.tables import BROKEN, UNREADABLE
+from unmemorize.data.texts import Row, read_rows
 
 BATCH = 256
-TABLES = ("metadata.jsonl", "metadata.csv")
+METADATA = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A row of a folder: a picture, its caption or the file that holds it, its mask; or a problem."""
+
+    name: str
+    caption: object = None
+    captioned_by: str = ""
+    sidecar: str = ""
+    mask: object = None
+    problem: str = ""
 
 
 @dataclass(frozen=True)
 class FolderPiece:
-    """Some rows of a folder: (file name, caption, problem); a caption of None is looked for beside the picture."""
+    """Some rows of a folder."""
 
     root: Path
-    rows: tuple[tuple[str, object, str], ...]
+    entries: tuple[Entry, ...]
 
     def items(self) -> Iterator[Item]:
         """Read them."""
-        for name, caption, problem in self.rows:
-            yield Item(safe_id(name), problem=problem) if problem else _item(self.root, name, caption)
+        for entry in self.entries:
+            item = Item(safe_id(entry.name), problem=entry.problem, mask=entry.mask)
+            yield item if entry.problem else _item(self.root, entry, item)
 
 
 def folder_pieces(root: Path, column: str) -> list[FolderPiece]:
-    """Every picture of a folder, and every caption that lacks one, in pieces of some hundred rows."""
-    files = sorted(str(p.relative_to(root)) for p in root.rglob("*") if p.suffix.lower() in ENDINGS)
-    table = next((root / name for name in TABLES if (root / name).is_file()), None)
-    rows = list(_rows(table, column)) if table else []
-    listed = {name for name, _, _ in rows}
-    rows += [(name, None, "") for name in files if name not in listed]
-    stems = {str(Path(name).with_suffix("")) for name in files}
-    for text in sorted(root.rglob("*.txt")):
-        name = str(text.relative_to(root))
-        if name[: -len(".txt")] not in stems:
-            rows.append((name, None, "caption without a picture"))
-    return [FolderPiece(root, tuple(rows[i : i + BATCH])) for i in range(0, len(rows), BATCH)]
+    """Every picture of a folder, by name, then every caption that lacks one, in pieces of some hundred rows."""
+    files, links = _walk(root)
+    pictures = {_key(name): name for name in files if _ending(name) in ENDINGS}
+    rows, problems = _metadata(root, [name for name in files if Path(name).name in METADATA], pictures, column)
+    beside = _sidecars(files, pictures)
+    entries: list[Entry] = []
+    for name in sorted({*pictures.values(), *rows}, key=Path):
+        entries += [_entry(name, listed, beside) for listed in rows.get(name, [Entry(name)])]
+    entries += problems
+    used = {entry.sidecar for entry in entries} | {text for texts in beside.values() for text in texts}
+    lonely = [name for name in files if _ending(name) in SIDECARS and _ending(name) != ".json" and name not in used]
+    entries += [Entry(name, problem="caption without a picture") for name in lonely]
+    entries += [Entry(name, problem="link to a folder") for name in links]
+    return [FolderPiece(root, tuple(entries[i : i + BATCH])) for i in range(0, len(entries), BATCH)]
 
 
-def _item(root: Path, name: str, caption: object) -> Item:
-    path = inside(root, name)
-    if path is None:
-        return Item(safe_id(name), problem="path leaves the folder")
-    if not path.is_file():
-        return Item(safe_id(name), problem="no such picture")
-    if caption is None:
-        beside = inside(root, str(Path(name).with_suffix(".txt")))
-        if beside is None or not beside.is_file():
-            return Item(safe_id(name), problem="no caption")
-        if beside.stat().st_size > 4 * MAX_CAPTION:
-            return Item(safe_id(name), problem="caption too long")
-        caption = beside.read_bytes()
-    return usable(safe_id(name), caption, partial(read_limited, path))
+def _walk(root: Path) -> tuple[list[str], list[str]]:
+    """The names of the files in a folder, and of the links to folders in it, which are not followed."""
+    files, links = [], []
+    for folder, subfolders, names in os.walk(root):
+        place = Path(folder).relative_to(root)
+        files += [str(place / name) for name in names]
+        links += [str(place / name) for name in subfolders if (Path(folder) / name).is_symlink()]
+    return [sorted((name for name in found if not is_hidden(name)), key=Path) for found in (files, links)]
 
 
-def _rows(table: Path, column: str) -> Iterator[tuple[str, object, str]]:
-    for number, row in enumerate(_parsed(table), 1):
-        name = row.get("file_name") if row else None
-        if row is None or not isinstance(name, str):
-            yield f"{table.name}, row {number}", None, "no file_name" if row else "row cannot be read"
+def _ending(name: str) -> str:
+    return Path(name).suffix.lower()
+
+
+def _key(name: str) -> str:
+    """A name as names are compared: whatever its separators, a leading `./`, and the way its accents are composed."""
+    return unicodedata.normalize("NFC", str(PurePosixPath(name.replace("\\", "/"))))
+
+
+def _metadata(
+    root: Path, tables: list[str], pictures: dict[str, str], column: str
+) -> tuple[dict[str, list[Entry]], list[Entry]]:
+    """What the tables say of each picture, by its name, and the rows that say nothing of any."""
+    rows: dict[str, list[Entry]] = {}
+    problems = []
+    order = sorted(tables, key=lambda name: (-len(Path(name).parts), METADATA.index(Path(name).name)))
+    for table in order:
+        here: dict[str, list[Entry]] = {}
+        for entry in _listed(root, table, column):
+            name = pictures.get(_key(entry.name), entry.name)
+            if entry.problem:
+                problems.append(entry)
+            elif climbs_out(name) or not (root / name).exists():
+                problem = "path leaves the folder" if climbs_out(name) else "no such picture"
+                problems.append(replace(entry, problem=problem))
+            else:
+                here.setdefault(name, []).append(replace(entry, name=name))
+        rows = here | rows  # what a table nearer to the picture says goes first
+    return rows, problems
+
+
+def _listed(root: Path, table: str, column: str) -> Iterator[Entry]:
+    """A table's rows: the picture's name in the whole folder, its caption, its mask."""
+    path, place = root / table, PurePosixPath(Path(table).parent.as_posix())
+    if problem := why_not_opened(inside(root, table)):
+        yield Entry(table, problem=problem)
+        return
+    for row in _table_rows(path, column):
+        name_column = find_name(row.cells, ("file_name",))
+        name = row.cells[name_column] if name_column else None
+        if row.problem or not isinstance(name, str):
+            yield Entry(f"{table}, {row.place}", problem=row.problem or "no file_name")
+        elif climbs_out(name):
+            yield Entry(name, problem="path leaves the folder")
         else:
-            caption = caption_of(row, column)
-            yield name, caption, ""
+            caption = caption_of(row.cells, column)
+            captioned_by = "" if caption is None else path.name
+            yield Entry(str(place / name.replace("\\", "/")), caption, captioned_by, mask=_mask(row.cells))
 
 
-def _parsed(table: Path) -> Iterator[dict[str, Any] | None]:
-    """The table's rows; None for one that cannot be read."""
-    if table.suffix == ".jsonl":
-        with table.open("rb") as lines:
-            yield from _json_rows(lines)
-    else:
-        # What is no UTF-8 becomes surrogates, which no caption may hold: the row is skipped and not the table.
-        with table.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as text:
-            yield from _csv_rows(text)
+def _table_rows(path: Path, column: str) -> Iterator[Row]:
+    if path.suffix != ".parquet":
+        yield from read_rows(path, column)
+        return
+    number = 0
+    try:
+        with pq.ParquetFile(path) as file:
+            for batch in file.iter_batches(use_threads=False):
+                for cells in batch.to_pylist():
+                    number += 1
+                    yield Row(f"row {number}", cells)
+    except BROKEN:
+        yield Row(f"row {number + 1}", problem=UNREADABLE)
 
 
-def _json_rows(lines: Iterable[bytes]) -> Iterator[dict[str, Any] | None]:
-    for line in lines:
-        if line.strip():
-            try:
-                row = json.loads(line)
-            except (ValueError, RecursionError):  # not JSON, or not UTF-8
-                row = None
-            yield row if isinstance(row, dict) else None
+def _mask(cells: dict[str, Any]) -> object:
+    """The box that varies, as the row has it: a list, or in CSV its text."""
+    mask = cells.get("mask")
+    try:
+        return json.loads(mask) if isinstance(mask, str) and mask.strip() else mask or None
+    except ValueError:
+        return mask
 
 
-def _csv_rows(lines: Iterable[str]) -> Iterator[dict[str, Any] | None]:
-    csv.field_size_limit(1 << 30)
-    rows = csv.DictReader(line.replace("\0", "") for line in lines)
-    while True:
-        try:
-            yield next(rows)
-        except StopIteration:
-            return
-        except csv.Error:
-            yield None
+def _sidecars(files: list[str], pictures: dict[str, str]) -> dict[str, list[str]]:
+    """The files beside each picture that may hold its caption, by the picture's name; the best first."""
+    held = set(files)
+    beside: dict[str, list[str]] = {}
+    for name in pictures.values():
+        stem = str(Path(name).with_suffix(""))
+        candidates = [start + ending for start in (stem, name) for ending in SIDECARS]
+        texts = [candidate for candidate in candidates if candidate in held]
+        texts.sort(key=lambda text: _ending(text) == ".json")  # text goes before what was downloaded with it
+        if texts:
+            beside[name] = texts
+    return beside
+
+
+def _entry(name: str, listed: Entry, beside: dict[str, list[str]]) -> Entry:
+    if listed.caption is not None or name not in beside:
+        return listed
+    return replace(listed, sidecar=beside[name][0])
+
+
+def _item(root: Path, entry: Entry, item: Item) -> Item:
+    path = inside(root, entry.name)
+    if path is None or why_not_opened(path):
+        return replace(item, problem=why_not_opened(path))
+    item = replace(item, load=partial(read_limited, path), captioned_by=entry.captioned_by)
+    if not entry.sidecar:
+        return with_caption(item, entry.caption)
+    text, ending = inside(root, entry.sidecar), _ending(entry.sidecar)
+    if text is None or why_not_opened(text):
+        return replace(item, load=None, problem=why_not_opened(text))
+    if text.stat().st_size > sidecar_limit(ending):
+        return replace(item, problem="caption too long")
+    stem = str(Path(entry.name).with_suffix(""))
+    item = replace(item, captioned_by=entry.sidecar.removeprefix(stem))
+    return with_caption(item, sidecar_caption(ending, text.read_bytes()))

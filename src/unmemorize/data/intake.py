@@ -1,26 +1,20 @@
-"""Any source, read row by row into Parquet shards; what cannot be used is written down with its reason and left out."""
+"""Any source, row by row into Parquet shards; what cannot be used is written down with its reason and left out."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from unmemorize.core.errors import UserError
-from unmemorize.core.files import is_special, kind_of
 from unmemorize.core.pictures import Unusable
 from unmemorize.core.run import Source, atomic, digest
 from unmemorize.core.text import normalise, words
-from unmemorize.data.folders import folder_pieces
 from unmemorize.data.hashes import looks
-from unmemorize.data.items import ENDINGS, Item
-from unmemorize.data.tables import table_pieces
-from unmemorize.data.tars import TarPiece
+from unmemorize.data.items import Item, Piece
 
-ARCHIVES, ARROW, PARQUET = (".tar", ".tgz", ".tar.gz"), (".arrow",), (".parquet",)
 BATCH = 1024
 SHIFT = 32  # a row's number is its piece's number, shifted, plus its place in the piece
 ROWS = pa.schema(
@@ -30,6 +24,7 @@ ROWS = pa.schema(
         ("caption", pa.string()),
         ("text", pa.string()),
         ("words", pa.list_(pa.string())),
+        ("captioned_by", pa.string()),
         ("width", pa.int32()),
         ("height", pa.int32()),
         ("file", pa.binary()),
@@ -39,41 +34,6 @@ ROWS = pa.schema(
     ]
 )
 SKIPPED = pa.schema([("id", pa.string()), ("reason", pa.string())])
-
-
-class Piece(Protocol):
-    """A part of a source that is read in one go."""
-
-    def items(self) -> Iterator[Item]:
-        """Every row of it, usable or not, always in the same order."""
-        ...
-
-
-def pieces(source: Path, column: str = "") -> list[Piece]:
-    """What a source is made of: tars, Arrow or Parquet files, or pictures with captions, in this order of preference.
-
-    Raises:
-        UserError: It is not there, holds none of these, or its tables have no caption column.
-    """
-    if not source.exists():
-        raise UserError(f"{source}: no such file or folder: name a folder, a .parquet file or a .tar file")
-    if is_special(source):
-        raise UserError(f"{source}: {kind_of(source)}: name a folder, a .parquet file or a .tar file")
-    root = source if source.is_dir() else source.parent
-    files = sorted(p for p in source.rglob("*") if p.is_file()) if source.is_dir() else [source]
-    if archives := _ending(files, ARCHIVES):
-        return [TarPiece(path) for path in archives]
-    if tables := _ending(files, ARROW) or _ending(files, PARQUET):
-        return list(table_pieces(tables, root, column))
-    if source.is_dir() and (found := folder_pieces(source, column)):
-        return list(found)
-    raise UserError(
-        f"{source}: nothing to audit in it: it should hold {', '.join(ENDINGS[:4])}, .parquet or .tar files"
-    )
-
-
-def _ending(files: list[Path], endings: tuple[str, ...]) -> list[Path]:
-    return [path for path in files if path.name.lower().endswith(endings)]
 
 
 def source_of(source: Path, column: str) -> Source:
@@ -120,8 +80,10 @@ def _row(item: Item, number: int) -> dict[str, Any] | str:
     """The row as it is stored, or why it is skipped."""
     if item.problem:
         return item.problem
-    text = normalise(item.caption)
-    row = {"row": number, "id": item.id, "caption": item.caption, "text": text, "words": words(text)}
+    caption = item.caption or ""
+    text = normalise(caption)
+    row = {"row": number, "id": item.id, "caption": caption, "text": text, "words": words(text)}
+    row["captioned_by"] = item.captioned_by
     if item.load is None:
         return row
     try:

@@ -7,47 +7,78 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, Protocol
 
-CAPTIONS = ("caption", "text", "prompt")
-ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+from unmemorize.core.errors import UserError
+from unmemorize.core.files import kind_of
+
+COLUMNS = ("prompt", "caption", "text")  # the first of them that a table has is its captions
+SIDECARS = (".txt", ".caption", ".text", ".json")  # files that hold a picture's caption; the first there is counts
 MAX_CAPTION = 20_000  # characters: what is longer is a file that was taken for a caption
 MAX_FILE = 1 << 26  # bytes of one picture
+MAX_JSON = 1 << 20
 
-_surrogate = re.compile("[\ud800-\udfff]")
+_drive = re.compile(r"[A-Za-z]:[\\/]")
+_surrogate = re.compile("[\ud800-\udfff]")  # what is no UTF-8, and half a character of a broken JSON escape
 
 
 @dataclass(frozen=True)
 class Item:
-    """One row of a source. `problem` says why it cannot be used; `load` reads its picture's file."""
+    """One row of a source.
+
+    `problem` says why it cannot be used as training data. An item with a problem may still have a picture, whose
+    caption is missing or no text, or a caption, which is blank or overlong. `load` reads the picture's file, `mask` is
+    the box that varies in it as the metadata has it, `captioned_by` the kind of file the caption came from.
+    """
 
     id: str
-    caption: str = ""
+    caption: str | None = None
     load: Callable[[], bytes] | None = None
     problem: str = ""
+    captioned_by: str = ""
+    mask: object = None
 
 
-def usable(id: str, caption: object, load: Callable[[], bytes] | None) -> Item:
-    """An item, unless its caption is missing, no text, not UTF-8 or overlong."""
+class Piece(Protocol):
+    """A part of a source that is read in one go."""
+
+    def items(self) -> Iterator[Item]:
+        """Every row of it, usable or not, always in the same order."""
+        ...
+
+
+def with_caption(item: Item, caption: object) -> Item:
+    """The item with its caption, or with what is wrong with that: missing, no text, not UTF-8, overlong or blank."""
     if isinstance(caption, bytes):
-        if len(caption) > 4 * MAX_CAPTION:
-            return Item(id, problem="caption too long")
-        try:
-            caption = caption.decode("utf-8-sig")
-        except UnicodeDecodeError:
-            return Item(id, problem="caption is not UTF-8")
+        caption = caption.decode("utf-8-sig", "surrogateescape")
     if caption is None:
-        return Item(id, problem="no caption")
+        return replace(item, problem="no caption")
     if not isinstance(caption, str):
-        return Item(id, problem="caption is not text")
-    if len(caption) > MAX_CAPTION:
-        return Item(id, problem="caption too long")
+        return replace(item, problem="caption is not text")
     if _surrogate.search(caption):
-        return Item(id, problem="caption is not UTF-8")
-    return Item(id, caption, load) if caption.strip() else Item(id, problem="empty caption")
+        return replace(item, problem="caption is not UTF-8")
+    problem = "caption too long" if len(caption) > MAX_CAPTION else "" if caption.strip() else "empty caption"
+    return replace(item, caption=caption, problem=problem)
+
+
+def sidecar_caption(ending: str, content: bytes) -> object:
+    """The caption in a file that holds one picture's, by the file's ending: its text, or the caption in its JSON."""
+    if ending != ".json":
+        # Latin-1 and the like become surrogates, which `with_caption` refuses by name.
+        return content.decode("utf-8-sig", "surrogateescape").strip()
+    try:
+        document = json.loads(content)
+    except (ValueError, RecursionError):
+        return None
+    return caption_of(document) if isinstance(document, dict) else None
+
+
+def sidecar_limit(ending: str) -> int:
+    """The most bytes that such a file may have."""
+    return MAX_JSON if ending == ".json" else 4 * MAX_CAPTION
 
 
 def safe_id(name: object) -> str:
@@ -55,40 +86,69 @@ def safe_id(name: object) -> str:
     return str(name)[:500].encode("utf-8", "backslashreplace").decode()
 
 
-def caption_in(document: bytes) -> object:
-    """The caption in a JSON object, or None."""
-    try:
-        found = json.loads(document)
-    except (ValueError, RecursionError):
-        return None
-    return caption_of(found) if isinstance(found, dict) else None
-
-
-def caption_of(row: dict[str, Any], column: str = "") -> object:
+def caption_of(row: Mapping[str, Any], column: str = "") -> object:
     """The value of the caption column of a row, or None."""
     key = caption_column(row, column)
     return None if key is None else row[key]
 
 
 def caption_column(names: Iterable[str], column: str = "") -> str | None:
-    """The caption column among `names`: the one asked for, or one of the usual names."""
-    known = list(names)
-    wanted = (column.lower(),) if column else CAPTIONS
-    return next((n for want in wanted for n in known if isinstance(n, str) and n.strip().lower() == want), None)
+    """The caption column among `names`: the one asked for, or the first of `COLUMNS`; case and spaces do not count."""
+    return find_name(names, (column.lower(),) if column else COLUMNS)
+
+
+def find_name(names: Iterable[str], wanted: Iterable[str]) -> str | None:
+    """The first of the wanted names, which are in lower case, as `names` has it."""
+    known = {name.strip().lower(): name for name in reversed(list(names))}
+    return next((known[name] for name in wanted if name in known), None)
+
+
+def no_caption_column(place: Path, names: Iterable[str], column: str) -> UserError:
+    """The error of a table without a caption column, which lists those there are."""
+    what = f"column {column!r}" if column else f"column named {', '.join(COLUMNS)}"
+    held = ", ".join(safe_id(name) for name in list(names)[:20])
+    return UserError(f"{place}: no {what}: it has {held}; name one with --column")
 
 
 def climbs_out(name: str) -> bool:
     """Whether a path inside an archive or a table would leave the folder it belongs to."""
     path = PurePosixPath(name.replace("\\", "/"))
-    return path.is_absolute() or ".." in path.parts or ":" in name.split("/")[0] or "\0" in name
+    return path.is_absolute() or ".." in path.parts or bool(_drive.match(name)) or "\0" in name
 
 
 def inside(root: Path, name: str) -> Path | None:
-    """The file `name` in the folder `root`; None if it, or what it links to, lies elsewhere."""
+    """The file `name` in the folder `root`; None if it, or what it links to, lies elsewhere.
+
+    Files of a Hugging Face cache are links from `snapshots` to its `blobs`, which lies in the same cache.
+    """
     if climbs_out(name):
         return None
     path = root / name
-    return path if path.resolve().is_relative_to(root.resolve()) else None
+    real = path.resolve()
+    return path if any(real.is_relative_to(home) for home in _homes(root.resolve())) else None
+
+
+def _homes(root: Path) -> Iterator[Path]:
+    yield root
+    for folder in (root, *root.parents):
+        if folder.parent.name == "snapshots":
+            yield folder.parent.parent / "blobs"
+
+
+def why_not_opened(path: Path | None) -> str:
+    """What is wrong with a path that `inside` gave; nothing where it is a regular file."""
+    if path is None:
+        return "path leaves the folder"
+    kind = kind_of(path)
+    if kind == "nothing":
+        return "no such picture"
+    return "" if kind == "a file" else f"{kind}, not a file"
+
+
+def is_hidden(name: str) -> bool:
+    """Whether a path in a source is of no interest: what macOS and version control leave beside the files."""
+    parts = PurePosixPath(name).parts
+    return any(part.startswith(".") or part == "__MACOSX" for part in parts)
 
 
 def read_limited(path: Path) -> bytes:

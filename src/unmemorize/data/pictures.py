@@ -13,6 +13,7 @@ from torch import Tensor
 from unmemorize.core.errors import UserError
 from unmemorize.core.pictures import Unusable, read_picture
 from unmemorize.core.run import atomic
+from unmemorize.metrics.similarity import NOT_FINITE
 
 
 def load_image(path: Path) -> Tensor:
@@ -47,7 +48,13 @@ def pixels_of(image: Image.Image) -> Tensor:
 
 
 def png(image: Tensor) -> bytes:
-    """An image (3, h, w) in [0, 1] as a PNG file."""
+    """An image (3, h, w) in [0, 1] as a PNG file.
+
+    Raises:
+        UserError: It is not finite: it would be a black picture, which is no copy of anything.
+    """
+    if not torch.isfinite(image).all():
+        raise UserError(NOT_FINITE)
     pixels = (image.float() * 255).round().to(torch.uint8).permute(1, 2, 0).cpu().numpy()
     file = io.BytesIO()
     Image.fromarray(pixels).save(file, format="png")

@@ -9,10 +9,18 @@ from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path, PurePosixPath
 
-from unmemorize.data.items import ENDINGS, MAX_CAPTION, MAX_FILE, Item, caption_in, climbs_out, safe_id, usable
-
-TEXTS = (".txt", ".caption", ".text", ".json")
-MAX_JSON = 1 << 20
+from unmemorize.core.pictures import ENDINGS
+from unmemorize.data.items import (
+    MAX_FILE,
+    SIDECARS,
+    Item,
+    climbs_out,
+    is_hidden,
+    safe_id,
+    sidecar_caption,
+    sidecar_limit,
+    with_caption,
+)
 
 
 @dataclass(frozen=True)
@@ -43,41 +51,41 @@ def _members(path: Path) -> Iterator[Member]:
         with tarfile.open(path, "r|*") as tar:
             for info in tar:
                 tar.members = []  # type: ignore[attr-defined]  # not in its stubs; it would keep a million headers
-                if not info.isdir():
+                if not info.isdir() and (climbs_out(info.name) or not is_hidden(info.name)):
                     yield _member(tar, info)
     except (tarfile.TarError, OSError, EOFError, ValueError, zlib.error):
         yield Member(f"{path.name}: end", "", problem="archive cannot be read to its end")
 
 
 def _member(tar: tarfile.TarFile, info: tarfile.TarInfo) -> Member:
-    folder, _, base = info.name.rpartition("/")
+    folder, _, base = info.name.removeprefix("./").rpartition("/")
     stem, _, _ = base.partition(".")
     key, ending = f"{folder}/{stem}".lstrip("/"), PurePosixPath(base).suffix.lower()
     if climbs_out(info.name):
         return Member(safe_id(info.name), "", problem="path leaves the folder")
     if not info.isreg():
         return Member(key, "", problem="not a plain file")
-    if ending not in ENDINGS + TEXTS:
+    if ending not in ENDINGS + SIDECARS:
         return Member(key, "")
-    if info.size > (MAX_FILE if ending in ENDINGS else MAX_JSON if ending == ".json" else 4 * MAX_CAPTION):
+    if info.size > (MAX_FILE if ending in ENDINGS else sidecar_limit(ending)):
         return Member(key, "", problem="file too large" if ending in ENDINGS else "caption too long")
     file = tar.extractfile(info)
     return Member(key, ending, file.read() if file else b"")
 
 
 def _item(id: str, members: Iterator[Member]) -> Item:
-    problem, picture, plain, document = "", None, None, None
-    for m in members:  # one at a time: no more than a row's first picture and captions are held
-        problem = problem or m.problem
-        if m.ending in ENDINGS:
-            picture = m.content if picture is None else picture
-        elif m.ending == ".json":
-            document = m.content if document is None else document
-        elif m.ending:
-            plain = m.content if plain is None else plain
+    problem, picture = "", None
+    texts: dict[str, bytes] = {}
+    for member in members:  # one at a time: no more than a row's first picture and captions are held
+        problem = problem or member.problem
+        if member.ending in ENDINGS:
+            picture = member.content if picture is None else picture
+        elif member.ending:
+            texts.setdefault(member.ending, member.content)
     if problem:
         return Item(id, problem=problem)
-    caption = plain if plain is not None else None if document is None else caption_in(document)
+    ending = next((ending for ending in SIDECARS if ending in texts), "")
     if picture is None:
-        return Item(id, problem="no picture" if caption is None else "caption without a picture")
-    return usable(id, caption, lambda: picture)
+        return Item(id, problem="caption without a picture" if ending else "no picture")
+    item = Item(id, load=lambda: picture, captioned_by=ending)
+    return with_caption(item, sidecar_caption(ending, texts[ending]) if ending else None)

@@ -18,10 +18,12 @@ from unmemorize.core.outputs import Output, check_outputs
 from unmemorize.core.pictures import Unusable, read_picture
 from unmemorize.core.run import Progress, RunRecord, atomic, open_run, versions, write_json
 from unmemorize.core.specs import DataSpec
+from unmemorize.data.captions import pieces
 from unmemorize.data.curation import actions, collect_stakes, group_rows, kept_rows
-from unmemorize.data.database import counts, database, open_parquet, require
+from unmemorize.data.database import caption_files, counts, database, open_parquet, require
 from unmemorize.data.duplicates import BITS, SAME, Group, caption_groups, group_pictures, picture_groups
-from unmemorize.data.intake import Piece, picture_files, pieces, read_piece, source_of
+from unmemorize.data.intake import picture_files, read_piece, source_of
+from unmemorize.data.items import Piece
 from unmemorize.data.repeats import caption_templates, repeated_words
 from unmemorize.data.words import Trigger, collect_captions, shared_words
 from unmemorize.metrics.dose import predicted_risk
@@ -103,6 +105,7 @@ def analyse(run: Path, found: Sequence[Piece], progress: Progress) -> dict[str, 
         _write(run / "keep.parquet", kept_rows(connection, decided))
         total, pictures = counts(connection, "SELECT count(*), count(pixels) FROM items")
         captions = caption_groups(connection, SHOWN)
+        captions_from = caption_files(connection)
     write_json(run / "samples.json", {"groups": {str(k): v for k, v in samples.items()}, "captions": captions})
     _thumbnails(run, list(found), {row["row"] for rows in samples.values() for row in rows})
     summary = {
@@ -110,6 +113,7 @@ def analyse(run: Path, found: Sequence[Piece], progress: Progress) -> dict[str, 
         "duplicate_groups": len(groups),
         "rows": total,
         "pictures": pictures,
+        "captions_from": captions_from,
         "skipped": len(skipped),
         "skipped_by_reason": dict(Counter(skipped["reason"].to_pylist()).most_common()),
         "drop": decided["action"].to_pylist().count("drop"),

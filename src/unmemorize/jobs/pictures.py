@@ -21,7 +21,7 @@ from unmemorize.core.results import Match
 from unmemorize.core.run import Progress, atomic, digest
 from unmemorize.core.sample import trajectory
 from unmemorize.core.shards import merge_shards, run_shards
-from unmemorize.data.pictures import load_image, pixels_of, read_image, save_image
+from unmemorize.data.pictures import pixels_of, read_image, save_image
 from unmemorize.data.source import Prompt
 from unmemorize.jobs.copies import Distances, Matcher
 from unmemorize.metrics.permutation import nearness_test
@@ -89,14 +89,18 @@ def _sampled(
     return images, torch.stack(curves, dim=1).tolist() if curves else [None] * len(seeds)
 
 
-def verify_pictures(run: Path, references: References, folder: Path, match: Matcher) -> None:
-    """Compare the generated pictures with the training pictures: `scores/verify.parquet` and `references/`."""
+def verify_pictures(run: Path, references: References, match: Matcher) -> None:
+    """Compare the generated pictures with the training pictures: `scores/verify.parquet` and `references/`.
+
+    What is kept of a training picture is what was compared: its upright centre at the model's size.
+    """
     rows = _generated(run)
     matches = match(_pixels(run, rows), references)
     captions = dict(zip(references.names, references.captions, strict=True))
     found = [row | _match_row(match, captions[match.nearest]) for row, match in zip(rows, matches, strict=True)]
+    place = {name: row for row, name in enumerate(references.names)}
     for name in {m.nearest for m in matches}:
-        save_image(load_image(folder / name), run / reference_name(name))
+        save_image(references[[place[name]]].images[0], run / reference_name(name))
     with atomic(run / "scores" / "verify.parquet") as temporary:
         pq.write_table(pa.Table.from_pylist(found), temporary)
 

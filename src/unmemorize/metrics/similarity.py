@@ -80,6 +80,7 @@ DUPLICATE = 0.3  # references nearer than this share of the picture's contrast a
 FEW = 10  # with fewer other references than this, unseen ones count as unrelated pictures of the same contrast
 # Calibrated on pictures that no denoiser made: see docs/testbed.md.
 BATCH = 64  # pictures that are made smaller at once
+NOT_FINITE = "pictures that are not finite numbers: use a wider precision, or another sampler setting"
 PIXELS = Criterion("l2-ratio", threshold=0.5, recipe="rmse-64px-50nn")
 
 
@@ -146,8 +147,19 @@ def match_targets(
 
 
 def unit(pixels: Tensor) -> Tensor:
-    """Pixels in [0, 1], of bytes or of such."""
-    return pixels.float() / 255 if pixels.dtype == torch.uint8 else pixels
+    """Pixels in [0, 1], of bytes or of such.
+
+    Raises:
+        UserError: They are not finite.
+    """
+    return pixels.float() / 255 if pixels.dtype == torch.uint8 else _finite(pixels, NOT_FINITE)
+
+
+def _finite(values: Tensor, message: str) -> Tensor:
+    """The values; what is not a number is near to nothing, and would be called no copy."""
+    if not torch.isfinite(values).all():
+        raise UserError(message)
+    return values
 
 
 def small(pixels: Tensor) -> Tensor:
@@ -308,7 +320,8 @@ def match_sscd_targets(
 def sscd_features(pixels: Tensor, criterion: Criterion, embed: Callable[[Tensor], Tensor], batch: int = 16) -> Tensor:
     """The SSCD embeddings of pictures, bytes or in [0, 1]: (n, d)."""
     recipe = SSCD_RECIPES[criterion.recipe]
-    return torch.cat([embed(prepare(unit(part), recipe)) for part in pixels.split(batch)])
+    features = torch.cat([embed(prepare(unit(part), recipe)) for part in pixels.split(batch)])
+    return _finite(features, "the copy-detection network gives features that are not finite: name another file")
 
 
 def _sscd_match(name: str, cosine: float, criterion: Criterion) -> Match:

@@ -1,0 +1,70 @@
+"""The one reader of captions and captioned pictures: folders, tables, tars and saved datasets, by their layout."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from unmemorize.core.errors import UserError
+from unmemorize.core.files import is_special, kind_of
+from unmemorize.core.pictures import ENDINGS
+from unmemorize.data.folders import METADATA, folder_pieces
+from unmemorize.data.items import Piece, is_hidden
+from unmemorize.data.tables import dataset_files, holds_pictures, table_pieces
+from unmemorize.data.tars import TarPiece
+from unmemorize.data.texts import TABLES, text_piece
+
+ARCHIVES, ARROW, PARQUET = (".tar", ".tgz", ".tar.gz"), (".arrow",), (".parquet",)
+
+
+def pieces(source: Path, column: str = "", *, pictures: bool = True) -> list[Piece]:
+    """What a source is made of, in pieces that are read one by one.
+
+    A folder is read as its tars; else as its tables, where they hold pictures; else as its pictures, which tables and
+    files beside them caption; else as its tables of captions alone.
+
+    Args:
+        source: A folder, or a file: .tar, .parquet, .arrow, .csv, .tsv, .jsonl, or .txt with a caption a line.
+        column: The caption column; by default the first of `items.COLUMNS` that a table has.
+        pictures: Whether the pictures in tables are wanted, beside the captions.
+
+    Raises:
+        UserError: It is not there, holds none of these, or its tables have no caption column.
+    """
+    if not source.exists():
+        raise UserError(f"{source}: no such file or folder: name a folder, a .parquet file or a .tar file")
+    if is_special(source):
+        raise UserError(f"{source}: {kind_of(source)}: name a folder, a .parquet file or a .tar file")
+    found = _pieces_of_folder(source, column) if source.is_dir() else _pieces_of_file(source, column, pictures)
+    if not found:
+        held = ", ".join((*ENDINGS[:4], ".parquet", ".jsonl"))
+        raise UserError(f"{source}: nothing to read in it: it should hold {held} or .tar files")
+    return found
+
+
+def _pieces_of_file(source: Path, column: str, pictures: bool) -> list[Piece]:
+    if _ending([source], ARCHIVES):
+        return [TarPiece(source)]
+    if _ending([source], ARROW + PARQUET):
+        return [*table_pieces([source], source.parent, column, pictures)]
+    return [text_piece(source, column)] if _ending([source], (*TABLES, ".txt")) else []
+
+
+def _pieces_of_folder(source: Path, column: str) -> list[Piece]:
+    paths = sorted(path for path in source.rglob("*") if path.is_file())
+    files = [path for path in paths if not is_hidden(str(path.relative_to(source)))]
+    if archives := _ending(files, ARCHIVES):
+        return [TarPiece(path) for path in archives]
+    tables = dataset_files(_ending(files, ARROW)) or _ending(files, PARQUET)
+    if any(holds_pictures(path) for path in tables):
+        return [*table_pieces(tables, source, column)]
+    if _ending(files, ENDINGS) or any(path.name in METADATA for path in files):
+        return [*folder_pieces(source, column)]
+    if tables:
+        return [*table_pieces(tables, source, column)]
+    if texts := _ending(files, TABLES):
+        return [text_piece(path, column) for path in texts]
+    return [*folder_pieces(source, column)]
+
+
+def _ending(files: list[Path], endings: tuple[str, ...]) -> list[Path]:
+    return [path for path in files if path.name.lower().endswith(endings)]

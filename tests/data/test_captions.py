@@ -1,0 +1,333 @@
+"""Sources as people have them: the same file gives the same captions and pictures to every command."""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+
+from data_pictures import draw, folder_of, png, tar_of
+from unmemorize.core.errors import UserError
+from unmemorize.data.captions import pieces
+from unmemorize.data.intake import picture_files, read_piece
+from unmemorize.data.source import read_prompts, read_references
+
+SIZE = (48, 48)
+CAPTIONS = ["red boat", "green hill", "blue lake"]
+PICTURES = [png(draw(key)) for key in range(3)]
+PIXELS = torch.stack([torch.from_numpy(np.array(draw(key))).permute(2, 0, 1) for key in range(3)])
+
+
+def pictures_in(folder, count=3, ending="png"):
+    folder.mkdir(parents=True, exist_ok=True)
+    for key in range(count):
+        (folder / f"{key}.{ending}").write_bytes(PICTURES[key])
+    return folder
+
+
+def lines(rows):
+    return "".join(json.dumps(row) + "\n" for row in rows)
+
+
+def audited(source, tmp_path):
+    """What the data audit reads: captions, and the reasons of what it skips."""
+    folder = tmp_path / "shards"
+    for number, piece in enumerate(pieces(source)):
+        read_piece(piece, number, folder)
+    rows = [row for path in sorted(folder.glob("*.rows.parquet")) for row in pq.read_table(path).to_pylist()]
+    skipped = [row for path in sorted(folder.glob("*.skipped.parquet")) for row in pq.read_table(path).to_pylist()]
+    return rows, {row["id"]: row["reason"] for row in skipped}
+
+
+def nested_metadata(root):
+    """An imagefolder of the Hugging Face Hub: metadata in the split's folders, names relative to each."""
+    for split, keys in (("train", (0, 1)), ("zest", (2,))):
+        (root / split).mkdir(parents=True)
+        for key in keys:
+            (root / split / f"{key}.png").write_bytes(PICTURES[key])
+        rows = [{"file_name": f"{key}.png", "text": CAPTIONS[key]} for key in keys]
+        (root / split / "metadata.jsonl").write_text(lines(rows))
+
+
+def metadata_above(root):
+    """One table for several folders; a nearer one goes before it."""
+    nested_metadata(root)
+    (root / "zest" / "metadata.jsonl").unlink()
+    (root / "metadata.csv").write_text("file_name,caption\ntrain/0.png,wrong\nzest/2.png,blue lake\n")
+
+
+def metadata_csv(root):
+    pictures_in(root)
+    (root / "metadata.csv").write_text("file_name,text\n0.png,red boat\n1.png,green hill\n2.png,blue lake\n")
+
+
+def metadata_parquet(root):
+    pictures_in(root)
+    pq.write_table(pa.table({"file_name": ["0.png", "1.png", "2.png"], "text": CAPTIONS}), root / "metadata.parquet")
+
+
+def metadata_caption(root):
+    """The column may be called caption."""
+    pictures_in(root)
+    rows = [{"file_name": f"{key}.png", "caption": CAPTIONS[key]} for key in range(3)]
+    (root / "metadata.jsonl").write_text(lines(rows))
+
+
+def windows_metadata(root):
+    """A byte order mark, Windows line ends and separators."""
+    pictures_in(root / "imgs")
+    rows = "".join(f"imgs\\{key}.png,{CAPTIONS[key]}\r\n" for key in range(3))
+    (root / "metadata.csv").write_bytes(b"\xef\xbb\xbffile_name,text\r\n" + rows.encode())
+
+
+def dotted_metadata(root):
+    pictures_in(root / "imgs")
+    rows = [{"file_name": f"./imgs/{key}.png", "text": CAPTIONS[key]} for key in range(3)]
+    (root / "metadata.jsonl").write_text("\ufeff" + lines(rows))
+
+
+def composed_metadata(root):
+    """Names whose accents one system composes and the other does not."""
+    root.mkdir()
+    for key in range(3):
+        (root / f"e\u0301{key}.png").write_bytes(PICTURES[key])
+    rows = [{"file_name": f"\u00e9{key}.png", "text": CAPTIONS[key]} for key in range(3)]
+    (root / "metadata.jsonl").write_text(lines(rows))
+
+
+def sidecars(name):
+    def write(root):
+        """A repeat folder, as trainers want it, with a caption beside each picture."""
+        pictures_in(root / "10_boat")
+        for key in range(3):
+            (root / "10_boat" / name.format(key)).write_text(CAPTIONS[key] + "\n")
+
+    return write
+
+
+def marked_sidecars(root):
+    """A Windows editor's byte order mark and line end are no part of a caption."""
+    pictures_in(root)
+    for key in range(3):
+        (root / f"{key}.txt").write_bytes(b"\xef\xbb\xbf" + CAPTIONS[key].encode() + b"\r\n")
+
+
+def img2dataset_files(root):
+    """Folders of pictures, with a table of all that was to be downloaded beside them."""
+    pictures_in(root / "00000")
+    rows = []
+    for key, caption in enumerate([*CAPTIONS, "a dead link"]):
+        rows.append({"url": f"http://example.org/{key}", "caption": caption, "key": f"{key}", "status": "x"})
+        if key < 3:
+            (root / "00000" / f"{key}.txt").write_text(caption)
+            (root / "00000" / f"{key}.json").write_text(json.dumps(rows[-1] | {"caption": "not this"}))
+    pq.write_table(pa.Table.from_pylist(rows), root / "00000.parquet")
+    (root / "00000_stats.json").write_text('{"count": 4}')
+
+
+def json_beside(root):
+    pictures_in(root)
+    for key in range(3):
+        (root / f"{key}.json").write_text(json.dumps({"caption": CAPTIONS[key], "width": 48}))
+
+
+def arrow(path, table):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with pa.OSFile(str(path), "wb") as file, pa.ipc.new_stream(file, table.schema) as writer:
+        writer.write_table(table)
+
+
+def picture_table():
+    return pa.table({"image": [{"bytes": content, "path": None} for content in PICTURES], "text": CAPTIONS})
+
+
+def saved_dataset(root):
+    """`save_to_disk`, and what a later `map` and `shuffle` cached in its folder."""
+    arrow(root / "data-00000-of-00001.arrow", picture_table())
+    arrow(root / "cache-2d0a802b78a30b76.arrow", picture_table())
+    arrow(root / "older-00000-of-00001.arrow", picture_table())
+    arrow(root / "cache-7f00000000000001.arrow", pa.table({"indices": pa.array([2, 0, 1], pa.uint64())}))
+    (root / "state.json").write_text(json.dumps({"_data_files": [{"filename": "data-00000-of-00001.arrow"}]}))
+
+
+def dataset_cache(root):
+    """The folder that `load_dataset` caches in has no `state.json`."""
+    place = root / "default" / "0.0.0" / "0f1e2d"
+    arrow(place / "boats-train.arrow", picture_table())
+    arrow(place / "cache-2d0a802b78a30b76.arrow", picture_table())
+    (place / "dataset_info.json").write_text("{}")
+
+
+def hub_cache(root):
+    """A snapshot is a folder of links to blobs beside it."""
+    blobs, place = root / "blobs", root / "snapshots" / "0f1e2d"
+    blobs.mkdir(parents=True)
+    place.mkdir(parents=True)
+    rows = lines({"file_name": f"{key}.png", "text": CAPTIONS[key]} for key in range(3))
+    contents = {f"{key}.png": PICTURES[key] for key in range(3)} | {"metadata.jsonl": rows.encode()}
+    for number, (name, content) in enumerate(contents.items()):
+        (blobs / f"b{number}").write_bytes(content)
+        (place / name).symlink_to(f"../../blobs/b{number}")
+    return place
+
+
+def parquet(root):
+    root.mkdir()
+    pq.write_table(picture_table(), root / "train-00000.parquet", row_group_size=2)
+
+
+def tar(root):
+    root.mkdir()
+    members = []
+    for key in range(3):
+        members += [(f"./{key}.png", PICTURES[key]), (f"./{key}.caption", CAPTIONS[key].encode())]
+    tar_of(root / "00000.tar", [*members, ("._0.png", b"of macOS")])
+
+
+def with_leftovers(root):
+    """What systems leave in folders is no picture."""
+    metadata_csv(root)
+    (root / "._0.png").write_bytes(b"resource fork")
+    (root / "__MACOSX").mkdir()
+    (root / "__MACOSX" / "0.png").write_bytes(b"resource fork")
+
+
+LAYOUTS = {
+    function.__name__: function
+    for function in (
+        nested_metadata, metadata_above, metadata_csv, metadata_parquet, metadata_caption, windows_metadata,
+        dotted_metadata, composed_metadata, marked_sidecars, img2dataset_files, json_beside, saved_dataset,
+        dataset_cache, hub_cache, parquet, tar, with_leftovers,
+    )
+} | {name: sidecars(name) for name in ("{}.txt", "{}.caption", "{}.text", "{}.png.txt", "{}.png.caption")}  # fmt: skip
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_every_layout_is_read_alike_by_every_command(layout, tmp_path):
+    """The data audit's rows, and the training pictures of the other commands: each picture with its caption."""
+    source = LAYOUTS[layout](tmp_path / "source") or tmp_path / "source"
+    rows, skipped = audited(source, tmp_path)
+    assert skipped == {}
+    assert [row["caption"] for row in rows] == CAPTIONS
+    contents = dict(picture_files(pieces(source), {row["row"] for row in rows}))
+    assert list(contents.values()) == PICTURES
+    references = read_references(source, SIZE)
+    assert references.captions == tuple(CAPTIONS)
+    assert torch.equal(references.pixels, PIXELS)
+
+
+def test_what_the_caption_came_from_is_kept(tmp_path):
+    """The kind of file is in the row: one may have meant another."""
+    sidecars("{}.caption")(tmp_path / "source")
+    (tmp_path / "source" / "10_boat" / "1.txt").write_text("green hill")
+    rows, _ = audited(tmp_path / "source", tmp_path)
+    assert [row["captioned_by"] for row in rows] == [".caption", ".txt", ".caption"]
+
+
+@pytest.mark.parametrize("form", ["csv", "tsv", "jsonl", "parquet", "metadata.jsonl", "tar"])
+def test_one_rule_chooses_the_caption_column(form, tmp_path):
+    """Of `text`, `caption` and `prompt` the prompt is read, whoever reads it; the column can be named."""
+    row = {"text": "t", "caption": "c", "prompt": "p"}
+    path = tmp_path / "source" / (form if "." in form else f"rows.{form}")
+    path.parent.mkdir()
+    if form.endswith("jsonl"):
+        path.write_text(lines([row | {"file_name": "0.png"}]))
+    elif form == "parquet":
+        pq.write_table(pa.Table.from_pylist([row]), path)
+    elif form == "tar":
+        tar_of(path, [("0.png", PICTURES[0]), ("0.json", json.dumps(row).encode())])
+    else:
+        mark = "," if form == "csv" else "\t"
+        path.write_text(mark.join(row) + "\n" + mark.join(row.values()) + "\n")
+    if form == "metadata.jsonl":
+        pictures_in(path.parent, 1)
+        assert read_references(path.parent, SIZE).captions == ("p",)
+    assert [prompt.text for prompt in read_prompts(path)] == ["p"]
+    assert [item["caption"] for item in audited(path.parent, tmp_path)[0]] == ["p"]
+    if form != "tar":
+        assert [prompt.text for prompt in read_prompts(path, "Caption")] == ["c"]
+
+
+def test_what_is_missing_is_counted_and_said(tmp_path, caplog):
+    """Pictures without a usable caption are kept, captions without a picture are not: one line says how many."""
+    source = folder_of(tmp_path / "source", [("a", PICTURES[0], "fine"), ("b", PICTURES[1], b"caf\xe9")])
+    folder_of(source, [("c", PICTURES[2], None), ("d", None, "orphan")])
+    (source / "metadata.csv").write_text("file_name,text\ngone.png,x\n")
+    with caplog.at_level(logging.WARNING, "unmemorize"):
+        references = read_references(source, SIZE)
+    assert references.captions == ("fine", None, None)
+    (record,) = caplog.records
+    said = record.getMessage()
+    assert said.startswith(f"{source}: 3 pictures; ")
+    for reason in ("caption is not UTF-8", "no caption", "no such picture", "caption without a picture"):
+        assert f"1 × {reason}" in said
+
+
+def test_a_link_to_a_folder_is_named(tmp_path):
+    """It is not followed, and not passed over in silence."""
+    source = folder_of(tmp_path / "source", [("a", PICTURES[0], "fine")])
+    (source / "more").symlink_to(folder_of(tmp_path / "elsewhere", [("b", PICTURES[1], "b")]))
+    rows, skipped = audited(source, tmp_path)
+    assert [row["caption"] for row in rows] == ["fine"]
+    assert skipped == {"more": "link to a folder"}
+
+
+def test_a_link_out_of_the_folder_is_one_line(tmp_path):
+    """Training pictures that lie elsewhere are neither read nor left out in silence."""
+    (tmp_path / "secret.png").write_bytes(PICTURES[0])
+    source = folder_of(tmp_path / "source", [("a", PICTURES[1], "fine")])
+    (source / "link.png").symlink_to(tmp_path / "secret.png")
+    with pytest.raises(UserError, match=r"link\.png: path leaves the folder"):
+        read_references(source, SIZE)
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "P"])
+def test_what_is_transparent_is_white(mode, tmp_path):
+    """Silhouettes whose shape is in the alpha channel alone are different pictures, black on white."""
+    y, x = np.mgrid[:48, :48]
+    shapes = [abs(x - 24) + abs(y - 24) < 20, (x > 10) & (x < 20), y > 25]
+    (tmp_path / "source").mkdir()
+    for key, shape in enumerate(shapes):
+        if mode == "P":
+            image = Image.fromarray(shape.astype(np.uint8), "P")
+            image.putpalette([0] * 6)
+            image.save(tmp_path / "source" / f"{key}.png", transparency=bytes([0, 255]))
+        else:
+            channels = np.zeros((48, 48, len(mode)), np.uint8)
+            channels[..., -1] = shape * 255
+            Image.fromarray(channels, mode).save(tmp_path / "source" / f"{key}.png")
+        (tmp_path / "source" / f"{key}.txt").write_text(f"icon {key}")
+    expected = torch.stack([torch.from_numpy(~shape * np.uint8(255)).expand(3, -1, -1) for shape in shapes])
+    assert torch.equal(read_references(tmp_path / "source", SIZE).pixels, expected)
+    rows, _ = audited(tmp_path / "source", tmp_path)
+    assert len({row["pixels"] for row in rows}) == 3
+
+
+@pytest.mark.parametrize("kind", ["PNG", "TIFF"])
+def test_sixteen_bits_are_read_as_eight(kind, tmp_path):
+    """A grey picture of 16 bits keeps its grey values: it is not white wherever it exceeds 255."""
+    grey = np.array(draw(1).convert("L"))
+    folder_of(tmp_path, [("a", None, "grey")])
+    Image.fromarray(grey.astype(np.uint16) * 257).save(tmp_path / "a.png", kind)
+    pixels = read_references(tmp_path, SIZE).pixels[0]
+    assert torch.equal(pixels, torch.from_numpy(grey).expand(3, -1, -1))
+
+
+def test_a_large_text_in_a_picture_is_no_reason(tmp_path):
+    """A workflow and an XMP record that unpack to megabytes: the picture is read."""
+    notes = PngInfo()
+    notes.add_text("workflow", "node " * 400_000, zip=True)
+    notes.add_itxt("XML:com.adobe.xmp", "<x/>" * 400_000, zip=True)
+    buffer = io.BytesIO()
+    draw(0).save(buffer, "PNG", pnginfo=notes)
+    source = folder_of(tmp_path / "source", [("0", buffer.getvalue(), "boat")])
+    assert torch.equal(read_references(source, SIZE).pixels[0], PIXELS[0])
+    assert len(audited(source, tmp_path)[0]) == 1
