@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import tracemalloc
 
 import numpy as np
 import pyarrow as pa
@@ -361,3 +362,14 @@ def test_pictures_take_a_byte_a_value(tmp_path):
     assert found.pixels.dtype == torch.uint8
     assert found.pixels.untyped_storage().nbytes() == 3 * 3 * 20 * 24
     assert torch.equal(found.images[1], load_image(tmp_path / "1.png"))
+
+
+def test_pictures_are_never_there_twice(tmp_path):
+    """Reading takes little beside the bytes that are kept."""
+    for i in range(40):
+        save_picture(tmp_path / f"{i}.jpg", (128, 128))
+    tracemalloc.start()
+    found = read_references(tmp_path, (128, 128))
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 1.5 * found.pixels.untyped_storage().nbytes()

@@ -90,7 +90,11 @@ def _walk(root: Path) -> tuple[list[str], list[str]]:
         place = Path(folder).relative_to(root)
         files += [str(place / name) for name in names]
         links += [str(place / name) for name in subfolders if (Path(folder) / name).is_symlink()]
-    return [sorted((name for name in found if not is_hidden(name)), key=Path) for found in (files, links)]
+    return _shown(files), _shown(links)
+
+
+def _shown(names: list[str]) -> list[str]:
+    return sorted((name for name in names if not is_hidden(name)), key=Path)
 
 
 def _ending(name: str) -> str:

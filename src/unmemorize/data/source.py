@@ -6,6 +6,7 @@ import logging
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from PIL import Image, ImageOps
@@ -134,7 +135,7 @@ def _box(source: Path, item: Item, was: tuple[int, int], size: tuple[int, int]) 
     if item.mask is None:
         return None
     mask = item.mask
-    if not _is_part(mask, was):
+    if not isinstance(mask, list) or not _is_part(mask, was):
         raise UserError(f"{source / item.id}: mask {mask}: write [left, top, right, bottom] of a part of the picture")
     scale = max(size[1] / was[0], size[0] / was[1])
     cut = [(full * scale - kept) / 2 for full, kept in zip(was, size[::-1], strict=True)] * 2
@@ -142,9 +143,9 @@ def _box(source: Path, item: Item, was: tuple[int, int], size: tuple[int, int]) 
     return left, top, min(right, size[1]), min(bottom, size[0])
 
 
-def _is_part(mask: object, was: tuple[int, int]) -> bool:
-    if not isinstance(mask, list) or len(mask) != 4 or not all(isinstance(v, int) for v in mask):
+def _is_part(mask: list[Any], was: tuple[int, int]) -> bool:
+    if len(mask) != 4 or not all(isinstance(v, int) for v in mask):
         return False
     left, top, right, bottom = mask
     inside = 0 <= left < right <= was[0] and 0 <= top < bottom <= was[1]
-    return bool(inside and (right - left) * (bottom - top) < was[0] * was[1])
+    return inside and (right - left) * (bottom - top) < was[0] * was[1]
