@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Callable
 from typing import Any
@@ -86,9 +87,16 @@ def vae(channels: int = 4, **settings):
 
 
 def clip_tokenizer(**settings):
+    words, merges = clip_words()
+    return CLIPTokenizer(vocab=words, merges=merges, model_max_length=TOKENS, **settings)
+
+
+@functools.cache
+def clip_words():
+    """Learned once: merges that are equally frequent come in an order of chance, and SDXL's tokenizers share ids."""
     tokenizer = train_tokenizer(CAPTIONS, vocabulary=600)
-    merges = [tuple(pair) for pair in json.loads(tokenizer.backend_tokenizer.to_str())["model"]["merges"]]
-    return CLIPTokenizer(vocab=tokenizer.get_vocab(), merges=merges, model_max_length=TOKENS, **settings)
+    merges = json.loads(tokenizer.backend_tokenizer.to_str())["model"]["merges"]
+    return tokenizer.get_vocab(), [tuple(pair) for pair in merges]
 
 
 def clip(tokenizer, width: int, projected: bool = False):

@@ -37,8 +37,24 @@ def feed_forward_outputs(denoiser: nn.Module) -> dict[str, nn.Linear]:
     return layers
 
 
+def require_hooks(denoiser: nn.Module) -> None:
+    """Refuse a network that ignores what is done to its layers, or whose layers are wrapped.
+
+    Raises:
+        NotApplicable: It is compiled, its projections are fused, or a LoRA is on.
+    """
+    if getattr(denoiser, "_compiled_call_impl", None) is not None:
+        raise NotApplicable("the denoiser is compiled, so nothing can be done to its layers: leave out .compile()")
+    for name, module in denoiser.named_modules():
+        if getattr(module, "fused_projections", False):
+            raise NotApplicable(f"{name} has fused projections: call pipe.unfuse_qkv_projections() first")
+        if hasattr(module, "lora_A"):
+            raise NotApplicable("a LoRA is on: merge it first, by pipe.fuse_lora(); pipe.unload_lora_weights()")
+
+
 def _linear(denoiser: nn.Module, ending: str) -> dict[str, nn.Linear]:
     """Linear layers whose name ends in `ending`, in the order of execution."""
+    require_hooks(denoiser)
     layers = {}
     for name, module in denoiser.named_modules():
         if f".{name}".endswith(f".{ending}") and isinstance(module, nn.Linear):

@@ -1,28 +1,37 @@
-"""Get a model: `wrap` a loaded pipeline, or `load` one by name, folder or hub id."""
+"""Get a model: `wrap` a loaded pipeline, or `load` one by name, folder, file or hub id."""
 
 from __future__ import annotations
 
+import importlib
 import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-import torch
-from diffusers import DiffusionPipeline, StableDiffusionPipeline, UNet2DConditionModel
-from diffusers.utils import logging as diffusers_logging
-from safetensors import SafetensorError
-from transformers.utils import logging as transformers_logging
+from unmemorize.core.errors import NotApplicable, UnmemorizeError, UserError
+from unmemorize.models.configs import configuration
+from unmemorize.models.source import (
+    ADAPTERS,
+    ASSETS,
+    EMBEDDED,
+    Source,
+    embedding_file,
+    examine,
+    lora_file,
+    nulls,
+    require_adapter,
+)
 
-from unmemorize.core.errors import NotApplicable, UserError
-from unmemorize.core.files import kind_of, require_plain
-from unmemorize.models.pipeline import PipelineModel
-from unmemorize.models.unet import SDXLModel, UNetModel
+__all__ = ["ASSETS", "EMBEDDED", "load", "wrap"]
 
-ADAPTERS: dict[str, type[PipelineModel]] = {
-    "StableDiffusionPipeline": UNetModel,
-    "StableDiffusionXLPipeline": SDXLModel,
-}
+if TYPE_CHECKING:  # torch and diffusers take seconds to import: what a folder is, is said before
+    import torch
+    from diffusers import DiffusionPipeline
 
-ASSETS = Path(__file__).parent.parent / "testbed" / "assets"
-EMBEDDED = ("testbed", "testbed-twin")
+    from unmemorize.models.pipeline import PipelineModel
+
 EMBEDDED_STEPS = 16  # sampling steps: their pictures are small
 
 
@@ -46,104 +55,133 @@ def wrap(
         UserError: Pictures of this size cannot be made.
     """
     own = type(pipe).__name__
-    for kind in type(pipe).__mro__:
-        if kind.__name__ in ADAPTERS and kind is not type(pipe):
+    for kind in type(pipe).__mro__[1:]:
+        if kind.__name__ in ADAPTERS:
             raise NotApplicable(
-                f"{own} is a {kind.__name__} with a call of its own: pass {kind.__name__}(**pipe.components)"
+                f"{own} may compute something else than {kind.__name__}: pass {kind.__name__}(**pipe.components)"
             )
     if own not in ADAPTERS:
         raise NotApplicable(f"{own} has no adapter: pass one of {', '.join(ADAPTERS)}")
-    return ADAPTERS[own](pipe, name, source, size)
+    module, adapter = ADAPTERS[own].split(":")
+    model: PipelineModel = getattr(importlib.import_module(module), adapter)(pipe, name, source, size)
+    return model
 
 
-def load(path: str, *, dtype: torch.dtype | None = None, device: str | None = None) -> PipelineModel:
+def load(  # noqa: PLR0913 - all but the name are optional
+    path: str,
+    *,
+    device: str | None = None,
+    dtype: torch.dtype | str | None = None,
+    variant: str | None = None,
+    config: str | None = None,
+    lora: Sequence[str] = (),
+    embedding: Sequence[str] = (),
+    size: tuple[int, int] | None = None,
+) -> PipelineModel:
     """Load a model.
 
     Args:
-        path: `testbed`, `testbed-twin`, a local pipeline folder, or a hub id (the only case that uses the network).
-        dtype: Half precision on a GPU and float32 on a CPU, by default.
+        path: `testbed`, `testbed-twin`, a pipeline folder, a single-file checkpoint (`.safetensors`), or a hub id (the
+            only case that uses the network).
         device: A GPU if there is one, by default.
+        dtype: Half precision on a GPU and float32 on a CPU, by default.
+        variant: The variant of a folder's weights, such as `fp16`; by default what is there.
+        config: For a single file, a folder of its family: configuration and tokenizers are taken from there.
+        lora: LoRA files or folders, merged into the weights; `FILE:0.7` scales one.
+        embedding: Textual inversions, whose words are added to the tokenizer.
+        size: Height and width of pictures in pixels; the family's own by default.
 
     Raises:
-        UserError: There is no pipeline there that diffusers can load from safetensors.
+        NotApplicable: The pipeline's family has no adapter.
+        UserError: There is nothing whole to be loaded without opening pickles, or what is added is for another model.
     """
+    source = examine(path, variant=variant)
+    loras = [lora_file(given) for given in ([lora] if isinstance(lora, str) else lora)]
+    embeddings = [embedding_file(given) for given in ([embedding] if isinstance(embedding, str) else embedding)]
+    import torch
+
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    dtype = dtype or (torch.float32 if device == "cpu" else torch.float16)
-    pipe = _pipeline(path, dtype).to(device)
-    if path in EMBEDDED:
-        model = wrap(pipe, name=path)
-        model.steps = EMBEDDED_STEPS
-        return model
-    return wrap(pipe, name=path, source=Path(path) if Path(path).is_dir() else path)
+    half_or_whole = torch.float32 if device == "cpu" else torch.float16
+    pipe = _pipeline(source, _dtype(dtype) if dtype else half_or_whole, config)
+    if loras or embeddings:
+        from unmemorize.models import additions
 
-
-def _pipeline(path: str, dtype: torch.dtype) -> StableDiffusionPipeline:
-    if path in EMBEDDED:
-        pipe = _from_pretrained(str(ASSETS / "model"), dtype, path)
-        if path == "testbed-twin":
-            pipe.unet = UNet2DConditionModel.from_pretrained(ASSETS / "twin", torch_dtype=dtype, use_safetensors=True)
-        return pipe
-    _check_path(path)
-    return _from_pretrained(path, dtype, path)
-
-
-def _check_path(path: str) -> None:
-    folder = Path(path)
-    try:
-        there = folder.exists()
-    except OSError:  # a name longer than the file system takes
-        there = False
-    if not there:
-        if path.count("/") == 1 and not path.startswith((".", "/", "~")):
-            return  # a hub id
-        raise UserError(f"{path}: no such folder: name a pipeline folder, a hub id (owner/name) or 'testbed'")
-    if kind_of(folder) != "a folder":
-        raise UserError(f"{path}: {kind_of(folder)}, not a folder: name a folder saved by pipe.save_pretrained(...)")
-    for level in ("*", "*/*"):  # not "**/*", which does not look into folders that are links
-        require_plain(folder, level)
-    index = folder / "model_index.json"
-    if not index.exists():
-        raise UserError(f"{path}: no model_index.json: name a folder saved by pipe.save_pretrained(...)")
-    # Without its files transformers makes up a tokenizer, which knows no word.
-    missing = [part for part in ("tokenizer", "text_encoder", "unet", "vae") if not (folder / part).is_dir()]
-    if missing:
-        raise UserError(f"{path}: no folder {missing[0]} in it: save the whole pipeline with pipe.save_pretrained(...)")
-
-
-def _from_pretrained(path: str, dtype: torch.dtype, name: str) -> StableDiffusionPipeline:
-    quiet = {"safety_checker": None, "requires_safety_checker": False}
-    try:
         with _silence():
-            return StableDiffusionPipeline.from_pretrained(path, dtype=dtype, use_safetensors=True, **quiet)
-    except (
-        OSError,
-        ValueError,
-        LookupError,
-        TypeError,
-        AttributeError,
-        ImportError,
-        RuntimeError,
-        SafetensorError,
-    ) as error:
+            for file, scale in loras:
+                additions.merge_lora(pipe, file, scale)
+            for file in embeddings:
+                additions.add_words(pipe, file)
+    kept = Path(path) if source.kind == "folder" else path if source.kind == "hub" else None
+    model = wrap(pipe.to(device), name=" + ".join([path, *lora, *embedding]), source=kept, size=size)
+    if source.kind == "embedded":
+        model.steps = EMBEDDED_STEPS
+    return model
+
+
+def _dtype(named: torch.dtype | str) -> torch.dtype:
+    import torch
+
+    found = getattr(torch, named, None) if isinstance(named, str) else named
+    if not isinstance(found, torch.dtype) or not found.is_floating_point:
+        raise UserError(f"{named}: no such precision: name float32, bfloat16 or float16")
+    return found
+
+
+def _pipeline(source: Source, dtype: torch.dtype, config: str | None) -> Any:
+    import diffusers
+
+    with _failures(source), _silence():
+        if source.kind == "hub":
+            index = diffusers.DiffusionPipeline.load_config(source.path)
+            source = replace(source, family=require_adapter(source.path, str(index["_class_name"])), null=nulls(index))
+        own = getattr(diffusers, str(source.family))
+        left_out: dict[str, Any] = dict.fromkeys(source.null)
+        if source.family == "StableDiffusionPipeline":
+            left_out |= {"safety_checker": None, "requires_safety_checker": False}
+        if source.kind == "file":
+            with configuration(source, config) as folder:
+                return own.from_single_file(
+                    source.path, config=str(folder), local_files_only=True, torch_dtype=dtype, **left_out
+                )
+        place = ASSETS / "model" if source.kind == "embedded" else source.path
+        pipe = own.from_pretrained(place, dtype=dtype, variant=source.variant, use_safetensors=True, **left_out)
+        if source.path == "testbed-twin":
+            twin = diffusers.UNet2DConditionModel
+            pipe.unet = twin.from_pretrained(ASSETS / "twin", torch_dtype=dtype, use_safetensors=True)
+        return pipe
+
+
+@contextmanager
+def _failures(source: Source) -> Iterator[None]:
+    """What the libraries raise over a broken model, in one line."""
+    try:
+        yield
+    except UnmemorizeError:
+        raise
+    except Exception as error:  # of a dozen kinds, by whichever library was reading
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        hint = "" if Path(path).exists() or not os.environ.get("HF_HUB_OFFLINE") else " (the hub is switched off)"
-        raise UserError(f"{name}: cannot be loaded as a Stable Diffusion pipeline{hint}: {reason}") from error
+        off = source.kind == "hub" and os.environ.get("HF_HUB_OFFLINE")
+        hint = " (the hub is switched off)" if off else ""
+        raise UserError(
+            f"{source.path}: cannot be loaded as a {source.family or 'pipeline'}{hint}: {reason}"
+        ) from error
 
 
-class _silence:
+@contextmanager
+def _silence() -> Iterator[None]:
     """Hide the libraries' loading bars and notices, and put their settings back."""
+    from diffusers.utils import logging as of_diffusers
+    from transformers.utils import logging as of_transformers
 
-    def __enter__(self) -> None:
-        self._levels = diffusers_logging.get_verbosity(), transformers_logging.get_verbosity()
-        self._bars = diffusers_logging.is_progress_bar_enabled(), transformers_logging.is_progress_bar_enabled()
-        diffusers_logging.set_verbosity_error()
-        transformers_logging.set_verbosity_error()
-        diffusers_logging.disable_progress_bar()
-        transformers_logging.disable_progress_bar()
-
-    def __exit__(self, *_: object) -> None:
-        diffusers_logging.set_verbosity(self._levels[0])
-        transformers_logging.set_verbosity(self._levels[1])
-        for library, shown in zip((diffusers_logging, transformers_logging), self._bars, strict=True):
+    libraries: tuple[Any, ...] = (of_diffusers, of_transformers)
+    before = [(library.get_verbosity(), library.is_progress_bar_enabled()) for library in libraries]
+    for library in libraries:
+        library.set_verbosity_error()
+        library.disable_progress_bar()
+    try:
+        yield
+    finally:
+        for library, (level, shown) in zip(libraries, before, strict=True):
+            library.set_verbosity(level)
             if shown:
                 library.enable_progress_bar()

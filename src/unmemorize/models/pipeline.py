@@ -124,7 +124,12 @@ class PipelineModel(Adapter, TypedModel):
     ) -> None:
         super().__init__()
         self.pipe, self.name, self._source = pipe, name, source
-        self.denoiser: nn.Module = getattr(pipe, self.part)
+        network = getattr(pipe, self.part)
+        self.denoiser: nn.Module = getattr(network, "_orig_mod", network)  # compiled, it would ignore hooks
+        if getattr(self.denoiser, "is_cache_enabled", False):
+            raise NotApplicable(
+                "a cache makes predictions depend on earlier ones: call disable_cache() on the denoiser"
+            )
         self._config: Any = self.denoiser.config
         self._size = size or self._own_size()
         if any(side <= 0 or side % self.multiple for side in self._size):
@@ -294,7 +299,10 @@ def _is_component(entry: object) -> bool:
 
 
 def _carry_over(source: Path, folder: Path) -> None:
-    """Copy components that `source` has and `folder` lacks, such as the safety checker, and name them in its index."""
+    """Copy what `source` has and `folder` lacks: licences, and components such as the safety checker."""
+    for licence in source.glob("LICENSE*"):
+        if licence.is_file() and not (folder / licence.name).exists():
+            shutil.copyfile(licence, folder / licence.name)
     index = folder / "model_index.json"
     saved: dict[str, Any] = json.loads(index.read_text(encoding="utf-8"))
     original: dict[str, Any] = json.loads((source / "model_index.json").read_text(encoding="utf-8"))

@@ -51,7 +51,8 @@ class UNetModel(PipelineModel):
 
     def encode(self, prompts: Sequence[str]) -> Condition:
         """Prompts to embeddings, as the pipeline encodes them; overlong prompts are cut."""
-        tokens = self._tokenizer(list(prompts), **self._cut, return_tensors="pt").to(self.device)
+        texts = self.pipe.maybe_convert_prompt(list(prompts), self._tokenizer)  # a word may have several vectors
+        tokens = self._tokenizer(texts, **self._cut, return_tensors="pt").to(self.device)
         with torch.no_grad():
             embeds, pooled = self._embedded(list(prompts))
         return Condition(embeds, tokens.input_ids, tokens.attention_mask, pooled, tuple(prompts))
@@ -71,7 +72,18 @@ class UNetModel(PipelineModel):
     def spans(self, prompt: str) -> list[tuple[int, int]]:
         """The characters of the prompt behind each token position, as the pipeline's tokenizer cut them."""
         tokens = self._tokenizer(prompt, **self._cut, return_offsets_mapping=True)
-        return [(start, stop) for start, stop in tokens.offset_mapping]
+        spans: list[tuple[int, int]] = []
+        for token, (start, stop) in zip(tokens.tokens(), tokens.offset_mapping, strict=True):
+            spans += [(start, stop)] * self._vectors(token)
+        longest = len(tokens.offset_mapping)
+        return [*spans[: longest - 1], (0, 0)] if len(spans) > longest else spans
+
+    def _vectors(self, token: str) -> int:
+        """How many vectors a token stands for: several only for a word of textual inversion."""
+        added, count = self._tokenizer.added_tokens_encoder, 1
+        while token in added and f"{token}_{count}" in added:
+            count += 1
+        return count
 
     @property
     def vocabulary(self) -> list[str]:

@@ -1,0 +1,308 @@
+"""What a model's folder or file is, read from its headers: before its weights, and before torch is imported."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import isfinite
+from pathlib import Path
+from typing import Any
+
+from unmemorize.core.errors import NotApplicable, UserError
+from unmemorize.core.files import kind_of, require_file, require_plain
+
+ASSETS = Path(__file__).parent.parent / "testbed" / "assets"
+EMBEDDED = ("testbed", "testbed-twin")
+
+# The pipelines that have an adapter, and where it is.
+ADAPTERS = {
+    "StableDiffusionPipeline": "unmemorize.models.unet:UNetModel",
+    "StableDiffusionXLPipeline": "unmemorize.models.unet:SDXLModel",
+}
+
+# Components that are not loaded, or that a pipeline works without.
+OPTIONAL = ("safety_checker", "feature_extractor", "image_encoder")
+_PICKLES = (".bin", ".ckpt", ".pt", ".pth", ".pkl")
+_FILE = re.compile(r"(?:diffusion_pytorch_model|model)(?:\.(?P<variant>\w+))?(?:-\d+-of-\d+)?\.safetensors")
+_WORDS = ("tokenizer.json", "vocab.json", "spiece.model", "tokenizer.model")  # a tokenizer has one of these
+_MOST_HEADER = 100_000_000  # bytes, as safetensors itself allows
+
+# Single files are told by tensors that only one family's checkpoints have.
+CROSS_ATTENTION = "model.diffusion_model.input_blocks.1.1.transformer_blocks.0.attn2.to_k.weight"
+_FAMILIES = {
+    "conditioner.embedders.1.model.ln_final.weight": "StableDiffusionXLPipeline",
+    CROSS_ATTENTION: "StableDiffusionPipeline",
+    "joint_blocks.0.context_block.adaLN_modulation.1.bias": "StableDiffusion3Pipeline",
+    "distilled_guidance_layer.in_proj.bias": "ChromaPipeline",
+    "double_blocks.0.img_attn.norm.key_norm.scale": "FluxPipeline",
+}
+_TEXT = ("cond_stage_model.", "conditioner.", "text_encoders.")
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a model is loaded from.
+
+    Attributes:
+        path: As it was named.
+        kind: What it is. A hub id is only known to be none of the others.
+        family: The pipeline's class; None of a hub id.
+        null: Components that it says it has none of.
+        variant: The part of its weights' names that diffusers calls so, such as `fp16`.
+    """
+
+    path: str
+    kind: str  # "embedded", "folder", "file" or "hub"
+    family: str | None = None
+    null: tuple[str, ...] = ()
+    variant: str | None = None
+
+
+def examine(path: str, *, variant: str | None = None) -> Source:
+    """What a name of a model stands for.
+
+    Args:
+        path: `testbed`, `testbed-twin`, a pipeline folder, a `.safetensors` checkpoint, or a hub id (owner/name).
+        variant: The variant of weights that is asked for; the one that is there by default.
+
+    Raises:
+        NotApplicable: The pipeline's family has no adapter.
+        UserError: There is nothing, or nothing whole, to be loaded.
+    """
+    if path in EMBEDDED:
+        return Source(path, "embedded", "StableDiffusionPipeline")
+    place = Path(path)
+    kind = _kind(place)
+    if kind == "a folder":
+        return _folder(path, place, variant)
+    if kind == "a file":
+        return Source(path, "file", _checkpoint(path, place))
+    if kind == "nothing" and path.count("/") == 1 and not path.startswith((".", "/", "~")) and not _is_file(place):
+        return Source(path, "hub", variant=variant)
+    if kind == "nothing":
+        what = "file" if _is_file(place) else "folder"
+        raise UserError(f"{path}: no such {what}: name a pipeline folder, a hub id (owner/name) or 'testbed'")
+    raise UserError(f"{path}: {kind}, not a folder: name a folder saved by pipe.save_pretrained(...)")
+
+
+def require_adapter(path: str, family: str) -> str:
+    """The family, if there is an adapter for it.
+
+    Raises:
+        NotApplicable: There is none.
+    """
+    if family not in ADAPTERS:
+        raise NotApplicable(f"{path}: {family} has no adapter; those that have: {', '.join(ADAPTERS)}")
+    return family
+
+
+def nulls(index: Mapping[str, Any]) -> tuple[str, ...]:
+    """The components that a model_index.json says there are none of; from_pretrained wants to be told."""
+    parts = {name: entry for name, entry in index.items() if isinstance(entry, list | tuple)}
+    return tuple(name for name, entry in parts.items() if len(entry) == 2 and entry[0] is None)
+
+
+def lora_file(given: str) -> tuple[Path, float]:
+    """The file of a LoRA and its scale, of `FILE`, `FOLDER` or `FILE:0.7`.
+
+    Raises:
+        UserError: There is no LoRA there.
+    """
+    place, scale = Path(given), 1.0
+    head, colon, tail = given.rpartition(":")
+    if colon and not place.exists() and _is_number(tail):
+        place, scale = Path(head), float(tail)
+    if place.is_dir():
+        place = place / "pytorch_lora_weights.safetensors"
+    if not is_lora(_tensors(place, "LoRA")):
+        raise UserError(f"{place}: no LoRA: name a file of LoRA weights")
+    return place, scale
+
+
+def embedding_file(given: str) -> Path:
+    """The file of a textual inversion.
+
+    Raises:
+        UserError: There is none there.
+    """
+    place = Path(given)
+    if place.is_dir():
+        place = place / "learned_embeds.safetensors"
+    if not is_embedding(_tensors(place, "textual inversion")):
+        raise UserError(f"{place}: no textual inversion: name a file of one word's vectors")
+    return place
+
+
+def _tensors(place: Path, what: str) -> Mapping[str, Any]:
+    require_file(place, f"name a {what}'s .safetensors file")
+    if place.suffix in _PICKLES:
+        raise UserError(f"{place}: a pickle, which is never opened: name a .safetensors file")
+    return header(place)
+
+
+def _is_number(text: str) -> bool:
+    try:
+        return isfinite(float(text))
+    except ValueError:
+        return False
+
+
+def header(path: Path) -> Mapping[str, Any]:
+    """The tensors of a safetensors file by name, each with its `shape`; its notes are left out.
+
+    Raises:
+        UserError: It is no safetensors file, or cut off.
+    """
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        text = file.read(length) if length <= _MOST_HEADER else b""
+    try:
+        found = json.loads(text)
+        tensors = {name: entry for name, entry in found.items() if name != "__metadata__"}
+        end = 8 + length + max((entry["data_offsets"][1] for entry in tensors.values()), default=0)
+    except (ValueError, TypeError, LookupError, AttributeError) as error:
+        raise UserError(f"{path}: no safetensors file, or cut off: download it again") from error
+    if path.stat().st_size < end:
+        raise UserError(f"{path}: cut off, {path.stat().st_size} of {end} bytes: download it again")
+    return tensors
+
+
+def is_lora(tensors: Mapping[str, Any]) -> bool:
+    """Whether these are a LoRA's tensors, by whichever tool's names."""
+    marks = (".lora_up.", ".lora_down.", ".lora_A.", ".lora_B.", ".lora.up.", ".lora.down.", "_lora.up.", "_lora.down.")
+    return any(mark in name for name in tensors for mark in marks)
+
+
+def is_embedding(tensors: Mapping[str, Any]) -> bool:
+    """Whether these are a textual inversion's tensors: one or two, a row a vector."""
+    shapes = [entry["shape"] for entry in tensors.values()]
+    return bool(shapes) and len(shapes) <= 2 and all(len(shape) <= 2 and shape[-1:] != [] for shape in shapes)
+
+
+def _kind(place: Path) -> str:
+    try:
+        return kind_of(place)
+    except (OSError, ValueError):  # a name longer than the file system takes, or one with a zero in it
+        return "nothing"
+
+
+def _is_file(place: Path) -> bool:
+    return place.suffix in (".safetensors", *_PICKLES)
+
+
+def _folder(path: str, folder: Path, variant: str | None) -> Source:
+    for level in ("*", "*/*"):  # not "**/*", which does not look into folders that are links
+        require_plain(folder, level)
+    index = pipeline_index(path, folder)
+    family = require_adapter(path, str(index.get("_class_name")))
+    null = nulls(index)
+    found: dict[str, set[str | None]] = {}
+    for name, entry in index.items():
+        if not isinstance(entry, list) or name in null or name in OPTIONAL:
+            continue
+        if not (folder / name).is_dir():
+            raise UserError(
+                f"{path}: no folder {name} in it: download it whole, or save it by pipe.save_pretrained(...)"
+            )
+        if name.startswith("tokenizer") and not any((folder / name / file).exists() for file in _WORDS):
+            # Without them transformers makes up a tokenizer, which knows no word.
+            raise UserError(f"{path}: no words in its {name}: download it again")
+        if (folder / name / "config.json").exists():
+            found[name] = _variants(path, folder / name)
+    return Source(path, "folder", family, null, _variant(path, found, variant))
+
+
+def pipeline_index(path: str, folder: Path) -> dict[str, Any]:
+    """The model_index.json of a pipeline's folder.
+
+    Raises:
+        UserError: There is none, or it is not one.
+    """
+    file = folder / "model_index.json"
+    if not file.exists():
+        raise UserError(f"{path}: no model_index.json: {_instead(folder)}")
+    try:
+        index = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError:
+        index = None
+    if not isinstance(index, dict) or "_class_name" not in index:
+        raise UserError(f"{path}: its model_index.json is none: download it again")
+    return index
+
+
+def _instead(folder: Path) -> str:
+    """What to do with a folder that is no pipeline's."""
+    files = sorted(folder.glob("*.safetensors"))
+    if (folder / "adapter_config.json").exists() or (folder / "pytorch_lora_weights.safetensors").exists():
+        return "it holds a LoRA: name the model that it was made for, and this folder as its LoRA (--lora)"
+    if (folder / "config.json").exists():
+        return "it is one component: name the folder of the whole pipeline"
+    if len(files) == 1:
+        return f"name the file in it, {files[0].name}"
+    return "name a folder saved by pipe.save_pretrained(...)"
+
+
+def _variants(path: str, part: Path) -> set[str | None]:
+    """The variants that a component's weights are there in, each whole; None is the plain one."""
+    files = {file.name: _FILE.fullmatch(file.name) for file in part.glob("*.safetensors")}
+    found = {match["variant"] for match in files.values() if match}
+    if not found:
+        pickled = sorted(file.name for file in part.iterdir() if file.suffix in _PICKLES)
+        if pickled:
+            raise UserError(
+                f"{path}: its {part.name} comes as {pickled[0]}, a pickle, which is never opened: "
+                "save it once more, by pipe.save_pretrained(...), where you trust it"
+            )
+        raise UserError(f"{path}: no weights in its {part.name}: download it again")
+    for index in part.glob("*.safetensors.index*.json"):
+        named = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+        if named - set(files):
+            raise UserError(
+                f"{path}: {len(named - set(files))} of {len(named)} files missing in its {part.name}: download it again"
+            )
+    for name, match in files.items():
+        if match:
+            header(part / name)
+    return found
+
+
+def _variant(path: str, found: Mapping[str, set[str | None]], wanted: str | None) -> str | None:
+    """The variant to load: the one asked for, else the plain one, else the one that all of them have."""
+    if wanted is not None:
+        if not any(wanted in variants for variants in found.values()):
+            there = sorted({str(variant) for variants in found.values() for variant in variants if variant})
+            raise UserError(f"{path}: no variant {wanted} in it" + (f": there is {', '.join(there)}" if there else ""))
+        candidates: list[str | None] = [wanted]
+    else:
+        candidates = [None, *sorted({variant for variants in found.values() for variant in variants if variant})]
+    for candidate in candidates:
+        if all(variants & {None, candidate} for variants in found.values()):
+            return candidate
+    raise UserError(f"{path}: its components come in different variants: download it whole, in one of them")
+
+
+def _checkpoint(path: str, file: Path) -> str:
+    """The family of a single-file checkpoint."""
+    if file.suffix in _PICKLES:
+        raise UserError(f"{path}: a pickle, which is never opened: name a .safetensors file")
+    if file.suffix != ".safetensors":
+        raise UserError(f"{path}: a file, not a folder: name a pipeline folder or a .safetensors checkpoint")
+    tensors = header(file)
+    if is_lora(tensors):
+        raise UserError(f"{path}: a LoRA: name the model that it was made for, and this file as its LoRA (--lora)")
+    names = {name.removeprefix("model.diffusion_model.") for name in tensors} | set(tensors)
+    family = next((family for mark, family in _FAMILIES.items() if mark in names), None)
+    if family is None and is_embedding(tensors):
+        raise UserError(
+            f"{path}: a textual inversion: name the model that it was made for, and this file as its embedding"
+        )
+    if family is None:
+        raise UserError(f"{path}: no checkpoint of a family that is known: name the folder of the whole pipeline")
+    require_adapter(path, family)
+    if not any(name.startswith(_TEXT) for name in tensors):
+        raise UserError(f"{path}: a denoiser alone, without text encoder: name the folder of the whole pipeline")
+    if not any(name.startswith(("first_stage_model.", "vae.")) for name in tensors):
+        raise UserError(f"{path}: a checkpoint without VAE: name the folder of the whole pipeline")
+    return family
