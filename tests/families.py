@@ -12,15 +12,33 @@ from diffusers import (
     AutoencoderKL,
     DDIMScheduler,
     EulerDiscreteScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    SD3Transformer2DModel,
+    StableDiffusion3Pipeline,
     StableDiffusionPipeline,
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
 )
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
+from transformers import (
+    CLIPTextConfig,
+    CLIPTextModel,
+    CLIPTextModelWithProjection,
+    CLIPTokenizer,
+    T5Config,
+    T5EncoderModel,
+    T5Tokenizer,
+)
 
-from conftest import CAPTIONS
 from unmemorize.testbed.architecture import TOKENS, train_tokenizer
 
+CAPTIONS = [
+    "a lighthouse at dusk",
+    "two red kites over a field",
+    "a green bicycle",
+    "an owl on a fence",
+    "the old harbour",
+    "oden, gadget",
+]
 NOISE = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 
 
@@ -115,7 +133,66 @@ def clip(tokenizer, width: int, projected: bool = False):
     return (CLIPTextModelWithProjection if projected else CLIPTextModel)(config)
 
 
-FAMILIES: dict[str, Callable[..., Any]] = {"sd": sd, "sdxl": sdxl}
+def sd3(t5: bool = True, **transformer):
+    one, two, three = clip_tokenizer(), clip_tokenizer(pad_token="!"), t5_tokenizer(256)
+    own = {
+        "sample_size": 8,
+        "patch_size": 2,
+        "in_channels": 8,
+        "out_channels": 8,
+        "num_layers": 3,
+        "attention_head_dim": 8,
+        "num_attention_heads": 4,
+        "joint_attention_dim": 64,
+        "caption_projection_dim": 32,
+        "pooled_projection_dim": 16 + 32,
+        "pos_embed_max_size": 16,
+    }
+    return StableDiffusion3Pipeline(
+        transformer=SD3Transformer2DModel(**own | transformer),
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
+        vae=vae(8, **FLOW_VAE | {"scaling_factor": 1.5305, "shift_factor": 0.0609}),
+        text_encoder=clip(one, 16, projected=True),
+        tokenizer=one,
+        text_encoder_2=clip(two, 32, projected=True),
+        tokenizer_2=two,
+        text_encoder_3=t5_encoder(three, 64) if t5 else None,
+        tokenizer_3=three if t5 else None,
+    )
+
+
+FLOW_VAE = {
+    "scaling_factor": 0.3611,
+    "shift_factor": 0.1159,
+    "use_quant_conv": False,
+    "use_post_quant_conv": False,
+}
+
+
+def t5_tokenizer(length: int):
+    letters = "abcdefghijklmnopqrstuvwxyz0123456789,.'-ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+    words = sorted({word for caption in CAPTIONS for word in caption.split()})
+    vocabulary = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("▁", -3.0)]
+    vocabulary += [(f"▁{word}", -4.0) for word in words] + [(letter, -6.0) for letter in letters]
+    return T5Tokenizer(vocab=vocabulary, extra_ids=0, model_max_length=length)
+
+
+def t5_encoder(tokenizer, width: int):
+    config = T5Config(
+        vocab_size=len(tokenizer),
+        d_model=width,
+        d_kv=8,
+        d_ff=37,
+        num_layers=2,
+        num_heads=2,
+        relative_attention_num_buckets=8,
+        dropout_rate=0.0,
+        feed_forward_proj="gated-gelu",
+    )
+    return T5EncoderModel(config)
+
+
+FAMILIES: dict[str, Callable[..., Any]] = {"sd": sd, "sdxl": sdxl, "sd3": sd3}
 
 
 def tiny(family: str, seed: int = 0, scheduler: Any = None, **settings):

@@ -61,6 +61,20 @@ CASES = [
             diffusers.TCDScheduler(**NOISE),
         )
     ),
+    cfg("sd3", 1.0),
+    cfg("sd3", 7.0),
+    cfg("sd3", 7.0, own={"t5": False}),
+    cfg("sd3", 7.0, own={"dual_attention_layers": (0, 1), "qk_norm": "rms_norm"}),
+    cfg("sd3", 7.0, size=(64, 96)),
+    cfg("sd3", 7.0, dtype=torch.bfloat16),
+    *(
+        cfg("sd3", 7.0, scheduler=scheduler)
+        for scheduler in (
+            diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0, use_dynamic_shifting=True),
+            diffusers.FlowMatchHeunDiscreteScheduler(shift=3.0),
+            diffusers.UniPCMultistepScheduler(use_flow_sigmas=True, prediction_type="flow_prediction", flow_shift=3.0),
+        )
+    ),
 ]
 
 

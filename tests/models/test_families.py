@@ -18,9 +18,10 @@ PROMPTS = ["a lighthouse at dusk", "an owl on a fence, and two red kites over a 
 TYPED = ["sd", "sdxl"]
 MASKED: list[str] = []
 CROSS = [*TYPED, *MASKED]
-JOINT: list[str] = []
+JOINT = ["sd3"]
 ALL = [*CROSS, *JOINT]
-POOLED = ["sdxl"]
+FLOWS = ["sd3"]
+POOLED = ["sdxl", "sd3"]
 
 
 @pytest.fixture(scope="module")
@@ -235,6 +236,40 @@ def test_what_a_unet_adapter_does_not_know_is_refused(family, what):
     own, reason = REFUSED[what]
     with pytest.raises(NotApplicable, match=reason):
         wrap(tiny(family, **own))
+
+
+@pytest.mark.parametrize("family", JOINT)
+def test_joint_attention_has_no_layer_that_reads_the_text_alone(models, family):
+    """Nor token inputs to search a typed prompt through: both are *not applicable*, with the reason."""
+    model = models(family)
+    cond = model.encode([""])
+    for ask in (model.text_projections, lambda: model.text_inputs(cond)):
+        with pytest.raises(NotApplicable, match="text and picture share attention"):
+            ask()
+
+
+@pytest.mark.parametrize("family", [*MASKED, *JOINT])
+def test_a_typed_prompt_is_searched_through_clip_alone(models, family):
+    """Token inputs of other text encoders are *not applicable*, with the reason."""
+    model = models(family)
+    for ask in (lambda: model.vocabulary, lambda: model.token_table, lambda: model.encode_tokens(None, None)):
+        with pytest.raises(NotApplicable, match="other encoders than CLIP"):
+            ask()
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "reason"),
+    [
+        (diffusers.FlowMatchLCMScheduler(), "adds noise that no seed fixes"),
+        (diffusers.FlowMatchEulerDiscreteScheduler(stochastic_sampling=True), "adds noise that no seed fixes"),
+        (diffusers.DDIMScheduler(), "does not sample a flow"),
+    ],
+)
+@pytest.mark.parametrize("family", FLOWS)
+def test_schedulers_that_no_seed_fixes_are_refused(family, scheduler, reason):
+    """A flow pipeline passes no generator on: with such a scheduler it does not equal itself."""
+    with pytest.raises(NotApplicable, match=reason):
+        wrap(tiny(family, scheduler=scheduler))
 
 
 def test_an_ip_adapter_is_refused():

@@ -1,4 +1,4 @@
-"""Find the layers of a UNet that methods look at, by structure and not by index."""
+"""Find the layers of a denoiser that methods look at, by structure and not by index."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def value_projections(denoiser: nn.Module, reach: Reach = "all") -> dict[str, nn
     Raises:
         NotApplicable: There is none.
     """
-    layers = _linear(denoiser, "attn2.to_v")
+    layers = linear_layers(denoiser, "attn2.to_v")
     if reach == "down-mid":
         layers = {name: layer for name, layer in layers.items() if _stage(name) < _STAGES["up_blocks"]}
     if not layers:
@@ -31,7 +31,7 @@ def feed_forward_outputs(denoiser: nn.Module) -> dict[str, nn.Linear]:
     Raises:
         NotApplicable: There is none.
     """
-    layers = _linear(denoiser, "ff.net.2")
+    layers = linear_layers(denoiser, "ff.net.2")
     if not layers:
         raise NotApplicable(f"{type(denoiser).__name__} has no transformer feed-forward (ff.net.2)")
     return layers
@@ -52,12 +52,16 @@ def require_hooks(denoiser: nn.Module) -> None:
             raise NotApplicable("a LoRA is on: merge it first, by pipe.fuse_lora(); pipe.unload_lora_weights()")
 
 
-def _linear(denoiser: nn.Module, ending: str) -> dict[str, nn.Linear]:
-    """Linear layers whose name ends in `ending`, in the order of execution."""
+def linear_layers(denoiser: nn.Module, *endings: str) -> dict[str, nn.Linear]:
+    """Linear layers whose names end in one of these, in the order of execution.
+
+    Raises:
+        NotApplicable: Hooks on them would be ignored, or they are wrapped.
+    """
     require_hooks(denoiser)
     layers = {}
     for name, module in denoiser.named_modules():
-        if f".{name}".endswith(f".{ending}") and isinstance(module, nn.Linear):
+        if f".{name}".endswith(tuple(f".{ending}" for ending in endings)) and isinstance(module, nn.Linear):
             layers[name] = module
     return dict(sorted(layers.items(), key=lambda item: _stage(item[0])))
 

@@ -263,8 +263,8 @@ class PipelineModel(Adapter, TypedModel):
 
     def _own_size(self) -> tuple[int, int]:
         """The size that pictures have if none is named."""
-        size, scale = self.pipe.default_sample_size, self.pipe.vae_scale_factor
-        return size * scale, size * scale
+        size, scale = self._config.get("sample_size") or self.pipe.default_sample_size, self.pipe.vae_scale_factor
+        return (size * scale, size * scale) if isinstance(size, int) else (size[0] * scale, size[1] * scale)
 
     def save(self, folder: Path) -> None:
         """Write the pipeline as `from_pretrained` reads it; what loading left out is copied from where it came from.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -20,17 +20,24 @@ class SchedulerRun:
         scheduler: The pipeline's, which stays as it is.
         steps: Number of steps; `sigmas` or `timesteps` among the settings take its place.
         device: Where timesteps lie.
-        begin: The pipeline tells the scheduler that it starts at its first step.
         settings: What else the pipeline passes to `set_timesteps`.
+        begin: The pipeline tells the scheduler that it starts at its first step.
     """
 
     def __init__(
-        self, scheduler: Any, steps: int, device: torch.device, *, begin: bool = False, **settings: Any
+        self,
+        scheduler: Any,
+        steps: int,
+        device: torch.device,
+        settings: Mapping[str, Any] | None = None,
+        *,
+        begin: bool = False,
     ) -> None:
         self._scheduler = copy.deepcopy(scheduler)
-        if settings.get("sigmas") is None:
-            settings["num_inference_steps"] = steps
-        self._scheduler.set_timesteps(device=device, **settings)
+        how = dict(settings or {})
+        if how.get("sigmas") is None:
+            how["num_inference_steps"] = steps
+        self._scheduler.set_timesteps(device=device, **how)
         if begin and hasattr(self._scheduler, "set_begin_index"):
             self._scheduler.set_begin_index(0)
         parameters = inspect.signature(self._scheduler.step).parameters
@@ -67,6 +74,19 @@ def require_noise_schedule(scheduler: Any) -> None:
         raise NotApplicable(f"{name} has no variance-preserving noise schedule")
     if config.get("use_flow_sigmas") or config.prediction_type not in ("epsilon", "sample", "v_prediction"):
         raise NotApplicable(f"{name} is set to sample a flow, which this network was not trained as")
+
+
+def require_flow_schedule(scheduler: Any) -> None:
+    """Refuse a scheduler that does not sample a flow, or does not repeat itself.
+
+    Raises:
+        NotApplicable: It is one of a noise process, or it adds noise, for which flow pipelines pass no generator.
+    """
+    name, config = type(scheduler).__name__, scheduler.config
+    if not name.startswith("FlowMatch") and not config.get("use_flow_sigmas"):
+        raise NotApplicable(f"{name} does not sample a flow, which this network was trained as")
+    if name == "FlowMatchLCMScheduler" or config.get("stochastic_sampling"):
+        raise NotApplicable(f"{name} adds noise that no seed fixes: the pipeline's pictures do not repeat themselves")
 
 
 def is_few_step(scheduler: Any) -> bool:

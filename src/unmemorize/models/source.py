@@ -20,6 +20,7 @@ EMBEDDED = ("testbed", "testbed-twin")
 ADAPTERS = {
     "StableDiffusionPipeline": "unmemorize.models.unet:UNetModel",
     "StableDiffusionXLPipeline": "unmemorize.models.unet:SDXLModel",
+    "StableDiffusion3Pipeline": "unmemorize.models.transformer:SD3Model",
 }
 
 # Components that are not loaded, or that a pipeline works without.

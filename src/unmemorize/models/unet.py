@@ -126,10 +126,6 @@ class UNetModel(PipelineModel):
         """
         return feed_forward_outputs(self.denoiser)
 
-    def _own_size(self) -> tuple[int, int]:
-        size, scale = self._config.sample_size, self.pipe.vae_scale_factor
-        return (size * scale, size * scale) if isinstance(size, int) else (size[0] * scale, size[1] * scale)
-
 
 class SDXLModel(UNetModel):
     """A `StableDiffusionXLPipeline`: two CLIP encoders side by side, a pooled vector of the second, and the size."""

@@ -1,0 +1,165 @@
+"""What families with a transformer share, and the adapter for Stable Diffusion 3."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import pad
+
+from unmemorize.core.errors import NotApplicable
+from unmemorize.core.model import Condition, Parameterisation, Reach, joined
+from unmemorize.models.layers import linear_layers
+from unmemorize.models.pipeline import PipelineModel
+from unmemorize.models.schedules import RectifiedFlow, SchedulerRun, require_flow_schedule
+
+T5_TOKENS = 256  # that Stable Diffusion 3 reads
+AT_ONCE = 16  # prompts encoded at a time: of T5 or a language model each takes megabytes, and its attention more
+
+
+class TransformerModel(PipelineModel):
+    """A pipeline with a transformer and long prompts."""
+
+    multiple = 16  # the VAE's 8, and patches of 2
+
+    @abstractmethod
+    def _encode(self, prompts: list[str]) -> Condition:
+        """A few prompts."""
+
+    def encode(self, prompts: Sequence[str]) -> Condition:
+        """Prompts to embeddings, as the pipeline encodes them; overlong prompts are cut."""
+        with torch.no_grad():
+            starts = range(0, max(len(prompts), 1), AT_ONCE)
+            parts = [self._encode(list(prompts[start : start + AT_ONCE])) for start in starts]
+        return replace(joined(parts), texts=tuple(prompts))
+
+    def text_inputs(self, cond: Condition) -> Tensor:
+        """None: text and picture share attention.
+
+        Raises:
+            NotApplicable: Always.
+        """
+        raise self._joint()
+
+    def text_projections(self, reach: Reach = "all") -> Mapping[str, nn.Linear]:
+        """None: text and picture share attention.
+
+        Raises:
+            NotApplicable: Always.
+        """
+        raise self._joint()
+
+    def _joint(self) -> NotApplicable:
+        return NotApplicable(f"in {self._family} text and picture share attention: no layer reads the text alone")
+
+    def feed_forwards(self) -> dict[str, nn.Linear]:
+        """The second linear layers of the feed-forwards of both streams.
+
+        Raises:
+            NotApplicable: There is none.
+        """
+        found = linear_layers(self.denoiser, "ff.net.2", "ff_context.net.2")
+        if not found:
+            raise NotApplicable(f"{type(self.denoiser).__name__} has no feed-forward of linear layers")
+        return found
+
+
+class FlowModel(TransformerModel):
+    """A rectified flow: x = (1 − σ)·x0 + σ·ε with σ = t / T, and the network predicts ε − x0."""
+
+    def __init__(
+        self, pipe: Any, name: str, source: Path | str | None = None, size: tuple[int, int] | None = None
+    ) -> None:
+        require_flow_schedule(pipe.scheduler)
+        super().__init__(pipe, name, source, size)
+        self.levels = RectifiedFlow(pipe.scheduler.config.num_train_timesteps)
+
+    @property
+    def kind(self) -> Parameterisation:
+        """A flow's velocity."""
+        return "flow"
+
+
+class SD3Model(FlowModel):
+    """A `StableDiffusion3Pipeline`: two CLIP encoders side by side, T5 behind them, and a pooled vector.
+
+    Without T5 its positions hold zeros, as in the pipeline.
+    """
+
+    guidance = 7.0
+    steps = 28
+    pooled = True
+
+    def _encode(self, prompts: list[str]) -> Condition:
+        embeds, _, pooled, _ = self.pipe.encode_prompt(
+            prompts, None, None, device=self.device, do_classifier_free_guidance=False
+        )
+        mask = torch.cat([read(*reader, prompts).attention_mask for reader in self._readers], dim=1)
+        missing = embeds.shape[1] - mask.shape[1]  # T5's, where there is none
+        return Condition(embeds, mask=pad(mask, (0, missing)).to(self.device), pooled=pooled)
+
+    def spans(self, prompt: str) -> list[tuple[int, int]]:
+        """The characters behind each position: those of CLIP's tokens, then those of T5's."""
+        found = [span for reader in self._readers for span in spans_of(*reader, prompt)]
+        positions = self.pipe.tokenizer_max_length + T5_TOKENS
+        return found + [(0, 0)] * (positions - len(found))
+
+    @property
+    def _readers(self) -> list[tuple[Any, int]]:
+        clip, t5 = (self.pipe.tokenizer, self.pipe.tokenizer_max_length), (self.pipe.tokenizer_3, T5_TOKENS)
+        return [clip] if self.pipe.text_encoder_3 is None else [clip, t5]
+
+    def denoise(self, x: Tensor, t: Tensor, cond: Condition) -> Tensor:
+        """The transformer's output."""
+        output: Tensor = self.denoiser(
+            hidden_states=x,
+            timestep=t.expand(len(x)),
+            encoder_hidden_states=cond.embeds,
+            pooled_projections=cond.pooled,
+            return_dict=False,
+        )[0]
+        return output
+
+    def schedule(self, steps: int) -> SchedulerRun:
+        """A private copy of the pipeline's scheduler, shifted by the size where it is set so."""
+        config, settings = self.pipe.scheduler.config, dict[str, float]()
+        if config.get("use_dynamic_shifting"):
+            patch = self._config.patch_size
+            tokens = (self._latent_shape[1] // patch) * (self._latent_shape[2] // patch)
+            settings["mu"] = shift(tokens, config, highest=1.16)
+        return SchedulerRun(self.pipe.scheduler, steps, self.device, settings)
+
+
+def shift(tokens: int, config: Mapping[str, Any], highest: float) -> float:
+    """How far noise levels are shifted for a picture of so many tokens; `highest` is the pipeline's own default."""
+    few, many = config.get("base_image_seq_len", 256), config.get("max_image_seq_len", 4096)
+    low, high = config.get("base_shift", 0.5), config.get("max_shift", highest)
+    slope = (high - low) / (many - few)
+    mu: float = tokens * slope + (low - slope * few)
+    return mu
+
+
+def read(tokenizer: Any, length: int, prompts: list[str]) -> Any:
+    """Ids and mask of prompts, padded and cut to a length."""
+    return tokenizer(prompts, padding="max_length", truncation=True, max_length=length, return_tensors="pt")
+
+
+def spans_of(tokenizer: Any, length: int, text: str, start: int = 0, stop: int | None = None) -> list[tuple[int, int]]:
+    """The characters of text[start:stop] behind each token of the text, counted from `start`, white space left out.
+
+    Tokens of what stands around them (a template) and special tokens have equal ends.
+    """
+    tokens = tokenizer(text, padding="max_length", truncation=True, max_length=length, return_offsets_mapping=True)
+    found = []
+    for first, last in tokens.offset_mapping:
+        first, last = max(first, start), min(last, len(text) if stop is None else stop)
+        inside = text[first:last]
+        first += len(inside) - len(inside.lstrip())
+        last = first + len(inside.strip())
+        found.append((first - start, last - start) if last > first else (0, 0))
+    return found
