@@ -10,9 +10,13 @@ from typing import Any
 import torch
 from diffusers import (
     AutoencoderKL,
+    ChromaPipeline,
+    ChromaTransformer2DModel,
     DDIMScheduler,
     EulerDiscreteScheduler,
     FlowMatchEulerDiscreteScheduler,
+    FluxPipeline,
+    FluxTransformer2DModel,
     SD3Transformer2DModel,
     StableDiffusion3Pipeline,
     StableDiffusionPipeline,
@@ -161,6 +165,52 @@ def sd3(t5: bool = True, **transformer):
     )
 
 
+def flux(distilled: bool = True, **transformer):
+    """`distilled`: guidance is an input of the network, as of the dev model; else it is like schnell."""
+    one, two = clip_tokenizer(), t5_tokenizer(512)
+    own = {
+        "num_layers": 2,
+        "num_single_layers": 2,
+        "pooled_projection_dim": 16,
+        "guidance_embeds": distilled,
+    }
+    return FluxPipeline(
+        transformer=FluxTransformer2DModel(**FLUX | own | transformer),
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0 if distilled else 1.0, use_dynamic_shifting=distilled),
+        vae=vae(4, **FLOW_VAE),
+        text_encoder=clip(one, 16),
+        tokenizer=one,
+        text_encoder_2=t5_encoder(two, 32),
+        tokenizer_2=two,
+    )
+
+
+def chroma(**transformer):
+    tokenizer = t5_tokenizer(512)
+    own = {
+        "num_layers": 1,
+        "num_single_layers": 1,
+        "approximator_hidden_dim": 32,
+        "approximator_layers": 1,
+        "approximator_num_channels": 16,
+    }
+    return ChromaPipeline(
+        transformer=ChromaTransformer2DModel(**FLUX | own | transformer),
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=1.0),
+        vae=vae(4, **FLOW_VAE),
+        text_encoder=t5_encoder(tokenizer, 32),
+        tokenizer=tokenizer,
+    )
+
+
+FLUX = {
+    "patch_size": 1,
+    "in_channels": 16,
+    "attention_head_dim": 16,
+    "num_attention_heads": 2,
+    "joint_attention_dim": 32,
+    "axes_dims_rope": (4, 4, 8),
+}
 FLOW_VAE = {
     "scaling_factor": 0.3611,
     "shift_factor": 0.1159,
@@ -192,7 +242,7 @@ def t5_encoder(tokenizer, width: int):
     return T5EncoderModel(config)
 
 
-FAMILIES: dict[str, Callable[..., Any]] = {"sd": sd, "sdxl": sdxl, "sd3": sd3}
+FAMILIES: dict[str, Callable[..., Any]] = {"sd": sd, "sdxl": sdxl, "sd3": sd3, "flux": flux, "chroma": chroma}
 
 
 def tiny(family: str, seed: int = 0, scheduler: Any = None, **settings):

@@ -41,6 +41,11 @@ def cfg(family, guidance, **how):
     return Case(family, guidance, {"guidance_scale": guidance}, **how)
 
 
+def flux(true_guidance, **how):
+    negative = {"true_cfg_scale": true_guidance, "negative_prompt": ""} if true_guidance > 1 else {}
+    return Case("flux", true_guidance, {"guidance_scale": 3.5, **negative}, **how)
+
+
 ZERO_SNR = {"prediction_type": "v_prediction", "rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
 CASES = [
     cfg("sd", 7.5),
@@ -75,6 +80,15 @@ CASES = [
             diffusers.UniPCMultistepScheduler(use_flow_sigmas=True, prediction_type="flow_prediction", flow_shift=3.0),
         )
     ),
+    flux(1.0),
+    flux(4.0),
+    flux(1.0, own={"distilled": False}),
+    flux(1.0, size=(64, 96)),
+    flux(4.0, dtype=torch.bfloat16),
+    flux(1.0, scheduler=diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0, use_karras_sigmas=True)),
+    cfg("chroma", 1.0),
+    cfg("chroma", 5.0),
+    cfg("chroma", 5.0, scheduler=diffusers.FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True)),
 ]
 
 

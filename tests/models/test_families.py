@@ -18,10 +18,10 @@ PROMPTS = ["a lighthouse at dusk", "an owl on a fence, and two red kites over a 
 TYPED = ["sd", "sdxl"]
 MASKED: list[str] = []
 CROSS = [*TYPED, *MASKED]
-JOINT = ["sd3"]
+JOINT = ["sd3", "flux", "chroma"]
 ALL = [*CROSS, *JOINT]
-FLOWS = ["sd3"]
-POOLED = ["sdxl", "sd3"]
+FLOWS = ["sd3", "flux", "chroma"]
+POOLED = ["sdxl", "sd3", "flux"]
 
 
 @pytest.fixture(scope="module")
@@ -192,6 +192,20 @@ def test_a_size_that_cannot_be_made_is_refused(family):
     """Pictures whose sides are no multiple of what the network needs are one line."""
     with pytest.raises(UserError, match="60 × 64 pixels: name multiples of"):
         wrap(tiny(family), size=(60, 64))
+
+
+def test_flux_has_the_defaults_of_dev_and_of_schnell(models):
+    """Neither is guided by two evaluations; schnell takes four steps. The embedded guidance moves the output of dev."""
+    dev, schnell = models("flux"), models("flux", distilled=False)
+    assert (dev.guidance, dev.steps, schnell.guidance, schnell.steps) == (1.0, 28, 1.0, 4)
+    x, t = state(dev, 1)
+    with torch.no_grad():
+        before = dev.predict(x, t, dev.encode(PROMPTS[:1])).output
+        dev.embedded = 1.0
+        try:
+            assert not close(dev.predict(x, t, dev.encode(PROMPTS[:1])).output, before)
+        finally:
+            dev.embedded = 3.5
 
 
 def test_sdxl_moves_away_from_zeros_as_its_pipeline_does(models):

@@ -21,6 +21,8 @@ ADAPTERS = {
     "StableDiffusionPipeline": "unmemorize.models.unet:UNetModel",
     "StableDiffusionXLPipeline": "unmemorize.models.unet:SDXLModel",
     "StableDiffusion3Pipeline": "unmemorize.models.transformer:SD3Model",
+    "FluxPipeline": "unmemorize.models.flux:FluxModel",
+    "ChromaPipeline": "unmemorize.models.flux:ChromaModel",
 }
 
 # Components that are not loaded, or that a pipeline works without.
