@@ -9,25 +9,36 @@ from typing import Any
 
 import torch
 from diffusers import (
+    AutoencoderDC,
     AutoencoderKL,
     ChromaPipeline,
     ChromaTransformer2DModel,
     DDIMScheduler,
+    DPMSolverMultistepScheduler,
     EulerDiscreteScheduler,
     FlowMatchEulerDiscreteScheduler,
     FluxPipeline,
     FluxTransformer2DModel,
+    PixArtAlphaPipeline,
+    PixArtSigmaPipeline,
+    PixArtTransformer2DModel,
+    SanaPipeline,
+    SanaTransformer2DModel,
     SD3Transformer2DModel,
     StableDiffusion3Pipeline,
     StableDiffusionPipeline,
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
 )
+from tokenizers import processors
 from transformers import (
     CLIPTextConfig,
     CLIPTextModel,
     CLIPTextModelWithProjection,
     CLIPTokenizer,
+    Gemma2Config,
+    Gemma2Model,
+    GemmaTokenizer,
     T5Config,
     T5EncoderModel,
     T5Tokenizer,
@@ -203,6 +214,87 @@ def chroma(**transformer):
     )
 
 
+def pixart(**transformer):
+    tokenizer = t5_tokenizer(300)
+    return PixArtSigmaPipeline(
+        tokenizer=tokenizer,
+        text_encoder=t5_encoder(tokenizer, 32),
+        vae=vae(4, scaling_factor=0.13025),
+        transformer=PixArtTransformer2DModel(**PIXART | {"use_additional_conditions": False} | transformer),
+        scheduler=DPMSolverMultistepScheduler(beta_start=0.0001, beta_end=0.02, beta_schedule="linear"),
+    )
+
+
+def pixart_alpha(**transformer):
+    tokenizer = t5_tokenizer(120)
+    return PixArtAlphaPipeline(
+        tokenizer=tokenizer,
+        text_encoder=t5_encoder(tokenizer, 32),
+        vae=vae(4),
+        transformer=PixArtTransformer2DModel(**PIXART | transformer),
+        scheduler=DPMSolverMultistepScheduler(beta_start=0.0001, beta_end=0.02, beta_schedule="linear"),
+    )
+
+
+def sana(**transformer):
+    tokenizer = gemma_tokenizer(512)
+    blocks = ("ResBlock", "EfficientViTBlock")
+    own = {
+        "patch_size": 1,
+        "in_channels": 4,
+        "out_channels": 4,
+        "num_layers": 2,
+        "num_attention_heads": 2,
+        "attention_head_dim": 8,
+        "num_cross_attention_heads": 2,
+        "cross_attention_head_dim": 8,
+        "cross_attention_dim": 16,
+        "caption_channels": 16,
+        "sample_size": 32,
+    }
+    return SanaPipeline(
+        tokenizer=tokenizer,
+        text_encoder=gemma(tokenizer),
+        vae=AutoencoderDC(
+            in_channels=3,
+            latent_channels=4,
+            attention_head_dim=2,
+            encoder_block_types=blocks,
+            decoder_block_types=blocks,
+            encoder_block_out_channels=(8, 8),
+            decoder_block_out_channels=(8, 8),
+            encoder_qkv_multiscales=((), (5,)),
+            decoder_qkv_multiscales=((), (5,)),
+            encoder_layers_per_block=(1, 1),
+            decoder_layers_per_block=(1, 1),
+            downsample_block_type="conv",
+            upsample_block_type="interpolate",
+            decoder_norm_types="rms_norm",
+            decoder_act_fns="silu",
+            scaling_factor=0.41407,
+        ),
+        transformer=SanaTransformer2DModel(**own | transformer),
+        scheduler=DPMSolverMultistepScheduler(
+            use_flow_sigmas=True, prediction_type="flow_prediction", flow_shift=3.0, algorithm_type="dpmsolver++"
+        ),
+    )
+
+
+PIXART = {
+    "sample_size": 32,
+    "num_layers": 2,
+    "patch_size": 2,
+    "attention_head_dim": 8,
+    "num_attention_heads": 3,
+    "caption_channels": 32,
+    "in_channels": 4,
+    "cross_attention_dim": 24,
+    "out_channels": 8,
+    "attention_bias": True,
+    "norm_type": "ada_norm_single",
+    "norm_elementwise_affine": False,
+    "norm_eps": 1e-6,
+}
 FLUX = {
     "patch_size": 1,
     "in_channels": 16,
@@ -242,7 +334,52 @@ def t5_encoder(tokenizer, width: int):
     return T5EncoderModel(config)
 
 
-FAMILIES: dict[str, Callable[..., Any]] = {"sd": sd, "sdxl": sdxl, "sd3": sd3, "flux": flux, "chroma": chroma}
+def gemma_tokenizer(length: int):
+    """Whole words with the space before them, letters and bytes."""
+    pieces = ["<pad>", "<eos>", "<bos>", "<unk>", "<mask>", *map(chr, range(33, 127)), "▁", "\n"]
+    pieces += [f"<0x{byte:02X}>" for byte in range(256)]
+    merges = []
+    for word in sorted({f"▁{word}" for caption in CAPTIONS for word in caption.split()}):
+        for end in range(1, len(word)):
+            if word[: end + 1] not in pieces:
+                pieces.append(word[: end + 1])
+                merges.append((word[:end], word[end]))
+    vocabulary = {piece: i for i, piece in enumerate(dict.fromkeys(pieces))}
+    tokenizer = GemmaTokenizer(vocab=vocabulary, merges=merges, model_max_length=length)
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single="<bos> $A", pair="<bos> $A <bos> $B", special_tokens=[("<bos>", 2)]
+    )
+    return tokenizer
+
+
+def gemma(tokenizer):
+    config = Gemma2Config(
+        vocab_size=len(tokenizer),
+        hidden_size=16,
+        intermediate_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        head_dim=8,
+        max_position_embeddings=1024,
+        sliding_window=512,
+        pad_token_id=0,
+        eos_token_id=1,
+        bos_token_id=2,
+    )
+    return Gemma2Model(config)
+
+
+FAMILIES: dict[str, Callable[..., Any]] = {
+    "sd": sd,
+    "sdxl": sdxl,
+    "sd3": sd3,
+    "flux": flux,
+    "chroma": chroma,
+    "pixart": pixart,
+    "pixart_alpha": pixart_alpha,
+    "sana": sana,
+}
 
 
 def tiny(family: str, seed: int = 0, scheduler: Any = None, **settings):

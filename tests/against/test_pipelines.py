@@ -46,6 +46,11 @@ def flux(true_guidance, **how):
     return Case("flux", true_guidance, {"guidance_scale": 3.5, **negative}, **how)
 
 
+def binned(family, guidance, **how):
+    """These pipelines make other sizes than the one asked for, and scale the pictures, unless told not to."""
+    return Case(family, guidance, {"guidance_scale": guidance, "use_resolution_binning": False}, **how)
+
+
 ZERO_SNR = {"prediction_type": "v_prediction", "rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
 CASES = [
     cfg("sd", 7.5),
@@ -89,6 +94,17 @@ CASES = [
     cfg("chroma", 1.0),
     cfg("chroma", 5.0),
     cfg("chroma", 5.0, scheduler=diffusers.FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True)),
+    binned("pixart", 1.0),
+    binned("pixart", 4.5),
+    binned("pixart", 4.5, size=(64, 96)),
+    binned("pixart", 4.5, scheduler=diffusers.DDIMScheduler(clip_sample=False)),
+    binned("pixart_alpha", 1.0),
+    binned("pixart_alpha", 4.5),
+    binned("pixart_alpha", 4.5, own={"sample_size": 128}),
+    binned("sana", 1.0),
+    binned("sana", 4.5),
+    binned("sana", 4.5, dtype=torch.bfloat16),
+    binned("sana", 4.5, scheduler=diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0)),
 ]
 
 

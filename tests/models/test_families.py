@@ -16,11 +16,11 @@ from unmemorize.models.load import wrap
 
 PROMPTS = ["a lighthouse at dusk", "an owl on a fence, and two red kites over a field", ""]
 TYPED = ["sd", "sdxl"]
-MASKED: list[str] = []
+MASKED = ["pixart", "pixart_alpha", "sana"]
 CROSS = [*TYPED, *MASKED]
 JOINT = ["sd3", "flux", "chroma"]
 ALL = [*CROSS, *JOINT]
-FLOWS = ["sd3", "flux", "chroma"]
+FLOWS = ["sd3", "flux", "chroma", "sana"]
 POOLED = ["sdxl", "sd3", "flux"]
 
 
@@ -144,7 +144,7 @@ def test_text_projections_read_the_text_alone(models, family):
     assert set(model.text_projections("down-mid")) < set(layers)
 
 
-@pytest.mark.parametrize("family", ALL)
+@pytest.mark.parametrize("family", [family for family in ALL if family != "sana"])
 def test_blocking_a_feed_forward_moves_the_prediction(models, family):
     """Every layer that is named takes part: without its output the prediction is another."""
     model = models(family)
@@ -206,6 +206,21 @@ def test_flux_has_the_defaults_of_dev_and_of_schnell(models):
             assert not close(dev.predict(x, t, dev.encode(PROMPTS[:1])).output, before)
         finally:
             dev.embedded = 3.5
+
+
+def test_sanas_feed_forwards_are_convolutions(models):
+    """They are *not applicable*, with the reason."""
+    with pytest.raises(NotApplicable, match="convolutions"):
+        models("sana").feed_forwards()
+
+
+def test_sana_moves_away_from_the_empty_prompt_without_its_instruction(models):
+    """The instruction stands before every prompt, the empty one, too; not before what guidance moves away from."""
+    model = models("sana")
+    away, empty = model.unconditional(1), model.encode([""])
+    assert away.embeds.shape == empty.embeds.shape
+    assert (away.mask.sum(), empty.mask.sum()) == (1, 2)
+    assert not close(away.embeds[:, :2], empty.embeds[:, :2])
 
 
 def test_sdxl_moves_away_from_zeros_as_its_pipeline_does(models):

@@ -85,7 +85,8 @@ def require_flow_schedule(scheduler: Any) -> None:
     name, config = type(scheduler).__name__, scheduler.config
     if not name.startswith("FlowMatch") and not config.get("use_flow_sigmas"):
         raise NotApplicable(f"{name} does not sample a flow, which this network was trained as")
-    if name == "FlowMatchLCMScheduler" or config.get("stochastic_sampling"):
+    adds_noise = config.get("stochastic_sampling") or config.get("algorithm_type", "").startswith("sde")
+    if name == "FlowMatchLCMScheduler" or adds_noise:
         raise NotApplicable(f"{name} adds noise that no seed fixes: the pipeline's pictures do not repeat themselves")
 
 

@@ -23,6 +23,9 @@ ADAPTERS = {
     "StableDiffusion3Pipeline": "unmemorize.models.transformer:SD3Model",
     "FluxPipeline": "unmemorize.models.flux:FluxModel",
     "ChromaPipeline": "unmemorize.models.flux:ChromaModel",
+    "PixArtSigmaPipeline": "unmemorize.models.pixart:PixArtModel",
+    "PixArtAlphaPipeline": "unmemorize.models.pixart:PixArtModel",
+    "SanaPipeline": "unmemorize.models.pixart:SanaModel",
 }
 
 # Components that are not loaded, or that a pipeline works without.

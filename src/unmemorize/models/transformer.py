@@ -146,7 +146,11 @@ def shift(tokens: int, config: Mapping[str, Any], highest: float) -> float:
 
 def read(tokenizer: Any, length: int, prompts: list[str]) -> Any:
     """Ids and mask of prompts, padded and cut to a length."""
-    return tokenizer(prompts, padding="max_length", truncation=True, max_length=length, return_tensors="pt")
+    return tokenizer(prompts, **_cut(length), return_tensors="pt")
+
+
+def _cut(length: int) -> dict[str, Any]:
+    return {"padding": "max_length", "padding_side": "right", "truncation": True, "max_length": length}
 
 
 def spans_of(tokenizer: Any, length: int, text: str, start: int = 0, stop: int | None = None) -> list[tuple[int, int]]:
@@ -154,7 +158,7 @@ def spans_of(tokenizer: Any, length: int, text: str, start: int = 0, stop: int |
 
     Tokens of what stands around them (a template) and special tokens have equal ends.
     """
-    tokens = tokenizer(text, padding="max_length", truncation=True, max_length=length, return_offsets_mapping=True)
+    tokens = tokenizer(text, **_cut(length), return_offsets_mapping=True)
     found = []
     for first, last in tokens.offset_mapping:
         first, last = max(first, start), min(last, len(text) if stop is None else stop)
