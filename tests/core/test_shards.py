@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -261,7 +262,9 @@ def test_a_part_that_there_is_not_is_one_line(text, environment, says):
 WORKER = """
 import sys, time
 from pathlib import Path
+from unmemorize.core import shards
 from unmemorize.core.shards import run_shards
+shards.SILENT = 3.0
 folder, mark = Path(sys.argv[1]), sys.argv[2]
 def work(piece):
     with open(folder.parent / "done.txt", "a") as log:
@@ -317,9 +320,10 @@ def test_the_claim_of_a_killed_process_is_taken_over(start, tmp_path):
     assert not list(folder.glob("*.claim"))
 
 
-def test_a_claim_of_another_host_is_believed_for_a_while(tmp_path, monkeypatch):
-    """Whether its process is there cannot be asked: the shard is left to it, and done once the claim is old."""
+def test_a_claim_is_believed_while_its_process_gives_signs(tmp_path, monkeypatch):
+    """Whether a process of another host is there cannot be asked: its shard is left to it until it is silent."""
     monkeypatch.setattr(shards, "POLL", 0)
+    monkeypatch.setattr(shards, "SILENT", 0.3)
     folder = tmp_path / "pieces"
     folder.mkdir()
     claim = folder / "000000000.claim"
@@ -328,10 +332,41 @@ def test_a_claim_of_another_host_is_believed_for_a_while(tmp_path, monkeypatch):
     steps = run_shards(list(range(6)), work, folder=folder, size=3)
     assert next(steps) == 3
     assert work.seen == [3, 4, 5]
-    old = time.time() - 2 * shards.PATIENCE
-    os.utime(claim, (old, old))
+    claims = shards.Claims()
+    for touched in range(5):
+        os.utime(claim, (touched, touched))
+        with claims.claim(folder / "000000000.parquet") as mine:
+            assert not mine
+        time.sleep(0.1)
     assert list(steps) == [6]
     assert work.seen == [3, 4, 5, 0, 1, 2]
+
+
+def test_a_process_at_a_shard_gives_signs(tmp_path, monkeypatch):
+    """Its claim is touched while it works."""
+    monkeypatch.setattr(shards, "BEAT", 0.01)
+    with shards.Claims().claim(tmp_path / "0.parquet") as mine:
+        assert mine
+        (claim,) = tmp_path.iterdir()
+        os.utime(claim, (1, 1))
+        deadline = time.monotonic() + 10
+        while claim.stat().st_mtime == 1 and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert claim.stat().st_mtime > 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_stopped_process_keeps_nobody_waiting(start, tmp_path):
+    """Its shard is done by the other; when it goes on, it does no harm."""
+    folder = tmp_path / "shards" / "pieces"
+    first = start(folder, "a")
+    while not list(folder.glob("*.claim")):
+        time.sleep(0.005)
+    first.send_signal(signal.SIGSTOP)
+    assert start(folder, "b").wait(timeout=90) == 0
+    first.send_signal(signal.SIGCONT)
+    assert first.wait(timeout=60) == 0
+    assert len(list(folder.glob("*.parquet"))) == 20
 
 
 def test_shards_that_need_those_before_them_are_not_done_ahead(tmp_path, monkeypatch):

@@ -12,6 +12,7 @@ import logging
 import os
 import platform
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -35,9 +36,8 @@ FOOTER = "unmemorize"  # the key in a file's metadata
 BROKEN = (OSError, ValueError, pa.ArrowException)
 DIGITS = 9
 POLL = 0.2  # seconds between two looks at what another process does
-PATIENCE = 60.0  # seconds that a claim from another host is believed at least, and thrice what a shard takes
-WRITTEN = 2.0  # seconds after which a claim that says nothing was left half written
-HOUR = 3600.0  # seconds that a claim from this host is: another program may have got the number of its process
+BEAT = 3.0  # seconds after which a process says again that it is at a shard
+SILENT = 20.0  # seconds without that, after which the shard is anyone's
 
 
 @dataclass(frozen=True)
@@ -163,19 +163,17 @@ class Shards:
         A shard that another process is at is waited for; the others are done meanwhile, unless each needs those before
         it (`in_order`).
         """
-        left, patience = list(part.shards(self.count)), PATIENCE
+        left, claims = list(part.shards(self.count)), Claims()
         while left:
             for number in list(left):
                 if not self.is_done(number):
-                    since = time.monotonic()
-                    with _claim(self.path(number), patience) as mine:
+                    with claims.claim(self.path(number)) as mine:
                         if mine:
                             self._do(number, do)
                     if not mine and in_order:
                         break
                     if not mine:
                         continue
-                    patience = max(patience, 3 * (time.monotonic() - since))
                 left.remove(number)
                 yield number
             if left:
@@ -225,40 +223,63 @@ def run_shards(
         yield done
 
 
-@contextmanager
-def _claim(path: Path, patience: float) -> Iterator[bool]:
-    """Whether this process may do the shard: False while another one does.
+class Claims:
+    """What this process knows of the claims of others.
 
-    Claims save work. Nothing rests on them: a shard that is done twice has the same bytes. The claim of a process that
-    is gone is taken over; whether one on another host is there cannot be asked, so its claim is believed for a while.
+    Claims save work. Nothing rests on them: a shard that is done twice has the same bytes. A process that is at a shard
+    touches its claim again and again. One that is gone, stopped or cut off does not, and its shard is taken over.
     """
-    claim = path.with_suffix(".claim")
-    claim.parent.mkdir(parents=True, exist_ok=True)
-    if _is_stale(claim, patience):
-        claim.unlink(missing_ok=True)
-    try:
-        with claim.open("x", encoding="utf-8") as file:
-            file.write(to_json(this_process()))
-    except FileExistsError:
-        yield False
-        return
-    try:
-        yield True
-    finally:
-        claim.unlink(missing_ok=True)
+
+    def __init__(self) -> None:
+        self._seen: dict[Path, tuple[float, float]] = {}  # when a claim was touched, by its host, and seen to be, by us
+
+    @contextmanager
+    def claim(self, path: Path) -> Iterator[bool]:
+        """Whether this process may do the shard of this file: False while another one does."""
+        claim = path.with_suffix(".claim")
+        claim.parent.mkdir(parents=True, exist_ok=True)
+        if self._is_left(claim):
+            claim.unlink(missing_ok=True)
+        try:
+            with claim.open("x", encoding="utf-8") as file:
+                file.write(to_json(this_process()))
+        except FileExistsError:
+            yield False
+            return
+        over = threading.Event()
+        beating = threading.Thread(target=_beat, args=(claim, over), daemon=True)
+        beating.start()
+        try:
+            yield True
+        finally:
+            over.set()
+            beating.join()
+            claim.unlink(missing_ok=True)
+
+    def _is_left(self, claim: Path) -> bool:
+        """Whether the process that claimed is gone, or silent for as long as this one has watched."""
+        try:
+            with claim.open(encoding="utf-8") as file:  # opened, since a network file system then asks anew
+                touched, content = os.fstat(file.fileno()).st_mtime, file.read()
+        except OSError:
+            return False
+        if touched != self._seen.get(claim, (None,))[0]:
+            self._seen[claim] = touched, time.monotonic()
+        if time.monotonic() - self._seen[claim][1] > SILENT:
+            return True
+        try:
+            host, pid = json.loads(content)
+        except (ValueError, TypeError):
+            return False  # being written, or left half written
+        return is_gone(host, pid) or (host, pid) == this_process()
 
 
-def _is_stale(claim: Path, patience: float) -> bool:
-    try:
-        age = time.time() - claim.stat().st_mtime
-        host, pid = json.loads(claim.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return False
-    except (ValueError, TypeError):
-        return age > WRITTEN  # or being written
-    here, own = this_process()
-    believed = max(patience, HOUR) if host == here else patience
-    return is_gone(host, pid) or (host, pid) == (here, own) or age > believed
+def _beat(claim: Path, over: threading.Event) -> None:
+    while not over.wait(BEAT):
+        try:
+            os.utime(claim)
+        except OSError:  # taken over by another process, or out of reach: the work goes on
+            return
 
 
 def merge_shards(folder: Path, target: Path) -> pa.Table:
