@@ -33,7 +33,7 @@ WRONG = {
     "an empty file of prompts": ({"--prompts": "empty.txt"}, "no prompts"),
     "a folder for prompts": ({"--prompts": "images"}, "a folder, not a file"),
     "a column that is not there": ({"--prompts": "table.csv", "--column": "words"}, "no column 'words'"),
-    "no folder of pictures": ({"--references": "missing"}, "no such folder"),
+    "no folder of pictures": ({"--references": "missing"}, "no such file or folder"),
     "a folder without pictures": ({"--references": "none"}, "no pictures"),
     "a corrupt picture": ({"--references": "corrupt"}, "broken.png"),
     "no such SSCD file": ({"--sscd": "missing.pt"}, "no such file"),

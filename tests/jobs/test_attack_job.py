@@ -187,9 +187,9 @@ def test_what_is_its_own_mirror_image_is_no_unseen_picture(spec):
         ({"method": "adaptive", "init": "random"}, "--init"),
         ({"dtype": "int8"}, "choose one of float32"),
         ({"targets": ""}, "--targets"),
-        ({"targets": "missing"}, "missing: no such folder"),
+        ({"targets": "missing"}, "missing: no such file or folder"),
         ({"controls": ""}, "--controls"),
-        ({"controls": "missing"}, "missing: no such folder"),
+        ({"controls": "missing"}, "missing: no such file or folder"),
         ({"edit": "missing.safetensors"}, "no such file"),
     ],
 )

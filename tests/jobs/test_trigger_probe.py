@@ -61,7 +61,7 @@ def test_a_killed_probe_continues_to_the_same_result(inputs, tiny_folder):
         ({"--references": ""}, "--references"),
         ({"--prompts": ""}, "--prompts"),
         ({"--prompts": "none.txt"}, "no such file"),
-        ({"--references": "none"}, "no such folder"),
+        ({"--references": "none"}, "no such file or folder"),
     ],
 )
 def test_a_mistake_is_one_line_and_exit_code_2(changes, says, inputs, tiny_folder, monkeypatch, capsys):
