@@ -32,3 +32,8 @@ def named_pipe(path: Path) -> Path:
 
 def is_pipe(path: Path) -> bool:
     return stat.S_ISFIFO(path.lstat().st_mode)
+
+
+def complaints(printed: str) -> list[str]:
+    """The lines on the error stream, but for those that say what a command is doing."""
+    return [line for line in printed.splitlines() if line.startswith("error: ")]

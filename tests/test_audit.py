@@ -166,7 +166,7 @@ def test_a_model_mitigated_before_is_judged_in_the_same_way(inputs, tiny_folder,
     monkeypatch.setattr(
         "unmemorize.audit.mitigate.load", lambda path, **how: (read.append((path, how["device"])), load(path, **how))[1]
     )
-    own = {"mitigate": "none", "mitigated": (str(tmp_path / "cured"),), "generate": 2, "explain": 1}
+    own = {"mitigation": (str(tmp_path / "cured"),), "generate": 2, "explain": 1}
     run_audit(spec(inputs, tiny_folder, **own), tmp_path / "run")
     before, after = pq.read_table(tmp_path / "run" / "scores" / "mitigations.parquet").to_pylist()
     assert after == before | {"name": after["name"]}
@@ -262,7 +262,7 @@ def test_killed_in_the_middle_it_ends_with_the_same_bytes(stage, inputs, tiny_fo
     command += ["--ordinary", str(inputs / "ordinary.txt"), "--explain", "3", "--attack", "2", "--attack-updates", "2"]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL)
-    while not (run / "shards" / stage / "000000000.parquet").exists():
+    while not (run / "shards" / stage / "00000.parquet").exists():
         assert process.poll() is None, "it ended before it could be killed"
         time.sleep(0.005)
     process.send_signal(signal.SIGKILL)

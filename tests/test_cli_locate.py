@@ -33,7 +33,7 @@ def test_locate_twice_writes_the_same_bytes_and_apply_a_pipeline(call, tiny_fold
         summaries.append(json.loads(out))
     assert summaries[0] == summaries[1]
     summary = summaries[0]
-    assert list(summary) == ["method", "units", "selected", "per_layer", "evaluations"]
+    assert list(summary) == ["schema_version", "method", "units", "selected", "per_layer", "evaluations"]
     assert (summary["method"], summary["units"]) == ("nemo", "channels")
     assert summary["selected"] == sum(summary["per_layer"].values())
     for ending in (".safetensors", ".json"):

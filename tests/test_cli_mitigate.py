@@ -45,13 +45,14 @@ def options(folders, tiny_folder, tmp_path, monkeypatch):
 
 
 def test_json_folder_and_card(call, options, tmp_path, tiny_folder):
-    """Five keys; a folder that diffusers loads, with other weights; a card without captions."""
+    """Rates, quality and cost; a folder that diffusers loads, with other weights; a card without captions."""
     from diffusers import StableDiffusionPipeline
 
     code, out, _ = call("mitigate", *options, "--method", "deletion", "--out", "cured", "--json")
     assert code == 0
     found = json.loads(out)
-    assert list(found) == ["copy_rate_before", "copy_rate_after", "attacked_copy_rate_after", "quality", "evaluations"]
+    rates = ["copy_rate_before", "copy_rate_after", "attacked_copy_rate_after"]
+    assert list(found) == ["schema_version", *rates, "quality", "evaluations"]
     assert found["copy_rate_before"] == 1.0
     assert found["evaluations"] == 6
     for group in ("ordinary", "neighbours"):

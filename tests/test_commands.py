@@ -8,6 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from hostile import complaints
 from unmemorize.core.run import load_record
 
 
@@ -23,7 +24,7 @@ def test_detect_ranks_every_prompt(call, tiny_folder, prompts):
     """JSON: one object a prompt, highest score first, with seeds and cost; nothing else on standard output."""
     arguments = ("--prompts", prompts, "--column", "words", "--seeds", 2, "--json")
     code, out, _ = call("detect", tiny_folder, *arguments)
-    rows = json.loads(out)
+    rows = json.loads(out)["prompts"]
     assert code == 0
     assert {row["prompt"] for row in rows} == {"a green bicycle", "an owl on a fence", "oden, gadget"}
     assert [row["score"] for row in rows] == sorted((row["score"] for row in rows), reverse=True)
@@ -63,7 +64,8 @@ def test_detect_speaks_the_public_format(call, tiny_folder, prompts):
 def test_detect_of_a_window_is_the_mean_of_its_norms(call, tiny_folder, prompts):
     """The score of a window agrees with the norms that the public format lists."""
     arguments = ("--prompts", prompts, "--column", "words", "--seeds", 2, "--window", "3", "--steps", 6)
-    scores = {row["prompt"]: row["score"] for row in json.loads(call("detect", tiny_folder, *arguments, "--json")[1])}
+    detected = json.loads(call("detect", tiny_folder, *arguments, "--json")[1])["prompts"]
+    scores = {row["prompt"]: row["score"] for row in detected}
     for line in call("detect", tiny_folder, *arguments, "--format", "wen-jsonl")[1].splitlines():
         norms = json.loads(line)
         mean = sum(map(sum, norms["text_noise_norm"])) / 6
@@ -114,7 +116,7 @@ def test_generate_writes_a_picture_a_seed(call, tiny_folder, tmp_path):
     assert call("generate", tiny_folder, *arguments, "--out", plain)[0] == 0
     limits = ("--guard", "wen", "--threshold", 0, "--target", 0.001)
     code, out, _ = call("generate", tiny_folder, *arguments, "--out", guarded, *limits)
-    rows = json.loads(out)
+    rows = json.loads(out)["pictures"]
     assert code == 0
     assert [row["acted"] for row in rows] == [True, True]
     assert all(row["magnitude_after"] < row["magnitude"] for row in rows)
@@ -124,13 +126,17 @@ def test_generate_writes_a_picture_a_seed(call, tiny_folder, tmp_path):
             assert a.tobytes() != b.tobytes()
 
 
+WORDS = ["--column", "words"]
 WRONG = {
-    "an unknown detector": (["detect", "MODEL", "--prompts", "FILE", "--method", "luck"], "unknown detector"),
+    "an unknown detector": (
+        ["detect", "MODEL", "--prompts", "FILE", "--method", "luck", *WORDS],
+        "unknown detector",
+    ),
     "no such column": (["detect", "MODEL", "--prompts", "FILE"], "--column"),
     "no prompts": (["detect", "MODEL"], "--prompts"),
     "steps that are no number": (["detect", "MODEL", "--prompts", "FILE", "--window", "all"], "FIRST:LAST"),
     "steps beyond the last": (
-        ["detect", "MODEL", "--prompts", "FILE", "--column", "words", "--window", "60"],
+        ["detect", "MODEL", "--prompts", "FILE", "--window", "60", *WORDS],
         "window inside",
     ),
     "steps backwards": (["explain", "MODEL", "a", "--window", "3:2"], "window inside"),
@@ -154,6 +160,6 @@ def test_a_mistake_is_one_line_and_leaves_nothing(mistake, call, tiny_folder, pr
     places = {"MODEL": tiny_folder, "FILE": prompts}
     code, out, err = call(*(places.get(a, a) for a in arguments))
     assert (code, out) == (2, "")
-    assert len(err.strip().splitlines()) == 1
+    assert len(complaints(err)) == 1
     assert expected in err
     assert list(prompts.parent.iterdir()) == [prompts]

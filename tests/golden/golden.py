@@ -297,10 +297,16 @@ def _content(path: Path) -> Any:
 
 
 def _line(text: str) -> Any:
+    """A line as JSON, without the version of its form, and a list bare; another line as text."""
     try:
-        return json.loads(text)
+        value = json.loads(text)
     except json.JSONDecodeError:
         return text
+    if not isinstance(value, dict):
+        return value
+    value.pop("schema_version", None)
+    only = list(value.values())
+    return only[0] if len(only) == 1 and isinstance(only[0], list) else value
 
 
 def _table_differences(

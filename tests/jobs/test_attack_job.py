@@ -143,7 +143,15 @@ def test_json_on_the_command_line(spec, call, tmp_path):
     code, out, _ = call(*arguments, "--json")
     found = json.loads(out)
     assert code == 0
-    keys = ["copy_rate", "original_copy_rate", "control_copy_rate", "search_budget", "evaluations", "steps"]
+    keys = [
+        "schema_version",
+        "copy_rate",
+        "original_copy_rate",
+        "control_copy_rate",
+        "search_budget",
+        "evaluations",
+        "steps",
+    ]
     assert list(found) == keys
     code, out, _ = call(*arguments)
     assert code == 0
@@ -185,7 +193,7 @@ def test_what_is_its_own_mirror_image_is_no_unseen_picture(spec):
         ({"method": "none"}, "choose one of dori"),
         ({"method": "adaptive", "lr": 1.0}, "--lr"),
         ({"method": "adaptive", "init": "random"}, "--init"),
-        ({"dtype": "int8"}, "choose one of float32"),
+        ({"dtype": "int8"}, "name float32"),
         ({"targets": ""}, "--targets"),
         ({"targets": "missing"}, "missing: no such file or folder"),
         ({"controls": ""}, "--controls"),

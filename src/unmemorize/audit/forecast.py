@@ -14,8 +14,7 @@ from unmemorize.audit.stages import STAGES
 from unmemorize.core.model import DiffusionModel
 from unmemorize.core.sample import generators
 from unmemorize.core.specs import AuditSpec
-from unmemorize.jobs.inputs import with_sampling
-from unmemorize.models.load import load
+from unmemorize.jobs.inputs import load_as_asked, with_sampling
 
 ROWS = 32  # evaluations at once, as the stages do
 BACKWARD = 2  # a gradient costs about two evaluations more
@@ -39,7 +38,7 @@ def forecast(spec: AuditSpec) -> Forecast:
         UserError: The model or the prompts cannot be used.
     """
     prompts = len(audited(spec))
-    model = load(spec.model)
+    model = load_as_asked(spec)
     spec = with_sampling(spec, model)
     costs = {stage.name: stage.cost(model, spec, prompts) for stage in STAGES}
     each, decode = _timed(model, spec)

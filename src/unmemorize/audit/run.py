@@ -25,9 +25,8 @@ from unmemorize.core.sample import sampling_evaluations
 from unmemorize.core.specs import AuditSpec, recorded
 from unmemorize.data.source import Prompt, read_references
 from unmemorize.jobs.copies import LARGE, matcher
-from unmemorize.jobs.inputs import images_folder, prompt_source, with_sampling
+from unmemorize.jobs.inputs import images_folder, load_as_asked, prompt_source, with_sampling
 from unmemorize.metrics.similarity import References
-from unmemorize.models.load import load
 from unmemorize.report.build import Evidence, build_report
 from unmemorize.verdict.summary import Basis, summarise
 
@@ -48,7 +47,7 @@ def run_audit(
     """
     prompts = audited(spec)
     criterion, _ = matcher(spec.sscd, spec.recipe)
-    model = load(spec.model)
+    model = load_as_asked(spec)
     spec = with_sampling(spec, model)
     record = _record(spec, model, prompts, criterion)
     open_run(run, record)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import sys
 
+from cyclopts import CycloptsError
+
 from unmemorize.cli import (  # noqa: F401
     attack,
     audit,
@@ -20,8 +22,11 @@ from unmemorize.cli import (  # noqa: F401
     triggers,
 )
 from unmemorize.cli.app import app
-from unmemorize.cli.terminal import errors, say
+from unmemorize.cli.mistakes import explained
+from unmemorize.cli.terminal import complain
 from unmemorize.core.errors import UnmemorizeError
+
+INTERRUPTED = 130  # what a shell gives a command that Ctrl-C stopped
 
 
 def main() -> None:
@@ -30,7 +35,12 @@ def main() -> None:
     os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")  # or it prints what it cut off an overlong prompt
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # spinning threads slow a busy machine manyfold
     try:
-        app()
-    except (UnmemorizeError, OSError) as error:
-        say(f"error: {error}", to=errors, style="red")
+        app(sys.argv[1:], exit_on_error=False, print_error=False)
+    except CycloptsError as error:
+        complain(explained(error))
         sys.exit(2)
+    except (UnmemorizeError, OSError) as error:
+        complain(str(error))
+        sys.exit(2)
+    except KeyboardInterrupt:
+        sys.exit(INTERRUPTED)

@@ -2,31 +2,18 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from dataclasses import asdict
-from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-import typer
 from rich.table import Table
 from rich.text import Text
 
-from unmemorize.cli.app import (
-    Column,
-    Guidance,
-    Json,
-    Model,
-    Ordinary,
-    Prompts,
-    Recipe,
-    References,
-    Sscd,
-    Steps,
-    app,
-    bars,
-)
-from unmemorize.cli.terminal import add_row, cell, errors, out, print_json, say
+from unmemorize.cli.app import FIND, PROVE, TESTBED, DryRun, Json, Run, command, option
+from unmemorize.cli.checks import check
+from unmemorize.cli.terminal import add_row, bars, cell, errors, next_step, out, print_json, say
 from unmemorize.core.errors import UserError
 from unmemorize.core.outputs import Output, check_outputs, is_stdout
 from unmemorize.core.plain import printable
@@ -36,143 +23,95 @@ if TYPE_CHECKING:
     from unmemorize.audit import Forecast
     from unmemorize.verdict.conditions import Condition
 
-BOUND_HELP = "A finding that is a rate passes where its upper 95% limit is at most this; 0.10 by default."
 MET = 1  # exit code where a condition of --fail-on is met
 
-
-class Plan(StrEnum):
-    """How much is done."""
-
-    quick = "quick"
-    full = "full"
+Evidence = Annotated[
+    Literal["full", "thumb", "none"], option("What the page shows of training pictures and their copies.")
+]
+FailOn = Annotated[tuple[str, ...], option("Exit 1 if this holds, such as 'copied_prompts > 0'; repeatable.")]
 
 
-class Evidence(StrEnum):
-    """What a page shows of training pictures and of their copies."""
-
-    none = "none"
-    thumb = "thumb"
-    full = "full"
-
-
-Shown = Annotated[Evidence, typer.Option(help="Training pictures and their copies in the page.")]
-
-
-@app.command()
+@command(
+    FIND,
+    "unmemorize audit",
+    "unmemorize audit MODEL --prompts captions.csv --references training-pictures/ --run runs/mine",
+)
 def audit(
-    model: Model = "testbed",
-    prompts: Prompts = "",
-    column: Column = "",
-    references: References = "",
-    ordinary: Ordinary = "",
-    held_out: Annotated[str, typer.Option(help="Folder of pictures like these that were not trained on.")] = "",
-    run: Annotated[str, typer.Option(help="Run directory, where a killed run continues; runs/MODEL by default.")] = "",
-    plan: Annotated[Plan, typer.Option(help="Defaults for how much is generated and explained.")] = Plan.quick,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what to expect, and do nothing.")] = False,
-    seeds: Annotated[int, typer.Option(min=1, help="Seeds per prompt for the score.")] = 4,
-    pictures: Annotated[int | None, typer.Option(min=1, help="Pictures generated per chosen prompt.")] = None,
-    generate: Annotated[int | None, typer.Option(min=0, help="How many prompts to generate; 0 for all.")] = None,
-    explain: Annotated[int | None, typer.Option(min=0, help="How many prompts to explain; 0 for all.")] = None,
-    mitigation: Annotated[
-        list[str] | None,
-        typer.Option(help="guard, wanda, nemo or the folder of a model mitigated before; repeatable; none for none."),
-    ] = None,
-    sparsity: Annotated[float, typer.Option(min=0, max=1, help="Share of each row Wanda may take; 0: default.")] = 0,
-    attack: Annotated[int | None, typer.Option(min=0, help="How many copied pictures to attack; 0 for all.")] = None,
-    attack_updates: Annotated[int | None, typer.Option(min=0, help="Updates of an attack; 0 for no attack.")] = None,
-    steps: Steps = 0,
-    guidance: Guidance = None,
-    sscd: Sscd = "",
-    recipe: Recipe = "sscd-320",
-    bound: Annotated[float | None, typer.Option(min=0.001, max=0.5, help=BOUND_HELP)] = None,
-    evidence: Shown = Evidence.full,
-    fail_on: Annotated[list[str] | None, typer.Option(help="Exit 1 if this holds: 'copied_prompts > 0'.")] = None,
-    junit: Annotated[str, typer.Option(help="Write the findings as JUnit XML to this file.")] = "",
-    as_json: Json = False,
+    spec: AuditSpec,
+    *,
+    run: Run = "",
+    evidence: Evidence = "full",
+    fail_on: FailOn = (),
+    junit: Annotated[str, option("Write the findings as JUnit XML to this file.")] = "",
+    dry_run: DryRun = False,
+    json: Json = False,
 ) -> None:
     """Score prompts, generate, compare with the training pictures, explain, mitigate, attack, and write a report."""
-    # Imported here so that --help and mistakes in options answer at once.
+    # Imported here, as everywhere in the commands, so that --help and mistakes answer at once.
     from unmemorize.verdict.conditions import parse_conditions
 
-    conditions = parse_conditions(fail_on or [])
-    folder = Path(run or Path("runs") / Path(model).name)
-    if not dry_run:
-        read = [model, prompts, references, ordinary, held_out, sscd, *(mitigation or ())]
-        _check_outputs(folder, junit, as_json, read)
+    conditions = parse_conditions(fail_on)
+    folder = Path(run or Path("runs") / Path(spec.model).name)
+    check(spec, *([] if dry_run else _outputs(folder, junit, json)))
 
     from unmemorize.audit import forecast, run_audit
 
-    asked: dict[str, Any] = {
-        "pictures": pictures,
-        "generate": generate,
-        "explain": explain,
-        "mitigation": None if mitigation is None else tuple(mitigation),
-        "attack": attack,
-        "attack_updates": attack_updates,
-        "bound": bound,
-    }
-    spec = AuditSpec(
-        model=model,
-        prompts=prompts,
-        column=column,
-        references=references,
-        ordinary=ordinary,
-        held_out=held_out,
-        plan=plan.value,
-        seeds=seeds,
-        steps=steps,
-        guidance=guidance,
-        sscd=sscd,
-        recipe=recipe,
-        sparsity=sparsity,
-        **{key: value for key, value in asked.items() if value is not None},
-    )
     if dry_run:
-        _print_forecast(forecast(spec), as_json)
+        _print_forecast(forecast(spec), json)
         return
     _announce(spec)
     with bars() as progress:
-        summary = run_audit(spec, folder, progress, evidence=evidence.value)
-    _finish(summary, folder, conditions, junit, as_json)
+        summary = run_audit(spec, folder, progress, evidence=evidence)
+    _finish(summary, folder, conditions, junit, json)
 
 
-@app.command()
+@command(TESTBED, "unmemorize report runs/mine", "unmemorize report runs/mine --evidence none")
 def report(
-    run: Annotated[str, typer.Argument(help="Run directory.")],
-    evidence: Shown = Evidence.full,
+    run: Annotated[str, option("Run directory of an audit.")], *, evidence: Evidence = "full", json: Json = False
 ) -> None:
     """Rebuild a run's report."""
     from unmemorize.report.rebuild import rebuild_report
 
-    say(str(rebuild_report(Path(run), evidence=evidence.value)))
+    page = rebuild_report(Path(run), evidence=evidence)
+    if json:
+        print_json({"page": str(page)})
+        return
+    say(str(page))
+    next_step(f"unmemorize export {run} --out copied")
 
 
-@app.command()
+@command(PROVE, "unmemorize compare runs/before runs/after", "unmemorize compare runs/a runs/b --out both.html")
 def compare(
-    run_a: Annotated[str, typer.Argument(help="Run directory, such as before a change.")],
-    run_b: Annotated[str, typer.Argument(help="Run directory, such as after it.")],
-    out: Annotated[str, typer.Option(help="The page to write.")] = "compare.html",
-    evidence: Shown = Evidence.full,
+    run_a: Annotated[str, option("Run directory, such as before a change.")],
+    run_b: Annotated[str, option("Run directory, such as after it.")],
+    *,
+    out: Annotated[str, option("The page to write.")] = "compare.html",
+    evidence: Evidence = "full",
+    json: Json = False,
 ) -> None:
     """Put two audits on one page, paired by prompt."""
+    if json and is_stdout(out):
+        raise UserError("--out - and --json both print: name a file with --out")
     if not is_stdout(out):
         check_outputs([Output("--out", Path(out), "file")], [run_a, run_b])
 
     from unmemorize.report.compare import build_comparison
 
-    build_comparison(Path(run_a), Path(run_b), Path(out), evidence=evidence.value)
-    if not is_stdout(out):
+    build_comparison(Path(run_a), Path(run_b), Path(out), evidence=evidence)
+    if json:
+        print_json({"page": out})
+    elif not is_stdout(out):
         say(out)
 
 
-def _check_outputs(run: Path, junit: str, as_json: bool, read: Sequence[str]) -> None:
-    """Before torch is imported: the run directory, and the file for the build server."""
-    outputs = [Output("--run", run, "run")]
+def _outputs(run: Path, junit: str, as_json: bool) -> list[Output]:
+    """The run directory, and the file for the build server."""
     if is_stdout(junit) and as_json:
         raise UserError("--junit - and --json both print: name a file with --junit")
+    outputs = [Output("--run", run, "run")]
     if junit and not is_stdout(junit):
         outputs.append(Output("--junit", Path(junit), "file"))
-    check_outputs(outputs, read)
+    return outputs
 
 
 def _announce(spec: AuditSpec) -> None:
@@ -199,7 +138,7 @@ def _finish(summary: dict[str, Any], run: Path, conditions: Sequence[Condition],
     for condition in met:
         say(f"fail-on {condition.explain(summary['measures'])}", to=errors, style="red")
     if met:
-        raise typer.Exit(MET)
+        sys.exit(MET)
 
 
 def _verdict(summary: dict[str, Any], run: Path) -> dict[str, Any]:

@@ -3,34 +3,29 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
-import typer
 from rich.table import Table
 
-from unmemorize.cli.app import Column, Json, app, bars
-from unmemorize.cli.terminal import add_row, print_json, say
-from unmemorize.cli.terminal import out as terminal
+from unmemorize.cli.app import DATA, Json, Run, command
+from unmemorize.cli.terminal import add_row, bars, out, print_json, say
 from unmemorize.core.specs import DataSpec
 
 SHOWN = 20
 
 
-@app.command()
-def data(
-    source: Annotated[str, typer.Argument(help="Folder of pictures, Parquet, Hugging Face dataset folder, or tars.")],
-    run: Annotated[str, typer.Option(help="Run directory, where a killed audit continues.")] = "",
-    out: Annotated[str, typer.Option(help="Parquet file for the rows to keep.")] = "",
-    column: Column = "",
-    as_json: Json = False,
-) -> None:
+@command(
+    DATA, "unmemorize data path/to/training-set", "unmemorize data captions.parquet --run runs/data --out keep.parquet"
+)
+def data(spec: DataSpec, *, run: Run = "", json: Json = False) -> None:
     """Find duplicates and trigger words in a training set, before training."""
+    folder = Path(run or Path("runs") / f"data-{Path(spec.source).resolve().stem}")
+
     from unmemorize.jobs.data import audit_data
 
-    folder = Path(run or Path("runs") / f"data-{Path(source).resolve().stem}")
     with bars() as progress:
-        summary = audit_data(DataSpec(source=source, column=column, out=out), folder, progress)
-    if as_json:
+        summary = audit_data(spec, folder, progress)
+    if json:
         print_json(summary | {"run": str(folder)})
         return
     _print(summary)
@@ -43,7 +38,7 @@ def _print(summary: dict[str, Any]) -> None:
         numbers = (f"{t['concentration']:.0%}", f"{t['lift']:.3g}", f"{t['p_value']:.2g}")
         add_row(table, t["word"], t["kind"], t["captions"], t["image_groups"], *numbers)
     if summary["triggers"]:
-        terminal.print(table)
+        out.print(table)
     left = len(summary["triggers"]) - SHOWN
     say(
         f"{summary['rows']:,} rows, {summary['skipped']:,} skipped; {summary['duplicate_groups']:,} groups of "

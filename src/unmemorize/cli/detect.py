@@ -3,67 +3,48 @@
 from __future__ import annotations
 
 import tempfile
-from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
-import typer
 from rich.table import Table
 
-from unmemorize.cli.app import Column, Guidance, Json, Model, Prompts, Steps, Window, app, bars
-from unmemorize.cli.terminal import add_row, out, print_json, say
-from unmemorize.core.outputs import Output, check_outputs
-from unmemorize.core.specs import DetectSpec
+from unmemorize.cli.app import FIND, Json, Run, command, option
+from unmemorize.cli.checks import check
+from unmemorize.cli.terminal import add_row, bars, out, print_json, say
+from unmemorize.core.outputs import Output
+from unmemorize.core.specs import Count, DetectSpec
 
 
-class Format(StrEnum):
-    """What `detect` prints."""
-
-    table = "table"
-    json = "json"
-    wen_jsonl = "wen-jsonl"
-
-
-@app.command()
+@command(
+    FIND,
+    "unmemorize detect MODEL --prompts captions.csv",
+    "unmemorize detect MODEL --prompts captions.csv --seeds 8 --run runs/scores --json",
+)
 def detect(
-    model: Model = "testbed",
-    prompts: Prompts = "",
-    column: Column = "",
-    method: Annotated[str, typer.Option(help="Detector.")] = "noise-gap",
-    seeds: Annotated[int, typer.Option(min=1, help="Seeds per prompt.")] = 4,
-    window: Window = "1",
-    steps: Steps = 0,
-    guidance: Guidance = None,
-    run: Annotated[str, typer.Option(help="Run directory for the scores, where a killed run continues.")] = "",
-    top: Annotated[int, typer.Option(min=1, help="Rows of the table.")] = 25,
-    as_format: Annotated[Format, typer.Option("--format", help="What to print.")] = Format.table,
-    as_json: Json = False,
+    spec: DetectSpec,
+    *,
+    run: Run = "",
+    top: Annotated[Count, option("Rows of the table.")] = 25,
+    format: Annotated[
+        Literal["table", "wen-jsonl"], option("A table, or the JSON lines of the public code of Wen et al. 2024.")
+    ] = "table",
+    json: Json = False,
 ) -> None:
     """Rank prompts by how memorized they look."""
-    check_outputs([Output("--run", Path(run), "run")] if run else [], [model, prompts])
+    check(spec, *([Output("--run", Path(run), "run")] if run else []))
 
     from unmemorize.jobs.detect import detect as run_detect
     from unmemorize.jobs.detect import wen_lines
 
-    spec = DetectSpec(
-        model=model,
-        prompts=prompts,
-        column=column,
-        method=method,
-        seeds=seeds,
-        window=window,
-        steps=steps,
-        guidance=guidance,
-    )
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(run or scratch)
         with bars() as progress:
             rows = run_detect(spec, folder, progress)
-        lines = wen_lines(folder) if as_format is Format.wen_jsonl else []
+        lines = wen_lines(folder) if format == "wen-jsonl" else []
     if lines:
         print("\n".join(lines))
-    elif as_json or as_format is Format.json:
-        print_json(rows)
+    elif json:
+        print_json({"prompts": rows})
     else:
         _print_table(rows, top, run)
 

@@ -2,74 +2,52 @@
 
 from __future__ import annotations
 
-from enum import StrEnum
-from typing import Annotated, Any
+import shlex
+from typing import Any
 
-import typer
 from rich.table import Table
 from rich.text import Text
 
-from unmemorize.cli.app import Json, Model, Steps, Window, app
+from unmemorize.cli.app import EXPLAIN, Json, command
+from unmemorize.cli.checks import check
 from unmemorize.cli.terminal import add_row, cell, errors, out, print_json, say
+from unmemorize.core.errors import UserError
 from unmemorize.core.specs import ExplainSpec
 
-
-class Method(StrEnum):
-    """How words are explained."""
-
-    gradient = "gradient"
-    gradient_input = "gradient-input"
-    leave_one_out = "leave-one-out"
-
-
 COLUMNS = {
-    Method.gradient: "significance",
-    Method.gradient_input: "gradient × input",
-    Method.leave_one_out: "magnitude lost without it",
+    "gradient": "significance",
+    "gradient-input": "gradient × input",
+    "leave-one-out": "magnitude lost without it",
 }
 
 
-class Pool(StrEnum):
-    """How the tokens of a word are put together."""
-
-    sum = "sum"
-    max = "max"
-    mean = "mean"
-
-
-@app.command()
-def explain(
-    model: Model,
-    prompt: Annotated[str, typer.Argument(help="The prompt.")],
-    method: Annotated[
-        Method,
-        typer.Option(help="gradient at the text encoder's output, gradient × input at its input, or leave-one-out."),
-    ] = Method.gradient,
-    seeds: Annotated[int, typer.Option(min=1, help="Seeds.")] = 4,
-    window: Window = "1",
-    steps: Steps = 0,
-    pool: Annotated[Pool, typer.Option(help="How the tokens of a word are put together.")] = Pool.sum,
-    check: Annotated[bool, typer.Option("--check", help="Also leave out each word: a second opinion.")] = False,
-    as_json: Json = False,
-) -> None:
+@command(EXPLAIN, "unmemorize explain testbed 'bento box'", "unmemorize explain MODEL 'a prompt' --check --json")
+def explain(spec: ExplainSpec, *, json: Json = False) -> None:
     """Show which words of a prompt carry its memory."""
+    require_prompt("explain", spec.model, spec.prompt)
+    check(spec)
+
     from unmemorize.jobs.explain import explain as run_explain
 
-    spec = ExplainSpec(
-        model=model,
-        seeds=seeds,
-        steps=steps,
-        window=window,
-        pool=pool.value,
-        method=method.value,
-        check=check,
-    )
     with errors.status("computing"):
-        found = run_explain(spec, prompt)
-    if as_json:
+        found = run_explain(spec)
+    if json:
         print_json(found)
     else:
         _print_words(found)
+
+
+def require_prompt(command: str, model: str, prompt: str) -> None:
+    """Refuse a call without a prompt, or with nothing in it; a single word that is no model is taken for the prompt.
+
+    Raises:
+        UserError: There is no prompt.
+    """
+    if not prompt:
+        meant = "testbed PROMPT" if model == "testbed" else f"testbed {shlex.quote(model)}"
+        raise UserError(f"{command} takes a model and a prompt: is this meant? unmemorize {command} {meant}")
+    if not prompt.strip():
+        raise UserError("the prompt is empty: name one with at least a word")
 
 
 def _print_words(found: dict[str, Any]) -> None:
@@ -78,7 +56,7 @@ def _print_words(found: dict[str, Any]) -> None:
     shaded = [cell(w["word"], _shade(max(w["significance"], 0.0) / most)) for w in words]
     out.print(Text(" ").join(shaded), "\n")
     lost = "magnitude_lost_without" in words[0]
-    column = COLUMNS[Method(found["method"])]
+    column = COLUMNS[found["method"]]
     table = Table("word", column, *(["magnitude lost without it"] if lost else []), box=None, pad_edge=False)
     for w in words:
         more = [f"{w['magnitude_lost_without']:+.3f}"] if lost else []

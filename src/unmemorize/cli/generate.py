@@ -2,58 +2,39 @@
 
 from __future__ import annotations
 
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
-import typer
 from rich.table import Table
 
-from unmemorize.cli.app import Guidance, Json, Model, Ordinary, Pictures, Steps, app
+from unmemorize.cli.app import REMOVE, Json, command, option
+from unmemorize.cli.checks import check
+from unmemorize.cli.explain import require_prompt
 from unmemorize.cli.terminal import add_row, out, print_json
-from unmemorize.core.outputs import Output, check_outputs
+from unmemorize.core.outputs import Output
 from unmemorize.core.specs import GenerateSpec
 
 
-class GuardName(StrEnum):
-    """Mitigations at inference."""
-
-    wen = "wen"
-
-
-@app.command()
+@command(
+    REMOVE,
+    "unmemorize generate testbed 'bento box' --guard wen",
+    "unmemorize generate MODEL 'a prompt' --pictures 8 --out pictures",
+)
 def generate(
-    model: Model,
-    prompt: Annotated[str, typer.Argument(help="The prompt.")],
-    folder: Annotated[str, typer.Option("--out", help="A new folder for the pictures.")] = "pictures",
-    guard: Annotated[GuardName | None, typer.Option(help="Act on memorized prompts.")] = None,
-    pictures: Pictures = 4,
-    steps: Steps = 0,
-    guidance: Guidance = None,
-    ordinary: Ordinary = "",
-    threshold: Annotated[float | None, typer.Option(min=0, help="Magnitude above which the guard acts.")] = None,
-    target: Annotated[float | None, typer.Option(min=0, help="Magnitude it brings a picture under.")] = None,
-    as_json: Json = False,
+    spec: GenerateSpec,
+    *,
+    out_: Annotated[str, option("A new folder for the pictures.", name="--out")] = "pictures",
+    json: Json = False,
 ) -> None:
     """Make pictures of a prompt, with a guard against memorized ones if asked."""
-    check_outputs([Output("--out", Path(folder), "new")], [model, ordinary])
+    require_prompt("generate", spec.model, spec.prompt)
+    check(spec, Output("--out", Path(out_), "new"))
 
     from unmemorize.jobs.generate import generate as run_generate
 
-    spec = GenerateSpec(
-        model=model,
-        prompt=prompt,
-        pictures=pictures,
-        steps=steps,
-        guidance=guidance,
-        guard=guard.value if guard else "",
-        ordinary=ordinary,
-        threshold=threshold,
-        target=target,
-    )
-    rows = run_generate(spec, Path(folder))
-    if as_json:
-        print_json(rows)
+    rows = run_generate(spec, Path(out_))
+    if json:
+        print_json({"pictures": rows})
         return
     table = Table(*rows[0], box=None, pad_edge=False)
     for row in rows:

@@ -5,48 +5,41 @@ from __future__ import annotations
 from contextlib import suppress
 from typing import Annotated
 
-import typer
+from annotated_types import Interval
 
-from unmemorize.cli.app import Guidance, Model, Ordinary, Pictures, References, Steps, app, bars
-from unmemorize.cli.terminal import errors, say
+from unmemorize.cli.app import EXPLAIN, Json, command, option
+from unmemorize.cli.checks import check
+from unmemorize.cli.terminal import bars, errors, print_json, say
 from unmemorize.core.specs import InspectSpec
 
 
-@app.command()
+@command(
+    EXPLAIN, "unmemorize inspect", "unmemorize inspect MODEL --references training-pictures/ --ordinary captions.txt"
+)
 def inspect(
-    model: Model = "testbed",
-    references: References = "",
-    ordinary: Ordinary = "",
-    seeds: Annotated[int, typer.Option(min=1, help="Seeds a score.")] = 4,
-    pictures: Pictures = 4,
-    steps: Steps = 0,
-    guidance: Guidance = None,
-    host: Annotated[str, typer.Option(help="Address to serve at; the default is this machine alone.")] = "127.0.0.1",
-    allowed_host: Annotated[
-        list[str] | None, typer.Option(help="Name that a proxy gives the page; repeatable.")
-    ] = None,
-    port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0 takes a free one.")] = 7860,
+    spec: InspectSpec,
+    *,
+    host: Annotated[str, option("Address to serve at; the default is this machine alone.")] = "127.0.0.1",
+    allowed_host: Annotated[tuple[str, ...], option("Name that a proxy gives the page; repeatable.")] = (),
+    port: Annotated[int, Interval(ge=0, le=65535), option("Port; 0 takes a free one.")] = 7860,
+    json: Json = False,
 ) -> None:
     """Adjust a prompt on a local web page until it copies nothing."""
+    check(spec)
+
     from unmemorize.app.page import is_local, listen, serve
     from unmemorize.jobs.inspect import open_inspector
 
-    spec = InspectSpec(
-        model=model,
-        references=references,
-        ordinary=ordinary,
-        seeds=seeds,
-        pictures=pictures,
-        steps=steps,
-        guidance=guidance,
-    )
     with listen(host, port) as listener:
         with bars() as progress:
             inspector = open_inspector(spec, progress)
         if not is_local(host):
             say("Whoever reaches this address can use the page: it asks for no password.", to=errors, style="yellow")
-        address = f"[{host}]" if ":" in host else host
-        print(f"http://{address}:{listener.getsockname()[1]}", flush=True)
-        say("Ctrl+C stops it.")
+        address = f"http://{f'[{host}]' if ':' in host else host}:{listener.getsockname()[1]}"
+        if json:
+            print_json({"address": address})
+        else:
+            print(address, flush=True)
+        say("Ctrl+C stops it.", to=errors)
         with suppress(KeyboardInterrupt):
-            serve(inspector, listener, hosts=allowed_host or ())
+            serve(inspector, listener, hosts=allowed_host)

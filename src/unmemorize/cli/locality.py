@@ -3,31 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
-import typer
 from rich.table import Column as Head
 from rich.table import Table
 
-from unmemorize.cli.app import (
-    Column,
-    Guidance,
-    Json,
-    Model,
-    Ordinary,
-    Prompts,
-    Recipe,
-    References,
-    Sscd,
-    Steps,
-    app,
-    bars,
-)
-from unmemorize.cli.terminal import add_row, out, print_json, say
-from unmemorize.core.outputs import Output, check_outputs
+from unmemorize.cli.app import EXPLAIN, Json, Run, command
+from unmemorize.cli.checks import check
+from unmemorize.cli.terminal import add_row, bars, out, print_json, say
+from unmemorize.core.outputs import Output
 from unmemorize.core.specs import LocalitySpec
 
-Layers = Annotated[Literal["down-mid", "all"], typer.Option(help="NeMo: every cross-attention, or as the paper.")]
 NAMES = {
     "adversarial": "embeddings of this picture",
     "inits": "their random inits",
@@ -36,56 +22,21 @@ NAMES = {
 }
 
 
-@app.command()
-def locality(
-    model: Model,
-    target: Annotated[str, typer.Option(help="The training picture: a file among the references.")],
-    references: References = "",
-    prompts: Prompts = "",
-    column: Column = "",
-    ordinary: Ordinary = "",
-    inits: Annotated[int, typer.Option(min=2, help="Random embeddings to attack from.")] = 100,
-    updates: Annotated[int, typer.Option(min=1, help="Updates of the attack.")] = 50,
-    pictures: Annotated[int, typer.Option(min=1, help="Held-out pictures of each embedding; half must be copies.")] = 2,
-    steps: Steps = 0,
-    guidance: Guidance = None,
-    layers: Layers = "all",
-    refine: Annotated[bool, typer.Option(help="NeMo: free what the channels do without; slow.")] = False,
-    sparsity: Annotated[float, typer.Option(help="Wanda: share of each weight row.")] = 0.01,
-    sscd: Sscd = "",
-    recipe: Recipe = "sscd-320",
-    batch: Annotated[int, typer.Option(min=1, help="Rows per denoiser evaluation; changes no result.")] = 64,
-    run: Annotated[str, typer.Option(help="Run directory, where a killed study continues.")] = "",
-    as_json: Json = False,
-) -> None:
+@command(
+    EXPLAIN,
+    "unmemorize locality testbed --target verbatim-0100-00-00.png",
+    "unmemorize locality MODEL --target pictures/cat.png --references pictures --prompts memorized.txt",
+)
+def locality(spec: LocalitySpec, *, run: Run = "", json: Json = False) -> None:
     """Attack one picture from many starts and measure how alike the embeddings, activations and weights are."""
-    folder = Path(run or Path("runs") / f"locality-{Path(model).name}-{Path(target).stem}")
-    check_outputs([Output("--run", folder, "run")], [model, target, references, prompts, ordinary, sscd])
+    folder = Path(run or Path("runs") / f"locality-{Path(spec.model).name}-{Path(spec.target).stem}")
+    check(spec, Output("--run", folder, "run"), left_out=("batch",))
 
     from unmemorize.jobs.locality import locality as run_locality
 
-    spec = LocalitySpec(
-        model=model,
-        target=target,
-        references=references,
-        prompts=prompts,
-        column=column,
-        ordinary=ordinary,
-        inits=inits,
-        updates=updates,
-        pictures=pictures,
-        steps=steps,
-        guidance=guidance,
-        layers=layers,
-        refine=refine,
-        sparsity=sparsity,
-        sscd=sscd,
-        recipe=recipe,
-        batch=batch,
-    )
     with bars() as progress:
         result = run_locality(spec, folder, progress)
-    if as_json:
+    if json:
         print_json(result | {"run": str(folder)})
         return
     _print(result)

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
 from unmemorize.core.plain import printable, shortened, to_json
 
+SCHEMA_VERSION = 1  # of what --json prints
 LONGEST = 200  # characters of a name or a prompt
 LINE = 600  # characters of a line
+EVERY = 60.0  # seconds between two lines of progress in a file
 
 out = Console()
 errors = Console(stderr=True)
@@ -21,9 +27,18 @@ def say(text: str, *, to: Console = out, style: str = "") -> None:
     """Print a line: no markup, no colours of its own, no line breaks."""
     line = printable(text)
     if to.is_terminal:
-        parts = [shortened(part, LONGEST) for part in line.split(": ")]
-        line = shortened(": ".join(parts), LINE)
+        line = _cut(line)
     to.print(Text(line, style), soft_wrap=True)
+
+
+def complain(text: str) -> None:
+    """Print a mistake as one line on the error stream, with what it quotes shortened."""
+    errors.print(Text(f"error: {_cut(printable(text))}", "red"), soft_wrap=True)
+
+
+def next_step(command: str) -> None:
+    """Print, as the last line, what to type next."""
+    say(f"next: {command}", style="bold")
 
 
 def cell(text: object, style: str = "") -> Text:
@@ -37,6 +52,48 @@ def add_row(table: Table, *cells: object) -> None:
     table.add_row(*(value if isinstance(value, Text) else cell(value) for value in cells))
 
 
-def print_json(value: Any) -> None:
-    """Print JSON for programs, whole."""
-    print(to_json(value))
+def print_json(value: dict[str, Any]) -> None:
+    """Print JSON for programs, whole: an object that says which version of its form it has."""
+    print(to_json({"schema_version": SCHEMA_VERSION} | value))
+
+
+@contextmanager
+def bars() -> Iterator[Callable[[str, int, int], None]]:
+    """A function (stage, done, total) that shows progress on the error stream: bars, or lines where that is a file."""
+    if not errors.is_terminal:
+        yield _lines()
+        return
+    columns = (
+        TextColumn("{task.description:>9}", markup=False),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=errors) as shown:
+        tasks = {}
+
+        def progress(stage: str, done: int, total: int) -> None:
+            if stage not in tasks:
+                tasks[stage] = shown.add_task(printable(stage), total=total)
+            shown.update(tasks[stage], completed=done)
+
+        yield progress
+
+
+def _lines(now: Callable[[], float] = time.monotonic) -> Callable[[str, int, int], None]:
+    """A function that says where each stage is: when it starts, once a minute, and when it ends."""
+    last: dict[str, float] = {}
+
+    def progress(stage: str, done: int, total: int) -> None:
+        if stage not in last or done >= total or now() - last[stage] >= EVERY:
+            last[stage] = now()
+            say(f"{stage}: {done:,} of {total:,}", to=errors)
+
+    return progress
+
+
+def _cut(line: str) -> str:
+    parts = [shortened(part, LONGEST) for part in line.split(": ")]
+    return shortened(": ".join(parts), LINE)

@@ -5,56 +5,71 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-import typer
+from cyclopts import App
 from rich.table import Table
 
-from unmemorize.cli.app import Json, app
-from unmemorize.cli.terminal import add_row, out, print_json, say
+from unmemorize.cli.app import TESTBED, Json, app, command, option
+from unmemorize.cli.terminal import add_row, next_step, out, print_json, say
 from unmemorize.core.outputs import Output, check_outputs
+from unmemorize.core.specs import Seed
 
-testbed_app = typer.Typer(help="The embedded models with planted memories.", no_args_is_help=True)
-app.add_typer(testbed_app, name="testbed")
+testbed_app = App(name="testbed", help="The embedded models with planted memories.", group=TESTBED)
+app.command(testbed_app)
 
 
-@testbed_app.command()
-def describe(as_json: Json = False) -> None:
+@command(TESTBED, "unmemorize testbed describe", "unmemorize testbed describe --json", to=testbed_app)
+def describe(*, json: Json = False) -> None:
     """Show what is planted."""
     from unmemorize.testbed.embedded import describe as describe_plan
 
     rows = describe_plan()
-    if as_json:
-        print_json(rows)
+    if json:
+        print_json({"planted": rows})
         return
     table = Table("kind", "copies", "entries", "prompts", "training rows", "what it is")
     for row in rows:
         add_row(table, *row.values())
     out.print(table)
+    next_step("unmemorize audit")
 
 
-@testbed_app.command()
-def export(folder: Annotated[str, typer.Argument(help="A new folder.")]) -> None:
+@command(TESTBED, "unmemorize testbed export exported", "unmemorize testbed export exported --json", to=testbed_app)
+def export(folder: Annotated[str, option("A new folder.")], *, json: Json = False) -> None:
     """Copy the models, the plan and the planted pictures to a folder."""
     check_outputs([Output("FOLDER", Path(folder), "new")])
 
     from unmemorize.testbed.embedded import export as export_testbed
 
     export_testbed(Path(folder))
+    if json:
+        print_json({"folder": folder})
+        return
     say(folder)
 
 
-@testbed_app.command()
+@command(
+    TESTBED,
+    "unmemorize testbed train out --data testbed-data",
+    "unmemorize testbed train out --data testbed-data --twin --device cuda",
+    to=testbed_app,
+)
 def train(
-    folder: Annotated[str, typer.Argument(help="Folder for the trained pipeline.")],
-    data: Annotated[str, typer.Option(help="Folder for artwork and checkpoints.")] = "testbed-data",
-    twin: Annotated[bool, typer.Option("--twin", help="Train the twin, without the duplicates.")] = False,
-    seed: Annotated[int, typer.Option(help="Seed of the run.")] = 0,
-    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    folder: Annotated[str, option("Folder for the trained pipeline.")],
+    *,
+    data: Annotated[str, option("Folder for artwork and checkpoints.")] = "testbed-data",
+    twin: Annotated[bool, option("Train the twin, without the duplicates.")] = False,
+    seed: Annotated[Seed, option("Seed of the run.")] = 0,
+    device: Annotated[str, option("cpu or cuda.")] = "cpu",
+    json: Json = False,
 ) -> None:
-    """Train the planted model, or its twin, from the artwork. A killed run continues where it was."""
+    """Train the planted model, or its twin, from the artwork. A stopped run continues where it was."""
     check_outputs([Output("FOLDER", Path(folder), "folder"), Output("--data", Path(data), "folder")])
 
     from unmemorize.testbed.recipe import Recipe
     from unmemorize.testbed.train import train as train_testbed
 
     train_testbed(Path(data), Path(folder), Recipe(seed=seed), duplicates=not twin, device=device)
+    if json:
+        print_json({"folder": folder})
+        return
     say(folder)

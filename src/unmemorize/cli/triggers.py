@@ -3,70 +3,34 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
-import typer
 from rich.table import Table
 
-from unmemorize.cli.app import (
-    Column,
-    Guidance,
-    Json,
-    Model,
-    Pictures,
-    Prompts,
-    Recipe,
-    References,
-    Sscd,
-    Steps,
-    app,
-    bars,
-)
-from unmemorize.cli.terminal import add_row, out, print_json, say
-from unmemorize.core.outputs import Output, check_outputs
+from unmemorize.cli.app import EXPLAIN, Json, Run, command
+from unmemorize.cli.checks import check
+from unmemorize.cli.terminal import add_row, bars, out, print_json, say
+from unmemorize.core.outputs import Output
 from unmemorize.core.specs import TriggerSpec
 
 SHOWN = 20
 
 
-@app.command()
-def triggers(
-    model: Model = "testbed",
-    prompts: Prompts = "",
-    column: Column = "",
-    references: References = "",
-    run: Annotated[str, typer.Option(help="Run directory, where a killed probe continues.")] = "",
-    limit: Annotated[int, typer.Option(min=0, help="How many of the prompts to probe, evenly spread; 0 for all.")] = 20,
-    repeats: Annotated[int, typer.Option(min=1, max=20, help="How often each word is said at most.")] = 3,
-    pictures: Pictures = 2,
-    steps: Steps = 0,
-    guidance: Guidance = None,
-    sscd: Sscd = "",
-    recipe: Recipe = "sscd-320",
-    as_json: Json = False,
-) -> None:
+@command(
+    EXPLAIN,
+    "unmemorize triggers testbed --limit 5",
+    "unmemorize triggers MODEL --prompts prompts.csv --references training-pictures/",
+)
+def triggers(spec: TriggerSpec, *, run: Run = "", json: Json = False) -> None:
     """Take prompts apart and find the words that make the model copy."""
-    folder = Path(run or Path("runs") / f"triggers-{Path(model).name}")
-    check_outputs([Output("--run", folder, "run")], [model, prompts, references, sscd])
+    folder = Path(run or Path("runs") / f"triggers-{Path(spec.model).name}")
+    check(spec, Output("--run", folder, "run"))
 
     from unmemorize.jobs.triggers import probe
 
-    spec = TriggerSpec(
-        model=model,
-        prompts=prompts,
-        column=column,
-        references=references,
-        limit=limit,
-        repeats=repeats,
-        pictures=pictures,
-        steps=steps,
-        guidance=guidance,
-        sscd=sscd,
-        recipe=recipe,
-    )
     with bars() as progress:
         result = probe(spec, folder, progress)
-    if as_json:
+    if json:
         print_json(result | {"run": str(folder)})
         return
     _print(result)

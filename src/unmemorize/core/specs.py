@@ -6,9 +6,21 @@ Nothing here needs torch: a command line is read, and refused, before a model is
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
+
+from annotated_types import Interval
 
 from unmemorize.core.errors import UserError
+
+Count = Annotated[int, Interval(ge=1, le=1_000_000)]
+Limit = Annotated[int, Interval(ge=0, le=1_000_000_000)]
+Seed = Annotated[int, Interval(ge=0, le=2**62)]
+SamplingSteps = Annotated[int, Interval(ge=0, le=1000)]
+Share = Annotated[float, Interval(ge=0, le=1)]
+Scale = Annotated[float, Interval(ge=0, le=1e6)]
+Number = Annotated[float, Interval(ge=-1e30, le=1e30)]  # finite, and no more is known of it
+
+EMBEDDED = ("testbed", "testbed-twin")  # the models that are shipped
 
 BOUND = 0.10  # the upper limit of a rate up to which a finding passes
 PLANNED: Any = None  # the plan says how many, where nothing else is asked for
@@ -47,10 +59,49 @@ class OfModel:
     """The model.
 
     Attributes:
-        model: testbed, testbed-twin, a pipeline folder, or a hub id.
+        model: testbed, testbed-twin, a pipeline folder, a .safetensors checkpoint, or a hub id.
     """
 
     model: str = "testbed"
+
+    def __post_init__(self) -> None:
+        if self.model.startswith("testbed-") and self.model not in EMBEDDED:
+            raise UserError(
+                f"{self.model}: names beginning with testbed- are kept for shipped models ({', '.join(EMBEDDED)}): "
+                "name a folder by its path, as in ./testbed-mine"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Loaded:
+    """How the model is loaded.
+
+    Attributes:
+        lora: LoRA file or folder, merged into the weights; FILE:0.7 scales it; repeatable.
+        embedding: Textual inversion, whose word is added to the tokenizer; repeatable.
+        variant: Variant of a folder's weights, such as fp16; what is there, by default.
+        config: For a single file: a folder of its family, for configuration and tokenizers.
+        device: cpu, cuda or cuda:1; a GPU where there is one, by default.
+        dtype: Precision; float16 on a GPU and float32 on a CPU, by default.
+    """
+
+    lora: tuple[str, ...] = ()
+    embedding: tuple[str, ...] = ()
+    variant: str = ""
+    config: str = ""
+    device: str = ""
+    dtype: Literal["", "float32", "float16", "bfloat16"] = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class OnePrompt:
+    """The prompt.
+
+    Attributes:
+        prompt: The prompt.
+    """
+
+    prompt: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,8 +113,8 @@ class Seeded:
         seed: The first of them.
     """
 
-    seeds: int = 4
-    seed: int = 0
+    seeds: Count = 4
+    seed: Seed = 0
 
     @property
     def numbers(self) -> range:
@@ -80,8 +131,8 @@ class Sampled:
         guidance: Guidance scale; the model's own by default.
     """
 
-    steps: int = 0
-    guidance: float | None = None
+    steps: SamplingSteps = 0
+    guidance: Scale | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,6 +146,16 @@ class Prompted:
 
     prompts: str = ""
     column: str = ""
+
+
+def require_prompts(model: str, prompts: str) -> None:
+    """Refuse a model without prompts of its own where no file of prompts is named.
+
+    Raises:
+        UserError: Neither is there.
+    """
+    if not prompts and model not in EMBEDDED:
+        raise UserError(f"{model}: which prompts? name a file of captions with --prompts")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,7 +198,7 @@ class Targeted:
 
 
 @dataclass(frozen=True, kw_only=True)
-class AuditSpec(OfModel, Prompted, Calibrated, Compared, Seeded, Sampled):
+class AuditSpec(OfModel, Prompted, Calibrated, Compared, Seeded, Sampled, Loaded):
     """What to audit, and how much of it.
 
     Attributes:
@@ -159,18 +220,19 @@ class AuditSpec(OfModel, Prompted, Calibrated, Compared, Seeded, Sampled):
 
     held_out: str = ""
     plan: Literal["quick", "full"] = "quick"
-    pictures: int = PLANNED
-    generate: int = PLANNED
-    explain: int = PLANNED
+    pictures: Count = PLANNED
+    generate: Limit = PLANNED
+    explain: Limit = PLANNED
     mitigation: tuple[str, ...] = PLANNED
-    attack: int = PLANNED
-    attack_updates: int = PLANNED
-    bound: float = BOUND
+    attack: Limit = PLANNED
+    attack_updates: Limit = PLANNED
+    bound: Annotated[float, Interval(ge=0.001, le=0.5)] = BOUND
     # Settings of methods.
-    sparsity: float = 0.0
-    attack_batch: int = PLANNED
+    sparsity: Share = 0.0
+    attack_batch: Count = PLANNED
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         # What a run records is what is done, not that it was not asked for.
         for name, value in PLANS[self.plan].items():
             if getattr(self, name) is PLANNED:
@@ -180,7 +242,7 @@ class AuditSpec(OfModel, Prompted, Calibrated, Compared, Seeded, Sampled):
 
 
 @dataclass(frozen=True, kw_only=True)
-class DetectSpec(OfModel, Prompted, Seeded, Sampled):
+class DetectSpec(OfModel, Prompted, Seeded, Sampled, Loaded):
     """What to score, and how.
 
     Attributes:
@@ -193,11 +255,12 @@ class DetectSpec(OfModel, Prompted, Seeded, Sampled):
     window: str = "1"
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         first_and_last(self.window, self.steps)
 
 
 @dataclass(frozen=True, kw_only=True)
-class ExplainSpec(OfModel, Seeded, Sampled):
+class ExplainSpec(OfModel, OnePrompt, Seeded, Sampled, Loaded):
     """How the words of a prompt are explained.
 
     Attributes:
@@ -214,11 +277,16 @@ class ExplainSpec(OfModel, Seeded, Sampled):
     pool: Literal["sum", "max", "mean"] = "sum"
 
     def __post_init__(self) -> None:
-        first_and_last(self.window, self.steps)
+        super().__post_init__()
+        window = first_and_last(self.window, self.steps)
+        if self.method == "leave-one-out" and (window, self.pool) != ((0, 1), "sum"):
+            raise UserError(
+                "--method leave-one-out reads the first step and whole words: leave out --window and --pool"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
-class TriggerSpec(OfModel, Prompted, Compared, Sampled):
+class TriggerSpec(OfModel, Prompted, Compared, Sampled, Loaded):
     """Which prompts to take apart.
 
     Attributes:
@@ -227,13 +295,13 @@ class TriggerSpec(OfModel, Prompted, Compared, Sampled):
         pictures: Pictures a text.
     """
 
-    limit: int = 20
-    repeats: int = 3
-    pictures: int = 2
+    limit: Limit = 20
+    repeats: Annotated[int, Interval(ge=1, le=20)] = 3
+    pictures: Count = 2
 
 
 @dataclass(frozen=True, kw_only=True)
-class LocateSpec(OfModel, Prompted, Calibrated):
+class LocateSpec(OfModel, Prompted, Calibrated, Loaded):
     """What to locate in the weights, and how.
 
     Attributes:
@@ -252,16 +320,16 @@ class LocateSpec(OfModel, Prompted, Calibrated):
     cache: str = ""
     # Settings of methods.
     layers: Literal["down-mid", "all"] = "down-mid"
-    threshold: float | None = None
-    min_theta: float = 1.0
+    threshold: Number | None = None
+    min_theta: Number = 1.0
     refine: bool = True
     rule: Literal["published", "ordinary"] = "published"
-    sparsity: float = 0.01
+    sparsity: Share = 0.01
     per_prompt: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
-class LocalitySpec(OfModel, Prompted, Calibrated, Compared, Sampled):
+class LocalitySpec(OfModel, Prompted, Calibrated, Compared, Sampled, Loaded):
     """Which picture to study, and how.
 
     Attributes:
@@ -277,19 +345,19 @@ class LocalitySpec(OfModel, Prompted, Calibrated, Compared, Sampled):
     """
 
     target: str
-    inits: int = 100
-    updates: int = 50
-    limit: int = 100
-    pictures: int = 2
-    batch: int = 64
+    inits: Annotated[int, Interval(ge=2, le=100_000)] = 100
+    updates: Count = 50
+    limit: Limit = 100
+    pictures: Count = 2
+    batch: Count = 64
     # Settings of methods.
     layers: Literal["down-mid", "all"] = "all"
     refine: bool = False
-    sparsity: float = 0.01
+    sparsity: Share = 0.01
 
 
 @dataclass(frozen=True, kw_only=True)
-class AttackSpec(OfModel, Targeted, Calibrated, Compared, Sampled):
+class AttackSpec(OfModel, Targeted, Calibrated, Compared, Sampled, Loaded):
     """What to attack, and how.
 
     Attributes:
@@ -302,7 +370,6 @@ class AttackSpec(OfModel, Targeted, Calibrated, Compared, Sampled):
         limit: How many of the pictures, evenly spread; 0 for all.
         pictures: Pictures to generate from each embedding.
         bound: Share of a control's pictures that may come back where an attack's copies count as extracted.
-        dtype: float32, float16 or bfloat16; by the device where empty.
         checkpointing: Less memory, more time.
         lr: Learning rate; the method's own by default.
         batch: Noisy versions of a picture in an update; the method's own by default.
@@ -312,16 +379,15 @@ class AttackSpec(OfModel, Targeted, Calibrated, Compared, Sampled):
     method: str = "dori"
     edit: str = ""
     init: Literal["prompt", "random", "ordinary"] = "prompt"
-    updates: int | None = None
-    restarts: int = 1
-    limit: int = 0
-    pictures: int = 4
-    bound: float = 0.05
-    dtype: str = ""
+    updates: Count | None = None
+    restarts: Count = 1
+    limit: Limit = 0
+    pictures: Count = 4
+    bound: Share = 0.05
     checkpointing: bool = False
     # Settings of methods.
-    lr: float | None = None
-    batch: int | None = None
+    lr: Number | None = None
+    batch: Count | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -346,48 +412,52 @@ class MitigateSpec(OfModel, Targeted, Compared, Sampled):
     """
 
     method: Literal["erase", "adversarial-finetune", "finetune", "siss", "neggrad", "deletion"] = "erase"
-    updates: int = 0
-    attack_updates: int = 50
-    pictures: int = 4
-    seed: int = 0
-    check_every: int = 100
+    updates: Limit = 0
+    attack_updates: Count = 50
+    pictures: Count = 4
+    seed: Seed = 0
+    check_every: Limit = 100
     low_memory: bool = False
     captions: bool = False
     # Settings of methods.
     edit: str = ""
-    surrogates: int = 10
-    lr: float = 0.0
-    batch: int = 8
-    inner: int = 50
-    lora: int = 0
+    surrogates: Count = 10
+    lr: Number = 0.0
+    batch: Count = 8
+    inner: Count = 50
+    lora: Limit = 0
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         # What a run records is how many it made, not that it was not asked.
         object.__setattr__(self, "updates", self.updates or UPDATES[self.method])
 
 
 @dataclass(frozen=True, kw_only=True)
-class GenerateSpec(OfModel, Calibrated, Sampled):
+class GenerateSpec(OfModel, OnePrompt, Calibrated, Sampled, Loaded):
     """What to generate.
 
     Attributes:
-        prompt: The prompt.
         pictures: Pictures, one a seed.
         guard: Act on memorized prompts: wen.
         threshold: Magnitude above which the guard acts; calibrated on ordinary prompts by default.
         target: Magnitude it brings a picture under.
     """
 
-    prompt: str
-    pictures: int = 4
+    pictures: Count = 4
     # Settings of methods.
     guard: Literal["", "wen"] = ""
-    threshold: float | None = None
-    target: float | None = None
+    threshold: Number | None = None
+    target: Number | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if (self.threshold is None) != (self.target is None):
+            raise UserError("--threshold and --target come together: name both, or neither to have them calibrated")
 
 
 @dataclass(frozen=True, kw_only=True)
-class InspectSpec(OfModel, Calibrated, Seeded, Sampled):
+class InspectSpec(OfModel, Calibrated, Seeded, Sampled, Loaded):
     """What to inspect.
 
     Attributes:
@@ -396,7 +466,7 @@ class InspectSpec(OfModel, Calibrated, Seeded, Sampled):
     """
 
     references: str = ""
-    pictures: int = 4
+    pictures: Count = 4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -416,7 +486,7 @@ class DataSpec:
 
 def recorded(spec: Any, *left_out: str) -> dict[str, Any]:
     """The settings as a run's record holds them, but for those that change no result."""
-    values = {name: value for name, value in asdict(spec).items() if name not in left_out}
+    values = {name: value for name, value in asdict(spec).items() if name not in (*left_out, "device")}
     return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
 
 

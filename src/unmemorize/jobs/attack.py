@@ -24,11 +24,11 @@ from unmemorize.core.specs import AttackSpec, recorded
 from unmemorize.data.pictures import save_image
 from unmemorize.jobs.copies import CopyCheck, copy_check
 from unmemorize.jobs.extracted import Row, from_rows, summarise, to_rows
-from unmemorize.jobs.inputs import ordinary_of, with_sampling
+from unmemorize.jobs.inputs import load_as_asked, ordinary_of, with_sampling
 from unmemorize.jobs.subjects import Subjects, choose_subjects
 from unmemorize.metrics.similarity import References
 from unmemorize.mitigate.weights import Edit
-from unmemorize.models.load import EMBEDDED, load
+from unmemorize.models.load import EMBEDDED
 from unmemorize.report.attack import draw_curves, draw_sheet
 
 METHODS: dict[str, Dori | Adaptive] = {
@@ -37,7 +37,6 @@ METHODS: dict[str, Dori | Adaptive] = {
     "from-noise": FromNoise(),
     "adaptive": Adaptive(),
 }
-DTYPES = ("float32", "float16", "bfloat16")
 SETTINGS = {"updates": "steps", "lr": "lr", "batch": "batch"}  # options, and what the methods call them
 SHARD = 8  # pictures: a killed attack loses no more
 
@@ -51,7 +50,7 @@ def run_attack(spec: AttackSpec, run: Path, progress: Progress = lambda stage, d
     """
     how = _checked(spec)
     edit = Edit.load(spec.edit) if spec.edit else None
-    model = load(spec.model, dtype=getattr(torch, spec.dtype) if spec.dtype else None)
+    model = load_as_asked(spec)
     spec = with_sampling(spec, model)
     hashed = model.fingerprint
     if edit is not None and edit.fingerprint != hashed:
@@ -111,8 +110,6 @@ def _checked(spec: AttackSpec) -> Dori | Adaptive:
     Raises:
         UserError: A setting, the precision or the number of restarts is out of range.
     """
-    if spec.dtype not in ("", *DTYPES):
-        raise UserError(f"{spec.dtype}: no such precision: choose one of {', '.join(DTYPES)}")
     if not spec.targets and spec.model not in EMBEDDED:
         raise UserError(f"{spec.model}: attack which pictures? name a folder of training pictures with --targets")
     if spec.restarts <= 0:

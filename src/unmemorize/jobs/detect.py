@@ -22,8 +22,7 @@ from unmemorize.core.shards import merge_shards, run_shards
 from unmemorize.core.specs import DetectSpec, first_and_last, recorded
 from unmemorize.data.source import Prompt
 from unmemorize.detect.noise import noise_gap_along, noise_gap_at_start
-from unmemorize.jobs.inputs import prompt_source, prompts_of, with_sampling
-from unmemorize.models.load import load
+from unmemorize.jobs.inputs import load_as_asked, prompt_source, prompts_of, with_sampling
 
 Row = dict[str, Any]
 
@@ -36,7 +35,7 @@ def detect(spec: DetectSpec, run: Path, progress: Progress) -> list[Row]:
     """
     get_detector(spec.method)
     prompts = prompts_of(spec.model, spec.prompts, spec.column)
-    model = load(spec.model)
+    model = load_as_asked(spec)
     spec = with_sampling(spec, model)
     first_and_last(spec.window, spec.steps)
     record = RunRecord(

@@ -18,7 +18,7 @@ from unmemorize.data.source import Prompt
 from unmemorize.explain.inputs import word_gradient_input
 from unmemorize.explain.tokens import leave_one_out, rank_agreement, word_significance
 from unmemorize.explain.words import measure, occurrences, without
-from unmemorize.models.load import load
+from unmemorize.jobs.inputs import load_as_asked
 
 GRADIENTS: dict[str, Callable[..., Explanation]] = {
     "gradient": word_significance,
@@ -28,17 +28,16 @@ LEAVE_ONE_OUT = "leave-one-out"
 Row = dict[str, Any]
 
 
-def explain(spec: ExplainSpec, prompt: str) -> Row:
-    """The value of every word and special token of a prompt.
+def explain(spec: ExplainSpec) -> Row:
+    """The value of every word and special token of the prompt.
 
     Raises:
         UserError: The prompt holds no word, or the model, the window or the method cannot be used.
     """
+    prompt = spec.prompt
     if not prompt.strip():
         raise UserError("the prompt is empty: name one with at least a word")
-    if spec.method == LEAVE_ONE_OUT and (first_and_last(spec.window), spec.pool) != ((0, 1), "sum"):
-        raise UserError(f"--method {LEAVE_ONE_OUT} reads the first step and whole words: leave out --window and --pool")
-    model = load(spec.model)
+    model = load_as_asked(spec)
     seeds, steps = spec.numbers, spec.steps or model.steps
     window = first_and_last(spec.window, steps)
     if spec.method == LEAVE_ONE_OUT:

@@ -6,15 +6,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from unmemorize.core.errors import UserError
 from unmemorize.core.run import require_new
 from unmemorize.core.sample import generators
 from unmemorize.core.specs import GenerateSpec
 from unmemorize.data.pictures import save_image
 from unmemorize.jobs.guard import Guard
-from unmemorize.jobs.inputs import ordinary_of, with_sampling
+from unmemorize.jobs.inputs import load_as_asked, ordinary_of, with_sampling
 from unmemorize.mitigate.prompt import Limits
-from unmemorize.models.load import load
 
 
 def generate(spec: GenerateSpec, out: Path) -> list[dict[str, Any]]:
@@ -24,9 +22,7 @@ def generate(spec: GenerateSpec, out: Path) -> list[dict[str, Any]]:
         UserError: The folder is not empty, only one limit is given, or the model or prompt cannot be used.
     """
     require_new(out)
-    if (spec.threshold is None) != (spec.target is None):
-        raise UserError("--threshold and --target come together: name both, or neither to have them calibrated")
-    model = load(spec.model)
+    model = load_as_asked(spec)
     spec, pipe = with_sampling(spec, model), model.pipe
     pipe.set_progress_bar_config(disable=False, leave=False)
     call = Guard(pipe, ordinary=ordinary_of(spec.model, spec.ordinary), limits=_limits(spec)) if spec.guard else pipe

@@ -7,12 +7,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
+import torch
+
 from unmemorize.core.errors import UserError
 from unmemorize.core.model import DiffusionModel
 from unmemorize.core.run import Source, digest
+from unmemorize.core.specs import require_prompts
 from unmemorize.data.ordinary import ordinary_prompts
 from unmemorize.data.source import Prompt, read_prompts
-from unmemorize.models.load import EMBEDDED
+from unmemorize.models.load import EMBEDDED, load
+from unmemorize.models.pipeline import PipelineModel
 from unmemorize.testbed import embedded
 
 Spec = TypeVar("Spec", bound=Any)
@@ -26,8 +30,7 @@ def prompts_of(model: str, file: str = "", column: str = "") -> list[Prompt]:
     """
     if file:
         return read_prompts(Path(file), column or None)
-    if model not in EMBEDDED:
-        raise UserError(f"{model}: which prompts? name a file of captions with --prompts")
+    require_prompts(model, file)
     return embedded.prompts(embedded.shipped_plan())
 
 
@@ -47,6 +50,34 @@ def ordinary_of(model: str, file: str = "", column: str = "", count: int = 150) 
     if model in EMBEDDED:
         return [p.text for p in prompts_of(model) if p.kind == "negative"]
     return ordinary_prompts(count)
+
+
+def load_as_asked(spec: Any) -> PipelineModel:
+    """The model that the settings name, as `core.specs.Loaded` says.
+
+    Raises:
+        UserError: It cannot be loaded, or there is no such device or precision here.
+    """
+    if spec.device:
+        _check_device(spec.device)
+    return load(
+        spec.model,
+        device=spec.device or None,
+        dtype=spec.dtype or None,
+        variant=spec.variant or None,
+        config=spec.config or None,
+        lora=spec.lora,
+        embedding=spec.embedding,
+    )
+
+
+def _check_device(device: str) -> None:
+    try:
+        kind = torch.device(device).type
+    except RuntimeError as error:
+        raise UserError(f"--device {device}: no such device: name cpu or cuda") from error
+    if kind == "cuda" and not torch.cuda.is_available():
+        raise UserError(f"--device {device}: torch sees no GPU here: leave it out, or name cpu")
 
 
 def with_sampling(spec: Spec, model: DiffusionModel) -> Spec:

@@ -22,10 +22,9 @@ from unmemorize.data.source import read_references
 from unmemorize.detect.noise import noise_gap_at_start
 from unmemorize.explain.tokens import word_significance
 from unmemorize.jobs.guard import Guard, Outcome
-from unmemorize.jobs.inputs import images_folder, ordinary_of, with_sampling
+from unmemorize.jobs.inputs import images_folder, load_as_asked, ordinary_of, with_sampling
 from unmemorize.metrics.calibrate import conformal_threshold
 from unmemorize.metrics.similarity import References, match_pixels
-from unmemorize.models.load import load
 from unmemorize.models.pipeline import PipelineModel
 
 if TYPE_CHECKING:
@@ -203,7 +202,7 @@ def open_inspector(spec: InspectSpec, progress: Progress) -> Inspector:
         NotApplicable: There are too few ordinary prompts.
     """
     ordinary = ordinary_of(spec.model, spec.ordinary)
-    model = load(spec.model)
+    model = load_as_asked(spec)
     spec = with_sampling(spec, model)
     folder = images_folder(spec.model, spec.references)
     references = read_references(folder, model.image_size) if folder else None

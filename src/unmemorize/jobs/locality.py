@@ -24,10 +24,10 @@ from unmemorize.core.results import Match
 from unmemorize.core.run import Progress, RunRecord, Source, atomic, digest, open_run, versions, write_json
 from unmemorize.core.sample import generate, generators
 from unmemorize.core.shards import merge_shards, run_shards
-from unmemorize.core.specs import LocalitySpec, recorded
+from unmemorize.core.specs import LocalitySpec, limited, recorded
 from unmemorize.data.source import Prompt
 from unmemorize.jobs.copies import CopyCheck, copy_check
-from unmemorize.jobs.inputs import images_folder, ordinary_of, prompt_source, prompts_of, with_sampling
+from unmemorize.jobs.inputs import images_folder, load_as_asked, ordinary_of, prompt_source, prompts_of, with_sampling
 from unmemorize.jobs.locate import PAPER_MODEL, cache_folder, cached_reference
 from unmemorize.localize.locality import (
     Floats,
@@ -44,7 +44,6 @@ from unmemorize.localize.locality import (
 from unmemorize.localize.nemo import PAPER_THRESHOLD, NemoSettings
 from unmemorize.metrics.ranking import rate_interval
 from unmemorize.metrics.similarity import DUPLICATE, References
-from unmemorize.models.load import load
 from unmemorize.report.locality import draw
 
 Row = dict[str, Any]
@@ -103,7 +102,7 @@ def locality(spec: LocalitySpec, run: Path, progress: Progress = lambda stage, d
             "locality compares embeddings in pairs: name two inits or more, and a picture and an update at least"
         )
     prompts, ordinary = _memorized(spec), ordinary_of(spec.model, spec.ordinary, spec.column)
-    model = load(spec.model)
+    model = load_as_asked(spec)
     spec = with_sampling(spec, model)
     layers = layer_units(model, spec.layers)  # before anything is computed: a model may lack them
     study = _Study(spec, model, copy_check(model, spec.model, spec.references, spec.sscd, spec.recipe), run, progress)
@@ -135,7 +134,7 @@ def _memorized(spec: LocalitySpec) -> list[Prompt]:
     """The prompts in the file, or the embedded model's memorable ones; one of each cluster, evenly spread."""
     given = [p for p in prompts_of(spec.model, spec.prompts, spec.column) if spec.prompts or p.memorable]
     unrelated = list({p.cluster or p.id: p for p in reversed(given)}.values())[::-1]
-    return [unrelated[i] for i in evenly(len(unrelated), spec.limit)]
+    return [unrelated[i] for i in evenly(len(unrelated), limited(spec.limit, len(unrelated)))]
 
 
 def _target(spec: LocalitySpec, references: References) -> str:

@@ -11,7 +11,7 @@ from unmemorize.core.model import DiffusionModel
 from unmemorize.core.results import Localization
 from unmemorize.core.run import Progress, digest, new_folder, require_new
 from unmemorize.core.specs import LocateSpec
-from unmemorize.jobs.inputs import ordinary_of, prompts_of
+from unmemorize.jobs.inputs import load_as_asked, ordinary_of, prompts_of
 from unmemorize.localize.nemo import PAPER_THRESHOLD, NemoSettings, nemo
 from unmemorize.localize.reference import SEEDS, Reference, load_reference, reference, save_reference
 from unmemorize.localize.wanda import wanda
@@ -33,7 +33,7 @@ def locate(
     check_name(out)
     prompts = memorized_prompts(spec)
     ordinary = ordinary_prompts(spec) if spec.method == "nemo" else []
-    model = load(spec.model)
+    model = load_as_asked(spec)
     hashed = model.fingerprint
     if spec.method == "nemo":
         usual = cached_reference(model, ordinary, hashed, Path(spec.cache) if spec.cache else cache_folder(), progress)

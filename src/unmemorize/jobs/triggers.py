@@ -21,8 +21,8 @@ from unmemorize.core.text import normalise, spans
 from unmemorize.data.source import Prompt
 from unmemorize.explain.words import MARGIN, SHARE, Outcome, Variant, measure, variants, word_effects
 from unmemorize.jobs.copies import CopyCheck, copy_check
-from unmemorize.jobs.inputs import ordinary_of, prompt_source, prompts_of, with_sampling
-from unmemorize.models.load import EMBEDDED, load
+from unmemorize.jobs.inputs import load_as_asked, ordinary_of, prompt_source, prompts_of, with_sampling
+from unmemorize.models.load import EMBEDDED
 
 CONTEXTS = 2  # unrelated prompts a word is moved into
 NEUTRAL = ("a photograph of a street", "an oil painting of a river", "a drawing of a chair")
@@ -36,7 +36,7 @@ def probe(spec: TriggerSpec, run: Path, progress: Progress = lambda stage, done,
     """
     given = _prompts(spec)
     chosen = [given[i] for i in evenly(len(given), limited(spec.limit, len(given)))]
-    model = load(spec.model)
+    model = load_as_asked(spec)
     spec = with_sampling(spec, model)
     copied = copy_check(model, spec.model, spec.references, spec.sscd, spec.recipe)
     open_run(run, record := _record(spec, model, chosen, copied))

@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from unmemorize.core.errors import NotApplicable, UnmemorizeError, UserError
+from unmemorize.core.specs import EMBEDDED
 from unmemorize.models.configs import configuration
 from unmemorize.models.source import (
     ADAPTERS,
     ASSETS,
-    EMBEDDED,
     Source,
     embedding_file,
     examine,

@@ -12,9 +12,9 @@ from typing import Any
 
 from unmemorize.core.errors import NotApplicable, UserError
 from unmemorize.core.files import kind_of, require_file, require_plain
+from unmemorize.core.specs import EMBEDDED
 
 ASSETS = Path(__file__).parent.parent / "testbed" / "assets"
-EMBEDDED = ("testbed", "testbed-twin")
 
 # The pipelines that have an adapter, and where it is.
 ADAPTERS = {

@@ -1,0 +1,65 @@
+"""What is wrong in what a command is given, as far as that shows before torch is imported: so it is told at once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from unmemorize.cli.terminal import errors, say
+from unmemorize.core.files import require_file
+from unmemorize.core.outputs import Output, check_outputs
+from unmemorize.core.run import check_settings
+from unmemorize.core.specs import Loaded, OfModel, Prompted, recorded, require_prompts
+from unmemorize.models.source import embedding_file, examine, lora_file
+
+PROMPTS = ("prompts", "ordinary")
+PICTURES = ("references", "targets", "controls", "held_out")
+FILES = {"sscd": "name an SSCD TorchScript (.pt) or ONNX (.onnx) file", "edit": "name an edit: NAME.safetensors"}
+
+
+def check(spec: OfModel, *outputs: Output, left_out: tuple[str, ...] = ()) -> None:
+    """Refuse what cannot be read or written, and a run directory of other settings; then say what is loading.
+
+    The work itself checks again, and more: what is inside files, and what depends on the model.
+
+    Args:
+        spec: The settings.
+        outputs: Where results go.
+        left_out: Settings that a run's record does not hold, since they change no result.
+
+    Raises:
+        UserError: An input is not there or is of another kind, an output cannot be written, or a run directory holds a
+            run with other settings.
+    """
+    given = {name: getattr(spec, name, "") for name in (*PROMPTS, *PICTURES, *FILES)}
+    check_outputs(outputs, [spec.model, *given.values()])
+    examine(spec.model, variant=getattr(spec, "variant", "") or None)
+    if isinstance(spec, Loaded):
+        for file in spec.lora:
+            lora_file(file)
+        for file in spec.embedding:
+            embedding_file(file)
+    if isinstance(spec, Prompted):
+        require_prompts(spec.model, spec.prompts)
+    for name, remedy in FILES.items():
+        if given[name]:
+            require_file(Path(given[name]), remedy)
+    _check_captions(given, getattr(spec, "column", ""))
+    for output in outputs:
+        if output.kind == "run":
+            check_settings(output.path, recorded(spec, *left_out))
+    say(f"loading {spec.model} …", to=errors)
+
+
+def _check_captions(given: dict[str, Any], column: str) -> None:
+    """The first rows of files of prompts, and the kinds of folders of pictures."""
+    named = [name for name in (*PROMPTS, *PICTURES) if given[name]]
+    if not named:
+        return
+    from unmemorize.data.captions import pieces  # which takes half a second: nothing else here does
+
+    for name in named:
+        path = Path(given[name])
+        if name in PROMPTS:
+            require_file(path, "name a .txt, .csv, .tsv, .jsonl or .parquet file of prompts")
+        pieces(path, column if name in PROMPTS else "", pictures=name in PICTURES)

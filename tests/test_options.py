@@ -1,0 +1,175 @@
+"""One language on the command line: every option has one name, a text and bounds, and a mistake costs no import."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from dataclasses import fields
+
+import pytest
+
+from hostile import complaints
+from unmemorize.cli.app import _texts, app
+from unmemorize.cli.mistakes import RENAMED
+from unmemorize.cli.terminal import EVERY, _lines
+from unmemorize.core import specs
+
+
+def commands(of=app, before=()):
+    """Every command, as the words that name it, with its application."""
+    for name in of:
+        if not name.startswith("-"):
+            command = of[name]
+            if command.default_command:
+                yield (*before, name), command
+            yield from commands(command, (*before, name))
+
+
+COMMANDS = dict(commands())
+SPECS = [value for name, value in vars(specs).items() if name.endswith("Spec")]
+
+
+def test_all_commands_are_looked_at():
+    assert len(COMMANDS) > 14
+    assert ("testbed", "describe") in COMMANDS
+
+
+@pytest.mark.parametrize("words", COMMANDS, ids=" ".join)
+def test_every_command_has_json_and_two_examples(words, call):
+    """Its help is grouped, and shows two lines that could be typed."""
+    names = {name for argument in COMMANDS[words].assemble_argument_collection() for name in argument.names}
+    assert "--json" in names
+    code, out, _ = call(*words, "--help")
+    assert code == 0
+    typed = [line for line in out.partition("Examples:")[2].splitlines() if line.startswith("  unmemorize ")]
+    assert len(typed) == 2
+    assert all(line.split()[1] == words[0] for line in typed)
+    assert "Where results go" in out
+
+
+def test_help_is_grouped_by_what_people_do(call):
+    """And says how to complete commands in a shell."""
+    code, out, _ = call("--help")
+    assert code == 0
+    titles = ["Find what", "Explain what", "Remove it", "Prove that", "Training data", "Testbed"]
+    places = [out.index(f"─ {title}") for title in titles]
+    assert places == sorted(places)
+    assert "--install-completion" in out
+
+
+@pytest.mark.parametrize("spec", SPECS, ids=lambda spec: spec.__name__)
+def test_every_setting_has_a_text(spec):
+    """What an option is, in its class or in one that this inherits from; and no text is of nothing."""
+    assert {field.name for field in fields(spec)} == _texts(spec).keys()
+
+
+@pytest.mark.parametrize(
+    ("command", "old", "new"),
+    [(command or "audit", old, new) for old, names in RENAMED.items() for command, new in names.items()],
+)
+def test_an_old_name_says_the_new_one(command, old, new, call):
+    """In one line; the new one is an option of that command."""
+    code, out, err = call(command, old, "3")
+    assert (code, out) == (2, "")
+    assert complaints(err) == [f"error: {old}: this option is called {new} now"]
+    assert new in {name for a in COMMANDS[(command,)].assemble_argument_collection() for name in a.names}
+
+
+WRONG = {
+    "a number that is none": (["attack", "--bound", "nan"], "--bound"),
+    "a number without end": (["audit", "--guidance", "inf"], "--guidance"),
+    "an absurd count": (["audit", "--seeds", "100000000000"], "--seeds"),
+    "a seed beyond 64 bits": (["detect", "--seed", str(2**64)], "--seed"),
+    "a negative count": (["attack", "--pictures", "-1"], "--pictures"),
+    "a share above one": (["locate", "--sparsity", "7"], "--sparsity"),
+    "a port": (["inspect", "--port", "65536"], "--port"),
+    "no such option": (["audit", "--sedes", "3"], "Did you mean --seeds"),
+    "no such command": (["attak"], 'Did you mean "attack"'),
+    "a prompt alone": (["explain", "spade suit"], "unmemorize explain testbed 'spade suit'"),
+    "neither model nor prompt": (["generate"], "unmemorize generate testbed PROMPT"),
+    "a reserved name": (["detect", "testbed-mine"], "kept for shipped models"),
+    "what is not there yet": (["audit", "--offload"], "--dtype"),
+    "training in half precision": (["mitigate", "--out", "x", "--dtype", "float16"], "float32"),
+    "a word too many": (["attack", "testbed", "more"], "more"),
+    "no place": (["mitigate"], "--out"),
+    "twice": (["audit", "--seeds", "1", "--seeds", "2"], "--seeds"),
+}
+
+
+@pytest.mark.parametrize("mistake", WRONG)
+def test_the_parser_complains_in_one_line(mistake, call):
+    """Exit code 2, and what to type instead."""
+    arguments, expected = WRONG[mistake]
+    code, out, err = call(*arguments)
+    assert (code, out) == (2, "")
+    assert err.count("\n") == 1
+    assert err.startswith("error: ")
+    assert expected in err
+
+
+@pytest.mark.parametrize(
+    "arguments", [["X"], ["audit", "--X"], ["audit", "--plan", "X"], ["audit", "X", "X"], ["detect", "X"]]
+)
+def test_hostile_arguments_are_shown_shortened_and_still(arguments, call):
+    """No sequence acts on the terminal, and no more than 200 characters are quoted."""
+    hostile = "\x1b]0;owned\x07\n[red]" + "x" * 5000
+    code, out, err = call(*(a.replace("X", hostile) for a in arguments))
+    assert (code, out) == (2, "")
+    assert err.count("\n") == 1
+    assert "\x1b" not in err
+    assert "x" * 201 not in err
+    assert len(err) < 800
+
+
+def test_mistakes_are_told_before_torch_is_imported(tmp_path):
+    """A misspelt file, column, model, option; a run of other settings; a folder that is there."""
+    (tmp_path / "prompts.csv").write_text("words\na green bicycle\n")
+    (tmp_path / "ordinary.txt").write_text("a boat\n")
+    (tmp_path / "run").mkdir()
+    record = {"status": "running", "spec": {"seeds": 1, "steps": 16}, "versions": {}, "model": {}, "data": {}}
+    (tmp_path / "run" / "run.json").write_text(json.dumps(record))
+    mistakes = {
+        "no such file": ["detect", "--prompts", "nofile.csv"],
+        "no column named": ["detect", "--prompts", "prompts.csv"],
+        "no such folder": ["audit", "./nowhere"],
+        "no such file or folder": ["audit", "--references", "nowhere"],
+        "which prompts?": ["audit", "owner/name"],
+        "nosscd.pt: no such file": ["audit", "--sscd", "nosscd.pt"],
+        "edit.safetensors: no such file": ["attack", "--edit", "edit.safetensors"],
+        "lora.safetensors: no such file": ["detect", "--lora", "lora.safetensors"],
+        "seeds: 1 there, 2 here": ["audit", "--seeds", "2", "--run", "run"],
+        "not empty": ["generate", "testbed", "owl", "--out", "."],
+        "window inside": ["detect", "--window", "3:2"],
+    }
+    program = """
+import json, sys
+from unmemorize import cli
+for arguments in json.load(sys.stdin):
+    sys.argv = ["unmemorize", *arguments]
+    try:
+        cli.main()
+    except SystemExit as stop:
+        print(stop.code)
+print("torch" in sys.modules)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        input=json.dumps(list(mistakes.values())),
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+    )
+    assert done.stdout.split() == ["2"] * len(mistakes) + ["False"], done.stderr
+    for line, expected in zip(complaints(done.stderr), mistakes, strict=True):
+        assert expected in line
+
+
+def test_progress_is_a_line_a_minute_in_a_file(capsys):
+    """A stage's start and end, and where it is after every minute between."""
+    now = [0.0]
+    progress = _lines(lambda: now[0])
+    for done in range(5):
+        progress("train", done, 4)
+        now[0] += EVERY / 2
+    assert capsys.readouterr().err.splitlines() == ["train: 0 of 4", "train: 2 of 4", "train: 4 of 4"]
