@@ -10,6 +10,7 @@ from pathlib import Path
 from PIL import Image
 
 from unmemorize.core.run import require_new
+from unmemorize.data.bundle import Own
 from unmemorize.data.source import Prompt
 from unmemorize.models.load import ASSETS
 from unmemorize.testbed.plan import KINDS, Plan, Planted
@@ -33,14 +34,25 @@ def prompts(plan: Plan) -> list[Prompt]:
 
     Entries that are neither memorable nor ordinary (few copies, or copies on one side only) have no label.
     """
+    return [prompt for entry in plan.planted for prompt in _prompts(entry)]
+
+
+def _prompts(entry: Planted) -> list[Prompt]:
+    label = True if entry.memorable else False if entry.kind == "negative" else None
+    texts = entry.prompts[:1] if entry.kind == "image-only" else entry.prompts
     rows = []
-    for entry in plan.planted:
-        label = True if entry.memorable else False if entry.kind == "negative" else None
-        texts = entry.prompts[:1] if entry.kind == "image-only" else entry.prompts
-        for k, text in enumerate(texts):
-            name = f"{entry.id}-{k}" if len(texts) > 1 else entry.id
-            rows.append(Prompt(name, text, entry.kind, entry.rows // len(entry.prompts), label, entry.family))
+    for k, text in enumerate(texts):
+        name = f"{entry.id}-{k}" if len(texts) > 1 else entry.id
+        rows.append(Prompt(name, text, entry.kind, entry.rows // len(entry.prompts), label, entry.family))
     return rows
+
+
+def own() -> Own:
+    """The shipped models' prompts and pictures, with the plan's truth of each."""
+    plan = shipped_plan()
+    of_entry = {entry.id: prompt for entry in plan.planted for prompt in _prompts(entry)[:1]}
+    known = {entry.file(k): of_entry[entry.id] for entry in plan.planted for k in range(len(entry.pictures))}
+    return Own(tuple(prompts(plan)), IMAGES, known)
 
 
 def write_images(plan: Plan, images: dict[str, Image.Image], credits: dict[str, str], folder: Path) -> None:

@@ -1,0 +1,160 @@
+"""What a model is studied with: prompts and pictures from a user's files, or the model's own, each read once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+from unmemorize.core.errors import UserError
+from unmemorize.data.ordinary import ordinary_prompts
+from unmemorize.data.source import Prompt, read_prompts, read_references
+from unmemorize.metrics.similarity import References
+
+FILES = ("prompts", "ordinary", "references", "targets", "controls", "held_out")  # options that name them
+Size = tuple[int, int]  # height and width
+Half = Literal["choosing", "reporting"]
+
+
+@dataclass(frozen=True)
+class Own:
+    """What a model brings: prompts with their truth, a folder of training pictures, and the truth of each by name."""
+
+    prompts: tuple[Prompt, ...]
+    pictures: Path
+    known: Mapping[str, Prompt]
+
+
+@dataclass(frozen=True, eq=False)
+class Bundle:
+    """The prompts and pictures of one command, read when they are first asked for and kept.
+
+    `files` are paths by option, without those that were not named; `own` is what stands in for them, where the model
+    brings something.
+    """
+
+    model: str
+    files: Mapping[str, str]
+    column: str = ""
+    own: Own | None = None
+    _read: dict[tuple[str, Size], References] = field(default_factory=dict, repr=False)
+
+    @classmethod
+    def of(cls, spec: Any, own: Own | None = None) -> Bundle:
+        """The bundle that a command's settings name."""
+        files = {name: path for name in FILES if (path := getattr(spec, name, ""))}
+        return cls(spec.model, files, getattr(spec, "column", ""), own)
+
+    @cached_property
+    def prompts(self) -> list[Prompt]:
+        """The prompts that are studied.
+
+        Raises:
+            UserError: Their file cannot be used, or there is none and the model has no prompts of its own.
+        """
+        if "prompts" in self.files:
+            return read_prompts(Path(self.files["prompts"]), self.column)
+        if self.own is None:
+            raise UserError(f"{self.model}: which prompts? name a file of captions with --prompts")
+        return list(self.own.prompts)
+
+    def half(self, half: Half) -> list[Prompt]:
+        """The prompts that settings are chosen on, or those that they are reported on; related ones stay together."""
+        clusters = list(dict.fromkeys(prompt.cluster or prompt.id for prompt in self.prompts))
+        chosen = set(clusters[::2] if half == "choosing" else clusters[1::2])
+        return [prompt for prompt in self.prompts if (prompt.cluster or prompt.id) in chosen]
+
+    @cached_property
+    def _ordinary(self) -> list[str] | None:
+        if "ordinary" in self.files:
+            return [prompt.text for prompt in read_prompts(Path(self.files["ordinary"]), self.column)]
+        if self.own is not None:
+            return [prompt.text for prompt in self.own.prompts if prompt.kind == "negative"]
+        return None
+
+    def ordinary(self, count: int = 150) -> list[str]:
+        """Prompts known to be ordinary; `count` plain descriptions, which no training caption equals, where none are.
+
+        Raises:
+            UserError: Their file cannot be used.
+        """
+        return ordinary_prompts(count) if self._ordinary is None else self._ordinary
+
+    @property
+    def has_references(self) -> bool:
+        """Whether there are training pictures to compare with."""
+        return "references" in self.files or self.own is not None
+
+    def references(self, size: Size) -> References:
+        """The training pictures to compare with.
+
+        Raises:
+            UserError: They cannot be read, or there are none.
+        """
+        return self._pictures("references", size, None, "copies of what? name the training pictures")
+
+    def targets(self, size: Size) -> References:
+        """The pictures to extract or to forget; of the model's own those that were planted often, each as it is.
+
+        Raises:
+            UserError: They cannot be read, or there are none.
+        """
+        return self._pictures("targets", size, is_target, "which pictures? name pictures with captions")
+
+    def controls(self, size: Size) -> References:
+        """Training pictures that are not memorized; of the model's own those that were trained on once.
+
+        Raises:
+            UserError: They cannot be read, or there are none.
+        """
+        return self._pictures("controls", size, is_control, "what is not memorized? name pictures trained on")
+
+    def held_out(self, size: Size) -> References | None:
+        """Pictures that were never trained on, where some are named.
+
+        Raises:
+            UserError: They cannot be read.
+        """
+        return self.read(self.files["held_out"], size) if "held_out" in self.files else None
+
+    def own_pictures(self, size: Size, keep: Callable[[Prompt], bool]) -> References:
+        """The model's own training pictures of whose truth `keep` says yes.
+
+        Raises:
+            UserError: The model has none.
+        """
+        if self.own is None:
+            raise UserError(f"{self.model}: brings no pictures of its own: name yours")
+        known = self.own.known
+        return self.read(str(self.own.pictures), size).named({name for name in known if keep(known[name])})
+
+    def _pictures(self, option: str, size: Size, keep: Callable[[Prompt], bool] | None, missing: str) -> References:
+        """Those that an option names, or the model's own: some of them, or all."""
+        if option in self.files:
+            return self.read(self.files[option], size)
+        if self.own is None:
+            raise UserError(f"{self.model}: {missing} with --{option}")
+        return self.read(str(self.own.pictures), size) if keep is None else self.own_pictures(size, keep)
+
+    def read(self, source: str, size: Size) -> References:
+        """The pictures of a source, read once however many options name it.
+
+        Raises:
+            UserError: They cannot be read.
+        """
+        key = str(Path(source).resolve()), size
+        if key not in self._read:
+            self._read[key] = read_references(Path(source), size)
+        return self._read[key]
+
+
+def is_target(known: Prompt) -> bool:
+    """Whether a picture is to be extracted or forgotten: one picture with one caption, often."""
+    return known.kind == "verbatim" and bool(known.memorable)
+
+
+def is_control(known: Prompt) -> bool:
+    """Whether a picture is a control: trained on once, under a name."""
+    return known.id.startswith("negative-name")
