@@ -103,6 +103,20 @@ def composed_metadata(root):
     (root / "metadata.jsonl").write_text(lines(rows))
 
 
+def other_case(root):
+    """Names whose case Windows does not tell apart, in a column of another name."""
+    pictures_in(root)
+    (root / "metadata.csv").write_text("image_file_name,text\n0.PNG,red boat\n1.Png,green hill\n")
+    (root / "2.TXT").write_text("blue lake")
+
+
+def joined_metadata(root):
+    """Two files with byte order marks, one after the other."""
+    pictures_in(root)
+    rows = ["\ufeff" + lines([{"file_name": f"{key}.png", "text": CAPTIONS[key]}]) for key in range(3)]
+    (root / "metadata.jsonl").write_text("".join(rows))
+
+
 def sidecars(name):
     def write(root):
         """A repeat folder, as trainers want it, with a caption beside each picture."""
@@ -204,7 +218,8 @@ LAYOUTS = {
     function.__name__: function
     for function in (
         nested_metadata, metadata_above, metadata_csv, metadata_parquet, metadata_caption, windows_metadata,
-        dotted_metadata, composed_metadata, marked_sidecars, img2dataset_files, json_beside, saved_dataset,
+        dotted_metadata, composed_metadata, other_case, joined_metadata, marked_sidecars,
+        img2dataset_files, json_beside, saved_dataset,
         dataset_cache, hub_cache, parquet, tar, with_leftovers,
     )
 } | {name: sidecars(name) for name in ("{}.txt", "{}.caption", "{}.text", "{}.png.txt", "{}.png.caption")}  # fmt: skip

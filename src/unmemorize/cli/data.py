@@ -45,5 +45,7 @@ def _print(summary: dict[str, Any]) -> None:
         f"duplicate pictures; {len(summary['triggers']):,} triggers{f' ({left:,} not shown)' if left > 0 else ''}; "
         f"{summary['drop']:,} rows to drop, {summary['recaption']:,} to caption anew"
     )
+    for name, count in summary["captions_from"].items():
+        say(f"captions: {count:,} from {name}")
     for reason, count in summary["skipped_by_reason"].items():
         say(f"skipped: {count:,} × {reason}")

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import stat
+from collections.abc import Iterator
 from pathlib import Path
 
 from unmemorize.core.errors import UserError
+
+EVERYTHING = "**/*"
 
 
 def kind_of(path: Path) -> str:
@@ -23,6 +27,13 @@ def kind_of(path: Path) -> str:
     if stat.S_ISSOCK(mode):
         return "a socket"
     return "a device"
+
+
+def walk(folder: Path) -> Iterator[Path]:
+    """Everything in a folder, in no order; what another process deletes meanwhile is passed over."""
+    for place, folders, files in os.walk(folder):
+        for name in (*folders, *files):
+            yield Path(place, name)
 
 
 def is_special(path: Path) -> bool:
@@ -43,12 +54,12 @@ def require_file(path: Path, remedy: str) -> None:
         raise UserError(f"{path}: {kind}, not a file: {remedy}")
 
 
-def require_plain(folder: Path, pattern: str = "**/*") -> None:
+def require_plain(folder: Path, pattern: str = EVERYTHING) -> None:
     """Refuse a folder that holds anything but regular files and folders, at the paths that match `pattern`.
 
     Raises:
         UserError: It holds a named pipe, a socket or a device.
     """
-    for path in folder.glob(pattern):
+    for path in folder.glob(pattern) if pattern != EVERYTHING else walk(folder):
         if is_special(path):
             raise UserError(f"{path}: {kind_of(path)}, which is never opened: remove it")

@@ -37,6 +37,7 @@ from unmemorize.data.tables import BROKEN, UNREADABLE
 from unmemorize.data.texts import Row, read_rows
 
 BATCH = 256
+NAMES = ("file_name", "filename")
 METADATA = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
 
 
@@ -113,10 +114,12 @@ def _metadata(
     rows: dict[str, list[Entry]] = {}
     problems = []
     order = sorted(tables, key=lambda name: (-len(Path(name).parts), METADATA.index(Path(name).name)))
+    of_any_case = {key.casefold(): name for key, name in pictures.items()}
     for table in order:
         here: dict[str, list[Entry]] = {}
         for entry in _listed(root, table, column):
-            name = pictures.get(_key(entry.name), entry.name)
+            key = _key(entry.name)
+            name = pictures.get(key) or of_any_case.get(key.casefold(), entry.name)
             if entry.problem:
                 problems.append(entry)
             elif climbs_out(name) or not (root / name).exists():
@@ -135,7 +138,7 @@ def _listed(root: Path, table: str, column: str) -> Iterator[Entry]:
         yield Entry(table, problem=problem)
         return
     for row in _table_rows(path, column):
-        name_column = find_name(row.cells, ("file_name",))
+        name_column = find_name(row.cells, NAMES) or next((n for n in row.cells if n.endswith("_file_name")), None)
         name = row.cells[name_column] if name_column else None
         if row.problem or not isinstance(name, str):
             yield Entry(f"{table}, {row.place}", problem=row.problem or "no file_name")
@@ -173,12 +176,12 @@ def _mask(cells: dict[str, Any]) -> object:
 
 def _sidecars(files: list[str], pictures: dict[str, str]) -> dict[str, list[str]]:
     """The files beside each picture that may hold its caption, by the picture's name; the best first."""
-    held = set(files)
+    held = {name.casefold(): name for name in files}
     beside: dict[str, list[str]] = {}
     for name in pictures.values():
         stem = str(Path(name).with_suffix(""))
         candidates = [start + ending for start in (stem, name) for ending in SIDECARS]
-        texts = [candidate for candidate in candidates if candidate in held]
+        texts = [held[text.casefold()] for text in candidates if text.casefold() in held]
         texts.sort(key=lambda text: _ending(text) == ".json")  # text goes before what was downloaded with it
         if texts:
             beside[name] = texts
@@ -204,5 +207,5 @@ def _item(root: Path, entry: Entry, item: Item) -> Item:
     if text.stat().st_size > sidecar_limit(ending):
         return replace(item, problem="caption too long")
     stem = str(Path(entry.name).with_suffix(""))
-    item = replace(item, captioned_by=entry.sidecar.removeprefix(stem))
+    item = replace(item, captioned_by=entry.sidecar[len(stem) :])
     return with_caption(item, sidecar_caption(ending, text.read_bytes()))

@@ -14,6 +14,7 @@ from PIL import Image, ImageOps
 from unmemorize.core.errors import UserError
 from unmemorize.core.files import require_file
 from unmemorize.core.pictures import Unusable, read_picture
+from unmemorize.core.plain import printable
 from unmemorize.data.captions import pieces
 from unmemorize.data.items import Item
 from unmemorize.data.pictures import pixels_of
@@ -105,7 +106,7 @@ def read_references(source: Path, size: tuple[int, int], column: str = "") -> Re
         raise UserError(f"{source}: no pictures in it: name the folder that holds the training pictures")
     if missing:
         reasons = ", ".join(f"{count} × {reason}" for reason, count in missing.most_common())
-        log.warning("%s: %d pictures; %s", source, len(names), reasons)
+        log.warning("%s: %d pictures; %s", printable(str(source)), len(names), reasons)
     tensor = torch.frombuffer(pixels, dtype=torch.uint8).view(len(names), 3, *size)
     return References(tuple(names), tensor, tuple(masks), tuple(captions))
 

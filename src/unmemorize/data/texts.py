@@ -77,9 +77,9 @@ def read_rows(path: Path, column: str = "") -> Iterator[Row]:
 
 def _lines(path: Path) -> Iterator[str]:
     # The file's own lines, not splitlines(): that breaks a caption at U+2028, U+0085 and six other characters.
-    with path.open(encoding="utf-8-sig", errors="surrogateescape") as file:
+    with path.open(encoding="utf-8", errors="surrogateescape") as file:
         for line in file:
-            yield line.removesuffix("\n")
+            yield line.removesuffix("\n").removeprefix("\ufeff")  # a mark stands at the start of each file joined
 
 
 def _json_rows(path: Path) -> Iterator[Row]:
