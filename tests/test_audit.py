@@ -262,7 +262,7 @@ def test_killed_in_the_middle_it_ends_with_the_same_bytes(stage, inputs, tiny_fo
     command += ["--ordinary", str(inputs / "ordinary.txt"), "--explain", "3", "--attack", "2", "--attack-updates", "2"]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL)
-    while not (run / "shards" / stage / "00000.parquet").exists():
+    while not (run / "shards" / stage / "000000000.parquet").exists():
         assert process.poll() is None, "it ended before it could be killed"
         time.sleep(0.005)
     process.send_signal(signal.SIGKILL)

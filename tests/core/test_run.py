@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 import subprocess
@@ -12,7 +13,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from unmemorize.core.errors import UserError
-from unmemorize.core.run import RunRecord, Source, atomic, digest, load_record, open_run, versions
+from unmemorize.core.run import (
+    Run,
+    RunRecord,
+    Source,
+    atomic,
+    digest,
+    load_record,
+    open_run,
+    scratch,
+    versions,
+    write_json,
+)
 
 
 def make_record(**changes):
@@ -149,3 +161,84 @@ def test_digests_differ_unless_every_chunk_is_equal(first, second):
 def test_versions_name_what_decides_the_numbers():
     """Python, torch, diffusers, transformers and numpy are recorded."""
     assert {"python", "torch", "diffusers", "transformers", "numpy", "unmemorize"} <= versions().keys()
+
+
+def test_a_run_is_finished_where_its_block_succeeds(tmp_path):
+    """It runs in the block, and stays running where that fails."""
+    with pytest.raises(RuntimeError), Run.open(tmp_path / "run", make_record()):
+        raise RuntimeError
+    assert load_record(tmp_path / "run").status == "running"
+    with Run.open(tmp_path / "run", make_record()) as run:
+        assert load_record(run.folder).status == "running"
+    assert load_record(tmp_path / "run").status == "finished"
+
+
+def test_seconds_add_up(tmp_path):
+    """What a stage took before it was killed counts, too; the start is the first one's."""
+    with Run.open(tmp_path / "run", make_record()) as run:
+        with pytest.raises(RuntimeError), run.timed("detect"):
+            raise RuntimeError
+        first = json.loads((run.folder / "timing.json").read_text())
+        first["seconds"]["detect"] = 5.0
+        write_json(run.folder / "timing.json", first)
+        with run.timed("detect"), run.timed("inner"):
+            pass
+    timing = json.loads((tmp_path / "run" / "timing.json").read_text())
+    assert timing["started"] == first["started"]
+    assert timing["seconds"]["detect"] >= 5.0
+    assert timing["seconds"].keys() == {"detect", "inner"}
+
+
+SPEC = make_record().spec
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"spec": SPEC | {"steps": 50}}, "steps: 20 there, 50 here:"),
+        ({"spec": SPEC | {"seeds": [0]}}, r"seeds: \[0, 1\] there, \[0\] here:"),
+        ({"spec": SPEC | {"new": "x"}}, "new: nothing there, x here:"),
+        ({"versions": versions() | {"torch": "1.0"}}, r"torch: \S+ there, 1\.0 here:"),
+        ({"model": {"name": "testbed", "fingerprint": "11"}}, "weights of the model: 00 there, 11 here:"),
+        (
+            {"data": {"prompts": Source(source="日本.txt", sha256="cd", count=3)}},
+            "content of prompts: ab there, cd here:",
+        ),
+        ({"spec": SPEC | dict.fromkeys("abcde", 1)}, "a: nothing there, 1 here; .* and 2 more:"),
+    ],
+)
+def test_a_refused_run_says_which_setting_differs(tmp_path, changes, says):
+    """One line names it, with both values."""
+    make_record().save(tmp_path)
+    with pytest.raises(UserError, match=says) as refused, Run.open(tmp_path, make_record(**changes)):
+        pass
+    assert len(str(refused.value).splitlines()) == 1
+    assert load_record(tmp_path) == make_record()
+
+
+def test_a_run_goes_on_where_its_inputs_were_moved(tmp_path):
+    """A file is known by what it holds; the record stays that of the start, so that the bytes do."""
+    make_record(spec=SPEC | {"prompts": "here/p.txt"}).save(tmp_path)
+    before = (tmp_path / "run.json").read_bytes()
+    moved = Source(source="there/p.txt", sha256="ab", count=3)
+    record = make_record(spec=SPEC | {"prompts": "there/p.txt"}, data={"prompts": moved})
+    assert record.digest == load_record(tmp_path).digest
+    with Run.open(tmp_path, record):
+        assert (tmp_path / "run.json").read_bytes() == before
+
+
+def test_a_temporary_folder_is_gone_at_the_end(tmp_path):
+    """Two have two; what a killed process left of one goes when the run is opened."""
+    with scratch(tmp_path) as first, scratch(tmp_path) as second:
+        assert first != second
+        assert first.is_dir()
+        assert second.is_dir()
+    assert not list(tmp_path.iterdir())
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    host = socket.gethostname().replace(".", "-")
+    left = tmp_path / f".scratch.{host}.{dead.pid}.0123abcd.tmp"
+    left.mkdir()
+    (left / "file").write_text("x")
+    with Run.open(tmp_path, make_record()):
+        assert not left.exists()

@@ -17,7 +17,7 @@ from PIL.PngImagePlugin import PngInfo
 from data_pictures import draw, folder_of, png, tar_of
 from unmemorize.core.errors import UserError
 from unmemorize.data.captions import pieces
-from unmemorize.data.intake import picture_files, read_piece
+from unmemorize.data.intake import picture_files, read_pieces, rows_of, skipped_of
 from unmemorize.data.source import read_prompts, read_references
 
 SIZE = (48, 48)
@@ -39,11 +39,10 @@ def lines(rows):
 
 def audited(source, tmp_path):
     """What the data audit reads: captions, and the reasons of what it skips."""
-    folder = tmp_path / "shards"
-    for number, piece in enumerate(pieces(source)):
-        read_piece(piece, number, folder)
-    rows = [row for path in sorted(folder.glob("*.rows.parquet")) for row in pq.read_table(path).to_pylist()]
-    skipped = [row for path in sorted(folder.glob("*.skipped.parquet")) for row in pq.read_table(path).to_pylist()]
+    run = tmp_path / "run"
+    list(read_pieces(pieces(source), run))
+    rows = [row for path in rows_of(run) for row in pq.read_table(path).to_pylist()]
+    skipped = [row for path in skipped_of(run) for row in pq.read_table(path).to_pylist()]
     return rows, {row["id"]: row["reason"] for row in skipped}
 
 

@@ -18,7 +18,7 @@ from data_pictures import draw, folder_of, metadata, png, tar_of
 from unmemorize.core.errors import UserError
 from unmemorize.core.pictures import MAX_PIXELS
 from unmemorize.data.captions import pieces
-from unmemorize.data.intake import picture_files, read_piece
+from unmemorize.data.intake import picture_files, read_pieces, rows_of, skipped_of
 from unmemorize.data.items import MAX_CAPTION
 
 CAPTIONS = ["a lighthouse at dusk", "古い灯台のそば", "منارة قديمة عند الغروب"]
@@ -27,11 +27,10 @@ PICTURES = [png(draw(i)) for i in range(3)]
 
 def read(source, tmp_path, column=""):
     """Rows as (caption, perceptual hash) and skipped ones as {id: reason}."""
-    folder = tmp_path / "shards"
-    for number, piece in enumerate(pieces(source, column)):
-        read_piece(piece, number, folder)
-    rows = [row for f in sorted(folder.glob("*.rows.parquet")) for row in pq.read_table(f).to_pylist()]
-    skipped = [row for f in sorted(folder.glob("*.skipped.parquet")) for row in pq.read_table(f).to_pylist()]
+    run = tmp_path / "run"
+    list(read_pieces(pieces(source, column), run))
+    rows = [row for path in rows_of(run) for row in pq.read_table(path).to_pylist()]
+    skipped = [row for path in skipped_of(run) for row in pq.read_table(path).to_pylist()]
     return rows, {row["id"]: row["reason"] for row in skipped}
 
 
@@ -132,7 +131,7 @@ def test_a_shard_cut_short_leaves_nothing(tmp_path, monkeypatch):
     monkeypatch.setattr("unmemorize.data.intake.looks", lambda content: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         read(as_text_files(tmp_path / "source"), tmp_path)
-    assert list((tmp_path / "shards").iterdir()) == []
+    assert not [path for path in (tmp_path / "run").rglob("*") if path.is_file()]
 
 
 def bomb() -> bytes:
@@ -248,7 +247,7 @@ def test_tars_that_climb_out_of_the_folder(tmp_path):
     rows, skipped = read(source, tmp_path)
     assert [r["caption"] for r in rows] == ["fine"]
     assert sorted(skipped.values()) == ["not a plain file"] * 3 + ["path leaves the folder"] * 3
-    assert {p for p in tmp_path.rglob("*") if "shards" not in p.parts} == set(before)
+    assert {p for p in tmp_path.rglob("*") if "run" not in p.relative_to(tmp_path).parts} == set(before)
 
 
 @pytest.mark.parametrize("name", ["../secret.png", "/etc/hostname", "..\\secret.png", "link.png"])

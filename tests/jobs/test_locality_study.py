@@ -98,7 +98,7 @@ def test_a_study_prints_json_and_leaves_everything(call, copying, tiny_folder, t
 def test_what_is_done_is_not_done_again(call, copying, tiny_folder, tmp_path, monkeypatch):
     """After a kill the missing pieces alone are computed, and the result is the same."""
     first = call("locality", tiny_folder, *RED, "--json")[1]
-    for name in ("distances/00001.parquet", "selections/00000.parquet"):
+    for name in ("distances/000000001.parquet", "selections/000000000.parquet"):
         (tmp_path / "run" / "shards" / name).unlink()
 
     def attacked(*args, **options):

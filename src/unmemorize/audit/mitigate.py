@@ -114,9 +114,10 @@ def try_mitigations(model: DiffusionModel, spec: AuditSpec, run: Path, progress:
         return {"name": name} | row | {"evaluations": cost, "measuring": measuring.forward}
 
     names = [UNMITIGATED, *tried]
-    for done in run_shards(names, work, folder=run / "shards" / "mitigate", size=1):
+    folder = run / "shards" / "mitigate"
+    for done in run_shards(names, work, folder=folder, size=1, in_order=True):  # all need the pictures of the first
         progress("mitigate", done, len(names))
-    merge_shards(run / "shards" / "mitigate", run / "scores" / "mitigated.parquet")
+    merge_shards(folder, run / "scores" / "mitigated.parquet")
 
 
 def copied(spec: AuditSpec, run: Path, size: tuple[int, int]) -> Copies:

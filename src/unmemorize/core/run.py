@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import platform
 import re
 import secrets
 import shutil
 import socket
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
@@ -53,6 +57,23 @@ class RunRecord(BaseModel):
         with atomic(run / "run.json") as temporary:
             temporary.write_text(self.model_dump_json(indent=1), encoding="utf-8")
 
+    @property
+    def decisive(self) -> dict[str, Any]:
+        """What has to be equal for a run to be continued, by name.
+
+        Files are known by what they hold: a run goes on where its inputs were moved, or are mounted elsewhere.
+        """
+        places = {"model", "sscd", *self.data}
+        settings = {name: value for name, value in self.spec.items() if name not in places}
+        facts = {"weights of the model": self.model.get("fingerprint")}
+        facts |= {f"content of {name}": source.sha256[:8] for name, source in self.data.items()}
+        return facts | settings | {f"criterion's {k}": v for k, v in self.criterion.items()} | self.versions
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of what is decisive."""
+        return digest([to_json(self.decisive).encode()])
+
 
 def load_record(run: Path) -> RunRecord | None:
     """The run's record, or None where there is no run yet.
@@ -70,25 +91,88 @@ def load_record(run: Path) -> RunRecord | None:
         raise UserError(f"{path}: not a run record: name another directory with --run") from error
 
 
+@dataclass(frozen=True)
+class Run:
+    """A run directory that is worked in, and its record."""
+
+    folder: Path
+    record: RunRecord
+
+    @classmethod
+    @contextmanager
+    def open(cls, folder: Path, record: RunRecord) -> Iterator[Run]:
+        """Start a run in a new directory, or continue the one that is there; it is finished if the block succeeds.
+
+        Raises:
+            UserError: The directory holds something else, or a run of other settings, inputs or versions.
+        """
+        run = cls(folder, _opened(folder, record))
+        yield run
+        run.record.model_copy(update={"status": "finished"}).save(folder)
+
+    @contextmanager
+    def timed(self, stage: str) -> Iterator[None]:
+        """Add the wall seconds of a stage to `timing.json`, apart from what is reproducible."""
+        path = self.folder / "timing.json"
+        since = time.perf_counter()
+        try:
+            yield
+        finally:
+            fresh: dict[str, Any] = {"started": datetime.now(UTC).isoformat(timespec="seconds"), "seconds": {}}
+            timing = json.loads(path.read_text(encoding="utf-8")) if path.exists() else fresh
+            seconds = timing["seconds"]
+            seconds[stage] = round(seconds.get(stage, 0) + time.perf_counter() - since, 2)
+            write_json(path, timing)
+
+
 def open_run(run: Path, record: RunRecord) -> None:
     """Start a run in a new directory, or continue the one that is there.
 
     Raises:
         UserError: The directory holds something else, or a run of other settings, inputs or versions.
     """
+    _opened(run, record)
+
+
+def _opened(run: Path, record: RunRecord) -> RunRecord:
+    """The record of the run that is begun, or continued: then it is the one that is there."""
     if run.exists() and not run.is_dir():
         raise UserError(f"{run}: holds something else: name a new directory with --run")
     holds_something = run.is_dir() and any(not _TEMPORARY.search(path.name) for path in run.iterdir())
     before = load_record(run)  # after looking: another process may start the same run meanwhile
     if before is None and holds_something:
         raise UserError(f"{run}: holds something else: name a new directory with --run")
-    if before is not None and before.model_copy(update={"status": record.status}) != record:
-        raise UserError(f"{run}: holds a run with other {_differences(before, record)}: name another with --run")
+    if before is not None and before.decisive != record.decisive:
+        said = "; ".join(_differences(before.decisive, record.decisive))
+        raise UserError(f"{run}: holds a run with other settings, inputs or versions: {said}: name another with --run")
     require_plain(run)
-    for path in run.rglob(".*.tmp"):
-        if _is_left(path.name):
+    remove_left(run)
+    opened = (before or record).model_copy(update={"status": record.status})
+    opened.save(run)
+    return opened
+
+
+def _differences(there: Mapping[str, Any], here: Mapping[str, Any], most: int = 3) -> list[str]:
+    """The settings that differ, as in "steps: 50 there, 20 here"; not more than so many."""
+    names = [name for name in {**there, **here} if there.get(name) != here.get(name)]
+    said = [f"{name}: {_told(there, name)} there, {_told(here, name)} here" for name in names[:most]]
+    return [*said, f"and {len(names) - most} more"] if len(names) > most else said
+
+
+def _told(facts: Mapping[str, Any], name: str) -> str:
+    value = facts.get(name)
+    if isinstance(value, list):
+        return f"[{', '.join(map(str, value))}]"
+    return "nothing" if value is None or value == "" else str(value)
+
+
+def remove_left(folder: Path) -> None:
+    """Delete the temporary files and folders that processes of this host left when they were killed."""
+    for path in folder.rglob(".*.tmp"):
+        if _is_left(path.name) and path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        elif _is_left(path.name):
             path.unlink(missing_ok=True)
-    record.save(run)
 
 
 def check_settings(run: Path, spec: Mapping[str, Any]) -> None:
@@ -104,35 +188,12 @@ def check_settings(run: Path, spec: Mapping[str, Any]) -> None:
     before = load_record(run)
     if before is None:
         return
-    known = {name: value for name, value in spec.items() if (name, value) not in (("steps", 0), ("guidance", None))}
-    if differing := _unequal(before.spec, known):
-        raise UserError(f"{run}: holds a run with other settings: {differing}: name another with --run")
-
-
-def _differences(before: RunRecord, now: RunRecord) -> str:
-    """What differs in two records, one of which is not the other: settings by name, else what kind of thing."""
-    if differing := _unequal(before.spec, now.spec):
-        return f"settings: {differing}"
-    names = {"model": "weights of the model", "data": "inputs", "versions": "versions", "criterion": "copy criterion"}
-    for name, said in names.items():
-        there, here = (_plain(getattr(record, name)) for record in (before, now))
-        if differing := _unequal(there, here):
-            return f"{said}: {differing}"
-    return "settings, inputs or versions"
-
-
-def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: f"{v.source}, {v.sha256[:8]}" if isinstance(v, Source) else v for name, v in values.items()}
-
-
-def _unequal(there: Mapping[str, Any], here: Mapping[str, Any]) -> str:
-    """Settings that differ, as in "seeds: 1 there, 2 here"."""
-    names = [name for name in here if there.get(name) != here[name]]
-    return ", ".join(f"{name}: {_shown(there.get(name))} there, {_shown(here[name])} here" for name in names)
-
-
-def _shown(value: Any) -> str:
-    return "none" if value in ("", None, []) else ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+    places = {"model", "sscd", *before.data}  # which may have moved: what is in them decides
+    unset = (("steps", 0), ("guidance", None))
+    known = {name: value for name, value in spec.items() if name not in places and (name, value) not in unset}
+    there = {name: value for name, value in before.spec.items() if name in known}
+    if said := _differences(there, {name: known[name] for name in there}):
+        raise UserError(f"{run}: holds a run with other settings: {'; '.join(said)}: name another with --run")
 
 
 _TEMPORARY = re.compile(r"^\..*\.(?P<host>[^.]+)\.(?P<pid>\d+)\.[0-9a-f]{8}\.tmp$")
@@ -150,10 +211,20 @@ def _host() -> str:
 def _is_left(name: str) -> bool:
     """Whether a process of this host that is there no more wrote the temporary file of this name."""
     parts = _TEMPORARY.search(name)
-    if os.name != "posix" or parts is None or parts["host"] != _host():
+    return parts is not None and is_gone(parts["host"], int(parts["pid"]))
+
+
+def this_process() -> tuple[str, int]:
+    """The names of the host and of the process."""
+    return _host(), os.getpid()
+
+
+def is_gone(host: str, pid: int) -> bool:
+    """Whether a process was on this host and is no more; False where that cannot be known."""
+    if os.name != "posix" or host != _host():
         return False
     try:
-        os.kill(int(parts["pid"]), 0)  # signal 0 only asks whether the process is there
+        os.kill(pid, 0)  # signal 0 only asks whether the process is there
     except ProcessLookupError:
         return True
     except (PermissionError, OverflowError):  # another user's, or no number of a process
@@ -209,6 +280,17 @@ def new_folder(path: Path) -> Iterator[Path]:
     try:
         yield temporary
         os.replace(temporary, path)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+@contextmanager
+def scratch(folder: Path) -> Iterator[Path]:
+    """Yield a new temporary folder in `folder` that no other process takes, and delete it at the end."""
+    temporary = _temporary(folder / "scratch")
+    temporary.mkdir(parents=True)
+    try:
+        yield temporary
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 

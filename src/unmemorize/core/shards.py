@@ -1,43 +1,352 @@
-"""Work cut into pieces that can be killed and run again.
+"""Work cut into shards that can be killed and run again, by one process or by several at once.
 
-A piece is a range of rows and one Parquet file. The file appears under its name only when it is whole, so its
-existence is the done-marker; a killed run loses the piece in flight and nothing else.
+A shard is a range of items and one Parquet file, a pure function of the run's record and the shard's number. The file
+appears under its name only when it is whole, so its existence is the done-marker; a killed run loses the shards in
+flight and nothing else. Its footer says which shard of which run it is.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import json
+import logging
+import os
+import platform
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from unmemorize.core.run import atomic
+from unmemorize.core.errors import UserError
+from unmemorize.core.plain import to_json
+from unmemorize.core.run import atomic, is_gone, load_record, this_process
 
 Item = TypeVar("Item")
+Rows = list[dict[str, Any]]
+
+log = logging.getLogger(__name__)
+
+FOOTER = "unmemorize"  # the key in a file's metadata
+BROKEN = (OSError, ValueError, pa.ArrowException)
+DIGITS = 9
+POLL = 0.2  # seconds between two looks at what another process does
+BEAT = 3.0  # seconds after which a process says again that it is at a shard
+SILENT = 20.0  # seconds without that, after which the shard is anyone's
+
+
+@dataclass(frozen=True)
+class Part:
+    """Part `index`, from 0, of `of` parts of some work."""
+
+    index: int = 0
+    of: int = 1
+
+    def __post_init__(self) -> None:
+        """Refuse a part that there is not."""
+        if not 0 <= self.index < self.of:
+            raise UserError(f"part {self.index}/{self.of}: parts are counted from 0: name one from 0/{self.of}")
+
+    def shards(self, count: int) -> range:
+        """The numbers of the shards, of `count`, that are this part: a range, as long as any other's but for one."""
+        return range(self.index * count // self.of, (self.index + 1) * count // self.of)
+
+
+WHOLE = Part()
+
+
+def part_of(text: str, environment: Mapping[str, str] = os.environ) -> Part:
+    """The part that `I/N` names; or with `auto` the process's own, as torchrun or a SLURM array number them.
+
+    Raises:
+        UserError: It is no part, or the environment numbers none.
+    """
+    if text != "auto":
+        index, _, of = text.partition("/")
+        if not (index.isdecimal() and of.isdecimal()):
+            raise UserError(f"--part {text}: write I/N, such as 0/4, or auto")
+        return Part(int(index), int(of))
+    if "RANK" in environment:
+        return Part(int(environment["RANK"]), int(environment["WORLD_SIZE"]))
+    if "SLURM_ARRAY_TASK_ID" not in environment:
+        raise UserError("--part auto: neither RANK nor SLURM_ARRAY_TASK_ID is set: write I/N, such as 0/4")
+    number, first, last, count = (
+        int(environment[f"SLURM_ARRAY_TASK_{name}"]) for name in ("ID", "MIN", "MAX", "COUNT")
+    )
+    if last - first + 1 != count:
+        raise UserError("--part auto: the SLURM array has gaps: number it without, or write I/N")
+    return Part(number - first, count)
+
+
+@dataclass(frozen=True)
+class Footer:
+    """What a shard's file says of itself.
+
+    `start` to `stop` are the items it is made of, of `total`; `rows` is how many rows it has, `record` the digest of
+    the run's record, `platform` what else decides the last digits.
+    """
+
+    stage: str
+    number: int
+    start: int
+    stop: int
+    total: int
+    rows: int
+    record: str
+    platform: str
+
+    def belongs(self, other: Footer) -> bool:
+        """Whether both are the same shard of the same run, however many rows they have and wherever they were made."""
+        return self._place == other._place
+
+    @property
+    def _place(self) -> tuple[object, ...]:
+        return self.stage, self.number, self.start, self.stop, self.total, self.record
+
+
+@dataclass(frozen=True)
+class Shards:
+    """A stage's work in a run, cut into shards.
+
+    `folder` is `shards/STAGE` in the run directory, `total` how many items there are, `size` how many a shard has.
+    """
+
+    folder: Path
+    total: int
+    size: int
+    record: str  # the digest of the run's record
+
+    @classmethod
+    def of(cls, folder: Path, total: int, size: int) -> Shards:
+        """Those of a folder `shards/STAGE`, for the run that it lies in."""
+        return cls(folder, total, size, _record(folder))
+
+    @property
+    def count(self) -> int:
+        """How many shards there are."""
+        return -(-self.total // self.size)
+
+    def path(self, number: int) -> Path:
+        """A shard's file."""
+        return self.folder / f"{number:0{DIGITS}d}.parquet"
+
+    def items(self, number: int) -> range:
+        """The items of a shard."""
+        return range(number * self.size, min((number + 1) * self.size, self.total))
+
+    def footer(self, number: int, rows: int) -> dict[str, str]:
+        """The metadata of a shard's file that has so many rows."""
+        return {FOOTER: to_json(asdict(self._footer(number, rows)))}
+
+    def _footer(self, number: int, rows: int) -> Footer:
+        items = self.items(number)
+        place = (self.folder.name, number, items.start, items.stop, self.total)
+        return Footer(*place, rows=rows, record=self.record, platform=_platform())
+
+    def is_done(self, number: int) -> bool:
+        """Whether a shard's file is there, whole, and of this run."""
+        try:
+            metadata = pq.read_metadata(self.path(number))
+        except BROKEN:
+            return False
+        footer = _footer(metadata.metadata)
+        return footer is not None and footer.belongs(self._footer(number, 0)) and footer.rows == metadata.num_rows
+
+    def take(self, do: Callable[[int], None], part: Part = WHOLE, *, in_order: bool = False) -> Iterator[int]:
+        """Call `do` with the numbers of the part's shards that are not done, and yield each shard once it is.
+
+        A shard that another process is at is waited for; the others are done meanwhile, unless each needs those before
+        it (`in_order`).
+        """
+        left, claims = list(part.shards(self.count)), Claims()
+        while left:
+            for number in list(left):
+                if not self.is_done(number):
+                    with claims.claim(self.path(number)) as mine:
+                        if mine:
+                            self._do(number, do)
+                    if not mine and in_order:
+                        break
+                    if not mine:
+                        continue
+                left.remove(number)
+                yield number
+            if left:
+                time.sleep(POLL)
+
+    def _do(self, number: int, do: Callable[[int], None]) -> None:
+        if self.is_done(number):
+            return  # just before it was claimed
+        if self.path(number).exists():
+            log.warning("%s: damaged, or of another run: made anew", self.path(number))
+        do(number)
 
 
 def run_shards(
-    items: Sequence[Item], work: Callable[[Sequence[Item]], list[dict[str, Any]]], *, folder: Path, size: int
+    items: Sequence[Item],
+    work: Callable[[Sequence[Item]], Rows],
+    *,
+    folder: Path,
+    size: int,
+    part: Part = WHOLE,
+    in_order: bool = False,
 ) -> Iterator[int]:
     """Call `work` on `size` items at a time, write its rows to `folder`, and yield how many items are done.
 
-    Pieces already written are not done again. What `work` itself writes must be whole before it returns.
+    Shards already written are not done again, nor those that another process works on. What `work` itself writes must
+    be whole before it returns.
+
+    Args:
+        items: All of them; only those of the part's shards are touched.
+        work: A function from some of the items to rows.
+        folder: `shards/STAGE` in a run directory.
+        size: Items a shard.
+        part: The part of the shards that is done.
+        in_order: Whether a shard needs those before it.
     """
-    for start in range(0, len(items), size):
-        path = folder / f"{start // size:05d}.parquet"
-        piece = items[start : start + size]
-        if not path.exists():
-            rows = work(piece)
-            with atomic(path) as temporary:
-                pq.write_table(pa.Table.from_pylist(rows), temporary)
-        yield start + len(piece)
+    shards = Shards.of(folder, len(items), size)
+
+    def do(number: int) -> None:
+        own = shards.items(number)
+        table = pa.Table.from_pylist(work(items[own.start : own.stop]))
+        with atomic(shards.path(number)) as temporary:
+            pq.write_table(table.replace_schema_metadata(shards.footer(number, len(table))), temporary)
+
+    done = 0
+    for number in shards.take(do, part, in_order=in_order):
+        done += len(shards.items(number))
+        yield done
+
+
+class Claims:
+    """What this process knows of the claims of others.
+
+    Claims save work. Nothing rests on them: a shard that is done twice has the same bytes. A process that is at a shard
+    touches its claim again and again. One that is gone, stopped or cut off does not, and its shard is taken over.
+    """
+
+    def __init__(self) -> None:
+        self._seen: dict[Path, tuple[float, float]] = {}  # when a claim was touched, by its host, and seen to be, by us
+
+    @contextmanager
+    def claim(self, path: Path) -> Iterator[bool]:
+        """Whether this process may do the shard of this file: False while another one does."""
+        claim = path.with_suffix(".claim")
+        claim.parent.mkdir(parents=True, exist_ok=True)
+        if self._is_left(claim):
+            claim.unlink(missing_ok=True)
+        try:
+            with claim.open("x", encoding="utf-8") as file:
+                file.write(to_json(this_process()))
+        except FileExistsError:
+            yield False
+            return
+        over = threading.Event()
+        beating = threading.Thread(target=_beat, args=(claim, over), daemon=True)
+        beating.start()
+        try:
+            yield True
+        finally:
+            over.set()
+            beating.join()
+            claim.unlink(missing_ok=True)
+
+    def _is_left(self, claim: Path) -> bool:
+        """Whether the process that claimed is gone, or silent for as long as this one has watched."""
+        try:
+            with claim.open(encoding="utf-8") as file:  # opened, since a network file system then asks anew
+                touched, content = os.fstat(file.fileno()).st_mtime, file.read()
+        except OSError:
+            return False
+        if touched != self._seen.get(claim, (None,))[0]:
+            self._seen[claim] = touched, time.monotonic()
+        if time.monotonic() - self._seen[claim][1] > SILENT:
+            return True
+        try:
+            host, pid = json.loads(content)
+        except (ValueError, TypeError):
+            return False  # being written, or left half written
+        return is_gone(host, pid) or (host, pid) == this_process()
+
+
+def _beat(claim: Path, over: threading.Event) -> None:
+    while not over.wait(BEAT):
+        try:
+            os.utime(claim)
+        except OSError:  # taken over by another process, or out of reach: the work goes on
+            return
 
 
 def merge_shards(folder: Path, target: Path) -> pa.Table:
-    """Join the pieces in order into one file."""
-    table = pa.concat_tables([pq.read_table(p) for p in sorted(folder.glob("*.parquet"))], promote_options="permissive")
+    """Join the shards in order into one file.
+
+    Raises:
+        UserError: One is missing, damaged, or of another run or stage.
+    """
+    paths = sorted(folder.glob("*.parquet"), key=lambda path: (len(path.name), path.name))
+    tables = {path: _read(path) for path in paths}
+    footers = {path: _footer(table.schema.metadata) for path, table in tables.items()}
+    _check_complete(folder, footers)
+    if len({footer.platform for footer in footers.values() if footer}) > 1:
+        log.warning("%s: made on several platforms: the last digits may differ from those of any one", folder)
+    joined = pa.concat_tables(
+        (table.replace_schema_metadata(None) for table in tables.values()), promote_options="permissive"
+    )
     with atomic(target) as temporary:
-        pq.write_table(table, temporary)
+        pq.write_table(joined, temporary)
+    return joined
+
+
+def _read(path: Path) -> pa.Table:
+    try:
+        table = pq.read_table(path)
+    except BROKEN as error:
+        raise UserError(f"{path}: damaged: start the same command again, which makes it anew") from error
+    footer = _footer(table.schema.metadata)
+    if footer is None or footer.rows != len(table):
+        raise UserError(f"{path}: damaged: start the same command again, which makes it anew")
     return table
+
+
+def _check_complete(folder: Path, footers: Mapping[Path, Footer | None]) -> None:
+    """Refuse shards that are not all there is of one stage of one run."""
+    record, place, total = _record(folder), 0, None
+    for number, (path, footer) in enumerate(footers.items()):
+        if footer is None or (footer.stage, footer.record) != (folder.name, record):
+            raise UserError(f"{path}: of another run: start the same command again, which makes it anew")
+        total = footer.total
+        if (footer.number, footer.start) != (number, place):
+            break
+        place = footer.stop
+    if place != total:
+        of = "all" if total is None else total
+        raise UserError(f"{folder}: {place} of {of} items in a row are there: start the other parts, then this again")
+
+
+def _footer(metadata: Mapping[bytes, bytes] | None) -> Footer | None:
+    try:
+        return Footer(**json.loads((metadata or {})[FOOTER.encode()]))
+    except (LookupError, ValueError, TypeError):
+        return None
+
+
+def _record(folder: Path) -> str:
+    """The digest of the record of the run that a folder `shards/STAGE` lies in; empty outside of one."""
+    record = load_record(folder.parent.parent)
+    return "" if record is None else record.digest
+
+
+def _platform() -> str:
+    """What decides the last digits of a number beside settings and versions: the processor, its threads, the device."""
+    facts = [platform.system(), platform.machine()]
+    torch = sys.modules.get("torch")  # where it is not loaded, it computed nothing
+    if torch is not None:
+        facts += [torch.backends.cpu.get_cpu_capability(), f"{torch.get_num_threads()} threads"]
+        if torch.cuda.is_available() and torch.cuda.is_initialized():
+            facts.append(torch.cuda.get_device_name())
+    return ", ".join(facts)

@@ -37,7 +37,9 @@ def pieces(source: Path, column: str = "", *, pictures: bool = True) -> list[Pie
     found = _pieces_of_folder(source, column) if source.is_dir() else _pieces_of_file(source, column, pictures)
     if not found:
         held = ", ".join((*ENDINGS[:4], ".parquet", ".jsonl"))
-        raise UserError(f"{source}: nothing to read in it: it should hold {held} or .tar files")
+        raise UserError(
+            f"{source}: nothing to read in it, no pictures and no tables: it should hold {held} or .tar files"
+        )
     return found
 
 

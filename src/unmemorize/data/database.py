@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib.util import find_spec
@@ -12,6 +11,7 @@ from typing import Any
 import pyarrow as pa
 
 from unmemorize.core.errors import MissingExtra
+from unmemorize.core.run import scratch
 
 MEMORY = "1GB"  # beyond it DuckDB writes to the work folder; pages it does not count are a few hundred megabytes more
 
@@ -27,25 +27,21 @@ def require() -> None:
 
 
 @contextmanager
-def database(work: Path) -> Iterator[Any]:
-    """A DuckDB connection whose tables and overflow lie in the new folder `work`, which is deleted at the end."""
+def database(folder: Path) -> Iterator[Any]:
+    """A DuckDB connection whose tables and overflow lie in a folder of its own in `folder`, deleted at the end."""
     import duckdb
 
-    shutil.rmtree(work, ignore_errors=True)  # left by a run that was killed
-    work.mkdir(parents=True)
-    settings: dict[str, str | bool | int | float | list[str]] = {
-        "memory_limit": MEMORY,
-        "temp_directory": str(work / "overflow"),
-        "preserve_insertion_order": False,
-        "python_enable_replacements": False,  # or SQL could reach Python's variables
-        "autoinstall_known_extensions": False,
-        "autoload_known_extensions": False,
-    }
-    try:
+    with scratch(folder) as work:
+        settings: dict[str, str | bool | int | float | list[str]] = {
+            "memory_limit": MEMORY,
+            "temp_directory": str(work / "overflow"),
+            "preserve_insertion_order": False,
+            "python_enable_replacements": False,  # or SQL could reach Python's variables
+            "autoinstall_known_extensions": False,
+            "autoload_known_extensions": False,
+        }
         with duckdb.connect(str(work / "audit.duckdb"), config=settings) as connection:
             yield connection
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
 
 
 def arrow(connection: Any, query: str) -> pa.Table:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 
 from unmemorize.core.pictures import Unusable
 from unmemorize.core.run import Source, atomic, digest
+from unmemorize.core.shards import Shards
 from unmemorize.core.text import normalise, words
 from unmemorize.data.hashes import looks
 from unmemorize.data.items import Item, Piece
@@ -44,16 +45,38 @@ def source_of(source: Path, column: str) -> Source:
     return Source(source=str(source), sha256=digest([column.encode(), *facts]), count=len(files))
 
 
-def read_piece(piece: Piece, number: int, folder: Path) -> None:
-    """Write a piece's rows and skipped rows to `folder`, unless they are there already."""
-    target = folder / f"{number:05d}.rows.parquet"
-    if target.exists():
-        return
+def read_pieces(found: Sequence[Piece], run: Path) -> Iterator[int]:
+    """Write each piece's rows to `shards/data` of a run, and those skipped to `shards/skipped`, a shard a piece.
+
+    Yields how many pieces are done. Those that are there are not read again.
+    """
+    shards = Shards.of(run / "shards" / "data", len(found), 1)
+
+    def do(number: int) -> None:
+        _read_piece(found[number], number, shards)
+
+    for done, _ in enumerate(shards.take(do), 1):
+        yield done
+
+
+def rows_of(run: Path) -> list[Path]:
+    """The files of the rows that were read."""
+    return sorted((run / "shards" / "data").glob("*.parquet"))
+
+
+def skipped_of(run: Path) -> list[Path]:
+    """The files of the rows that were skipped, with the reasons."""
+    return sorted((run / "shards" / "skipped").glob("*.parquet"))
+
+
+def _read_piece(piece: Piece, number: int, shards: Shards) -> None:
+    target = shards.path(number)
     held: list[dict[str, Any]] = []
     lost: list[dict[str, str]] = []
+    rows = 0
     with (
         atomic(target) as temporary,  # renamed last: that it is there says that both are whole
-        atomic(folder / f"{number:05d}.skipped.parquet") as left,
+        atomic(target.parents[1] / "skipped" / target.name) as left,
         pq.ParquetWriter(left, SKIPPED) as skipped,
         pq.ParquetWriter(temporary, ROWS) as kept,
     ):
@@ -63,11 +86,13 @@ def read_piece(piece: Piece, number: int, folder: Path) -> None:
                 lost.append({"id": item.id, "reason": row})
             else:
                 held.append(row)
+                rows += 1
             if len(held) + len(lost) >= BATCH:
                 _flush(kept, held, ROWS)
                 _flush(skipped, lost, SKIPPED)
         _flush(kept, held, ROWS)
         _flush(skipped, lost, SKIPPED)
+        kept.add_key_value_metadata(shards.footer(number, rows))
 
 
 def _flush(writer: pq.ParquetWriter, rows: list[dict[str, Any]], schema: pa.Schema) -> None:

@@ -149,4 +149,4 @@ def _is_part(mask: list[Any], was: tuple[int, int]) -> bool:
         return False
     left, top, right, bottom = mask
     inside = 0 <= left < right <= was[0] and 0 <= top < bottom <= was[1]
-    return inside and (right - left) * (bottom - top) < was[0] * was[1]
+    return bool(inside and (right - left) * (bottom - top) < was[0] * was[1])

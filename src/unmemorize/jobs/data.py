@@ -16,13 +16,13 @@ from PIL import Image
 from unmemorize.core.errors import UserError
 from unmemorize.core.outputs import Output, check_outputs
 from unmemorize.core.pictures import Unusable, read_picture
-from unmemorize.core.run import Progress, RunRecord, atomic, open_run, versions, write_json
+from unmemorize.core.run import Progress, Run, RunRecord, atomic, versions, write_json
 from unmemorize.core.specs import DataSpec
 from unmemorize.data.captions import pieces
 from unmemorize.data.curation import actions, collect_stakes, group_rows, kept_rows
 from unmemorize.data.database import caption_files, counts, database, open_parquet, require
 from unmemorize.data.duplicates import BITS, SAME, Group, caption_groups, group_pictures, picture_groups
-from unmemorize.data.intake import picture_files, read_piece, source_of
+from unmemorize.data.intake import picture_files, read_pieces, rows_of, skipped_of, source_of
 from unmemorize.data.items import Piece
 from unmemorize.data.repeats import caption_templates, repeated_words
 from unmemorize.data.words import Trigger, collect_captions, shared_words
@@ -54,15 +54,13 @@ def audit_data(spec: DataSpec, run: Path, progress: Progress = lambda stage, don
         data={"source": source_of(source, spec.column)},
         criterion={"name": "near-duplicate", "threshold": SAME, "recipe": f"phash-{BITS}-cosine-16px"},
     )
-    open_run(run, record)
-    for number, piece in enumerate(found):
-        progress("read", number, len(found))
-        read_piece(piece, number, run / "shards" / "data")
-    progress("read", len(found), len(found))
-    summary = analyse(run, found, progress)
-    if spec.out:
-        _export(run, Path(spec.out))
-    record.model_copy(update={"status": "finished"}).save(run)
+    with Run.open(run, record):
+        progress("read", 0, len(found))
+        for done in read_pieces(found, run):
+            progress("read", done, len(found))
+        summary = analyse(run, found, progress)
+        if spec.out:
+            _export(run, Path(spec.out))
     build_data_report(run)
     return summary
 
@@ -78,10 +76,9 @@ def _check_places(spec: DataSpec, run: Path) -> None:
 
 def analyse(run: Path, found: Sequence[Piece], progress: Progress) -> dict[str, Any]:
     """Find duplicates and triggers in the rows that were read, and write them down."""
-    files = sorted((run / "shards" / "data").glob("*.rows.parquet"))
     skipped = _skipped(run)
-    with database(run / "work") as connection:
-        open_parquet(connection, files, "items")
+    with database(run) as connection:
+        open_parquet(connection, rows_of(run), "items")
         stages = (
             ("pictures", group_pictures),
             ("captions", collect_captions),
@@ -128,8 +125,7 @@ def _public(t: Trigger) -> dict[str, Any]:
 
 
 def _skipped(run: Path) -> pa.Table:
-    files = sorted((run / "shards" / "data").glob("*.skipped.parquet"))
-    table = pa.concat_tables([pq.read_table(f) for f in files])
+    table = pa.concat_tables([pq.read_table(path) for path in skipped_of(run)])
     _write(run / "skipped.parquet", table)
     return table
 
