@@ -22,7 +22,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from unmemorize.core.errors import UserError
-from unmemorize.core.files import kind_of, require_file, require_plain
+from unmemorize.core.files import kind_of, require_file, require_plain, walk
 from unmemorize.core.plain import to_json
 
 Progress = Callable[[str, int, int], None]  # stage, done, total
@@ -63,11 +63,15 @@ class RunRecord(BaseModel):
 
         Files are known by what they hold: a run goes on where its inputs were moved, or are mounted elsewhere.
         """
-        places = {"model", "sscd", *self.data}
-        settings = {name: value for name, value in self.spec.items() if name not in places}
+        settings = {name: value for name, value in self.spec.items() if name not in self.places}
         facts = {"weights of the model": self.model.get("fingerprint")}
         facts |= {f"content of {name}": source.sha256[:8] for name, source in self.data.items()}
         return facts | settings | {f"criterion's {k}": v for k, v in self.criterion.items()} | self.versions
+
+    @property
+    def places(self) -> set[str]:
+        """Settings that only say where something is: what is there decides, and is recorded."""
+        return {"model", "sscd", *self.data}
 
     @property
     def digest(self) -> str:
@@ -168,7 +172,7 @@ def _told(facts: Mapping[str, Any], name: str) -> str:
 
 def remove_left(folder: Path) -> None:
     """Delete the temporary files and folders that processes of this host left when they were killed."""
-    for path in folder.rglob(".*.tmp"):
+    for path in walk(folder):
         if _is_left(path.name) and path.is_dir():
             shutil.rmtree(path, ignore_errors=True)
         elif _is_left(path.name):
@@ -188,9 +192,8 @@ def check_settings(run: Path, spec: Mapping[str, Any]) -> None:
     before = load_record(run)
     if before is None:
         return
-    places = {"model", "sscd", *before.data}  # which may have moved: what is in them decides
     unset = (("steps", 0), ("guidance", None))
-    known = {name: value for name, value in spec.items() if name not in places and (name, value) not in unset}
+    known = {name: value for name, value in spec.items() if name not in before.places and (name, value) not in unset}
     there = {name: value for name, value in before.spec.items() if name in known}
     if said := _differences(there, {name: known[name] for name in there}):
         raise UserError(f"{run}: holds a run with other settings: {'; '.join(said)}: name another with --run")
