@@ -6,13 +6,17 @@ import json
 import subprocess
 import sys
 from dataclasses import fields
+from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 
 from hostile import complaints
 from unmemorize.cli.app import _texts, app
 from unmemorize.cli.mistakes import RENAMED
-from unmemorize.cli.terminal import EVERY, _lines
+from unmemorize.cli.terminal import EVERY, _lines, working
 from unmemorize.core import specs
 
 
@@ -173,3 +177,70 @@ def test_progress_is_a_line_a_minute_in_a_file(capsys):
         progress("train", done, 4)
         now[0] += EVERY / 2
     assert capsys.readouterr().err.splitlines() == ["train: 0 of 4", "train: 2 of 4", "train: 4 of 4"]
+
+
+def test_an_interrupted_command_says_what_is_kept(capsys, monkeypatch):
+    """Exit code 130, and the command that goes on; without a run directory nothing is kept."""
+    monkeypatch.setattr(sys, "argv", ["unmemorize", "audit", "--run", "a run"])
+    for kept, said in (
+        (Path("a run"), "kept in a run; this goes on: unmemorize audit --run 'a run'"),
+        (None, "nothing"),
+    ):
+        with pytest.raises(SystemExit) as stop, working(kept):
+            raise KeyboardInterrupt
+        assert stop.value.code == 130
+        err = capsys.readouterr().err
+        assert err.count("\n") == 1
+        assert said in err
+
+
+def test_a_run_says_what_it_kept_and_what_differs(call, tiny_folder, tmp_path):
+    """Stopped after it scored, it goes on from there; with another setting it is refused by that setting's name."""
+    (tmp_path / "prompts.txt").write_text("an owl\na green bicycle\n")
+    given = ("detect", tiny_folder, "--prompts", tmp_path / "prompts.txt", "--run", tmp_path / "run")
+    assert "rows kept" not in call(*given, "--seeds", 1)[2]
+    assert "rows kept from before: detect 2, prompts 2" in call(*given, "--seeds", 1)[2]
+    for option, said in (("--seeds", "seeds: 1 there, 3 here"), ("--steps", "steps: 50 there, 3 here")):
+        code, _, err = call(*given, *([] if option == "--seeds" else ["--seeds", 1]), option, 3)
+        assert code == 2
+        assert said in complaints(err)[0]
+    (tmp_path / "prompts.txt").write_text("an owl\n")
+    code, _, err = call(*given, "--seeds", 1)
+    assert code == 2
+    assert "content of prompts" in complaints(err)[0]
+
+
+def test_what_was_copied_is_exported(call, tmp_path):
+    """Prompts, pictures with the prompt that copied them, and controls; the commands read them as they are."""
+    from unmemorize.data.source import read_prompts, read_references
+
+    run = tmp_path / "run"
+    for k in range(3):
+        (run / "references").mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (8, 8), (k, 0, 0)).save(run / "references" / f"{k}.png")
+    (run / "scores").mkdir()
+    record = {"status": "finished", "spec": {"model": "testbed"}, "versions": {}, "model": {}, "data": {}}
+    (run / "run.json").write_text(json.dumps(record))
+    rows = [("p0", 0, "none"), ("p1", 1, "verbatim"), ("p1", 1, "none"), ("p2", 1, "template"), ("p2", 2, "none")]
+    verify = [{"id": i, "nearest": f"references/{k}.png", "caption": f"c{k}", "verdict": v} for i, k, v in rows]
+    pq.write_table(pa.Table.from_pylist(verify), run / "scores" / "verify.parquet")
+    texts = {"p0": "plain", "p1": 'an "owl",\nhere', "p2": "[red]中"}
+    prompts = [{"id": i, "prompt": text} for i, text in texts.items()]
+    pq.write_table(pa.Table.from_pylist(prompts), run / "scores" / "prompts.parquet")
+    code, out, _ = call("export", run, "--out", tmp_path / "copied", "--json")
+    assert code == 0
+    counts = json.loads(out)
+    assert (counts["prompts"], counts["targets"], counts["controls"]) == (2, 1, 2)
+    assert [p.text for p in read_prompts(tmp_path / "copied" / "prompts.csv")] == [texts["p1"], texts["p2"]]
+    targets = read_references(tmp_path / "copied" / "targets", (8, 8))
+    assert targets.names == ("1.png",)
+    assert targets.captions == (texts["p1"],)
+    assert len(read_references(tmp_path / "copied" / "controls", (8, 8))) == 2
+    code, _, err = call("export", run, "--out", tmp_path / "copied")
+    assert code == 2
+    assert "not empty" in err
+    for name in ("verify", "none"):
+        (run / "scores" / "verify.parquet").unlink(missing_ok=True)
+        code, _, err = call("export", run, "--out", tmp_path / name)
+        assert code == 2
+        assert "no audit that compared pictures" in complaints(err)[0]

@@ -13,6 +13,7 @@ from unmemorize.cli import (  # noqa: F401
     data,
     detect,
     explain,
+    export,
     generate,
     inspect,
     locality,
@@ -23,10 +24,8 @@ from unmemorize.cli import (  # noqa: F401
 )
 from unmemorize.cli.app import app
 from unmemorize.cli.mistakes import explained
-from unmemorize.cli.terminal import complain
+from unmemorize.cli.terminal import INTERRUPTED, complain
 from unmemorize.core.errors import UnmemorizeError
-
-INTERRUPTED = 130  # what a shell gives a command that Ctrl-C stopped
 
 
 def main() -> None:

@@ -9,7 +9,7 @@ from rich.table import Table
 
 from unmemorize.cli.app import PROVE, Json, Run, command
 from unmemorize.cli.checks import check
-from unmemorize.cli.terminal import add_row, bars, out, print_json, say
+from unmemorize.cli.terminal import add_row, next_step, out, print_json, say, working
 from unmemorize.core.outputs import Output
 from unmemorize.core.specs import AttackSpec
 
@@ -30,13 +30,18 @@ def attack(spec: AttackSpec, *, run: Run = "", json: Json = False) -> None:
 
     from unmemorize.jobs.attack import run_attack
 
-    with bars() as progress:
+    with working(folder) as progress:
         summary = run_attack(spec, folder, progress)
     if json:
         print_json({key: summary[key] for key in KEYS})
         return
     _print(summary)
     say(f"embeddings, pictures and numbers: {folder}")
+    given = ["--targets", spec.targets, "--controls", spec.controls] if spec.targets else []
+    if summary["copy_rate"]:
+        next_step("mitigate", spec.model, *given, "--out", "cured")
+    else:
+        next_step("attack", spec.model, *given, "--method", "adaptive", "--run", f"{folder}-adaptive")
 
 
 def _print(summary: dict[str, Any]) -> None:

@@ -13,7 +13,7 @@ from rich.text import Text
 
 from unmemorize.cli.app import FIND, PROVE, TESTBED, DryRun, Json, Run, command, option
 from unmemorize.cli.checks import check
-from unmemorize.cli.terminal import add_row, bars, cell, errors, next_step, out, print_json, say
+from unmemorize.cli.terminal import add_row, cell, errors, next_step, out, print_json, say, working
 from unmemorize.core.errors import UserError
 from unmemorize.core.outputs import Output, check_outputs, is_stdout
 from unmemorize.core.plain import printable
@@ -60,7 +60,7 @@ def audit(
         _print_forecast(forecast(spec), json)
         return
     _announce(spec)
-    with bars() as progress:
+    with working(folder) as progress:
         summary = run_audit(spec, folder, progress, evidence=evidence)
     _finish(summary, folder, conditions, junit, json)
 
@@ -77,7 +77,7 @@ def report(
         print_json({"page": str(page)})
         return
     say(str(page))
-    next_step(f"unmemorize export {run} --out copied")
+    next_step("export", run, "--out", "copied")
 
 
 @command(PROVE, "unmemorize compare runs/before runs/after", "unmemorize compare runs/a runs/b --out both.html")
@@ -102,6 +102,7 @@ def compare(
         print_json({"page": out})
     elif not is_stdout(out):
         say(out)
+        next_step("export", run_b, "--out", "copied")
 
 
 def _outputs(run: Path, junit: str, as_json: bool) -> list[Output]:
@@ -134,6 +135,10 @@ def _finish(summary: dict[str, Any], run: Path, conditions: Sequence[Condition],
         print_json(_verdict(summary, run))
     elif not is_stdout(junit):
         _print_summary(summary, run)
+        if summary["copied_prompts"]:
+            next_step("export", str(run), "--out", "copied")
+        else:
+            next_step("report", str(run), "--evidence", "none")
     met = [condition for condition in conditions if condition.met(summary["measures"])]
     for condition in met:
         say(f"fail-on {condition.explain(summary['measures'])}", to=errors, style="red")

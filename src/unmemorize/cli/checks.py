@@ -48,6 +48,7 @@ def check(spec: OfModel, *outputs: Output, left_out: tuple[str, ...] = ()) -> No
     for output in outputs:
         if output.kind == "run":
             check_settings(output.path, recorded(spec, *left_out))
+            _say_kept(output.path)
     say(f"loading {spec.model} …", to=errors)
 
 
@@ -63,3 +64,19 @@ def _check_captions(given: dict[str, Any], column: str) -> None:
         if name in PROMPTS:
             require_file(path, "name a .txt, .csv, .tsv, .jsonl or .parquet file of prompts")
         pieces(path, column if name in PROMPTS else "", pictures=name in PICTURES)
+
+
+def _say_kept(run: Path) -> None:
+    """Say what a run directory holds already, by the number of rows of each table and part."""
+    if not (run / "run.json").exists():
+        return
+    import pyarrow.parquet as pq
+
+    counts: dict[str, int] = {}
+    for path in sorted([*run.glob("scores/*.parquet"), *run.glob("shards/*/*.parquet")]):
+        part = path.parent.name
+        if part == "scores" or not (run / "scores" / f"{part}.parquet").exists():
+            name = path.stem if part == "scores" else part
+            counts[name] = counts.get(name, 0) + pq.read_metadata(path).num_rows
+    kept = ", ".join(f"{name} {count:,}" for name, count in counts.items())
+    say(f"{run}: goes on; rows kept from before: {kept or 'none'}", to=errors)

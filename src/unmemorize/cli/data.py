@@ -8,7 +8,7 @@ from typing import Any
 from rich.table import Table
 
 from unmemorize.cli.app import DATA, Json, Run, command
-from unmemorize.cli.terminal import add_row, bars, out, print_json, say
+from unmemorize.cli.terminal import add_row, next_step, out, print_json, say, working
 from unmemorize.core.specs import DataSpec
 
 SHOWN = 20
@@ -23,13 +23,14 @@ def data(spec: DataSpec, *, run: Run = "", json: Json = False) -> None:
 
     from unmemorize.jobs.data import audit_data
 
-    with bars() as progress:
+    with working(folder) as progress:
         summary = audit_data(spec, folder, progress)
     if json:
         print_json(summary | {"run": str(folder)})
         return
     _print(summary)
     say(f"report: {folder / 'report.html'}")
+    next_step("audit", "MODEL", "--prompts", spec.out or str(folder / "keep.parquet"), "--references", spec.source)
 
 
 def _print(summary: dict[str, Any]) -> None:

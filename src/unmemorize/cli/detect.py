@@ -10,7 +10,7 @@ from rich.table import Table
 
 from unmemorize.cli.app import FIND, Json, Run, command, option
 from unmemorize.cli.checks import check
-from unmemorize.cli.terminal import add_row, bars, out, print_json, say
+from unmemorize.cli.terminal import add_row, next_step, out, print_json, say, working
 from unmemorize.core.outputs import Output
 from unmemorize.core.specs import Count, DetectSpec
 
@@ -38,7 +38,7 @@ def detect(
 
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(run or scratch)
-        with bars() as progress:
+        with working(Path(run) if run else None) as progress:
             rows = run_detect(spec, folder, progress)
         lines = wen_lines(folder) if format == "wen-jsonl" else []
     if lines:
@@ -47,6 +47,7 @@ def detect(
         print_json({"prompts": rows})
     else:
         _print_table(rows, top, run)
+        next_step("explain", spec.model, rows[0]["prompt"])
 
 
 def _print_table(rows: list[dict[str, Any]], top: int, run: str) -> None:

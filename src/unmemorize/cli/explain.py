@@ -10,7 +10,7 @@ from rich.text import Text
 
 from unmemorize.cli.app import EXPLAIN, Json, command
 from unmemorize.cli.checks import check
-from unmemorize.cli.terminal import add_row, cell, errors, out, print_json, say
+from unmemorize.cli.terminal import add_row, cell, next_step, out, print_json, say, working
 from unmemorize.core.errors import UserError
 from unmemorize.core.specs import ExplainSpec
 
@@ -29,12 +29,13 @@ def explain(spec: ExplainSpec, *, json: Json = False) -> None:
 
     from unmemorize.jobs.explain import explain as run_explain
 
-    with errors.status("computing"):
+    with working():
         found = run_explain(spec)
     if json:
         print_json(found)
     else:
         _print_words(found)
+        next_step("generate", spec.model, spec.prompt, "--guard", "wen", "--out", "pictures")
 
 
 def require_prompt(command: str, model: str, prompt: str) -> None:

@@ -10,7 +10,7 @@ from rich.table import Table
 from unmemorize.cli.app import REMOVE, Json, command, option
 from unmemorize.cli.checks import check
 from unmemorize.cli.explain import require_prompt
-from unmemorize.cli.terminal import add_row, out, print_json
+from unmemorize.cli.terminal import add_row, next_step, out, print_json, working
 from unmemorize.core.outputs import Output
 from unmemorize.core.specs import GenerateSpec
 
@@ -32,7 +32,8 @@ def generate(
 
     from unmemorize.jobs.generate import generate as run_generate
 
-    rows = run_generate(spec, Path(out_))
+    with working():
+        rows = run_generate(spec, Path(out_))
     if json:
         print_json({"pictures": rows})
         return
@@ -40,3 +41,4 @@ def generate(
     for row in rows:
         add_row(table, *(f"{v:.3f}" if isinstance(v, float) else v for v in row.values()))
     out.print(table, highlight=False)
+    next_step("explain", spec.model, spec.prompt)

@@ -9,7 +9,7 @@ from annotated_types import Interval
 
 from unmemorize.cli.app import EXPLAIN, Json, command, option
 from unmemorize.cli.checks import check
-from unmemorize.cli.terminal import bars, errors, print_json, say
+from unmemorize.cli.terminal import errors, print_json, say, working
 from unmemorize.core.specs import InspectSpec
 
 
@@ -31,7 +31,7 @@ def inspect(
     from unmemorize.jobs.inspect import open_inspector
 
     with listen(host, port) as listener:
-        with bars() as progress:
+        with working() as progress:
             inspector = open_inspector(spec, progress)
         if not is_local(host):
             say("Whoever reaches this address can use the page: it asks for no password.", to=errors, style="yellow")

@@ -10,7 +10,7 @@ from rich.table import Table
 
 from unmemorize.cli.app import EXPLAIN, Json, Run, command
 from unmemorize.cli.checks import check
-from unmemorize.cli.terminal import add_row, bars, out, print_json, say
+from unmemorize.cli.terminal import add_row, next_step, out, print_json, say, working
 from unmemorize.core.outputs import Output
 from unmemorize.core.specs import LocalitySpec
 
@@ -34,13 +34,14 @@ def locality(spec: LocalitySpec, *, run: Run = "", json: Json = False) -> None:
 
     from unmemorize.jobs.locality import locality as run_locality
 
-    with bars() as progress:
+    with working(folder) as progress:
         result = run_locality(spec, folder, progress)
     if json:
         print_json(result | {"run": str(folder)})
         return
     _print(result)
     say(f"picture, embeddings and every distance: {folder}")
+    next_step("locate", spec.model, *(("--prompts", spec.prompts) if spec.prompts else ()), "--out", "edit.safetensors")
 
 
 def _print(result: dict[str, Any]) -> None:

@@ -9,9 +9,9 @@ from rich.table import Table
 
 from unmemorize.cli.app import EXPLAIN, REMOVE, Json, command, option
 from unmemorize.cli.checks import check
-from unmemorize.cli.terminal import add_row, bars, errors, out, print_json, say
+from unmemorize.cli.terminal import add_row, errors, next_step, out, print_json, say, working
 from unmemorize.core.outputs import Output, check_outputs
-from unmemorize.core.specs import LocateSpec
+from unmemorize.core.specs import EMBEDDED, LocateSpec
 
 KEYS = ("method", "units", "selected", "per_layer", "evaluations")
 
@@ -34,7 +34,7 @@ def locate(
 
     from unmemorize.jobs.locate import locate as run_locate
 
-    with bars() as progress:
+    with working() as progress:
         found, _ = run_locate(spec, Path(edit), progress)
     if json:
         print_json({key: getattr(found, key) for key in KEYS})
@@ -48,6 +48,12 @@ def locate(
         say("none of the prompts is memorized: the edit is empty")
     say(f"{found.selected} {found.units}, {found.evaluations} denoiser evaluations")
     say(f"edit: {edit}")
+    next_step("attack", spec.model, "--edit", edit, *against(spec.model))
+
+
+def against(model: str) -> tuple[str, ...]:
+    """Options of an attack: the testbed brings pictures, for another model those that `export` writes are named."""
+    return () if model in EMBEDDED else ("--targets", "copied/targets", "--controls", "copied/controls")
 
 
 @command(
@@ -74,3 +80,4 @@ def apply(
         print_json({"model": folder})
         return
     say(folder)
+    next_step("attack", folder, *against(folder))

@@ -9,7 +9,8 @@ from rich.table import Table
 
 from unmemorize.cli.app import REMOVE, Json, command, option
 from unmemorize.cli.checks import check
-from unmemorize.cli.terminal import add_row, bars, out, print_json, say
+from unmemorize.cli.locate import against
+from unmemorize.cli.terminal import add_row, next_step, out, print_json, say, working
 from unmemorize.core.outputs import Output
 from unmemorize.core.specs import MitigateSpec
 
@@ -34,13 +35,15 @@ def mitigate(
 
     from unmemorize.jobs.mitigate import mitigate as run_mitigate
 
-    with bars() as progress:
+    with working(checkpoints) as progress:
         found = run_mitigate(spec, Path(folder), checkpoints, progress)
     if json:
         shown = {name: found[name][0] for name in RATES}
         print_json(shown | {name: found[name] for name in ("quality", "evaluations")})
     else:
         _show(found, folder)
+        given = against(folder) if not spec.targets else ("--targets", spec.targets, "--controls", spec.controls)
+        next_step("attack", folder, *given, "--method", "adaptive")
 
 
 def _show(found: dict[str, Any], folder: str) -> None:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import shlex
+import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -17,6 +20,7 @@ from unmemorize.core.plain import printable, shortened, to_json
 SCHEMA_VERSION = 1  # of what --json prints
 LONGEST = 200  # characters of a name or a prompt
 LINE = 600  # characters of a line
+INTERRUPTED = 130  # what a shell gives a command that Ctrl-C stopped
 EVERY = 60.0  # seconds between two lines of progress in a file
 
 out = Console()
@@ -36,9 +40,9 @@ def complain(text: str) -> None:
     errors.print(Text(f"error: {_cut(printable(text))}", "red"), soft_wrap=True)
 
 
-def next_step(command: str) -> None:
+def next_step(*words: str) -> None:
     """Print, as the last line, what to type next."""
-    say(f"next: {command}", style="bold")
+    say(f"next: unmemorize {shlex.join(words)}", style="bold")
 
 
 def cell(text: object, style: str = "") -> Text:
@@ -58,11 +62,24 @@ def print_json(value: dict[str, Any]) -> None:
 
 
 @contextmanager
-def bars() -> Iterator[Callable[[str, int, int], None]]:
-    """A function (stage, done, total) that shows progress on the error stream: bars, or lines where that is a file."""
-    if not errors.is_terminal:
-        yield _lines()
-        return
+def working(kept: Path | None = None) -> Iterator[Callable[[str, int, int], None]]:
+    """A function (stage, done, total) that shows progress on the error stream while a command works.
+
+    Args:
+        kept: Where what is done is kept, which Ctrl-C says before the command ends.
+    """
+    try:
+        with _bars() if errors.is_terminal else nullcontext(_lines()) as progress:
+            yield progress
+    except KeyboardInterrupt:
+        again = shlex.join(["unmemorize", *sys.argv[1:]])
+        what = f"what is done is kept in {kept}; this goes on: {again}" if kept else "nothing is kept"
+        say(f"stopped: {what}", to=errors, style="yellow")
+        sys.exit(INTERRUPTED)
+
+
+@contextmanager
+def _bars() -> Iterator[Callable[[str, int, int], None]]:
     columns = (
         TextColumn("{task.description:>9}", markup=False),
         BarColumn(),

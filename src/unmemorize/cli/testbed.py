@@ -30,7 +30,7 @@ def describe(*, json: Json = False) -> None:
     for row in rows:
         add_row(table, *row.values())
     out.print(table)
-    next_step("unmemorize audit")
+    next_step("audit")
 
 
 @command(TESTBED, "unmemorize testbed export exported", "unmemorize testbed export exported --json", to=testbed_app)
@@ -45,6 +45,7 @@ def export(folder: Annotated[str, option("A new folder.")], *, json: Json = Fals
         print_json({"folder": folder})
         return
     say(folder)
+    _audit_next(folder)
 
 
 @command(
@@ -73,3 +74,9 @@ def train(
         print_json({"folder": folder})
         return
     say(folder)
+    _audit_next(folder)
+
+
+def _audit_next(folder: str) -> None:
+    images = f"{folder}/images"
+    next_step("audit", f"{folder}/model", "--prompts", f"{images}/metadata.jsonl", "--references", images)

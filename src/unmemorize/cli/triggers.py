@@ -9,7 +9,7 @@ from rich.table import Table
 
 from unmemorize.cli.app import EXPLAIN, Json, Run, command
 from unmemorize.cli.checks import check
-from unmemorize.cli.terminal import add_row, bars, out, print_json, say
+from unmemorize.cli.terminal import add_row, next_step, out, print_json, say, working
 from unmemorize.core.outputs import Output
 from unmemorize.core.specs import TriggerSpec
 
@@ -28,13 +28,15 @@ def triggers(spec: TriggerSpec, *, run: Run = "", json: Json = False) -> None:
 
     from unmemorize.jobs.triggers import probe
 
-    with bars() as progress:
+    with working(folder) as progress:
         result = probe(spec, folder, progress)
     if json:
         print_json(result | {"run": str(folder)})
         return
     _print(result)
     say(f"every text and its outcome: {folder}")
+    words = result["triggers"] or result["words"]
+    next_step("explain", spec.model, words[0]["word"])
 
 
 def _print(result: dict[str, Any]) -> None:
