@@ -101,17 +101,13 @@ class PixArtModel(CrossAttentionModel):
     def denoise(self, x: Tensor, t: Tensor, cond: Condition) -> Tensor:
         """The transformer's output, for pictures made at their size."""
         height, width = self.image_size
-        like = {"dtype": cond.embeds.dtype, "device": x.device}
-        sizes = {
-            "resolution": torch.tensor([[height, width]], **like).repeat(len(x), 1),
-            "aspect_ratio": torch.tensor([[height / width]], **like).repeat(len(x), 1),
-        }
+        sizes = {"resolution": torch.tensor([[height, width]]), "aspect_ratio": torch.tensor([[height / width]])}
         output = self.denoiser(
             x,
             encoder_hidden_states=cond.embeds,
             encoder_attention_mask=self._shown(cond),
             timestep=t.expand(len(x)),
-            added_cond_kwargs=sizes,
+            added_cond_kwargs={name: value.to(cond.embeds).repeat(len(x), 1) for name, value in sizes.items()},
             return_dict=False,
         )[0]
         return self._without_variance(output, x.shape[1])
