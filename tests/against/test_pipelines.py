@@ -10,7 +10,7 @@ import diffusers
 import pytest
 import torch
 
-from families import NOISE, tiny
+from pipelines import NOISE, tiny
 from unmemorize.core.sample import generators, trajectory
 from unmemorize.models.load import wrap
 

@@ -15,7 +15,7 @@ from peft import LoraConfig
 from safetensors.torch import save_file
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
-from families import tiny
+from pipelines import tiny
 from unmemorize.core.errors import NotApplicable, UserError
 from unmemorize.core.sample import generate, generators
 from unmemorize.models.configs import CONFIGS, write_configuration

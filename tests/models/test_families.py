@@ -8,10 +8,11 @@ import diffusers
 import pytest
 import torch
 
-from families import NOISE, tiny
+from pipelines import NOISE, tiny
 from unmemorize.core.errors import NotApplicable, UserError
 from unmemorize.core.hooks import patched
 from unmemorize.core.model import Condition, joined
+from unmemorize.jobs.guard import guard
 from unmemorize.models.load import wrap
 
 PROMPTS = ["a lighthouse at dusk", "an owl on a fence, and two red kites over a field", ""]
@@ -299,6 +300,13 @@ def test_schedulers_that_no_seed_fixes_are_refused(family, scheduler, reason):
     """A flow pipeline passes no generator on: with such a scheduler it does not equal itself."""
     with pytest.raises(NotApplicable, match=reason):
         wrap(tiny(family, scheduler=scheduler))
+
+
+@pytest.mark.parametrize("family", [family for family in ALL if family != "sd"])
+def test_the_guard_of_a_pipelines_calls_knows_stable_diffusion_alone(family):
+    """Other pipelines are refused before a call, and told what to use instead."""
+    with pytest.raises(NotApplicable, match="generate --guard wen"):
+        guard(tiny(family))
 
 
 def test_an_ip_adapter_is_refused():

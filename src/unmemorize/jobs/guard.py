@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from unmemorize.core.errors import NotApplicable
 from unmemorize.core.hooks import frozen
 from unmemorize.core.model import Prediction
 from unmemorize.core.sample import generators
@@ -42,6 +43,9 @@ class Guard:
     A call that holds no memorized prompt gives the same bytes as the pipeline alone. Limits are calibrated on ordinary
     prompts at the first call of each first timestep and size, unless they are given.
 
+    Raises:
+        NotApplicable: The pipeline is not Stable Diffusion 1 or 2: others give their networks other arguments.
+
     Paper: Wen et al. 2024, section 4.1.
     Differs: it acts above a threshold only, picture by picture, and reads the score off the pipeline's own first
     evaluation, so that an ordinary call costs nothing.
@@ -56,6 +60,11 @@ class Guard:
         false_alarms: float = 0.01,
         iterations: int = 10,
     ) -> None:
+        if type(pipe).__name__ != "StableDiffusionPipeline":
+            raise NotApplicable(
+                f"a guard cannot watch the calls of a {type(pipe).__name__}: generate through the guard of "
+                "`unmemorize generate --guard wen`, which every family has"
+            )
         self.pipe = pipe
         self.outcome: Outcome | None = None
         self._model = wrap(pipe)

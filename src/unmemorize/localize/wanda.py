@@ -125,8 +125,8 @@ def _energies(model: DiffusionModel, prompts: Sequence[str] | Condition, seeds: 
     def watch(name: str) -> Callable[[Tensor], None]:
         def add(given: Tensor) -> None:
             unit = torch.nn.functional.normalize(given.detach().float(), dim=-1)
-            rows = unit.double().square().flatten(1, -2).sum(1)  # of [unconditional, conditional], seeds within prompts
-            found[name].append(rows.unflatten(0, (2, len(prompts), len(seeds))).sum((0, 2)))
+            rows = unit.double().square().flatten(1, -2).sum(1)  # halves of guidance, prompts within them, then seeds
+            found[name].append(rows.unflatten(0, (-1, len(prompts), len(seeds))).sum((0, 2)))
 
         return add
 
@@ -136,4 +136,5 @@ def _energies(model: DiffusionModel, prompts: Sequence[str] | Condition, seeds: 
         for step in steps:
             if step.index + 1 == CALLS:
                 break
-    return {name: torch.stack(calls, dim=1) for name, calls in found.items()}
+    # Some families guide in one call a step, some in two.
+    return {name: torch.stack(calls, dim=1).unflatten(1, (CALLS, -1)).sum(2) for name, calls in found.items()}

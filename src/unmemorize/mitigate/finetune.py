@@ -20,7 +20,7 @@ from accelerate import PartialState
 from accelerate.utils import broadcast_object_list, gather, reduce
 from torch import Tensor, nn
 
-from unmemorize.core.errors import MissingExtra, UserError
+from unmemorize.core.errors import MissingExtra, NotApplicable, UserError
 from unmemorize.core.hooks import checkpointed, replaced
 from unmemorize.core.model import DiffusionModel
 from unmemorize.core.run import Progress
@@ -187,6 +187,7 @@ def finetune(
         UserError: The loss is not finite, the disk is full, or the folder holds another run. The last checkpoint is
             whole.
         MissingExtra: LoRA is asked for and peft is not installed.
+        NotApplicable: LoRA is asked for and the network takes none.
     """
     team = team or Team(next(model.denoiser.parameters()).device)
     with checkpointed(model.denoiser, how.gradient_checkpointing), _trainable(model.denoiser, how) as parameters:
@@ -356,6 +357,8 @@ def _add_lora(network: Any, rank: int, seed: int) -> None:
         from peft import LoraConfig
     except ImportError as error:
         raise MissingExtra("LoRA", "train") from error
+    if not hasattr(network, "add_adapter"):
+        raise NotApplicable(f"diffusers puts no LoRA on a {type(network).__name__}: train all weights")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         # From the second matrix at zero: the first update starts from the very model.

@@ -28,6 +28,8 @@ def merge_lora(pipe: Any, file: Path, scale: float) -> None:
     """
     if find_spec("peft") is None:
         raise MissingExtra("merging a LoRA", "train")
+    if not hasattr(pipe, "load_lora_weights"):
+        raise UserError(f"{file}: diffusers puts no LoRA on a {type(pipe).__name__}: merge it where it was made")
     with _failures(file, "LoRA"):
         pipe.load_lora_weights(str(file.parent), weight_name=file.name, adapter_name=_ADAPTER)
         layers = {

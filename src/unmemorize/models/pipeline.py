@@ -241,13 +241,7 @@ class PipelineModel(Adapter, TypedModel):
         raise self._untyped()
 
     def _untyped(self) -> NotApplicable:
-        return NotApplicable(
-            f"{self._family} reads prompts through other encoders than CLIP: there are no token inputs"
-        )
-
-    @property
-    def _family(self) -> str:
-        return type(self.pipe).__name__.removesuffix("Pipeline")
+        return NotApplicable("prompts are read through other encoders than CLIP: there are no token inputs")
 
     @property
     def _latent_shape(self) -> tuple[int, int, int]:

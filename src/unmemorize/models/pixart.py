@@ -159,7 +159,7 @@ class SanaModel(CrossAttentionModel, FlowModel):
         Raises:
             NotApplicable: Always.
         """
-        raise NotApplicable("Sana's feed-forwards are convolutions")
+        raise NotApplicable("the feed-forwards are convolutions")
 
     def denoise(self, x: Tensor, t: Tensor, cond: Condition) -> Tensor:
         """The transformer's output, in float32."""

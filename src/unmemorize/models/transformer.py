@@ -55,7 +55,7 @@ class TransformerModel(PipelineModel):
         raise self._joint()
 
     def _joint(self) -> NotApplicable:
-        return NotApplicable(f"in {self._family} text and picture share attention: no layer reads the text alone")
+        return NotApplicable("text and picture share attention: no layer reads the text alone")
 
     def feed_forwards(self) -> dict[str, nn.Linear]:
         """The second linear layers of the feed-forwards of both streams.
