@@ -55,6 +55,7 @@ results: $(READY) ## Measure the published numbers again
 	$(BIN)/python benchmarks/audit.py
 	$(BIN)/python benchmarks/error_rates.py
 	$(BIN)/python benchmarks/mitigations.py
+	$(BIN)/python benchmarks/families.py
 	$(BIN)/python benchmarks/page.py
 
 docs: $(READY) ## Build the documentation into docs/_build

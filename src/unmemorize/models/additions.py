@@ -92,5 +92,6 @@ def _failures(file: Path, what: str) -> Iterator[None]:
     except UnmemorizeError:
         raise
     except Exception as error:  # of a dozen kinds, by whichever library was reading
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        reason = "its tensors have other shapes" if "size mismatch" in str(error) else lines[0]
         raise UserError(f"{file}: no {what} for this model: {reason}") from error

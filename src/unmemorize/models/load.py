@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import logging
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -176,7 +177,7 @@ def _silence() -> Iterator[None]:
     libraries: tuple[Any, ...] = (of_diffusers, of_transformers)
     before = [(library.get_verbosity(), library.is_progress_bar_enabled()) for library in libraries]
     for library in libraries:
-        library.set_verbosity_error()
+        library.set_verbosity(logging.CRITICAL)  # what they complain of is raised as well
         library.disable_progress_bar()
     try:
         yield
