@@ -172,6 +172,20 @@ def test_names_of_the_package_resolve():
         _ = unmemorize.nothing_like_it
 
 
+def test_the_library_scores_and_audits_in_a_call(tiny_folder, inputs):
+    """By the options' own names; the packages of these names stay packages."""
+    import unmemorize
+    import unmemorize.audit
+    from unmemorize.audit import run_audit
+
+    given = {"prompts": str(inputs / "prompts.txt"), "seeds": 1}
+    rows = unmemorize.detect(str(tiny_folder), run=str(inputs / "detect"), **given)
+    assert {row["prompt"] for row in rows} == {"a green bicycle", "an owl on a fence"}
+    summary = unmemorize.audit(str(tiny_folder), run=str(inputs / "audit"), steps=2, generate=1, explain=1, **given)
+    assert (summary["prompts"], unmemorize.run_audit) == (2, run_audit)
+    assert (inputs / "audit" / "report.html").exists()
+
+
 def test_the_terminal_says_why_scores_are_not_calibrated(capsys):
     """The number of ordinary prompts given and needed stands above the findings; without a reason there is no line."""
     from unmemorize.cli.audit import _print_summary

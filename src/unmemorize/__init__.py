@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from importlib import import_module
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -25,10 +27,64 @@ _HOMES = {
     "wrap": "unmemorize.models.load",
 }
 __all__ = ["AuditSpec", "Edit", "__version__", "generate", "guard", "load", "run_audit", "trajectory", "wrap"]
+__all__ += ["audit", "detect"]
 
 
 def __getattr__(name: str) -> Any:
     # Resolved on first use: importing the package loads neither torch nor diffusers.
+    if name in _CALLS:
+        return import_module(f"unmemorize.{name}")
     if name in _HOMES:
         return getattr(import_module(_HOMES[name]), name)
     raise AttributeError(f"module 'unmemorize' has no attribute {name!r}")
+
+
+class _Audit(ModuleType):
+    """The package `unmemorize.audit`, which can be called."""
+
+    def __call__(self, model: str = "testbed", *, run: str = "", **settings: Any) -> dict[str, Any]:
+        """Run or continue an audit; returns its summary.
+
+        Args:
+            model: What `load` takes.
+            run: The run directory; `runs/MODEL` by default.
+            **settings: Fields of `AuditSpec`, named as the command's options.
+        """
+        from unmemorize.audit.run import run_audit
+        from unmemorize.core.run import default_run
+        from unmemorize.core.specs import AuditSpec
+
+        return run_audit(AuditSpec(model=model, **settings), default_run(run, model))
+
+
+class _Detect(ModuleType):
+    """The package `unmemorize.detect`, which can be called."""
+
+    def __call__(self, model: str = "testbed", *, run: str = "", **settings: Any) -> list[dict[str, Any]]:
+        """Score prompts; returns a row a prompt, highest score first.
+
+        Args:
+            model: What `load` takes.
+            run: The run directory, where a stopped call continues; `runs/detect-MODEL` by default.
+            **settings: Fields of `core.specs.DetectSpec`, named as the command's options.
+        """
+        from unmemorize.core.run import default_run
+        from unmemorize.core.specs import DetectSpec
+        from unmemorize.jobs.detect import detect
+
+        return detect(DetectSpec(model=model, **settings), default_run(run, model, "detect"), lambda *done: None)
+
+
+_CALLS = {"audit": _Audit, "detect": _Detect}
+
+
+class _Library(ModuleType):
+    """This package. Two of its packages are named as what they are for, so they are made callable when imported."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in _CALLS and isinstance(value, ModuleType):
+            value.__class__ = _CALLS[name]
+        super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Library

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 from rich.table import Table
@@ -11,6 +10,7 @@ from unmemorize.cli.app import PROVE, Json, Run, command
 from unmemorize.cli.checks import check
 from unmemorize.cli.terminal import add_row, next_step, out, print_json, say, working
 from unmemorize.core.outputs import Output
+from unmemorize.core.run import default_run
 from unmemorize.core.specs import AttackSpec
 
 KEYS = ("copy_rate", "original_copy_rate", "control_copy_rate", "search_budget", "evaluations", "steps")
@@ -24,7 +24,7 @@ GROUPS = {"attacked": "attacked", "control": "trained on, not memorized", "unsee
 )
 def attack(spec: AttackSpec, *, run: Run = "", json: Json = False) -> None:
     """Search for embeddings that bring training pictures back, under an edit or without, always beside controls."""
-    folder = Path(run or Path("runs") / f"attack-{Path(spec.model).name}")
+    folder = default_run(run, spec.model, "attack")
 
     check(spec, Output("--run", folder, "run"))
 

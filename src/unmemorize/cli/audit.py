@@ -17,6 +17,7 @@ from unmemorize.cli.terminal import add_row, cell, errors, next_step, out, print
 from unmemorize.core.errors import UserError
 from unmemorize.core.outputs import Output, check_outputs, is_stdout
 from unmemorize.core.plain import printable
+from unmemorize.core.run import default_run
 from unmemorize.core.specs import AuditSpec
 
 if TYPE_CHECKING:
@@ -51,7 +52,7 @@ def audit(
     from unmemorize.verdict.conditions import parse_conditions
 
     conditions = parse_conditions(fail_on)
-    folder = Path(run or Path("runs") / Path(spec.model).name)
+    folder = default_run(run, spec.model)
     check(spec, *([] if dry_run else _outputs(folder, junit, json)))
 
     from unmemorize.audit import forecast, run_audit

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 from rich.table import Table
@@ -11,6 +10,7 @@ from unmemorize.cli.app import EXPLAIN, Json, Run, command
 from unmemorize.cli.checks import check
 from unmemorize.cli.terminal import add_row, next_step, out, print_json, say, working
 from unmemorize.core.outputs import Output
+from unmemorize.core.run import default_run
 from unmemorize.core.specs import TriggerSpec
 
 SHOWN = 20
@@ -23,7 +23,7 @@ SHOWN = 20
 )
 def triggers(spec: TriggerSpec, *, run: Run = "", json: Json = False) -> None:
     """Take prompts apart and find the words that make the model copy."""
-    folder = Path(run or Path("runs") / f"triggers-{Path(spec.model).name}")
+    folder = default_run(run, spec.model, "triggers")
     check(spec, Output("--run", folder, "run"))
 
     from unmemorize.jobs.triggers import probe

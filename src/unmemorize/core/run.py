@@ -179,6 +179,12 @@ def remove_left(folder: Path) -> None:
             path.unlink(missing_ok=True)
 
 
+def default_run(run: str, model: str, command: str = "") -> Path:
+    """The run directory that was named, or `runs/COMMAND-MODEL`."""
+    name = Path(model).name
+    return Path(run) if run else Path("runs") / (f"{command}-{name}" if command else name)
+
+
 def check_settings(run: Path, spec: Mapping[str, Any]) -> None:
     """Refuse a directory that holds a run of other settings, as far as they are known before the model is loaded.
 
