@@ -97,7 +97,7 @@ def test_a_condition_that_is_met_is_exit_code_one(call, tiny_folder, inputs):
     code, _, err = call("audit", tiny_folder, *run, "--fail-on", "suspected_prompts >= 0, copies_after_attack > 0")
     assert code == 1
     assert "copies_after_attack > 0: not measured" in err
-    code, _, err = call("audit", tiny_folder, "--fail-on", "copys > 0")
+    code, _, err = call("audit", tiny_folder, *run, "--fail-on", "copys > 0")
     assert code == 2
     assert "copied_prompts" in err
 

@@ -48,12 +48,13 @@ def audit(
     json: Json = False,
 ) -> None:
     """Score prompts, generate, compare with the training pictures, explain, mitigate, attack, and write a report."""
+    folder = default_run(run, spec.model)
+    check(spec, *([] if dry_run else _outputs(folder, junit, json)))
+
     # Imported here, as everywhere in the commands, so that --help and mistakes answer at once.
     from unmemorize.verdict.conditions import parse_conditions
 
     conditions = parse_conditions(fail_on)
-    folder = default_run(run, spec.model)
-    check(spec, *([] if dry_run else _outputs(folder, junit, json)))
 
     from unmemorize.audit import forecast, run_audit
 
