@@ -10,7 +10,7 @@ import sys
 
 import pytest
 import torch
-from diffusers import UNet2DConditionModel
+from diffusers import AutoencoderTiny, FirstBlockCacheConfig, UNet2DConditionModel
 from peft import LoraConfig
 from safetensors.torch import save_file
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
@@ -29,6 +29,8 @@ PROMPT = "an owl on a fence"
 def saved(tmp_path_factory):
     """Tiny pipelines' folders, and their fp16 variants."""
     folder = tmp_path_factory.mktemp("saved")
+    for family in ("sd3", "flux", "sana"):
+        tiny(family).save_pretrained(folder / family)
     for family in ("sd", "sdxl"):
         tiny(family).save_pretrained(folder / family)
         tiny(family).to(torch.float16).save_pretrained(folder / f"{family}-fp16", variant="fp16")
@@ -339,12 +341,13 @@ def write_lora(family, file, *, text=False, strength=0.3, seed=0):
     """A random LoRA of a family as diffusers' training scripts write it."""
     pipe = tiny(family)
     targets = ["to_q", "to_k", "to_v", "to_out.0"]
-    parts = {"unet": pipe.unet} | ({"text_encoder": pipe.text_encoder} if text else {})
+    denoiser = "unet" if hasattr(pipe, "unet") else "transformer"
+    parts = {denoiser: getattr(pipe, denoiser)} | ({"text_encoder": pipe.text_encoder} if text else {})
     layers = {}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         for name, part in parts.items():
-            part.add_adapter(LoraConfig(r=2, lora_alpha=2, target_modules=targets if name == "unet" else ["q_proj"]))
+            part.add_adapter(LoraConfig(r=2, lora_alpha=2, target_modules=targets if name == denoiser else ["q_proj"]))
             for key, value in part.state_dict().items():
                 if "lora_" in key:
                     layers[f"{name}.{key.replace('.default', '')}"] = torch.randn_like(value) * strength
@@ -360,24 +363,37 @@ def loaded_lora(family, file, scale=1.0):
     return pipe
 
 
-@pytest.mark.parametrize("text", [False, True])
-@pytest.mark.parametrize("scale", [1.0, 0.5])
-@pytest.mark.parametrize("family", ["sd", "sdxl"])
+@pytest.mark.parametrize(
+    ("family", "scale", "text"),
+    [
+        ("sd", 1.0, False),
+        ("sd", 0.5, True),
+        ("sdxl", 0.5, False),
+        ("sdxl", 1.0, True),
+        ("sd3", 0.5, False),
+        ("flux", 0.5, False),
+        ("sana", 1.0, False),
+    ],
+)
 def test_a_lora_is_merged_and_saved(saved, tmp_path, family, scale, text):
-    """Pictures are those of the pipeline with the LoRA on, at its scale, also after saving and loading."""
+    """Predictions are those of the pipeline with the LoRA on, at its scale, also after saving and loading."""
     file = write_lora(family, tmp_path / "style.safetensors", text=text)
     given = str(file) if scale == 1 else f"{file}:{scale}"
-    base, model = (load(str(saved / family), device="cpu", dtype="float64", lora=lora) for lora in ([], [given]))
-    call = {"num_inference_steps": 2, "guidance_scale": 3.0, "output_type": "pt", "height": 64, "width": 64}
-    pipe = loaded_lora(family, file, scale).to(torch.float64)
-    expected = pipe(PROMPT, generator=generators([5]), **call).images
-    assert torch.allclose(pictures(model), expected, atol=1e-6)
-    assert not torch.allclose(pictures(base), expected, atol=1e-2)
+    how = {"device": "cpu", "dtype": "float64", "size": (64, 64)}
+    base, model = (load(str(saved / family), lora=lora, **how) for lora in ([], [given]))
+    expected = predicted(wrap(loaded_lora(family, file, scale).to(torch.float64), size=(64, 64)))
+    assert torch.allclose(predicted(model), expected, atol=1e-6)
+    assert not torch.allclose(predicted(base), expected, atol=1e-2)
     assert given in model.name
-    assert model.text_projections().keys() == base.text_projections().keys()
     model.save(tmp_path / "out")
-    again = load(str(tmp_path / "out"), device="cpu", dtype="float64")
+    again = load(str(tmp_path / "out"), **how)
     assert again.fingerprint == model.fingerprint != base.fingerprint
+
+
+def predicted(model):
+    x = model.noise(generators([5]))
+    with torch.no_grad():
+        return model.predict(x, model.schedule(4).timesteps[1], model.encode([PROMPT])).output
 
 
 def test_several_loras_are_merged_one_after_the_other(saved, tmp_path):
@@ -422,6 +438,38 @@ def test_layers_that_take_no_hooks_are_refused():
     compiled.denoiser.compile()
     with pytest.raises(NotApplicable, match="compiled"):
         compiled.feed_forwards()
+
+
+@pytest.mark.parametrize("kind", ["int8", "float8_e4m3fn", "meta"])
+def test_layers_of_other_weights_are_not_looked_into(kind):
+    """Quantized weights, and those that are elsewhere, are said to be so before a method fails on them."""
+    model = wrap(tiny("sd"))
+    layer = next(iter(model.text_projections().values()))
+    weight = layer.weight.detach().to("meta") if kind == "meta" else layer.weight.detach().to(getattr(torch, kind))
+    layer.weight = torch.nn.Parameter(weight, requires_grad=False)
+    with pytest.raises(NotApplicable, match="quantized or offloaded"):
+        model.text_projections()
+    if kind == "meta":
+        with pytest.raises(NotApplicable, match="offloaded"):
+            _ = model.fingerprint
+
+
+def test_a_small_vae_without_a_distribution_inverts():
+    """Its latents are what it encodes to."""
+    pipe = tiny("sd")
+    channels = (8, 8, 8, 8)
+    pipe.vae = AutoencoderTiny(encoder_block_out_channels=channels, decoder_block_out_channels=channels).eval()
+    model = wrap(pipe)
+    with torch.no_grad():
+        assert model.invert(torch.rand(2, 3, 64, 64)).shape == (2, 4, 8, 8)
+
+
+def test_a_cache_is_refused():
+    """Predictions would depend on those before them."""
+    pipe = tiny("flux")
+    pipe.transformer.enable_cache(FirstBlockCacheConfig(threshold=0.1))
+    with pytest.raises(NotApplicable, match=r"disable_cache\(\)"):
+        wrap(pipe)
 
 
 def test_a_compiled_unet_is_looked_through():

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import torch
 from torch import nn
 
 from unmemorize.core.errors import NotApplicable
 from unmemorize.core.model import Reach
 
+PLAIN = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 _STAGES = {"down_blocks": 0, "mid_block": 1, "up_blocks": 2}  # as executed; a UNet lists its middle last
 
 
@@ -56,13 +58,16 @@ def linear_layers(denoiser: nn.Module, *endings: str) -> dict[str, nn.Linear]:
     """Linear layers whose names end in one of these, in the order of execution.
 
     Raises:
-        NotApplicable: Hooks on them would be ignored, or they are wrapped.
+        NotApplicable: Hooks on them would be ignored, they are wrapped, or their weights are not plain numbers.
     """
     require_hooks(denoiser)
     layers = {}
     for name, module in denoiser.named_modules():
         if f".{name}".endswith(tuple(f".{ending}" for ending in endings)) and isinstance(module, nn.Linear):
             layers[name] = module
+    for name, module in layers.items():
+        if module.weight.is_meta or module.weight.dtype not in PLAIN:
+            raise NotApplicable(f"{name} has quantized or offloaded weights: load the model in half precision or more")
     return dict(sorted(layers.items(), key=lambda item: _stage(item[0])))
 
 

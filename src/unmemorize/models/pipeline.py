@@ -310,5 +310,7 @@ def _carry_over(source: Path, folder: Path) -> None:
 
 
 def _bytes(tensor: Tensor) -> bytes:
+    if tensor.is_meta:
+        raise NotApplicable("some weights are offloaded, and cannot be read: load the model without")
     data: bytes = tensor.detach().cpu().flatten().view(torch.uint8).numpy().tobytes()
     return data
