@@ -24,7 +24,7 @@ from unmemorize.cli import (  # noqa: F401
 )
 from unmemorize.cli.app import app
 from unmemorize.cli.mistakes import explained
-from unmemorize.cli.terminal import INTERRUPTED, complain
+from unmemorize.cli.terminal import INTERRUPTED, complain, errors, say
 from unmemorize.core.errors import UnmemorizeError
 
 
@@ -41,5 +41,6 @@ def main() -> None:
     except (UnmemorizeError, OSError) as error:
         complain(str(error))
         sys.exit(2)
-    except KeyboardInterrupt:
+    except KeyboardInterrupt:  # while something was loaded or written; `working` says what is kept of work
+        say("stopped: type the same command again", to=errors, style="yellow")
         sys.exit(INTERRUPTED)
