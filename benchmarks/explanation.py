@@ -18,11 +18,11 @@ import torch
 from common import REFERENCES, STEPS, Row, are_copies, kept, match_any, pictures, planted, table, write
 from scipy.stats import binomtest
 from tqdm import tqdm
+from unmemorize.explain.inputs import word_gradient_input
 
 from unmemorize.core.model import DiffusionModel
 from unmemorize.core.results import Explanation
 from unmemorize.data.source import Prompt
-from unmemorize.explain.inputs import word_gradient_input
 from unmemorize.explain.tokens import leave_one_out, rank_agreement, word_significance
 from unmemorize.explain.words import MARGIN, SHARE, occurrences, without, words_of
 from unmemorize.metrics.ranking import rate_interval

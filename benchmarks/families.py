@@ -17,6 +17,13 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 
+from unmemorize.explain.inputs import word_gradient_input
+from unmemorize.mitigate.deletion import Deletion
+from unmemorize.mitigate.denoising import Pairs
+from unmemorize.mitigate.erase import Erase, Rounds
+from unmemorize.mitigate.finetune import Finetune, Objective, finetune
+from unmemorize.mitigate.prompt import Limits, generate_guarded
+
 from pipelines import FAMILIES, tiny
 from unmemorize.attack.dori import Dori, dori
 from unmemorize.attack.prompt import PromptSearch, prompt_search
@@ -24,16 +31,10 @@ from unmemorize.core.errors import NotApplicable
 from unmemorize.core.run import atomic
 from unmemorize.core.sample import first_unconditional, generate
 from unmemorize.detect.noise import noise_gap_at_start
-from unmemorize.explain.inputs import word_gradient_input
 from unmemorize.explain.tokens import word_significance
 from unmemorize.localize.nemo import NemoSettings, nemo
 from unmemorize.localize.reference import reference
 from unmemorize.localize.wanda import wanda
-from unmemorize.mitigate.deletion import Deletion
-from unmemorize.mitigate.denoising import Pairs
-from unmemorize.mitigate.erase import Erase, Rounds
-from unmemorize.mitigate.finetune import Finetune, Objective, finetune
-from unmemorize.mitigate.prompt import Limits, generate_guarded
 from unmemorize.models.load import wrap
 from unmemorize.models.pipeline import PipelineModel
 
@@ -164,16 +165,16 @@ def page() -> list[str]:
     """The table in Markdown, with each reason once below it."""
     reasons: list[str] = []
     rows = []
-    for family in FAMILIES:
-        row = [family]
-        for method in METHODS:
+    for method in METHODS:
+        row = [method]
+        for family in FAMILIES:
             found = cell(family, method)
             reason = found.removeprefix("not applicable: ")
             if found != "works" and reason not in reasons:
                 reasons.append(reason)
             row.append("works" if found == "works" else f"not applicable ({reasons.index(reason) + 1})")
         rows.append(row)
-    lines = [["family", *METHODS], ["---"] * (len(METHODS) + 1), *rows]
+    lines = [["method", *FAMILIES], ["---"] * (len(FAMILIES) + 1), *rows]
     table = [f"| {' | '.join(line)} |" for line in lines]
     return [*table, "", *(f"{i}. {reason}" for i, reason in enumerate(reasons, 1))]
 

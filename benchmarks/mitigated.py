@@ -12,6 +12,8 @@ import torch
 from common import STEPS, Row
 from erase import SPECS, folder
 from torch import Tensor
+from unmemorize.mitigate.prompt import generate_guarded, limits_of
+from unmemorize.mitigate.weights import Edit
 
 from unmemorize.core.hooks import replaced
 from unmemorize.core.model import Condition, DiffusionModel
@@ -24,8 +26,6 @@ from unmemorize.localize.nemo import NemoSettings, nemo
 from unmemorize.localize.reference import Reference
 from unmemorize.localize.wanda import wanda
 from unmemorize.mitigate.perturb import add_embedding_noise
-from unmemorize.mitigate.prompt import generate_guarded, limits_of
-from unmemorize.mitigate.weights import Edit
 from unmemorize.models.load import load
 
 PRUNED = {"Wanda 1%": 0.01, "Wanda 10%": 0.1, "Wanda 40%": 0.4}

@@ -29,6 +29,7 @@ from common import (
 )
 from matplotlib.figure import Figure
 from tqdm import tqdm
+from unmemorize.mitigate.prompt import lower_at_start
 
 from unmemorize.core.model import Condition
 from unmemorize.core.sample import first_unconditional, generate, generators
@@ -36,7 +37,6 @@ from unmemorize.detect.noise import noise_gap_at_start
 from unmemorize.jobs.guard import Guard
 from unmemorize.metrics.ranking import rate_interval
 from unmemorize.mitigate.perturb import add_embedding_noise, add_random_numbers, add_random_words, repeat_random_words
-from unmemorize.mitigate.prompt import lower_at_start
 from unmemorize.models.load import load
 from unmemorize.testbed.alignment import Alignment
 

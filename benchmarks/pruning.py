@@ -25,6 +25,7 @@ from common import OUT, Row, are_copies, kept, match_any, match_own, pictures, p
 from matplotlib.figure import Figure
 from torch import Tensor
 from tqdm import tqdm
+from unmemorize.mitigate.weights import Edit, random_like, removed_norm
 
 from unmemorize.core.choose import evenly
 from unmemorize.core.model import DiffusionModel
@@ -38,7 +39,6 @@ from unmemorize.localize.reference import SEEDS, Reference, Start
 from unmemorize.localize.wanda import wanda
 from unmemorize.metrics.ranking import rate_interval
 from unmemorize.metrics.ssim import pairwise_ssim, scales_for, ssim
-from unmemorize.mitigate.weights import Edit, random_like, removed_norm
 from unmemorize.models.load import load
 from unmemorize.testbed.alignment import Alignment
 

@@ -16,6 +16,10 @@ from tempfile import TemporaryDirectory
 from common import kept, often, planted, show, table, write
 from erase import folder
 from mitigated import PRUNED, at_hand, forget_retrained
+from unmemorize.mitigate.deletion import Deletion
+from unmemorize.mitigate.denoising import Pairs
+from unmemorize.mitigate.finetune import Finetune, finetune
+from unmemorize.mitigate.weights import Edit
 
 from unmemorize.attack.dori import Dori
 from unmemorize.core.model import DiffusionModel
@@ -25,10 +29,6 @@ from unmemorize.jobs.cured import Judge, attacked_from_both, copies_of, judge_of
 from unmemorize.jobs.pairs import captions_of, memorized_pictures, ordinary_pictures
 from unmemorize.localize.wanda import wanda
 from unmemorize.metrics.similarity import References
-from unmemorize.mitigate.deletion import Deletion
-from unmemorize.mitigate.denoising import Pairs
-from unmemorize.mitigate.finetune import Finetune, finetune
-from unmemorize.mitigate.weights import Edit
 from unmemorize.models.load import load
 
 HIDDEN = "Wanda 40%"  # the positive control: most copies are gone, and attacks bring them back

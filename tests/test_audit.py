@@ -15,15 +15,17 @@ import torch
 from scipy.stats import false_discovery_control
 
 from unmemorize.audit import AuditSpec, forecast, run_audit
-from unmemorize.audit.mitigate import mitigated, mitigations, tuned_fingerprint, tuned_weights
+from unmemorize.audit.mitigate import mitigations
 from unmemorize.core.errors import UserError
-from unmemorize.core.sample import generate
+from unmemorize.core.methods import Subject
+from unmemorize.core.sample import Sampler, generate
 from unmemorize.data.pictures import save_image
 from unmemorize.data.source import Prompt, read_references
-from unmemorize.explain.tokens import word_significance
+from unmemorize.explain.gradient import Gradient
+from unmemorize.jobs.mitigations import tuned_model
 from unmemorize.jobs.pictures import choose, reference_name
 from unmemorize.metrics.similarity import match_targets
-from unmemorize.mitigate.weights import Edit
+from unmemorize.mitigate.edit import Edit
 from unmemorize.models.load import load
 
 STEPS = 3
@@ -38,7 +40,7 @@ def inputs(tiny_folder, tmp_path_factory):
     (folder / "prompts.jsonl").write_text(rows)
     (folder / "ordinary.txt").write_text("".join(f"a plain boat number {i}\n" for i in range(40)))
     model = load(str(tiny_folder))
-    (made,) = generate(model, model.encode(prompts[:1]), seeds=[0], steps=STEPS)
+    (made,) = generate(model, model.encode(prompts[:1]), seeds=[0], sampler=Sampler(STEPS))
     save_image(made, folder / "images" / "made.png")
     for i in range(6):
         save_image(torch.rand(3, 32, 32, generator=torch.Generator().manual_seed(i)), folder / "images" / f"{i}.png")
@@ -164,7 +166,8 @@ def test_a_model_mitigated_before_is_judged_in_the_same_way(inputs, tiny_folder,
     same.symlink_to(tiny_folder)
     read = []
     monkeypatch.setattr(
-        "unmemorize.audit.mitigate.load", lambda path, **how: (read.append((path, how["device"])), load(path, **how))[1]
+        "unmemorize.jobs.mitigations.load",
+        lambda path, **how: (read.append((path, how["device"])), load(path, **how))[1],
     )
     own = {"mitigation": (str(tmp_path / "cured"),), "generate": 2, "explain": 1}
     run_audit(spec(inputs, tiny_folder, **own), tmp_path / "run")
@@ -203,11 +206,10 @@ def test_a_tuned_denoiser_takes_the_model_s_place_for_a_block(make_pipe, tiny_fo
     changed(make_pipe(), "unet").save_pretrained(tmp_path / "tuned")
     model, tuned = load(str(tiny_folder)), load(str(tmp_path / "tuned"))
     own = model.fingerprint
-    assert tuned_fingerprint(model, str(tmp_path / "tuned")) == tuned.fingerprint != own
-    weights = tuned_weights(model, {"tuned": str(tmp_path / "tuned"), "wanda": ""})
-    assert list(weights) == ["tuned"]
-    with mitigated(model, tmp_path, "tuned", weights["tuned"]) as under:
-        assert under.fingerprint == tuned.fingerprint
+    mitigation = tuned_model(str(tmp_path / "tuned"), model)
+    assert mitigation.fingerprint == tuned.fingerprint != own
+    with mitigation.applied(Subject(model)) as under:
+        assert under.model.fingerprint == tuned.fingerprint
     assert model.fingerprint == own
 
 
@@ -351,7 +353,8 @@ def test_copied_prompts_are_explained_first(finished, tiny_folder):
     order = sorted(texts, key=lambda key: (key not in copied, -score[key]))[:3]
     assert [row["id"] for row in rows] == [key for key in order if texts[key].strip()]
     for row in rows:
-        found = word_significance(load(str(tiny_folder)), texts[row["id"]], seeds=(0, 1), steps=STEPS)
+        subject = Subject(load(str(tiny_folder)), Sampler(STEPS))
+        found = Gradient().explain(subject, texts[row["id"]], seeds=(0, 1))
         assert row["significance"] == pytest.approx(found.significance, rel=1e-4)
         assert list(zip(row["starts"], row["stops"], strict=True)) == list(found.spans)
 
@@ -375,7 +378,7 @@ def test_copied_prompts_are_generated_without_their_first_word(finished, inputs,
             ("copies_with", texts[row["id"]]),
             ("copies_without", " ".join(word for word in words if word != words[first])),
         ):
-            images = generate(model, model.encode([text] * 2), seeds=[0, 1], steps=STEPS)
+            images = generate(model, model.encode([text] * 2), seeds=[0, 1], sampler=Sampler(STEPS))
             matches = match_targets(images, references[[target] * 2], references)
             assert row[column] == sum(m.verdict != "none" for m in matches)
         assert row["pictures"] == 2

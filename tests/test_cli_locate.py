@@ -19,7 +19,7 @@ def call(call, monkeypatch, tmp_path):
     return call
 
 
-NEMO = ("--prompts", "prompts.txt", "--ordinary", "ordinary.txt", "--threshold", "-1", "--min-theta", "4.75")
+NEMO = ("--prompts", "prompts.txt", "--ordinary", "ordinary.txt", "--method", "nemo:threshold=-1,minimum=4.75")
 
 
 def test_locate_twice_writes_the_same_bytes_and_apply_a_pipeline(call, tiny_folder, tmp_path):
@@ -54,11 +54,9 @@ def test_wanda_in_words(call, tiny_folder, tmp_path):
         "locate",
         tiny_folder,
         "--method",
-        "wanda",
+        "wanda:sparsity=0.1",
         "--prompts",
         "prompts.txt",
-        "--sparsity",
-        0.1,
         "--out",
         "w.safetensors",
     )
@@ -72,7 +70,7 @@ def test_prompts_that_are_not_memorized_give_an_empty_edit_and_say_so(call, tiny
     """The edit is written, holds nothing, and the line says why."""
     from unmemorize import Edit
 
-    options = [*NEMO[:4], "--threshold", "1.5"]
+    options = [*NEMO[:4], "--method", "nemo:threshold=1.5"]
     code, out, _ = call("locate", tiny_folder, *options, "--out", "e.safetensors")
     assert code == 0
     assert "none of the prompts is memorized" in out
@@ -84,8 +82,8 @@ WRONG = {
     "no ordinary prompts": (("locate", "{model}", "--prompts", "prompts.txt"), "--ordinary"),
     "no such file": (("locate", "{model}", "--prompts", "nowhere.txt"), "no such file"),
     "another ending": (("locate", "{model}", "--prompts", "prompts.txt", "--out", "edit.pt"), "not a name"),
-    "no share": (("locate", "{model}", "--method", "wanda", "--prompts", "prompts.txt", "--sparsity", "0"), "sparsity"),
-    "no sweep": (("locate", "{model}", *NEMO[:4], "--min-theta", "9"), "z-score"),
+    "no share": (("locate", "{model}", "--method", "wanda:sparsity=0", "--prompts", "prompts.txt"), "sparsity"),
+    "no sweep": (("locate", "{model}", *NEMO[:4], "--method", "nemo:minimum=9"), "z-score"),
     "no edit": (("apply", "{model}", "nowhere.safetensors", "--out", "edited"), "no such file"),
     "a full folder": (("apply", "{model}", "nowhere.safetensors", "--out", "."), "not empty"),
 }
@@ -126,8 +124,8 @@ def test_broken_weights_are_refused(call, tiny_pipe, tmp_path):
     with torch.no_grad():
         pipe.unet.conv_in.weight[0, 0, 0, 0] = torch.nan
     pipe.save_pretrained(tmp_path / "model")
-    for method in ("nemo", "wanda"):
-        code, _, err = call("locate", "./model", "--method", method, *NEMO, "--sparsity", 0.1, "--out", "e.safetensors")
+    for method in ("nemo", "wanda:sparsity=0.1"):
+        code, _, err = call("locate", "./model", *NEMO[:4], "--method", method, "--out", "e.safetensors")
         assert code == 2
         assert "NaN" in err
     assert not list(tmp_path.glob("e.*"))

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from unmemorize.core.sample import generate
+from unmemorize.core.sample import Sampler, generate
 from unmemorize.data.pictures import save_image
 from unmemorize.models.load import load
 
-QUICK = ("--updates", 3, "--batch", 2, "--pictures", 1, "--steps", 2, "--attack-updates", 1, "--inner", 1)
+QUICK = ("--updates", 3, "--pictures", 1, "--steps", 2, "--attack-updates", 1)
 MEMORIES = ("an owl on a fence", "the old ```harbour``` [red]")
 
 
@@ -21,7 +21,7 @@ def folders(tiny_folder, tmp_path_factory):
     """What the tiny model makes of two captions at seed 0, which it therefore copies; ordinary pictures; strangers."""
     root = tmp_path_factory.mktemp("pictures")
     model = load(str(tiny_folder))
-    made = generate(model, model.encode(MEMORIES), seeds=[0, 0], steps=2)
+    made = generate(model, model.encode(MEMORIES), seeds=[0, 0], sampler=Sampler(2))
     rng = np.random.default_rng(0)
     for k, caption in enumerate(MEMORIES):
         save_image(made[k], root / "memorized" / f"{k}.png")
@@ -48,7 +48,7 @@ def test_json_folder_and_card(call, options, tmp_path, tiny_folder):
     """Rates, quality and cost; a folder that diffusers loads, with other weights; a card without captions."""
     from diffusers import StableDiffusionPipeline
 
-    code, out, _ = call("mitigate", *options, "--method", "deletion", "--out", "cured", "--json")
+    code, out, _ = call("mitigate", *options, "--method", "deletion:batch=2", "--out", "cured", "--json")
     assert code == 0
     found = json.loads(out)
     rates = ["copy_rate_before", "copy_rate_after", "attacked_copy_rate_after"]
@@ -70,12 +70,15 @@ def test_json_folder_and_card(call, options, tmp_path, tiny_folder):
 
 def test_the_safety_checker_is_kept(call, options, with_checker, is_checked, tmp_path):
     """The mitigated model has it as the model had, though no picture went through it."""
-    code, _, err = call("mitigate", with_checker, *options[1:], "--method", "deletion", "--out", "cured")
+    code, _, err = call("mitigate", with_checker, *options[1:], "--method", "deletion:batch=2", "--out", "cured")
     assert code == 0, err
     assert is_checked(tmp_path / "cured")
 
 
-@pytest.mark.parametrize("method", ["adversarial-finetune", "finetune", "siss", "neggrad"])
+@pytest.mark.parametrize(
+    "method",
+    ["adversarial-finetune:batch=2,attack=dori:updates=1", "finetune:batch=2", "siss:batch=2", "neggrad:batch=2"],
+)
 def test_every_method_runs(call, options, tmp_path, method):
     """A table for people, and the captions in the card where they are asked for, as text."""
     code, out, err = call("mitigate", *options, "--captions", "--method", method, "--out", "cured")
@@ -91,14 +94,11 @@ def test_a_stopped_run_goes_on_to_the_same_bytes(options, folders, tiny_folder, 
 
     spec = MitigateSpec(
         model=str(tiny_folder),
-        method="adversarial-finetune",
-        inner=1,
+        method="adversarial-finetune:batch=2,check_every=20,attack=dori:updates=1",
         surrogates=1,
-        check_every=20,
         targets=str(folders / "memorized"),
         controls=str(folders / "ordinary"),
         updates=27,
-        batch=2,
         pictures=1,
         steps=2,
         attack_updates=1,
@@ -127,8 +127,8 @@ WRONG = {
     "no ordinary pictures": ({"--controls": "{folders}/none"}, "no pictures"),
     "one ordinary picture": ({"--controls": "{folders}/memorized"}, "too few"),
     "a folder that is there": ({"--out": "{folders}"}, "not empty"),
-    "no such edit": ({"--method": "finetune", "--edit": "nowhere.safetensors"}, "no such file"),
-    "a rate that breaks the model": ({"--method": "neggrad", "--lr": "1e30", "--updates": "8"}, "not finite"),
+    "no such edit": ({"--method": "finetune:batch=2", "--mitigation": "nowhere.safetensors"}, "no such file"),
+    "a rate that breaks the model": ({"--method": "neggrad:batch=2,lr=1e30", "--updates": "8"}, "not finite"),
 }
 
 
@@ -136,9 +136,10 @@ WRONG = {
 def test_a_mistake_is_one_line_and_leaves_no_model(call, options, folders, tmp_path, mistake):
     """Exit code 2, no traceback, no folder."""
     changes, expected = WRONG[mistake]
-    given = {"--method": "deletion", "--out": "cured"} | changes
-    more = [str(part).replace("{folders}", str(folders)) for pair in given.items() for part in pair]
-    code, out, err = call("mitigate", *options, *more)
+    given = dict(zip(options[1::2], options[2::2], strict=True))
+    given |= {"--method": "deletion:batch=2", "--out": "cured"} | changes
+    typed = [str(part).replace("{folders}", str(folders)) for pair in given.items() for part in pair]
+    code, out, err = call("mitigate", options[0], *typed)
     assert (code, out) == (2, "")
     line = next(line for line in err.splitlines() if line.startswith("error: "))
     assert expected in line
@@ -148,8 +149,8 @@ def test_a_mistake_is_one_line_and_leaves_no_model(call, options, folders, tmp_p
 def test_the_testbed_needs_no_folders(call, tmp_path, monkeypatch):
     """Its plan says what is memorized; its own picture model measures quality, alignment too."""
     monkeypatch.chdir(tmp_path)
-    quick = (*QUICK[:6], "--steps", 4, *QUICK[8:])
-    code, out, err = call("mitigate", "testbed", "--method", "deletion", *quick, "--out", "cured", "--json")
+    quick = (*QUICK[:4], "--steps", 4, *QUICK[6:])
+    code, out, err = call("mitigate", "testbed", "--method", "deletion:batch=2", *quick, "--out", "cured", "--json")
     assert code == 0, err
     found = json.loads(out)
     assert 0 < found["copy_rate_before"] <= 1

@@ -21,7 +21,7 @@ import pytest
 from cyclopts import App, CycloptsError
 
 from unmemorize.cli import app
-from unmemorize.core import registry
+from unmemorize.core import methods
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -153,13 +153,13 @@ def cabinet(tiny_folder, tmp_path_factory):
     import numpy as np
     from PIL import Image
 
-    from unmemorize.core.sample import generate
+    from unmemorize.core.sample import Sampler, generate
     from unmemorize.data.pictures import save_image
     from unmemorize.models.load import load
 
     root, rng = tmp_path_factory.mktemp("cabinet"), np.random.default_rng(0)
     model = load(str(tiny_folder))
-    copied = generate(model, model.encode(MEMORIES), seeds=[0, 0], steps=2)
+    copied = generate(model, model.encode(MEMORIES), seeds=[0, 0], sampler=Sampler(2))
     for name in ("memorized", "others", "ordinary", "training-pictures", "held-out", "pictures-before"):
         (root / name).mkdir()
         for k in range(8):
@@ -184,8 +184,9 @@ def cabinet(tiny_folder, tmp_path_factory):
 
 @pytest.fixture
 def folder(cabinet, tmp_path, monkeypatch):
-    """A folder of its own for each page, with the cabinet's content, where commands are run and detectors forgotten."""
-    monkeypatch.setattr(registry, "_DETECTORS", dict(registry.detectors()))
+    """A folder of its own for each page, with the cabinet's content, where commands are run and methods forgotten."""
+    known = {kind: dict(methods.methods(kind)) for kind in methods.GROUPS}
+    monkeypatch.setattr(methods, "_METHODS", known)
     for path in cabinet.iterdir():
         (tmp_path / path.name).symlink_to(path)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))

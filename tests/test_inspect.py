@@ -8,11 +8,12 @@ import pytest
 import torch
 
 from unmemorize.core.errors import NotApplicable, UserError
-from unmemorize.core.sample import first_unconditional, generate
+from unmemorize.core.methods import Subject
+from unmemorize.core.sample import Sampler, generate
 from unmemorize.core.specs import InspectSpec
 from unmemorize.data.pictures import save_image
-from unmemorize.detect.noise import noise_gap_at_start
-from unmemorize.explain.tokens import word_significance
+from unmemorize.detect.noise import NoiseGap
+from unmemorize.explain.gradient import Gradient
 from unmemorize.jobs.inspect import KEPT, open_inspector
 from unmemorize.metrics.calibrate import conformal_threshold
 from unmemorize.models.load import load
@@ -56,8 +57,8 @@ def inspector(tiny_folder, pictures_folder, stages):
 def test_score_is_the_detectors_and_its_threshold_is_conformal(inspector, model):
     from unmemorize.data.ordinary import ordinary_prompts
 
-    empty = first_unconditional(model, seeds=SEEDS, steps=STEPS)
-    expected = noise_gap_at_start(model, [PROMPT, *ordinary_prompts()], empty, seeds=SEEDS, steps=STEPS).scores
+    cond = model.encode([PROMPT, *ordinary_prompts()])
+    expected = NoiseGap().score(Subject(model, Sampler(STEPS)), cond, seeds=SEEDS).by_seed
     score = inspector.score(PROMPT)
     assert score.values == pytest.approx(expected[0].tolist(), rel=1e-4)
     assert score.mean == pytest.approx(float(expected[0].mean()), rel=1e-4)
@@ -68,14 +69,14 @@ def test_score_is_the_detectors_and_its_threshold_is_conformal(inspector, model)
 
 
 def test_words_are_those_of_explain(inspector, model):
-    expected = word_significance(model, PROMPT, seeds=SEEDS, steps=STEPS)
+    expected = Gradient().explain(Subject(model, Sampler(STEPS)), PROMPT, seeds=SEEDS)
     found = inspector.words(PROMPT)
     assert found.words == ("a", "green", "bicycle")
     assert found.significance == pytest.approx(expected.significance, rel=1e-4)
 
 
 def test_pictures_are_the_models_own_and_are_matched(inspector, model):
-    expected = generate(model, model.encode([PROMPT] * 2), seeds=SEEDS, steps=STEPS)
+    expected = generate(model, model.encode([PROMPT] * 2), seeds=SEEDS, sampler=Sampler(STEPS))
     made = inspector.pictures(PROMPT)
     assert torch.equal(torch.stack([p.image for p in made.pictures]), expected)
     assert [p.seed for p in made.pictures] == list(SEEDS)

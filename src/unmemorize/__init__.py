@@ -12,13 +12,13 @@ if TYPE_CHECKING:
     from unmemorize.core.sample import generate, trajectory
     from unmemorize.core.specs import AuditSpec
     from unmemorize.jobs.guard import Guard as guard
-    from unmemorize.mitigate.weights import Edit
+    from unmemorize.mitigate.edit import Edit
     from unmemorize.models.load import load, wrap
 
 __version__ = "0.1.0"
 _HOMES = {
     "AuditSpec": "unmemorize.core.specs",
-    "Edit": "unmemorize.mitigate.weights",
+    "Edit": "unmemorize.mitigate.edit",
     "run_audit": "unmemorize.audit",
     "generate": "unmemorize.core.sample",
     "guard": "unmemorize.jobs.guard",

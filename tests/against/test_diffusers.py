@@ -7,7 +7,7 @@ import pytest
 import torch
 from diffusers import StableDiffusionPipeline
 
-from unmemorize.core.sample import generate, generators, trajectory
+from unmemorize.core.sample import Sampler, generate, generators, trajectory
 from unmemorize.models.load import wrap
 
 PROMPTS = ["a lighthouse at dusk", "", "an owl on a fence, gadget", "a green bicycle"]
@@ -52,7 +52,7 @@ def test_trajectory_equals_the_pipeline_bit_for_bit(tiny_pipe, name, kind, guida
     expected = run_pipe(pipe, batch, guidance, "latent")
     model = wrap(pipe)
     cond = model.encode(PROMPTS[:batch])
-    *_, last = trajectory(model, cond, seeds=SEEDS[:batch], steps=4, guidance=guidance)
+    *_, last = trajectory(model, cond, seeds=SEEDS[:batch], sampler=Sampler(4, guidance))
     assert torch.isfinite(expected).all()
     assert torch.equal(last.x_next, expected)
 
@@ -65,7 +65,7 @@ def test_generate_equals_the_pipelines_pictures_bit_for_bit(tiny_pipe, name, kin
     """`generate` decodes to the very pixels the pipeline returns."""
     pipe = with_scheduler(tiny_pipe, name, kind)
     model = wrap(pipe)
-    images = generate(model, model.encode(PROMPTS), seeds=SEEDS, steps=4, guidance=guidance)
+    images = generate(model, model.encode(PROMPTS), seeds=SEEDS, sampler=Sampler(4, guidance))
     assert images.shape == (4, 3, *model.image_size)
     assert torch.equal(images, run_pipe(pipe, 4, guidance, "pt"))
 
@@ -74,7 +74,7 @@ def test_another_seed_or_prompt_gives_another_picture(tiny_pipe):
     """The equality above is no accident of a model that ignores what it is given."""
     model = wrap(with_scheduler(tiny_pipe))
     cond = model.encode([PROMPTS[0], PROMPTS[0], PROMPTS[2]])
-    *_, last = trajectory(model, cond, seeds=[3, 4, 3], steps=4)
+    *_, last = trajectory(model, cond, seeds=[3, 4, 3], sampler=Sampler(4))
     assert not torch.equal(last.x_next[0], last.x_next[1])
     assert not torch.equal(last.x_next[0], last.x_next[2])
 
@@ -86,7 +86,7 @@ def test_predicted_noise_and_picture_are_the_schedulers(tiny_pipe, kind):
     scheduler = model.pipe.scheduler
     scheduler.set_timesteps(10)
     alphas = scheduler.alphas_cumprod.double()
-    for step in trajectory(model, model.encode(PROMPTS), seeds=SEEDS, steps=10, guidance=1.0):
+    for step in trajectory(model, model.encode(PROMPTS), seeds=SEEDS, sampler=Sampler(10, 1.0)):
         theirs = scheduler.step(step.cond.output, step.t, step.x)
         scale = step.cond.x0.abs().max()
         assert (step.cond.x0 - theirs.pred_original_sample).abs().max() < 1e-5 * scale
@@ -99,7 +99,7 @@ def test_predicted_noise_and_picture_are_the_schedulers(tiny_pipe, kind):
 def test_prediction_under_a_sigma_scheduler_is_the_schedulers(tiny_pipe, name):
     """Where the sampler's state is x0 + σ·ε, `Prediction` still decomposes the state the UNet saw."""
     model = wrap(with_scheduler(tiny_pipe, name, "v_prediction"))
-    step = next(trajectory(model, model.encode(PROMPTS), seeds=SEEDS, steps=6, guidance=1.0))
+    step = next(trajectory(model, model.encode(PROMPTS), seeds=SEEDS, sampler=Sampler(6, 1.0)))
     sigma = step.cond.sigma / step.cond.alpha
     rebuilt = step.cond.x0.double() + sigma.double() * step.cond.eps.double()
     assert torch.allclose(rebuilt.float(), step.x, atol=1e-4)
@@ -154,7 +154,7 @@ def test_evaluations_count_the_rows_the_unet_saw(tiny_pipe, name, guidance):
     handle = model.denoiser.register_forward_hook(lambda module, inputs, output: rows.append(len(output[0])))
     try:
         with model.counted() as cost:
-            generate(model, model.encode(PROMPTS), seeds=SEEDS, steps=3, guidance=guidance)
+            generate(model, model.encode(PROMPTS), seeds=SEEDS, sampler=Sampler(3, guidance))
     finally:
         handle.remove()
     assert cost.forward == sum(rows) > 0

@@ -5,12 +5,17 @@ from __future__ import annotations
 import pytest
 import torch
 
-from unmemorize.attack.dori import Dori, dori
+from unmemorize.attack.dori import Dori
 from unmemorize.core.hooks import patched
+from unmemorize.core.methods import Subject
 from unmemorize.core.model import Condition
-from unmemorize.core.sample import generate
+from unmemorize.core.sample import Sampler, generate
 
-QUICK = Dori(steps=3, batch=2)
+QUICK = Dori(updates=3, batch=2)
+
+
+def dori(model, latents, start, *, seeds, how, **options):
+    return how.attack(Subject(model), latents, start, seeds=seeds, **options)
 
 
 @pytest.fixture
@@ -25,17 +30,19 @@ def test_a_stored_picture_is_found(oracle, wanted):
     """From an embedding that favours no picture, the attack finds the one whose picture it was given."""
     latent = oracle.denoiser.images[wanted : wanted + 1]
     start = Condition(torch.zeros(1, 1, 6, dtype=torch.float64))
-    attack = dori(oracle, latent, start, seeds=[0], how=Dori(steps=150))
+    attack = dori(oracle, latent, start, seeds=[0], how=Dori(updates=150))
     assert attack.last.embeds.argmax().item() == wanted
-    image = generate(oracle, attack.last, seeds=[1], steps=20, guidance=1.0)
+    image = generate(oracle, attack.last, seeds=[1], sampler=Sampler(20, 1.0))
     assert (image - oracle.decode(latent)).square().mean().sqrt() < 0.03
 
 
 def test_a_picture_that_is_not_stored_is_not_found(oracle):
     """A model that holds other pictures has no embedding for this one: whatever comes out is a stored one."""
     latent = torch.rand(1, 3, 8, 8, generator=torch.Generator().manual_seed(9), dtype=torch.float64) * 2 - 1
-    attack = dori(oracle, latent, Condition(torch.zeros(1, 1, 6, dtype=torch.float64)), seeds=[0], how=Dori(steps=150))
-    image = generate(oracle, attack.last, seeds=[1], steps=20, guidance=1.0)
+    attack = dori(
+        oracle, latent, Condition(torch.zeros(1, 1, 6, dtype=torch.float64)), seeds=[0], how=Dori(updates=150)
+    )
+    image = generate(oracle, attack.last, seeds=[1], sampler=Sampler(20, 1.0))
     assert (image - oracle.decode(latent)).square().mean().sqrt() > 0.2
 
 
@@ -44,9 +51,9 @@ def test_the_first_update_goes_against_the_finite_difference(oracle):
     latent, start = oracle.denoiser.images[1:2], torch.zeros(1, 1, 6, dtype=torch.float64)
 
     def loss(y):
-        return dori(oracle, latent, Condition(y), seeds=[4], how=Dori(steps=1)).losses.item()
+        return dori(oracle, latent, Condition(y), seeds=[4], how=Dori(updates=1)).losses.item()
 
-    updated = dori(oracle, latent, Condition(start), seeds=[4], how=Dori(steps=1)).last.embeds
+    updated = dori(oracle, latent, Condition(start), seeds=[4], how=Dori(updates=1)).last.embeds
     for k in range(6):
         step = torch.zeros_like(start)
         step[..., k] = 0.05
@@ -72,7 +79,7 @@ def test_a_curve_is_one_run(tiny_model, targets):
     long = dori(tiny_model, latents, init, seeds=[5, 6, 7], how=QUICK, keep=(0, 1))
     assert sorted(long.conditions) == [0, 1, 3]
     assert torch.equal(long.conditions[0].embeds, init.embeds)
-    short = dori(tiny_model, latents, init, seeds=[5, 6, 7], how=Dori(steps=1, batch=2))
+    short = dori(tiny_model, latents, init, seeds=[5, 6, 7], how=Dori(updates=1, batch=2))
     assert torch.equal(long.conditions[1].embeds, short.last.embeds)
 
 

@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-from functools import partial
-
 import numpy as np
 import pytest
 import torch
 
-from unmemorize.attack.dori import Dori, dori
+from unmemorize.attack.dori import Dori
 from unmemorize.attack.extraction import Trial, extraction, starts
 from unmemorize.core.errors import UserError
+from unmemorize.core.methods import Subject
 from unmemorize.core.model import Condition
-from unmemorize.core.sample import generate
+from unmemorize.core.sample import Sampler, generate
 from unmemorize.metrics.similarity import References, match_targets
 
-QUICK = partial(dori, how=Dori(steps=2, batch=2))
-SHORT = Trial(curve=(0, 1, 2), restarts=2, seeds=(100, 101), sampling=2)
+QUICK = Dori(updates=2, batch=2)
+SHORT = Trial(curve=(0, 1, 2), restarts=2, seeds=(100, 101))
+TWO = Sampler(2)
 
 
 def references(images, captions):
@@ -41,8 +41,9 @@ def test_stored_pictures_come_back_and_others_do_not(oracle):
     stored = oracle.decode(oracle.denoiser.images[[1, 4]]).float()
     other = torch.rand(1, 3, 8, 8, generator=torch.Generator().manual_seed(11))
     targets = references(torch.cat([stored, other]), ["x", "y", "z"])
-    how = Trial(curve=(0, 300), seeds=(100, 101), sampling=20, guidance=1.0)
-    found, evidence = extraction(oracle, targets, partial(dori, how=Dori(steps=300)), judge, how)
+    how = Trial(curve=(0, 300), seeds=(100, 101))
+    subject = Subject(oracle, Sampler(20, 1.0))
+    found, evidence = extraction(subject, targets, Dori(updates=300), judge, how)
     assert found.copied[:2, 0, 1].all()
     assert not found.copied[2].any()
     assert (evidence.attacked[:2] - stored).abs().max() < 0.15
@@ -53,10 +54,10 @@ def test_stored_pictures_come_back_and_others_do_not(oracle):
 def test_pictures_do_not_depend_on_those_attacked_with_them(tiny_model, three):
     """One at a time or all at once: the same embeddings and judgements, from prompts and from N(0, I)."""
     for init in ("prompt", "random"):
-        how = Trial(SHORT.curve, init, SHORT.restarts, SHORT.seeds, SHORT.sampling)
-        together, seen = extraction(tiny_model, three, QUICK, judge, how)
+        how = Trial(SHORT.curve, init, SHORT.restarts, SHORT.seeds)
+        together, seen = extraction(Subject(tiny_model, TWO), three, QUICK, judge, how)
         for i in range(3):
-            alone, shown = extraction(tiny_model, three[[i]], QUICK, judge, how)
+            alone, shown = extraction(Subject(tiny_model, TWO), three[[i]], QUICK, judge, how)
             # Adam moves by 0.1 whatever the gradient's size: where that is near zero, rounding shows.
             assert torch.allclose(seen.embeds[i], shown.embeds[0], atol=1e-3)
             assert np.allclose(together.values[i], alone.values[0], atol=1e-3)
@@ -65,7 +66,7 @@ def test_pictures_do_not_depend_on_those_attacked_with_them(tiny_model, three):
 
 def test_shapes_and_what_the_prompt_itself_gives(tiny_model, three):
     """At no update an attack from the prompt is the prompt; the last embedding gives the picture that is shown."""
-    found, evidence = extraction(tiny_model, three, QUICK, judge, SHORT)
+    found, evidence = extraction(Subject(tiny_model, TWO), three, QUICK, judge, SHORT)
     assert found.values.shape == found.verdicts.shape == (3, 2, 3, 2)
     assert found.moved.shape == (3, 2, 3)
     assert found.start.shape == (3, 2)
@@ -75,7 +76,7 @@ def test_shapes_and_what_the_prompt_itself_gives(tiny_model, three):
     assert (found.moved[:, :, 1:] > 0).all()
     embeds = tiny_model.encode(["one"]).embeds
     assert found.start[0, 0] == pytest.approx(embeds.norm().item(), rel=1e-5)
-    made = generate(tiny_model, Condition(evidence.embeds[:1, 0]), seeds=[100], steps=2)
+    made = generate(tiny_model, Condition(evidence.embeds[:1, 0]), seeds=[100], sampler=TWO)
     assert torch.allclose(made[0], evidence.attacked[0], atol=1e-3)
 
 
@@ -96,6 +97,6 @@ def test_a_picture_without_a_prompt(tiny_model, three):
     """It cannot be started from, and the message says which and what to do; from elsewhere it has no original rate."""
     unknown = References(three.names, three.images, three.masks, ("one", None, "three"))
     with pytest.raises(UserError, match=r"1\.png: its prompt is not known.*--init random"):
-        extraction(tiny_model, unknown, QUICK, judge, SHORT)
-    found, _ = extraction(tiny_model, unknown, QUICK, judge, Trial((0, 2), "random", seeds=(100,), sampling=2))
+        extraction(Subject(tiny_model, TWO), unknown, QUICK, judge, SHORT)
+    found, _ = extraction(Subject(tiny_model, TWO), unknown, QUICK, judge, Trial((0, 2), "random", seeds=(100,)))
     assert np.isnan(found.original_values).ravel().tolist() == [False, True, False]

@@ -5,9 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 
-from unmemorize.attack.prompt import PromptSearch, prompt_search
+from unmemorize.attack.prompt import PromptSearch
 from unmemorize.core.errors import UserError
+from unmemorize.core.methods import Subject
 from unmemorize.core.model import Condition
+from unmemorize.core.vocabulary import Words
 from unmemorize.models.oracle import OracleModel
 
 WORDS = ["ash", "birch", "cedar", "elm", "fox", "hazel", "larch", "oak", "pine", "red", "rowan", "yew"]
@@ -30,7 +32,8 @@ class Spelled(OracleModel):
         rows = [[BEGIN, *map(WORDS.index, prompt.split()), END, END, END][:4] for prompt in prompts]
         mask = torch.tensor([[1] * min(len(p.split()) + 2, 4) + [0] * (2 - len(p.split())) for p in prompts])
         ids = torch.tensor(rows)
-        return Condition(self.encode_tokens(ids, self.token_table[ids]).embeds, ids, mask)
+        embeds = self.encode_tokens(ids, self.token_table[ids]).embeds
+        return Condition(embeds, ids, mask, texts=tuple(prompts))
 
     def encode_tokens(self, ids, inputs):
         prior = torch.zeros(len(ids), 1, len(self.denoiser.images), dtype=torch.float64)
@@ -44,22 +47,35 @@ def spelled(oracle):
     return Spelled(oracle.denoiser, ["red", "fox"])
 
 
-HOW = PromptSearch(rounds=12, batch=8, tried=8, top=6, noisy=0.5)
+HOW = PromptSearch(updates=12, batch=8, tried=8, top=6, noisy=0.5)
+
+
+def search(model, latent, start, *, seed, how=PromptSearch(), forbidden=(), rows=64):
+    return how.search(model, latent, start, seed=seed, words=Words(model, forbidden), rows=rows)
 
 
 def test_the_planted_words_are_found(spelled):
-    """Of 144 prompts of two words, the one that favours the picture most."""
+    """Of 144 prompts of two words, the one that favours the picture most; words of several tokens are left out."""
+    start = spelled.encode(["oak elm"])
     with spelled.counted() as cost:
-        found = prompt_search(spelled, spelled.denoiser.images[:1], "oak elm", seed=0, how=HOW)
-    assert found.prompt == "red fox"
+        found = HOW.attack(Subject(spelled), spelled.denoiser.images[:1], start, seeds=[0])
+    assert found.last.texts == ("red fox",)
+    assert found.conditions[0] is start
     assert found.evaluations == cost.forward == 12 * 8 * (1 + 8)
-    assert len(found.losses) == 12
+    assert found.losses.shape == (12, 1)
+
+
+def test_a_start_that_is_no_prompt_is_refused(spelled):
+    """An embedding has no words to swap."""
+    start = Condition(spelled.encode(["oak elm"]).embeds)
+    with pytest.raises(UserError, match="starts from words"):
+        HOW.attack(Subject(spelled), spelled.denoiser.images[:1], start, seeds=[0])
 
 
 def test_forbidden_words_are_not_typed(spelled):
     """Without one of the two, the other is still found."""
-    found = prompt_search(spelled, spelled.denoiser.images[:1], "oak elm", seed=0, how=HOW, forbidden=["Red"])
-    first, second = found.prompt.split()
+    prompt, _ = search(spelled, spelled.denoiser.images[:1], "oak elm", seed=0, how=HOW, forbidden=["Red"])
+    first, second = prompt.split()
     assert first != "red"
     assert second == "fox"
 
@@ -67,27 +83,27 @@ def test_forbidden_words_are_not_typed(spelled):
 def test_how_many_rows_go_together_changes_nothing(spelled):
     """One candidate at a time or all of them."""
     latent = spelled.denoiser.images[:1]
-    one, all_ = (prompt_search(spelled, latent, "oak elm", seed=3, how=HOW, rows=rows) for rows in (1, 512))
-    assert one.prompt == all_.prompt
-    assert one.losses == pytest.approx(all_.losses)
+    one, all_ = (search(spelled, latent, "oak elm", seed=3, how=HOW, rows=rows) for rows in (1, 512))
+    assert one[0] == all_[0]
+    assert one[1] == pytest.approx(all_[1])
 
 
 @pytest.mark.parametrize("start", ["", "oak walnut"])
 def test_a_start_that_is_no_words_is_refused(spelled, start):
     """Nothing to swap, or nothing the model reads as one token."""
     with pytest.raises(UserError, match="start from words"):
-        prompt_search(spelled, spelled.denoiser.images[:1], start, seed=0)
+        search(spelled, spelled.denoiser.images[:1], start, seed=0)
 
 
 def test_what_is_found_reads_as_typed(tiny_model):
     """Through a real tokenizer: one token a word, and the same embedding as was scored."""
     latent = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0))
     words = tiny_model.vocabulary
-    found = prompt_search(tiny_model, latent, " ".join(words[:3]), seed=0, how=PromptSearch(rounds=3, tried=6))
-    ids = tiny_model.encode([found.prompt]).ids[0]
-    assert len(found.prompt.split()) == 3
-    assert set(found.prompt.split()) <= set(words)
-    assert tiny_model.pipe.tokenizer.decode(ids, skip_special_tokens=True).split() == found.prompt.split()
+    prompt, _ = search(tiny_model, latent, " ".join(words[:3]), seed=0, how=PromptSearch(updates=3, tried=6))
+    ids = tiny_model.encode([prompt]).ids[0]
+    assert len(prompt.split()) == 3
+    assert set(prompt.split()) <= set(words)
+    assert tiny_model.pipe.tokenizer.decode(ids, skip_special_tokens=True).split() == prompt.split()
 
 
 def test_tokens_encode_as_their_prompt_does(tiny_model):

@@ -7,13 +7,22 @@ from dataclasses import replace
 import pytest
 import torch
 
-from unmemorize.attack.adaptive import Adaptive, adaptive, from_prompts, mixed
-from unmemorize.attack.dori import Dori, dori
+from unmemorize.attack.adaptive import Adaptive, mixed
+from unmemorize.attack.dori import Dori
 from unmemorize.attack.high_noise import FromNoise, HighNoise
+from unmemorize.core.methods import Subject
 from unmemorize.core.model import Condition
-from unmemorize.core.sample import generate, generators
+from unmemorize.core.sample import Sampler, generate, generators
 
-SMALL = Adaptive(steps=20, seeds=(90,), sampling=2)
+SMALL = Adaptive(updates=20, seeds=(90,), sampling=2)
+
+
+def dori(model, latents, start, *, seeds, how, **options):
+    return how.attack(Subject(model), latents, start, seeds=seeds, **options)
+
+
+def adaptive(model, latents, starts, *, seeds, how, **options):
+    return how.search(Subject(model), latents, starts, seeds=seeds, **options)
 
 
 @pytest.fixture
@@ -31,7 +40,7 @@ def test_a_stored_picture_is_found_at_high_noise(make_oracle, kind, how):
     latent = oracle.denoiser.images[3:4]
     last = dori(oracle, latent, Condition(torch.zeros(1, 1, 6, dtype=torch.float64)), seeds=[0], how=how).last
     assert last.embeds.argmax().item() == 3
-    image = generate(oracle, last, seeds=[1], steps=20, guidance=1.0)
+    image = generate(oracle, last, seeds=[1], sampler=Sampler(20, 1.0))
     assert (image - oracle.decode(latent)).square().mean().sqrt() < 0.03
 
 
@@ -58,14 +67,14 @@ def test_from_noise_sees_nothing_of_the_picture(tiny_model, targets):
         def predict(self, x, t, cond):
             return tiny_model.predict(x, t, cond)
 
-    dori(Watched(), latents, init, seeds=[0, 1, 2], how=FromNoise(steps=2))
+    dori(Watched(), latents, init, seeds=[0, 1, 2], how=FromNoise(updates=2))
     assert len(seen) == 2
     assert not any(x0.any() for x0 in seen)
 
 
 def test_the_rate_falls_to_zero():
     """From the full rate to one step from zero."""
-    how = HighNoise(steps=10, lr=0.5)
+    how = HighNoise(updates=10, lr=0.5)
     assert [how.rate(0), how.rate(9)] == pytest.approx([0.5, 0.05])
 
 
@@ -87,9 +96,9 @@ def test_the_adaptive_attack_takes_the_start_that_leads_there(oracle):
     embeds = torch.zeros(4, 1, 1, 6, dtype=torch.float64)
     embeds[:, 0, 0, 2] = torch.tensor([-400.0, -400.0, 0.0, -400.0])
     starts = [Condition(start) for start in embeds]
-    attack = adaptive(oracle, latent, starts, seeds=[0], how=replace(SMALL, steps=185, guidance=1.0))
+    attack = adaptive(oracle, latent, starts, seeds=[0], how=replace(SMALL, updates=185, guidance=1.0))
     assert attack.last.embeds.argmax().item() == 2
-    image = generate(oracle, attack.last, seeds=[1], steps=20, guidance=1.0)
+    image = generate(oracle, attack.last, seeds=[1], sampler=Sampler(20, 1.0))
     assert (image - oracle.decode(latent)).square().mean().sqrt() < 0.05
 
 
@@ -97,8 +106,8 @@ def test_a_picture_that_is_not_stored_stays_away(oracle):
     """However much is spent: the model has no embedding for it."""
     latent = torch.rand(1, 3, 8, 8, generator=torch.Generator().manual_seed(9), dtype=torch.float64) * 2 - 1
     starts = [Condition(torch.zeros(1, 1, 6, dtype=torch.float64))] * 4
-    attack = adaptive(oracle, latent, starts, seeds=[0], how=replace(SMALL, steps=185, guidance=1.0))
-    image = generate(oracle, attack.last, seeds=[1], steps=20, guidance=1.0)
+    attack = adaptive(oracle, latent, starts, seeds=[0], how=replace(SMALL, updates=185, guidance=1.0))
+    image = generate(oracle, attack.last, seeds=[1], sampler=Sampler(20, 1.0))
     assert (image - oracle.decode(latent)).square().mean().sqrt() > 0.2
 
 
@@ -161,13 +170,17 @@ def test_every_kind_of_start_is_searched_in_both_ways(tiny_model, targets, monke
     latents, own = targets
     pools = [tiny_model.encode([text]) for text in ("four", "five")]
     searched = {}
+    attack = Dori.attack
 
-    def recorded(model, latents, init, *, seeds, how, rows):
-        searched[type(how)] = init.embeds.unflatten(0, (len(own), -1))
-        return dori(model, latents, init, seeds=seeds, how=replace(how, steps=0), rows=rows)
+    def recorded(self, subject, latents, start, **options):
+        searched[type(self)] = start.embeds.unflatten(0, (len(own), -1))
+        return attack(self, subject, latents, start, **options)
 
-    monkeypatch.setattr("unmemorize.attack.adaptive.dori", recorded)
-    from_prompts(tiny_model, latents, own, seeds=[5, 6, 7], pools=[p for p in pools for _ in range(2)], how=SMALL)
+    monkeypatch.setattr(Dori, "attack", recorded)
+    ordinary, others = pools
+    method = replace(SMALL, updates=1).prepared(prompts=others, ordinary=ordinary)
+    found = method.attack(Subject(tiny_model), latents, own, seeds=[5, 6, 7])
+    assert sorted(found.conditions) == [0, 1]
     assert set(searched) == {HighNoise, FromNoise}
     drawn = [pool.embeds[0] for pool in pools]
     for starts in searched.values():

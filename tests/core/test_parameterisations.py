@@ -7,14 +7,15 @@ from dataclasses import replace
 import pytest
 import torch
 
-from unmemorize.attack.dori import Dori, dori
+from unmemorize.attack.dori import Dori
 from unmemorize.attack.high_noise import HighNoise
-from unmemorize.core.sample import first_unconditional
-from unmemorize.detect.noise import noise_gap_at_start
-from unmemorize.explain.tokens import token_significance
-from unmemorize.mitigate.denoising import Noise, denoising_errors
-from unmemorize.mitigate.prompt import lower_magnitude
+from unmemorize.core.methods import Subject
+from unmemorize.core.sample import Sampler, first_unconditional
+from unmemorize.detect.noise import NoiseGap
+from unmemorize.explain.gradient import Gradient
+from unmemorize.mitigate.guard import lower_magnitude
 from unmemorize.models.oracle import FiniteSet, OracleModel
+from unmemorize.unlearn.denoising import Noise, denoising_errors
 
 KINDS = ["epsilon", "sample", "v_prediction", "flow"]
 PROMPTS = {"one": [0], "pair": [1, 2]}
@@ -143,13 +144,14 @@ def test_the_first_step_says_something_where_there_is_only_noise(model):
     """At α = 0, where ε is x whatever the network said: scores, significance and losses are finite, not zero."""
     assert model.alpha_sigma(model.schedule(10).timesteps[0])[0].item() == 0
     empty = first_unconditional(model, seeds=[0, 1], steps=10)
-    scores = noise_gap_at_start(model, ["one", "any"], empty, seeds=[0, 1], steps=10).scores
+    subject = Subject(model, Sampler(10))
+    scores = NoiseGap().score(subject, model.encode(["one", "any"]), seeds=[0, 1]).by_seed
     assert torch.isfinite(scores).all()
     assert (scores[0] > 1).all()
     assert (scores[1] < 1e-5).all()
     start = model.encode(["pair"])
     start.embeds[:] = torch.tensor([0.0, 1.0, 1.0, -1.0, -1.0, 0.0])
-    significance = token_significance(model, start, seeds=[0, 1], steps=10)
+    significance = Gradient().tokens(subject, start, seeds=[0, 1])
     assert torch.isfinite(significance).all()
     assert (significance > 1e-3).all()
     t = model.schedule(10).timesteps[0]
@@ -158,6 +160,6 @@ def test_the_first_step_says_something_where_there_is_only_noise(model):
     for error in (prediction.error(x0, empty.x[:1]), HighNoise().errors(prediction, x0, empty.x[:1])):
         assert torch.isfinite(error).all()
         assert (error > 1e-3).all()
-    attack = dori(model, x0, start, seeds=[0], how=HighNoise(steps=40, lowest=0.95))
+    attack = HighNoise(updates=40, lowest=0.95).attack(subject, x0, start, seeds=[0])
     assert torch.isfinite(attack.losses).all()
     assert attack.losses[-5:].mean() < attack.losses[:5].mean()

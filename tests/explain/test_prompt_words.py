@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from unmemorize.core.methods import Subject
+from unmemorize.core.sample import Sampler
 from unmemorize.explain.words import (
     Outcome,
     Variant,
@@ -123,7 +125,7 @@ def test_measured_on_a_model_that_holds_six_pictures(oracle):
     def copied(images):
         return [bool((image - picture[0]).abs().mean() < 0.1) for image in images]
 
-    one, other = measure(oracle, ["one", "other"], copied, seeds=[0, 1], steps=8, guidance=1.0)
+    one, other = measure(Subject(oracle, Sampler(8, 1.0)), ["one", "other"], copied, seeds=[0, 1])
     assert (one.copies, other.copies) == (2, 0)
     assert one.seeds == 2
 
@@ -131,8 +133,8 @@ def test_measured_on_a_model_that_holds_six_pictures(oracle):
 def test_measuring_alone_or_together_is_the_same(tiny_model):
     """Outcomes do not depend on what else is measured."""
     check = lambda images: [bool(image.mean() > 0.5) for image in images]  # noqa: E731
-    both = measure(tiny_model, ["a green bicycle", "an owl"], check, seeds=[0, 1], steps=2)
-    alone = measure(tiny_model, ["an owl"], check, seeds=[0, 1], steps=2)
+    both = measure(Subject(tiny_model, Sampler(2)), ["a green bicycle", "an owl"], check, seeds=[0, 1])
+    alone = measure(Subject(tiny_model, Sampler(2)), ["an owl"], check, seeds=[0, 1])
     assert both[1].magnitude == pytest.approx(alone[0].magnitude, rel=1e-4)
     assert both[1].copies == alone[0].copies
     assert both[1].seeds == 2

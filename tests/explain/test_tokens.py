@@ -8,8 +8,11 @@ import pytest
 import torch
 
 from unmemorize.core.errors import NotApplicable
-from unmemorize.core.sample import first_unconditional
-from unmemorize.explain.tokens import leave_one_out, rank_agreement, token_significance, word_significance
+from unmemorize.core.methods import Subject
+from unmemorize.core.sample import Sampler, first_unconditional
+from unmemorize.explain.gradient import Gradient
+from unmemorize.explain.leave_one_out import LeaveOneOut
+from unmemorize.explain.tokens import rank_agreement
 from unmemorize.explain.words import words_of
 
 PROMPT = "a lighthouse at dusk"
@@ -29,7 +32,7 @@ def test_the_gradient_is_the_finite_difference(tiny_model):
             cond_eps = tiny_model.predict(empty.x, t, replace(cond, embeds=embeds)).eps
             return (cond_eps - empty.eps).norm().item()
 
-        found = token_significance(tiny_model, cond, seeds=[0])
+        found = Gradient().tokens(Subject(tiny_model), cond, seeds=[0])
         width = cond.embeds.shape[2]
         for token in (1, 3, 20):
             gradient = []
@@ -46,24 +49,25 @@ def test_the_gradient_is_the_finite_difference(tiny_model):
 def test_the_average_over_seeds_is_that_of_single_seeds(tiny_model):
     """Seeds share a batch and nothing else: no norm over the batch, no division by rows that are zero."""
     cond = tiny_model.encode([PROMPT])
-    together = token_significance(tiny_model, cond, seeds=[0, 1, 2])
-    apart = [token_significance(tiny_model, cond, seeds=[s]) for s in (0, 1, 2)]
+    together = Gradient().tokens(Subject(tiny_model), cond, seeds=[0, 1, 2])
+    apart = [Gradient().tokens(Subject(tiny_model), cond, seeds=[s]) for s in (0, 1, 2)]
     assert torch.allclose(together, torch.stack(apart).mean(0), rtol=1e-3, atol=1e-7)
 
 
 def test_a_window_averages_over_its_steps(tiny_model):
     """Steps 0 to 2 weigh the same; each is taken on the path that guidance really follows."""
     cond = tiny_model.encode([PROMPT])
-    whole = token_significance(tiny_model, cond, seeds=[0], steps=5, window=(0, 2))
-    parts = [token_significance(tiny_model, cond, seeds=[0], steps=5, window=w) for w in ((0, 1), (1, 2))]
+    subject = Subject(tiny_model, Sampler(5))
+    whole = Gradient(last=2).tokens(subject, cond, seeds=[0])
+    parts = [Gradient(first=k, last=k + 1).tokens(subject, cond, seeds=[0]) for k in (0, 1)]
     assert torch.allclose(whole, torch.stack(parts).mean(0), rtol=1e-3, atol=1e-7)
     with pytest.raises(NotApplicable):
-        token_significance(tiny_model, cond, seeds=[0], steps=5, window=(0, 2), guidance=1.0)
+        Gradient(last=2).tokens(Subject(tiny_model, Sampler(5, 1.0)), cond, seeds=[0])
 
 
 def test_nothing_is_left_behind(tiny_model, cost):
     """Parameters get no gradient and keep their flags; the cost is two evaluations a seed."""
-    word_significance(tiny_model, PROMPT, seeds=[0, 1])
+    Gradient().explain(Subject(tiny_model), PROMPT, seeds=[0, 1])
     assert all(p.grad is None and p.requires_grad for p in tiny_model.denoiser.parameters())
     assert cost.forward == 4
 
@@ -71,23 +75,23 @@ def test_nothing_is_left_behind(tiny_model, cost):
 def test_all_significance_is_handed_out_once(tiny_model):
     """Words, begin, end and padding add up to the tokens, whatever script and punctuation the words are in."""
     prompt = "  Emma’s <i>red</i> Zürich-apple, 日本 apple "
-    found = word_significance(tiny_model, prompt, seeds=[0])
+    found = Gradient().explain(Subject(tiny_model), prompt, seeds=[0])
     assert found.words == ("Emma’s", "<i>red</i>", "Zürich-apple,", "日本", "apple")
     assert set(found.special) == {"begin", "end", "padding"}
-    total = token_significance(tiny_model, tiny_model.encode([prompt]), seeds=[0]).sum().item()
+    total = Gradient().tokens(Subject(tiny_model), tiny_model.encode([prompt]), seeds=[0]).sum().item()
     assert sum(found.significance) + sum(found.special.values()) == pytest.approx(total, rel=1e-4)
 
 
 def test_pools(tiny_model):
     """The largest and the mean token of a word are no larger than their sum, and equal it for one token."""
-    by = {pool: word_significance(tiny_model, PROMPT, seeds=[0], pool=pool) for pool in ("sum", "max", "mean")}
+    by = {pool: Gradient(pool=pool).explain(Subject(tiny_model), PROMPT, seeds=[0]) for pool in ("sum", "max", "mean")}
     for total, most, mean in zip(*(by[p].significance for p in ("sum", "max", "mean")), strict=True):
         assert 0 < mean <= most <= total
 
 
 def test_words_beyond_the_longest_prompt_count_nothing(tiny_model):
     """A prompt of a thousand words explains its first ones and gives the rest zero."""
-    found = word_significance(tiny_model, "owl " * 1000, seeds=[0])
+    found = Gradient().explain(Subject(tiny_model), "owl " * 1000, seeds=[0])
     assert len(found.significance) == 1000
     assert found.significance[0] > 0
     assert found.significance[-1] == 0
@@ -97,12 +101,12 @@ def test_words_beyond_the_longest_prompt_count_nothing(tiny_model):
 def test_a_prompt_without_words(tiny_model, prompt):
     """It has no words, and its magnitude is zero with a gradient that is finite or nothing."""
     assert words_of(prompt) == []
-    assert word_significance(tiny_model, prompt, seeds=[0]).significance == ()
+    assert Gradient().explain(Subject(tiny_model), prompt, seeds=[0]).significance == ()
 
 
 def test_leave_one_out_is_the_magnitude_without_the_word(tiny_model, cost):
     """What each word is said to add is what the magnitude loses when the prompt is typed without it."""
-    explanation = leave_one_out(tiny_model, PROMPT, seeds=[0, 1])
+    explanation = LeaveOneOut().explain(Subject(tiny_model), PROMPT, seeds=[0, 1])
     assert explanation.evaluations == cost.forward == (4 + 1) * 2 + 2
     lost = _magnitude(tiny_model, PROMPT) - _magnitude(tiny_model, "a lighthouse dusk")
     assert explanation.significance[2] == pytest.approx(lost, abs=1e-5)
@@ -110,7 +114,7 @@ def test_leave_one_out_is_the_magnitude_without_the_word(tiny_model, cost):
 
 def test_a_word_said_twice_is_left_out_twice(tiny_model):
     """Neither mention alone is the word, and the comma between two names goes with the second."""
-    explanation = leave_one_out(tiny_model, "owl, red Owl", seeds=[0, 1])
+    explanation = LeaveOneOut().explain(Subject(tiny_model), "owl, red Owl", seeds=[0, 1])
     lost = _magnitude(tiny_model, "owl, red Owl") - _magnitude(tiny_model, "red")
     assert explanation.significance[0] == explanation.significance[2] == pytest.approx(lost, abs=1e-5)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 from pathlib import Path
 
@@ -22,7 +23,7 @@ from unmemorize.jobs import attack as job
 from unmemorize.jobs.attack import run_attack
 from unmemorize.jobs.copies import copy_check
 from unmemorize.jobs.subjects import choose_subjects, derive
-from unmemorize.mitigate.weights import Edit
+from unmemorize.mitigate.edit import Edit
 from unmemorize.models.load import load
 
 
@@ -44,8 +45,8 @@ def spec(tiny_folder, tmp_path):
         model=str(tiny_folder),
         targets=str(images),
         controls=str(controls),
+        method="dori:batch=2",
         updates=2,
-        batch=2,
         restarts=2,
         pictures=2,
         steps=2,
@@ -115,9 +116,8 @@ def test_the_run_holds_rows_embeddings_and_pictures(spec, tmp_path):
 
 def test_the_adaptive_attack_has_controls_and_a_budget_too(spec, tmp_path, monkeypatch):
     """All or nothing: the prompts, and what many searches found; cost is that of all of them."""
-    small = Adaptive(seeds=(90,), sampling=1)
-    monkeypatch.setitem(job.METHODS, "adaptive", small)
-    asked = dataclasses.replace(spec, method="adaptive", batch=None, restarts=1, updates=1)
+    monkeypatch.setattr(Adaptive, "__init__", functools.partialmethod(Adaptive.__init__, seeds=(90,), sampling=1))
+    asked = dataclasses.replace(spec, method="adaptive", restarts=1, updates=1)
     summary = run_attack(asked, tmp_path / "run")
     assert [row["steps"] for row in summary["curve"]["control"]] == [0, 1]
     assert summary["evaluations"] == 8 * (2 + 2 * 2)
@@ -138,8 +138,8 @@ def test_checkpointing_changes_memory_and_not_numbers(spec, tmp_path):
 
 def test_json_on_the_command_line(spec, call, tmp_path):
     """The six numbers and nothing else; then the same in words, from the run that is there."""
-    named = ("--targets", spec.targets, "--controls", spec.controls, "--updates", 1, "--batch", 1, "--pictures", 1)
-    arguments = ("attack", spec.model, *named, "--steps", 1, "--run", tmp_path / "run")
+    named = ("--targets", spec.targets, "--controls", spec.controls, "--updates", 1, "--pictures", 1)
+    arguments = ("attack", spec.model, *named, "--method", "dori:batch=1", "--steps", 1, "--run", tmp_path / "run")
     code, out, _ = call(*arguments, "--json")
     found = json.loads(out)
     assert code == 0
@@ -188,17 +188,18 @@ def test_what_is_its_own_mirror_image_is_no_unseen_picture(spec):
     [
         ({"updates": 0}, "--updates 0"),
         ({"restarts": 0}, "--restarts 0"),
-        ({"batch": 0}, "--batch 0"),
-        ({"lr": -1.0}, "--lr -1"),
-        ({"method": "none"}, "choose one of dori"),
-        ({"method": "adaptive", "lr": 1.0}, "--lr"),
+        ({"method": "dori:batch=0"}, "above 0"),
+        ({"method": "dori:lr=-1"}, "above 0"),
+        ({"method": "none"}, "choose one of adaptive, dori"),
+        ({"method": "adaptive:lr=1"}, "no setting 'lr'"),
         ({"method": "adaptive", "init": "random"}, "--init"),
         ({"dtype": "int8"}, "name float32"),
         ({"targets": ""}, "--targets"),
         ({"targets": "missing"}, "missing: no such file or folder"),
         ({"controls": ""}, "--controls"),
         ({"controls": "missing"}, "missing: no such file or folder"),
-        ({"edit": "missing.safetensors"}, "no such file"),
+        ({"mitigation": "missing.safetensors"}, "no such file"),
+        ({"mitigation": "prayer"}, "no such mitigation"),
     ],
 )
 def test_what_cannot_be_attacked_is_refused_before_anything_is_written(spec, tmp_path, change, message):
@@ -229,12 +230,12 @@ def test_edits_of_this_model_alone(spec, tmp_path):
     for hashed, file in (("0" * 64, "other"), (model.fingerprint, "own")):
         Edit({name: torch.ones(width, dtype=torch.bool)}, {}, hashed).save(tmp_path / f"{file}.safetensors")
     with pytest.raises(UserError, match="made for another model"):
-        run_attack(dataclasses.replace(spec, edit=str(tmp_path / "other.safetensors")), tmp_path / "other")
+        run_attack(dataclasses.replace(spec, mitigation=str(tmp_path / "other.safetensors")), tmp_path / "other")
     assert not (tmp_path / "other").exists()
-    edited = run_attack(dataclasses.replace(spec, edit=str(tmp_path / "own.safetensors")), tmp_path / "own")
+    edited = run_attack(dataclasses.replace(spec, mitigation=str(tmp_path / "own.safetensors")), tmp_path / "own")
     free = run_attack(spec, tmp_path / "free")
     assert edited["curve"]["attacked"][0]["value"] != free["curve"]["attacked"][0]["value"]
-    assert "edit" in load_record(tmp_path / "own").data
+    assert "mitigation" in load_record(tmp_path / "own").data
 
 
 def test_a_directory_that_holds_something_else(spec, tmp_path):

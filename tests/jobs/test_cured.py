@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 import torch
 
+from unmemorize.core.methods import Subject
+from unmemorize.core.sample import Sampler
 from unmemorize.data.pictures import save_image
 from unmemorize.jobs.copies import copy_check
 from unmemorize.jobs.cured import Judge, Subjects, measure, quality, vae_features
@@ -36,23 +38,23 @@ def judge_with(tiny_model, subjects, tmp_path):
     def alignment(images, texts):
         return images.mean((1, 2, 3))
 
-    return lambda *seeds: Judge(copies, features, alignment, seeds, 2, 7.5)
+    return lambda *seeds: Judge(copies, features, alignment, seeds)
 
 
 def test_every_ordinary_prompt_is_made_once_a_seed(tiny_model, subjects, judge_with):
     """Prompt by prompt, then all again with other noise."""
-    found = measure(tiny_model, subjects, judge_with(0, 1, 2))
+    found = measure(Subject(tiny_model, Sampler(2, 7.5)), subjects, judge_with(0, 1, 2))
     assert found["copies"].shape == (1, 3)
     assert len(found["features"]) == len(found["alignment"]) == 12
     assert not torch.equal(found["features"][:4], found["features"][4:8])
-    once = measure(tiny_model, subjects, judge_with(0))
+    once = measure(Subject(tiny_model, Sampler(2, 7.5)), subjects, judge_with(0))
     assert torch.allclose(once["features"], found["features"][:4], atol=1e-4)
 
 
 def test_quality_counts_prompts_and_takes_the_mean_of_all_pictures(tiny_model, subjects, judge_with):
     """Neighbours are the same prompts in every round of seeds."""
     judge = judge_with(0, 1, 2)
-    before = measure(tiny_model, subjects, judge)
+    before = measure(Subject(tiny_model, Sampler(2, 7.5)), subjects, judge)
     after = before | {"alignment": before["alignment"] * 0.9}
     found = quality(before, after, subjects, judge)
     assert (found["ordinary"]["prompts"], found["neighbours"]["prompts"]) == (4, 2)

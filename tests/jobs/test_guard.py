@@ -9,9 +9,10 @@ import pytest
 import torch
 
 from unmemorize.core.errors import NotApplicable
-from unmemorize.core.sample import first_unconditional, generate, generators, trajectory
+from unmemorize.core.methods import Subject
+from unmemorize.core.sample import Sampler, first_unconditional, generate, generators
 from unmemorize.jobs.guard import Guard, Limits
-from unmemorize.mitigate.prompt import generate_guarded
+from unmemorize.mitigate.guard import Guard as OnOwnLoop
 from unmemorize.models.load import wrap
 
 PROMPTS = ["a lighthouse at dusk", "an owl on a fence"]
@@ -53,9 +54,11 @@ def test_pictures_of_embeddings_are_those_of_a_guarded_pipeline(tiny_pipe):
     guard = Guard(tiny_pipe, limits=limits, iterations=3)
     expected = torch.from_numpy(call(guard)).permute(0, 3, 1, 2)
     assert sum(guard.outcome.acted) == 1
-    found = generate_guarded(model, cond, seeds=range(2), steps=2, limits=limits, iterations=3)
+    own = OnOwnLoop(threshold=limits.threshold, target=limits.target, iterations=3)
+    with own.applied(Subject(model, Sampler(2))) as guarded:
+        found = generate(model, cond, seeds=range(2), sampler=guarded.sampler)
     torch.testing.assert_close(found, expected, atol=1e-4, rtol=0)
-    assert not torch.allclose(found, generate(model, cond, seeds=range(2), steps=2), atol=1e-4)
+    assert not torch.allclose(found, generate(model, cond, seeds=range(2), sampler=Sampler(2)), atol=1e-4)
 
 
 @pytest.mark.parametrize("named", ARGUMENTS.values(), ids=ARGUMENTS)
@@ -120,15 +123,14 @@ def test_a_picture_does_not_depend_on_those_made_with_it(tiny_pipe):
 
 def test_lowered_pictures_are_those_of_the_lowered_embedding(tiny_pipe):
     """The pipeline, given the embedding that the guard found, makes the guarded picture."""
-    from unmemorize.mitigate.prompt import lower_at_start
+    from unmemorize.mitigate.guard import lower_at_start
 
     guarded = call(Guard(tiny_pipe, limits=ALWAYS, iterations=3))
     model = wrap(tiny_pipe)
-    lowered, _ = lower_at_start(model, model.encode(PROMPTS), seeds=[0, 1], target=0.0, steps=2, iterations=3)
-    for step in trajectory(model, lowered, seeds=[0, 1], steps=2):
-        x = step.x_next
-    with torch.no_grad():
-        images = model.decode(x).permute(0, 2, 3, 1).numpy()
+    cond, empty = model.encode(PROMPTS), first_unconditional(model, seeds=[0, 1], steps=2)
+    lowered = lower_at_start(model, cond, empty, model.schedule(2).timesteps[0], target=0.0, iterations=3)
+    made = generate(model, cond.with_embeds(lowered.embeds), seeds=[0, 1], sampler=Sampler(2))
+    images = made.permute(0, 2, 3, 1).numpy()
     assert np.allclose(guarded, images, atol=1e-3)
 
 

@@ -104,7 +104,7 @@ def test_what_is_done_is_not_done_again(call, copying, tiny_folder, tmp_path, mo
     def attacked(*args, **options):
         raise AssertionError("attacked again")
 
-    monkeypatch.setattr(job, "dori", attacked)
+    monkeypatch.setattr(job.Dori, "attack", attacked)
     assert call("locality", tiny_folder, *RED, "--batch", 8, "--json")[1] == first
     code, out, _ = call("locality", tiny_folder, *RED)
     assert code == 0

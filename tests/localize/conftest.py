@@ -43,6 +43,7 @@ class PlantedModel(Counted):
     """The prompt `memorized` drives the channel; any other prompt drives none of them much."""
 
     name = "planted"
+    steps, guidance = 50, 7.5
 
     def __init__(self):
         super().__init__()
@@ -97,4 +98,4 @@ def usual(planted, ordinary):
     """Statistics of its ordinary prompts."""
     from unmemorize.localize.reference import reference
 
-    return reference(planted, ordinary)
+    return reference(planted, planted.encode(ordinary))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ import torch
 from scipy.spatial.distance import pdist
 
 from unmemorize.core.hooks import observed, record
+from unmemorize.core.methods import Subject
 from unmemorize.core.model import Condition
 from unmemorize.core.results import Localization, PromptUnits
 from unmemorize.core.sample import generators
@@ -26,10 +28,10 @@ from unmemorize.localize.locality import (
     tsne,
     value_activations,
 )
-from unmemorize.localize.nemo import NemoSettings, nemo
-from unmemorize.localize.wanda import wanda
+from unmemorize.localize.nemo import Nemo
+from unmemorize.localize.wanda import Wanda
 
-SETTINGS = NemoSettings(threshold=0.5, refine=False, layers="all")
+NEMO = Nemo(threshold=0.5, refine=False, layers="all")
 
 
 def sets(*members):
@@ -102,27 +104,27 @@ def test_embeddings_select_what_their_prompts_select(tiny_model, planted, usual)
     """NeMo and Wanda give the same for a prompt and for its embedding; numbers stand for the masks' places."""
     prompts = ["a new prompt", "memorized"]
     given = Condition(planted.encode(prompts).embeds)
-    by_text, by_embedding = (nemo(planted, what, usual, SETTINGS).per_prompt for what in (prompts, given))
+    nemo = replace(NEMO, reference=usual)
+    by_text, by_embedding = (nemo.find(Subject(planted), cond).per_prompt for cond in (planted.encode(prompts), given))
     for a, b in zip(by_text, by_embedding, strict=True):
         assert a.facts == b.facts
         assert all(torch.equal(mask, b.masks[name]) for name, mask in a.masks.items())
     assert by_embedding[1].prompt == "embedding 1"
     texts = ["an owl on a fence", "the old harbour"]
-    a, b = (wanda(tiny_model, what, sparsity=0.1, per_prompt=True) for what in (texts, tiny_model.encode(texts)))
+    wanda, cond = Wanda(sparsity=0.1, per_prompt=True), tiny_model.encode(texts)
+    a, b = (wanda.find(Subject(tiny_model), given) for given in (cond, cond.with_embeds(cond.embeds)))
     for one, other in zip(a.per_prompt, b.per_prompt, strict=True):
         assert all(torch.equal(mask, other.masks[name]) for name, mask in one.masks.items())
 
 
 def test_disjoint_channels_do_not_overlap(planted, usual, monkeypatch):
     """Two embeddings that drive a channel each: NeMo finds two sets with nothing in common, and equal ones for one."""
-    from unmemorize.localize import locality
-
     none = Localization("wanda", "weights", {}, {}, (), (), 0, (PromptUnits("", {}, {}),) * 3)
     planted.denoiser.mid_block.attn2.to_v.weight.data[5, 2] = 1  # so that input 2 drives the channel of input 5, too
-    monkeypatch.setattr(locality, "wanda", lambda *args, **options: none)
+    monkeypatch.setattr(Wanda, "find", lambda *args, **options: none)
     embeds = 0.001 * torch.ones(3, 3, 8)
     embeds[0, :, 5], embeds[1, :, 5], embeds[2, :, 2] = 1, 1, 1
-    found = selections(planted, Condition(embeds), usual, SETTINGS, sparsity=0.1)
+    found = selections(planted, Condition(embeds), replace(NEMO, reference=usual), Wanda(sparsity=0.1))
     down = [one["down_blocks.0.attn2.to_v"] for one in found]
     assert [units.tolist() for units in down] == [[5], [5], [2]]
     assert overlaps(down).tolist() == [1, 0, 0]

@@ -9,11 +9,17 @@ import pytest
 import torch
 
 from unmemorize.core.errors import NotApplicable, UserError
-from unmemorize.localize.nemo import NemoSettings, nemo, sweep
+from unmemorize.core.methods import Subject
+from unmemorize.localize.nemo import Nemo
 from unmemorize.localize.reference import Start, activations, reference
 from unmemorize.metrics.ssim import scales_for, ssim
 
 LAYER, CHANNEL = "mid_block.attn2.to_v", 5
+
+
+def nemo(model, prompts, usual, method=Nemo(), ordinary=None):
+    cond = None if ordinary is None else model.encode(ordinary)
+    return replace(method, reference=usual).find(Subject(model), model.encode(prompts), ordinary=cond)
 
 
 def places(found):
@@ -23,7 +29,7 @@ def places(found):
 @pytest.mark.parametrize("layers", ["down-mid", "all"])
 def test_the_planted_channel_is_found_and_nothing_else(planted, usual, layers):
     """One channel of one layer carries the copy: that one is returned, with the similarity before and after."""
-    found = nemo(planted, ["memorized"], usual, NemoSettings(layers=layers))
+    found = nemo(planted, ["memorized"], usual, Nemo(layers=layers))
     assert places(found) == {LAYER: [CHANNEL]}
     assert found.per_layer == {LAYER: 1}
     facts = found.per_prompt[0].facts
@@ -34,9 +40,9 @@ def test_the_planted_channel_is_found_and_nothing_else(planted, usual, layers):
 
 def test_the_unneeded_are_freed(planted, usual):
     """Channels that a low θ brings in are let go, whole layers and single ones."""
-    settings = NemoSettings(start=0.5, minimum=0.5)
+    settings = Nemo(start=0.5, minimum=0.5)
     values = activations(planted, planted.encode(["memorized"]), "down-mid")
-    chosen = int(sweep(values, usual, settings)[0].sum())
+    chosen = int(settings.sweep(values, usual)[0].sum())
     found = nemo(planted, ["memorized"], usual, settings)
     assert chosen > 5
     assert found.per_prompt[0].facts["initial"] == chosen
@@ -47,7 +53,7 @@ def test_the_unneeded_are_freed(planted, usual):
 
 def test_a_prompt_that_is_not_memorized_has_no_channels(planted, usual):
     """It costs one evaluation a seed, says how strong it was, and does not disturb the others."""
-    settings = NemoSettings(threshold=0.5)
+    settings = Nemo(threshold=0.5)
     with planted.counted() as cost:
         found = nemo(planted, ["a new prompt"], usual, settings)
     assert found.selected == 0
@@ -60,7 +66,7 @@ def test_a_prompt_that_is_not_memorized_has_no_channels(planted, usual):
 
 def test_where_nothing_suffices_the_last_round_is_refined(planted, usual):
     """With a threshold out of reach, what the last θ blocked is kept as far as it helps, and the record says so."""
-    found = nemo(planted, ["memorized"], usual, NemoSettings(threshold=-0.5, minimum=3.0))
+    found = nemo(planted, ["memorized"], usual, Nemo(threshold=-0.5, minimum=3.0))
     facts = found.per_prompt[0].facts
     assert facts["hidden"] == 0
     assert found.masks[LAYER][CHANNEL]
@@ -69,7 +75,7 @@ def test_where_nothing_suffices_the_last_round_is_refined(planted, usual):
 
 def test_ordinary_prompts_give_a_limit_that_can_be_met(planted, usual, ordinary):
     """Where the published rule hides nothing, ours ends at the planted channel; its limit is that of plain loops."""
-    settings = NemoSettings(threshold=-0.5)
+    settings = Nemo(threshold=-0.5)
     published = nemo(planted, ["memorized"], usual, settings)
     ours = nemo(planted, ["memorized"], usual, replace(settings, rule="ordinary"), ordinary=ordinary)
     assert published.per_prompt[0].facts["hidden"] == 0
@@ -77,7 +83,7 @@ def test_ordinary_prompts_give_a_limit_that_can_be_met(planted, usual, ordinary)
     facts = ours.per_prompt[0].facts
     assert facts["hidden"] == 1
     assert facts["ssim"] <= facts["limit"] < 1
-    start, everyone = Start.of(planted, settings.seeds), [*ordinary, "memorized"]
+    start, everyone = Start.of(planted, range(settings.seeds)), [*ordinary, "memorized"]
     differences = [start.unblocked(planted, planted.encode([prompt]))[0] for prompt in everyone]
     means = []
     for other in differences[:-1]:
@@ -94,7 +100,7 @@ def test_ordinary_prompts_give_a_limit_that_can_be_met(planted, usual, ordinary)
 def test_a_second_search_finds_the_same_at_any_batch_size(planted, usual):
     """Masks and facts do not depend on how many rows the denoiser is given at a time."""
     prompts = ["memorized", "a new prompt"]
-    runs = [nemo(planted, prompts, usual, NemoSettings(minimum=0.25, batch=batch)) for batch in (64, 64, 7)]
+    runs = [nemo(planted, prompts, usual, Nemo(minimum=0.25, batch=batch)) for batch in (64, 64, 7)]
     for run in runs[1:]:
         assert places(run) == places(runs[0])
         for mine, first in zip(run.per_prompt, runs[0].per_prompt, strict=True):
@@ -113,7 +119,7 @@ def test_the_sweep_lowers_the_z_score_and_widens_the_top(planted, usual):
             rank = a.argsort(descending=True).argsort()
             parts.append((z > 5 - 0.25 * k) | (rank < k))
         rounds.append(torch.cat(parts))
-    assert torch.equal(sweep(values, usual, NemoSettings()), torch.stack(rounds).unique_consecutive(dim=0))
+    assert torch.equal(Nemo().sweep(values, usual), torch.stack(rounds).unique_consecutive(dim=0))
 
 
 def test_the_record_says_how(planted, usual):
@@ -137,7 +143,7 @@ def test_layers_come_in_the_order_of_execution(tiny_model):
 def test_a_model_without_the_layers_is_not_applicable(oracle, planted, usual):
     """No cross-attention at all, or none in the layers asked for."""
     with pytest.raises(NotApplicable, match="cross-attention"):
-        reference(oracle, ["one", "other"])
+        reference(oracle, oracle.encode(["one", "other"]))
     del planted.denoiser.down_blocks, planted.denoiser.mid_block
     with pytest.raises(NotApplicable, match="on its way down"):
         nemo(planted, ["memorized"], usual)
@@ -145,9 +151,9 @@ def test_a_model_without_the_layers_is_not_applicable(oracle, planted, usual):
 
 def test_what_cannot_be_searched_is_refused(planted, usual, tiny_model):
     """One seed, an empty sweep, another model's statistics, NaN weights: a line each."""
-    for settings in (NemoSettings(seeds=(0,)), NemoSettings(minimum=6), NemoSettings(decrement=0)):
+    for settings in ({"seeds": 1}, {"minimum": 6}, {"decrement": 0}):
         with pytest.raises(UserError, match="NeMo needs"):
-            nemo(planted, ["memorized"], usual, settings)
+            Nemo(**settings)
     with pytest.raises(UserError, match="another model"):
         nemo(tiny_model, ["an owl on a fence"], usual)
     with torch.no_grad():

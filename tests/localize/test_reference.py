@@ -27,7 +27,7 @@ def test_the_threshold_is_mean_plus_one_deviation_of_pairs(planted, ordinary):
         pairs += [ssim(images[i : i + 1], images[j : j + 1], scales_for(16, 16)) for i, j in ((0, 1), (0, 2), (1, 2))]
     values = torch.cat(pairs).double()
     for batch in (1, 64):
-        found = calibrate(planted, ordinary[:4], seeds=(0, 1, 2), batch=batch)
+        found = calibrate(planted, planted.encode(ordinary[:4]), seeds=(0, 1, 2), batch=batch)
         assert found == pytest.approx(float(values.mean() + values.std()), abs=1e-5)
 
 
@@ -52,11 +52,11 @@ def test_a_cache_is_read_back_and_only_under_its_key(usual, tmp_path):
 def test_one_prompt_has_no_deviation(planted):
     """Statistics of a single prompt are refused."""
     with pytest.raises(UserError, match="two prompts"):
-        reference(planted, ["one"])
+        reference(planted, planted.encode(["one"]))
 
 
 def test_a_model_that_predicts_nan_is_refused(planted, ordinary):
     """NaN would compare as not memorized."""
     planted.denoiser.memory.fill_(torch.nan)
     with pytest.raises(UserError, match="NaN"):
-        calibrate(planted, ordinary)
+        calibrate(planted, planted.encode(ordinary))

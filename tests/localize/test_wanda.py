@@ -7,8 +7,9 @@ import torch
 
 from unmemorize.core.errors import NotApplicable, UserError
 from unmemorize.core.hooks import observed
-from unmemorize.core.sample import trajectory
-from unmemorize.localize.wanda import choose, wanda
+from unmemorize.core.methods import Subject
+from unmemorize.core.sample import Sampler, trajectory
+from unmemorize.localize.wanda import Wanda, choose
 
 PROMPTS = ["an owl on a fence", "the old harbour"]
 
@@ -24,12 +25,16 @@ def test_the_top_of_each_row_that_matters_more_than_usual():
     assert joined.tolist() == [[False, False, True, True], [True, False, True, False]]
 
 
+def wanda(model, prompts, **settings):
+    return Wanda(**settings).find(Subject(model), model.encode(prompts))
+
+
 def squares(model, prompt):
     """Squared input norms by layer and step, as the formula says, of one prompt."""
     layers = model.feed_forwards()
     calls = {name: [] for name in layers}
     with observed(model.denoiser, {name: calls[name].append for name in layers}):
-        for step in trajectory(model, model.encode([prompt]), seeds=[0], steps=50, guidance=7.5):
+        for step in trajectory(model, model.encode([prompt]), seeds=[0], sampler=Sampler(50, 7.5)):
             if step.index == 9:
                 break
     unit = {name: [a / a.norm(dim=-1, keepdim=True) for a in given] for name, given in calls.items()}

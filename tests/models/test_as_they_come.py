@@ -17,7 +17,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProject
 
 from pipelines import tiny
 from unmemorize.core.errors import NotApplicable, UserError
-from unmemorize.core.sample import generate, generators
+from unmemorize.core.sample import Sampler, generate, generators
 from unmemorize.models.configs import CONFIGS, write_configuration
 from unmemorize.models.load import load, wrap
 from unmemorize.models.source import examine
@@ -50,7 +50,7 @@ def refused(path, match, kind=UserError, **how):
 
 
 def pictures(model, prompt=PROMPT):
-    return generate(model, model.encode([prompt]), seeds=[5], steps=2, guidance=3.0)
+    return generate(model, model.encode([prompt]), seeds=[5], sampler=Sampler(2, 3.0))
 
 
 # folders

@@ -12,7 +12,7 @@ from diffusers import DDIMScheduler, DiffusionPipeline, PNDMScheduler, UNet2DCon
 from safetensors.torch import load_file
 
 from unmemorize.core.errors import NotApplicable, UserError
-from unmemorize.core.sample import generate
+from unmemorize.core.sample import Sampler, generate
 from unmemorize.models.load import load, wrap
 
 
@@ -34,7 +34,9 @@ def test_a_saved_folder_loads_as_the_pipeline_it_was(tiny_folder, tiny_model):
     assert model.name == str(tiny_folder)
     assert model.image_size == (32, 32)
     assert model.fingerprint == tiny_model.fingerprint
-    pictures = [generate(m, m.encode(["an owl on a fence"]), seeds=[5], steps=2) for m in (model, tiny_model)]
+    pictures = [
+        generate(m, m.encode(["an owl on a fence"]), seeds=[5], sampler=Sampler(2)) for m in (model, tiny_model)
+    ]
     assert torch.equal(*pictures)
 
 

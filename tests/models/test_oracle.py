@@ -7,9 +7,10 @@ import math
 import pytest
 import torch
 
+from unmemorize.core.methods import Subject
 from unmemorize.core.model import Condition
-from unmemorize.core.sample import first_unconditional, trajectory
-from unmemorize.detect.noise import noise_gap_at_start
+from unmemorize.core.sample import Sampler, trajectory
+from unmemorize.detect.noise import NoiseGap
 
 KINDS = ["epsilon", "sample", "v_prediction"]
 SEEDS = [0, 1, 2, 3]
@@ -90,7 +91,7 @@ def test_sampling_a_memorized_picture_lands_on_it(make_oracle, kind, prompt, ind
     """Fifty DDIM steps from any noise end at the one picture the prompt stands for, and at no other."""
     oracle = make_oracle(kind)
     image = oracle.denoiser.images[index]
-    *_, last = trajectory(oracle, oracle.encode([prompt] * 4), seeds=SEEDS, steps=50, guidance=1.0)
+    *_, last = trajectory(oracle, oracle.encode([prompt] * 4), seeds=SEEDS, sampler=Sampler(50, 1.0))
     assert torch.allclose(last.cond.x0, image.expand(4, 3, 8, 8), atol=1e-9)
     pixels = (oracle.decode(last.x_next) - (image / 2 + 0.5)).square().mean((1, 2, 3)).sqrt()
     assert pixels.max() < 0.03
@@ -100,7 +101,7 @@ def test_sampling_a_memorized_picture_lands_on_it(make_oracle, kind, prompt, ind
 
 def test_sampling_without_a_memorized_prompt_ends_at_different_pictures(oracle):
     """A prompt for the whole set gives one of its pictures each time, but not always the same."""
-    *_, last = trajectory(oracle, oracle.encode(["all"] * 8), seeds=range(8), steps=50, guidance=1.0)
+    *_, last = trajectory(oracle, oracle.encode(["all"] * 8), seeds=range(8), sampler=Sampler(50, 1.0))
     distances = torch.cdist(last.x_next.flatten(1), oracle.denoiser.images.flatten(1)) / math.sqrt(192)
     assert distances.min(1).values.max() < 0.05
     assert len(set(distances.argmin(1).tolist())) > 1
@@ -108,16 +109,14 @@ def test_sampling_without_a_memorized_prompt_ends_at_different_pictures(oracle):
 
 def test_the_noise_gap_ranks_fewer_pictures_above_more(oracle):
     """The detector puts one-picture prompts above a two-picture one, and a prompt for everything at zero."""
-    empty = first_unconditional(oracle, seeds=SEEDS)
-    values = noise_gap_at_start(oracle, ["one", "other", "pair", "all"], empty, seeds=SEEDS).scores.mean(1)
+    values = NoiseGap().score(Subject(oracle), oracle.encode(["one", "other", "pair", "all"]), seeds=SEEDS).value
     assert min(values[0], values[1]) > values[2] > values[3]
     assert values[3] == pytest.approx(0, abs=1e-6)
 
 
 def test_the_noise_gap_of_a_gaussian_is_zero(gaussian):
     """A model that reads no prompt has nothing to detect."""
-    empty = first_unconditional(gaussian, seeds=SEEDS)
-    values = noise_gap_at_start(gaussian, ["one", "anything"], empty, seeds=SEEDS).scores
+    values = NoiseGap().score(Subject(gaussian), gaussian.encode(["one", "anything"]), seeds=SEEDS).by_seed
     assert values.abs().max() < 1e-6
 
 
@@ -133,7 +132,7 @@ def test_noise_and_pictures_round_trip(oracle):
 def test_every_row_is_one_evaluation(oracle):
     """The oracle counts rows as the adapters do."""
     with oracle.counted() as cost:
-        list(trajectory(oracle, oracle.encode(["one", "all"]), seeds=[0, 1], steps=5))
+        list(trajectory(oracle, oracle.encode(["one", "all"]), seeds=[0, 1], sampler=Sampler(5)))
         assert cost.forward == 5 * 2 * 2
         oracle.predict(states(3), torch.tensor(5), Condition(oracle.encode(["one"]).embeds.expand(3, -1, -1)))
     assert cost.forward == 23

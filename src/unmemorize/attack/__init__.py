@@ -1,1 +1,5 @@
-"""Ways to get a memory back out of a model: every fix is judged by them."""
+"""Attacks, which bring a memory back out of a model, one technique a file. All modules here are registered."""
+
+from unmemorize.core.methods import import_beside
+
+import_beside(__name__, __path__)

@@ -9,18 +9,45 @@ import torch
 from torch import Tensor
 
 from unmemorize.core.hooks import frozen
+from unmemorize.core.methods import Attack, Subject, method
 from unmemorize.core.model import Condition, DiffusionModel, Prediction, drawn_levels, joined
-from unmemorize.core.results import Attack
+from unmemorize.core.results import Found
 from unmemorize.core.sample import generators
 
+ROWS = 64  # the largest number of rows in one evaluation of the denoiser
 
+
+@method(
+    "dori",
+    paper="Kowalczuk et al. 2026",
+    cost="8 evaluations with gradient an update and picture",
+    needs=("gradients", "pictures"),
+)
 @dataclass(frozen=True)
-class Dori:
-    """The attack's settings: updates, learning rate, and noisy versions of the picture an update looks at."""
+class Dori(Attack):
+    """The embedding under which the model denoises a picture from any noise.
 
-    steps: int = 50
+    Every update draws fresh noise and noise levels and lowers the training loss, ‖ε − ε_θ(x_t, t, y)‖², by y alone,
+    with Adam: without fresh noise the embedding would fit one path. Pictures are attacked together, and each with its
+    own seed: what comes out does not depend on which others share the batch.
+
+    Paper: Kowalczuk et al. 2026, the adversarial embedding (50 updates, learning rate 0.1, batch 8).
+    Differs: the latent is the mode of the VAE's, once; the paper does not say. A model that was trained to predict
+    something else than ε has that in the loss.
+
+    Attributes:
+        updates: Updates of the embedding.
+        lr: Learning rate.
+        batch: Noisy versions of the picture that an update looks at.
+    """
+
+    updates: int = 50
     lr: float = 0.1
     batch: int = 8
+
+    def __post_init__(self) -> None:
+        if self.updates < 1 or self.lr <= 0 or self.batch < 1:
+            raise ValueError("updates, lr and batch have to be above 0")
 
     def rate(self, done: int) -> float:
         """The learning rate after `done` updates."""
@@ -38,80 +65,68 @@ class Dori:
         """What is lowered, a row: (n,)."""
         return prediction.error(x0, noise)
 
+    def attack(
+        self,
+        subject: Subject,
+        latents: Tensor,
+        start: Condition,
+        *,
+        seeds: Sequence[int],
+        keep: Collection[int] = (),
+        rows: int = ROWS,
+    ) -> Found:
+        """Search for every picture; mask and pooled vectors of the start stay what they are.
 
-def dori(
-    model: DiffusionModel,
-    latents: Tensor,
-    init: Condition,
-    *,
-    seeds: Sequence[int],
-    how: Dori = Dori(),
-    keep: Collection[int] = (),
-    rows: int = 64,
-) -> Attack:
-    """Find, for each picture, an embedding under which the model denoises it from any noise.
+        Args:
+            subject: The model to attack, under whatever is applied to it.
+            latents: The pictures' latents, (n, c, h, w).
+            start: The embeddings to start from, one row a picture.
+            seeds: One a picture, for noise and noise levels.
+            keep: Numbers of updates after which to keep the embeddings too, 0 for the start; the last are always kept.
+            rows: The largest number of rows in one evaluation of the denoiser.
+        """
+        model = subject.model
+        size = max(rows // self.batch, 1)
+        kept = {*keep, self.updates}
+        attacked = []
+        with model.counted() as cost, frozen(model.denoiser):
+            for first in range(0, len(latents), size):
+                part = slice(first, first + size)
+                attacked.append(self._search(model, latents[part], start[part], seeds[part], kept))
+        conditions = {step: joined([found[step] for found, _ in attacked]) for step in attacked[0][0]}
+        return Found(conditions, torch.cat([losses for _, losses in attacked], dim=1), cost.forward)
 
-    Every update draws fresh noise and noise levels and lowers the training loss, ‖ε − ε_θ(x_t, t, y)‖², by y alone,
-    with Adam: without fresh noise the embedding would fit one path. Whatever hooks and edits are active stay so.
-    Pictures are attacked together, and each with its own seed: what comes out does not depend on which others share the
-    batch.
+    def _search(
+        self, model: DiffusionModel, latents: Tensor, start: Condition, seeds: Sequence[int], keep: set[int]
+    ) -> tuple[dict[int, Condition], Tensor]:
+        """Pictures whose rows fit into one evaluation together."""
+        streams = generators(seeds)
+        x0 = latents.repeat_interleave(self.batch, dim=0)
+        y = start.embeds.detach().float().clone().requires_grad_()
+        rows = start.repeat(self.batch)
+        optimizer = torch.optim.Adam([y], lr=self.lr)
+        kept = {0: start} if 0 in keep else {}
+        losses = []
+        for update in range(1, self.updates + 1):
+            optimizer.param_groups[0]["lr"] = self.rate(update - 1)
+            t, noise = self._draw(model, latents, streams)
+            x = model.add_noise(self.shown(x0), noise, t)
+            with torch.enable_grad():
+                cond = rows.with_embeds(y.to(start.embeds.dtype).repeat_interleave(self.batch, dim=0))
+                errors = self.errors(model.predict(x, t, cond), x0, noise)
+                loss = errors.reshape(len(latents), self.batch).mean(dim=1)
+                total = loss.sum()
+            (y.grad,) = torch.autograd.grad(total, y)
+            optimizer.step()
+            losses.append(loss.detach().cpu())
+            if update in keep:
+                kept[update] = start.with_embeds(y.detach().to(start.embeds.dtype).clone())
+        return kept, torch.stack(losses)
 
-    Paper: Kowalczuk et al. 2026, the adversarial embedding (50 updates, learning rate 0.1, batch 8).
-    Differs: the latent is the mode of the VAE's, once; the paper does not say. A model that was trained to predict
-    something else than ε has that in the loss.
-
-    Args:
-        model: The model to attack, with its edits applied.
-        latents: The pictures' latents, (n, c, h, w).
-        init: The embeddings to start from, one row a picture; mask and pooled vectors stay what they are.
-        seeds: One a picture, for noise and noise levels.
-        how: Settings.
-        keep: Numbers of updates after which to keep the embeddings too, 0 for the start; the last are always kept.
-        rows: The largest number of rows in one evaluation of the denoiser.
-
-    Returns:
-        The conditions by number of updates, the losses and the denoiser evaluations.
-    """
-    size = max(rows // how.batch, 1)
-    parts = [slice(i, i + size) for i in range(0, len(latents), size)]
-    with model.counted() as cost, frozen(model.denoiser):
-        attacked = [_attack(model, latents[part], init[part], seeds[part], how, {*keep, how.steps}) for part in parts]
-    conditions = {step: joined([kept[step] for kept, _ in attacked]) for step in attacked[0][0]}
-    return Attack(conditions, torch.cat([losses for _, losses in attacked], dim=1), cost.forward)
-
-
-def _attack(
-    model: DiffusionModel, latents: Tensor, init: Condition, seeds: Sequence[int], how: Dori, keep: set[int]
-) -> tuple[dict[int, Condition], Tensor]:
-    """Pictures whose rows fit into one evaluation together."""
-    streams = generators(seeds)
-    x0 = latents.repeat_interleave(how.batch, dim=0)
-    y = init.embeds.detach().float().clone().requires_grad_()
-    rows = init.repeat(how.batch)
-    optimizer = torch.optim.Adam([y], lr=how.lr)
-    kept = {0: init} if 0 in keep else {}
-    losses = []
-    for step in range(1, how.steps + 1):
-        optimizer.param_groups[0]["lr"] = how.rate(step - 1)
-        t, noise = _draw(model, latents, streams, how)
-        x = model.add_noise(how.shown(x0), noise, t)
-        with torch.enable_grad():
-            cond = rows.with_embeds(y.to(init.embeds.dtype).repeat_interleave(how.batch, dim=0))
-            errors = how.errors(model.predict(x, t, cond), x0, noise)
-            loss = errors.reshape(len(latents), how.batch).mean(dim=1)
-            total = loss.sum()
-        (y.grad,) = torch.autograd.grad(total, y)
-        optimizer.step()
-        losses.append(loss.detach().cpu())
-        if step in keep:
-            kept[step] = init.with_embeds(y.detach().to(init.embeds.dtype).clone())
-    return kept, torch.stack(losses) if losses else torch.empty(0, len(latents))
-
-
-def _draw(
-    model: DiffusionModel, latents: Tensor, streams: Sequence[torch.Generator], how: Dori
-) -> tuple[Tensor, Tensor]:
-    """Timesteps and noise for every picture's rows, from the picture's own stream."""
-    levels = [how.levels(g) for g in streams]
-    noise = [torch.randn(how.batch, *latents.shape[1:], generator=g, dtype=torch.float32) for g in streams]
-    return model.timestep(torch.cat(levels)).to(latents.device), torch.cat(noise).to(latents)
+    def _draw(
+        self, model: DiffusionModel, latents: Tensor, streams: Sequence[torch.Generator]
+    ) -> tuple[Tensor, Tensor]:
+        """Timesteps and noise for every picture's rows, from the picture's own stream."""
+        levels = [self.levels(g) for g in streams]
+        noise = [torch.randn(self.batch, *latents.shape[1:], generator=g, dtype=torch.float32) for g in streams]
+        return model.timestep(torch.cat(levels)).to(latents.device), torch.cat(noise).to(latents)

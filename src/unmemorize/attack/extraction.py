@@ -13,19 +13,18 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from unmemorize.core.errors import UserError
+from unmemorize.core.methods import Attack, Subject
 from unmemorize.core.model import Condition, DiffusionModel
-from unmemorize.core.results import Attack, Match
-from unmemorize.core.sample import generate, generators
+from unmemorize.core.results import Match
+from unmemorize.core.sample import ROWS, generate, generators
 from unmemorize.metrics.similarity import References
 
 Init = Literal["prompt", "random", "ordinary"]
-Method = Callable[..., Attack]  # (model, latents, init, *, seeds, keep), as `dori` with its settings bound
 Judge = Callable[[Tensor, References], list[Match]]  # pictures, and the target of each
 Floats = NDArray[np.float64]
 Texts = NDArray[np.str_]
 CURVE = (0, 1, 10, 25, 50, 150, 500)
 SEEDS = (100, 101, 102, 103)  # of generation: an attack's own start at 2³²
-ROWS = 16  # pictures generated together
 
 
 @dataclass(frozen=True)
@@ -37,18 +36,12 @@ class Trial:
         init: Where an attack starts: the picture's prompt, N(0, I), or an ordinary prompt.
         restarts: Attacks of a picture, each with its own noise, and its own start where that is random.
         seeds: Generation seeds.
-        sampling: Sampling steps.
-        guidance: Guidance scale of generation; the attack uses none.
-        generate: What makes the pictures: it takes what `core.sample.generate` takes.
     """
 
     curve: tuple[int, ...] = (0, 1, 10, 25, 50)
     init: Init = "prompt"
     restarts: int = 1
     seeds: tuple[int, ...] = SEEDS
-    sampling: int = 50
-    guidance: float | None = 7.5
-    generate: Callable[..., Tensor] = generate
 
 
 @dataclass(frozen=True)
@@ -105,9 +98,9 @@ class Evidence:
 
 
 def extraction(
-    model: DiffusionModel,
+    subject: Subject,
     targets: References,
-    attack: Method,
+    attack: Attack,
     judge: Judge,
     how: Trial = Trial(),
     *,
@@ -119,9 +112,9 @@ def extraction(
     hooks that are active stay so.
 
     Args:
-        model: The model, with its edits applied.
+        subject: The model, under whatever is applied to it, and how pictures are drawn from it.
         targets: The pictures; their captions are their prompts.
-        attack: The method, its settings bound.
+        attack: The attack, prepared where it has other starts.
         judge: The comparison of pictures with their own targets.
         how: Starts, restarts, and how pictures are generated.
         ordinary: Prompts to start from where `how.init` is `ordinary`.
@@ -129,19 +122,22 @@ def extraction(
     Raises:
         UserError: A start from the prompt is asked for and a picture has none.
     """
+    model = subject.model
     with torch.no_grad():
         latents = torch.cat([model.invert(part) for part in targets.batches(ROWS)])
-    steps = tuple(sorted({0, *how.curve}))
+    asked = sorted({0, *how.curve})
     prompts = model.encode([caption or "" for caption in targets.captions])
-    original = _judge(model, prompts, targets, judge, how)
+    original = _judge(subject, prompts, targets, judge, how)
     attacks, judged, moved, norms = [], [], [], []
     for restart in range(how.restarts):
         init = starts(model, targets, how.init, restart, ordinary)
         seeds = [_seed(name, restart) for name in targets.names]
-        result = attack(model, latents, init, seeds=seeds, keep=steps)
+        result = attack.attack(subject, latents, init, seeds=seeds, keep=asked)
         attacks.append(result)
+        # Not every attack has something to keep on the way.
+        steps = tuple(step for step in asked if step in result.conditions)
         known = {0: original} if how.init == "prompt" else {}
-        judged.append([known.get(s) or _judge(model, result.conditions[s], targets, judge, how) for s in steps])
+        judged.append([known.get(s) or _judge(subject, result.conditions[s], targets, judge, how) for s in steps])
         moved.append([_norm(result.conditions[s].embeds - init.embeds) for s in steps])
         norms.append(_norm(init.embeds))
     unknown = np.array([[caption is None] for caption in targets.captions])
@@ -208,17 +204,13 @@ class _Judged:
     first: Tensor
 
 
-def _judge(model: DiffusionModel, cond: Condition, targets: References, judge: Judge, how: Trial) -> _Judged:
+def _judge(subject: Subject, cond: Condition, targets: References, judge: Judge, how: Trial) -> _Judged:
     """Pictures of every condition at every seed, each against its own target."""
     n, g = len(cond), len(how.seeds)
-    rows, seeds = torch.arange(n).repeat_interleave(g), list(how.seeds) * n
-    parts = []
-    for i in range(0, n * g, ROWS):
-        images = how.generate(
-            model, cond[rows[i : i + ROWS]], seeds=seeds[i : i + ROWS], steps=how.sampling, guidance=how.guidance
-        )
-        parts.append(images.float().cpu())
-    pictures = torch.cat(parts)
+    every = cond.repeat(g)
+    images = generate(subject.model, every, seeds=how.seeds * n, sampler=subject.sampler)
+    pictures = images.float().cpu()
+    rows = torch.arange(n).repeat_interleave(g)
     matches = judge(pictures, targets[rows.tolist()])
     values = np.array([m.value for m in matches]).reshape(n, g)
     verdicts = np.array([m.verdict for m in matches]).reshape(n, g)

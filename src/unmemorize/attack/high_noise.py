@@ -8,27 +8,37 @@ import torch
 from torch import Tensor
 
 from unmemorize.attack.dori import Dori
+from unmemorize.core.methods import method
 from unmemorize.core.model import Prediction, drawn_levels
 
 
+@method(
+    "high-noise",
+    paper="ours, after Kowalczuk et al. 2026",
+    cost="2 evaluations with gradient an update and picture",
+    needs=("gradients", "pictures"),
+)
 @dataclass(frozen=True)
 class HighNoise(Dori):
-    """Settings for `dori` that cost a third of its denoiser evaluations, and find as much on the pruned testbed.
+    """DoRI at high noise: a third of its denoiser evaluations, and as much found on the pruned testbed.
 
     Three things differ from the paper. Noise levels come from the noisiest part of the schedule, above `lowest` of it:
     what a picture becomes is decided there. The error is that of the clean latent, ‖x0 − x̂0‖² = (σ/α)² ‖ε − ε_θ‖²,
     which is largest there, where DoRI's all but vanishes. Two rows an update instead of eight give four times as many
     updates for the same evaluations, with a learning rate that falls to zero, so that the last average the noise out.
+
+    Attributes:
+        lowest: The noise level in (0, 1) above which all are drawn.
     """
 
-    steps: int = 64
+    updates: int = 64
     lr: float = 0.2
     batch: int = 2
     lowest: float = 0.3
 
     def rate(self, done: int) -> float:
         """Falls linearly to zero."""
-        return self.lr * (1 - done / self.steps)
+        return self.lr * (1 - done / self.updates)
 
     def levels(self, generator: torch.Generator) -> Tensor:
         """Noise levels from the noisiest part."""
@@ -39,6 +49,12 @@ class HighNoise(Dori):
         return (prediction.x0.float() - x0.float()).square().mean(dim=(1, 2, 3))
 
 
+@method(
+    "from-noise",
+    paper="ours, after Kowalczuk et al. 2026",
+    cost="2 evaluations with gradient an update and picture",
+    needs=("gradients", "pictures"),
+)
 @dataclass(frozen=True)
 class FromNoise(HighNoise):
     """`HighNoise` on states that show nothing of the picture, as those are where sampling starts.

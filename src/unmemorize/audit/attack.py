@@ -3,36 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
-from functools import partial
+from contextlib import nullcontext
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from unmemorize.attack.dori import Dori, dori
 from unmemorize.attack.extraction import Extraction, Trial, extraction
-from unmemorize.audit.mitigate import (
-    COPIED,
-    LOWERING,
-    ON_CALLS,
-    attack_seeds,
-    copied,
-    generator_of,
-    mitigated,
-    mitigations,
-    tuned_weights,
-)
+from unmemorize.audit.mitigate import COPIED, LOWERING, Copies, Fitting, attack_seeds, copied, mitigations
 from unmemorize.audit.stage import Cost, NotRun
 from unmemorize.core.errors import UserError
+from unmemorize.core.methods import Attack, settings
 from unmemorize.core.model import DiffusionModel
 from unmemorize.core.run import Progress, atomic
 from unmemorize.core.sample import sampling_evaluations
 from unmemorize.core.shards import merge_shards, run_shards
 from unmemorize.core.specs import AuditSpec, limited
+from unmemorize.jobs.attack import attack_of
 from unmemorize.jobs.copies import CopyCheck, copy_check
 from unmemorize.jobs.extracted import from_rows, to_rows
-from unmemorize.jobs.inputs import images_folder
+from unmemorize.jobs.inputs import images_folder, ordinary_of, subject_of
 from unmemorize.jobs.pictures import Row, reference_name
 from unmemorize.jobs.subjects import FEWEST, Subjects, spread, trained, with_controls
 from unmemorize.metrics.budget import rates
@@ -47,7 +37,8 @@ MEMORIZED, CONTROLS = "memorized", ("negative", "never trained")
 def attack_mitigated(model: DiffusionModel, spec: AuditSpec, run: Path, progress: Progress) -> None:
     """Write `scores/attack.parquet`: what each picture gives after so many updates, by mitigation, group and seed.
 
-    `attack_knows_it` says whether the attack searched the mitigated model: one that acts on calls, it never meets.
+    `attack_knows_it` says whether the attack searched the mitigated model: one that does not act on weights, it never
+    meets.
 
     Raises:
         NotApplicable: Nothing was copied.
@@ -55,28 +46,30 @@ def attack_mitigated(model: DiffusionModel, spec: AuditSpec, run: Path, progress
     """
     if not spec.attack_updates:
         raise NotRun("no attack was asked for: --attack-updates says how long")
-    subjects = _subjects(model, spec, run)
+    copies, subjects, check = _subjects(model, spec, run)
     if not (run / "scores" / "mitigated.parquet").exists():
         raise NotRun("no mitigation was tried")
-    groups = dict(zip((MEMORIZED, *CONTROLS), subjects[0].groups.values(), strict=True))
-    tried, check = {UNMITIGATED: ""} | mitigations(spec), subjects[1]
-    attack = partial(dori, how=Dori(steps=spec.attack_updates, batch=spec.attack_batch))
-    trial = Trial(curve_of(spec), "prompt", 1, attack_seeds(spec), spec.steps, spec.guidance)
-    weights = tuned_weights(model, tried)
-    trials = {name: replace(trial, generate=generator_of(spec, run, name)) for name in tried}
+    groups = dict(zip((MEMORIZED, *CONTROLS), subjects.groups.values(), strict=True))
+    tried, subject = mitigations(spec), subject_of(spec, model)
+    fitting = Fitting(subject, spec, run, copies.prompts, progress)
+    fitted = {name: fitting.fitted(name, text) for name, text in tried.items()}
+    attack = _attack_of(model, spec, subjects)
+    trial = Trial(curve_of(spec), "prompt", 1, attack_seeds(spec))
 
-    def work(piece: Sequence[tuple[str, str, Sequence[int]]]) -> list[Row]:
-        ((name, group, rows),) = piece
-        with mitigated(model, run, name, weights.get(name)) as changed, changed.counted() as cost:
-            found, _ = extraction(changed, groups[group][rows], attack, check.against, trials[name])
-        head = {"mitigation": name, "group": group, "attack_knows_it": name not in ON_CALLS}
+    def work(shard: Sequence[tuple[str, str, Sequence[int]]]) -> list[Row]:
+        ((name, group, rows),) = shard
+        applied = fitted[name].applied(subject) if name in fitted else nullcontext(subject)
+        with applied as changed, model.counted() as cost:
+            found, _ = extraction(changed, groups[group][rows], attack, check.against, trial)
+        knows = name not in fitted or fitted[name].acts == "weights"
+        head = {"mitigation": name, "group": group, "attack_knows_it": knows}
         facts = [head | {"id": f"{group}-{i:04d}"} for i in rows]
         made = to_rows(found, facts)
         return [row | {"spent": cost.forward / len(made)} for row in made]
 
     items = [
         (name, group, range(i, min(i + SHARD, len(targets))))
-        for name in tried
+        for name in (UNMITIGATED, *tried)
         for group, targets in groups.items()
         for i in range(0, len(targets), SHARD)
     ]
@@ -85,21 +78,30 @@ def attack_mitigated(model: DiffusionModel, spec: AuditSpec, run: Path, progress
     merge_shards(run / "shards" / "attack", run / "scores" / "attack.parquet")
 
 
+def _attack_of(model: DiffusionModel, spec: AuditSpec, subjects: Subjects) -> Attack:
+    attack = attack_of(spec.attack_method, spec.attack_updates)
+    if "ordinary" not in attack.needs:
+        return attack
+    own = model.encode([caption or "" for caption in subjects.attacked.captions])
+    return attack.prepared(prompts=own, ordinary=model.encode(ordinary_of(spec.model, spec.ordinary, spec.column)))
+
+
 def curve_of(spec: AuditSpec) -> tuple[int, ...]:
     """Numbers of updates after which pictures are made."""
     return tuple(sorted({0, -(-spec.attack_updates // 4), spec.attack_updates}))
 
 
-def _subjects(model: DiffusionModel, spec: AuditSpec, run: Path) -> tuple[Subjects, CopyCheck]:
-    """The copied pictures with their controls, and the comparison."""
-    copies = copied(spec, run, model.image_size).pictures
+def _subjects(model: DiffusionModel, spec: AuditSpec, run: Path) -> tuple[Copies, Subjects, CopyCheck]:
+    """What was copied, the copied pictures with their controls, and the comparison."""
+    copies = copied(spec, run, model.image_size)
     check = copy_check(model, spec.model, spec.references, spec.sscd, spec.recipe)
     others = trained(spec.model, model.image_size, check) if spec.model in EMBEDDED else check.references[[]]
     others = others if len(others) else _not_copied(run, check.references)
     if not len(others):
         raise NotRun("an attack needs controls: put captions beside training pictures that are not copied")
     try:
-        return with_controls(model, check, copies, spread(others, 4 * max(len(copies), FEWEST))), check
+        count = 4 * max(len(copies.pictures), FEWEST)
+        return copies, with_controls(model, check, copies.pictures, spread(others, count)), check
     except UserError as error:
         raise NotRun(str(error)) from error
 
@@ -119,8 +121,9 @@ def attack_cost(model: DiffusionModel, spec: AuditSpec, prompts: int) -> Cost:
         return Cost()
     pictures = limited(spec.attack, max(limited(spec.generate, prompts) // COPIED, 1))
     attacks = (1 + len(tried)) * (pictures + len(CONTROLS) * max(pictures, FEWEST))
-    calls = sampling_evaluations(model, spec.steps, spec.guidance)
-    judged, updates = attacks * len(curve_of(spec)) * len(attack_seeds(spec)), spec.attack_updates * spec.attack_batch
+    calls = sampling_evaluations(model, subject_of(spec, model).sampler)
+    rows = int(settings(attack_of(spec.attack_method, spec.attack_updates)).get("batch", 1))
+    judged, updates = attacks * len(curve_of(spec)) * len(attack_seeds(spec)), spec.attack_updates * rows
     guarding = judged // (1 + len(tried)) * LOWERING * ("guard" in tried)
     gradients = attacks * updates + guarding
     return Cost(gradients + judged * calls, gradients=gradients, pictures=judged)

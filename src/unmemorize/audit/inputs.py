@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 
-from unmemorize.core.errors import NotApplicable
 from unmemorize.core.specs import AuditSpec
 from unmemorize.data.source import Prompt
 from unmemorize.jobs.calibrate import Ordinary, split_ordinary
@@ -30,25 +29,3 @@ def scores_of(run: Path, prompts: int) -> np.ndarray:
     """The recorded scores: (prompts, seeds)."""
     scores: np.ndarray = pq.read_table(run / "scores" / "detect.parquet")["score"].to_numpy()
     return scores.reshape(prompts, -1)
-
-
-def ordinary_scores(spec: AuditSpec, run: Path) -> np.ndarray:
-    """The scores of the prompts that calibrate it, one a prompt: each at one of the seeds, in turn.
-
-    A threshold for a share of prompts counts independent scores, and those of one prompt are nearly equal: pooled over
-    seeds, a few prompts would pass for many.
-
-    Raises:
-        NotApplicable: There are none.
-    """
-    prompts = ordinary(spec)
-    scores = scores_of(run, len(audited(spec)))[list(prompts.listed)]
-    table = run / "scores" / "ordinary.parquet"
-    if table.exists():
-        others = pq.read_table(table)["score"].to_numpy().reshape(len(prompts.others), -1)
-        scores = np.concatenate([scores, others])
-    if not len(scores):
-        raise NotApplicable("no ordinary prompt was scored: name a file with --ordinary")
-    rows = np.arange(len(scores))
-    chosen: np.ndarray = scores[rows, rows % scores.shape[1]]
-    return chosen

@@ -1,11 +1,9 @@
-"""The stage that mitigates: edits of the model and models cured before, tried with the prompts that gave copies."""
+"""The stage that mitigates: every mitigation tried with the prompts that gave copies, and with ordinary ones."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -13,45 +11,37 @@ import torch
 from torch import Tensor
 
 from unmemorize.attack.extraction import SEEDS
-from unmemorize.audit.inputs import ordinary_scores
+from unmemorize.audit.inputs import audited, ordinary
 from unmemorize.audit.stage import UNSEEN, Cost, NotRun
 from unmemorize.core.choose import evenly
 from unmemorize.core.errors import NotApplicable, UserError
-from unmemorize.core.hooks import replaced
+from unmemorize.core.methods import Mitigation, Subject
 from unmemorize.core.model import DiffusionModel
-from unmemorize.core.results import Localization
 from unmemorize.core.run import Progress
-from unmemorize.core.sample import generate, sampling_evaluations
+from unmemorize.core.sample import sampling_evaluations
 from unmemorize.core.shards import merge_shards, run_shards
 from unmemorize.core.specs import AuditSpec, limited
 from unmemorize.data.pictures import load_image, save_image
 from unmemorize.data.source import read_references
 from unmemorize.jobs.copies import copy_check
 from unmemorize.jobs.cured import Judge, copies_of, judge_of, pictures
-from unmemorize.jobs.inputs import images_folder, ordinary_of, prompts_of
+from unmemorize.jobs.inputs import images_folder, ordinary_of, prompts_of, subject_of
+from unmemorize.jobs.mitigations import mitigation_of, named_apart
 from unmemorize.jobs.pictures import Row, reference_name
 from unmemorize.jobs.subjects import spread
-from unmemorize.localize.nemo import nemo
 from unmemorize.localize.reference import SEEDS as REFERENCE_SEEDS
-from unmemorize.localize.reference import reference
-from unmemorize.localize.wanda import CALLS, PRESETS, wanda
+from unmemorize.localize.wanda import CALLS
 from unmemorize.metrics.ranking import share_interval
 from unmemorize.metrics.similarity import References
 from unmemorize.metrics.ssim import scales_for, ssim
-from unmemorize.mitigate.prompt import generate_guarded, limits_of
-from unmemorize.mitigate.weights import Edit
-from unmemorize.models.load import EMBEDDED, load
+from unmemorize.mitigate.edit import Edit
+from unmemorize.models.load import EMBEDDED
 from unmemorize.verdict.findings import UNMITIGATED
 
-PRUNERS = ("wanda", "nemo")
-ON_CALLS = ("guard",)  # these change what is made of a prompt, not the model: an attack on the model never meets them
-METHODS = (*ON_CALLS, *PRUNERS)
-EMBEDDED_SPARSITY = 0.4  # on the testbed less hides little: docs/pruning.md
+ON_TESTBED, ELSEWHERE = 0.4, 0.1  # of each row that Wanda may take: on the testbed less hides little (docs/pruning.md)
 ORDINARY = 12  # pictures of ordinary prompts, by which quality is compared
-USUAL = 150  # ordinary prompts that NeMo compares with
 COPIED = 3  # a forecast takes one in so many prompts to give a copy
 SEARCH = 2000  # evaluations of NeMo a prompt, about
-FALSE_ALARMS = 0.01  # of the guard, where there are ordinary prompts enough
 LOWERING = 10  # updates of an embedding by the guard, at most
 
 
@@ -64,29 +54,67 @@ class Copies:
 
 
 def mitigations(spec: AuditSpec) -> dict[str, str]:
-    """What to try, by name: empty for a method, the model for one that was cured before.
+    """What to try by its short name, as it was asked for.
 
     Raises:
-        UserError: There is no such method, or two have one name.
+        UserError: Two have one name, or that of the model as it came.
     """
-    asked = [name for name in spec.mitigation if name in METHODS]
-    folders = [name for name in spec.mitigation if name not in METHODS]
-    unknown = [name for name in folders if not Path(name).is_dir()]
-    if unknown:
-        raise UserError(
-            f"--mitigation {unknown[0]}: no such method, and no folder of a model: choose of {', '.join(METHODS)}, none"
+    tried = named_apart(spec.mitigation)
+    if UNMITIGATED in tried:
+        raise UserError(f"--mitigation {tried[UNMITIGATED]}: this name stands for no mitigation: rename the folder")
+    if tried.get("wanda") == "wanda":
+        tried["wanda"] = f"wanda:sparsity={ON_TESTBED if spec.model in EMBEDDED else ELSEWHERE}"
+    return tried
+
+
+@dataclass(frozen=True)
+class Fitting:
+    """Makes mitigations, each once a run: an edit is kept in `edits/`, what others measure is measured again.
+
+    Attributes:
+        subject: The model as it came, and how pictures are drawn from it.
+        spec: What was asked for.
+        run: The run directory.
+        prompts: Those that gave copies.
+        progress: Told of what is measured.
+    """
+
+    subject: Subject
+    spec: AuditSpec
+    run: Path
+    prompts: tuple[str, ...]
+    progress: Progress
+
+    def fitted(self, name: str, text: str) -> Mitigation:
+        """The mitigation of that name, ready to be applied."""
+        kept = self.run / "edits" / f"{name}.safetensors"
+        if kept.exists():
+            return Edit.load(kept)
+        model = self.subject.model
+        mitigation = mitigation_of(text, model)
+        fitted = mitigation.fitted(
+            self.subject,
+            prompts=model.encode(self.prompts),
+            ordinary=model.encode(_calibrating(self.spec)),
+            seeds=self.spec.numbers,
+            progress=self.progress,
         )
-    names = [Path(folder).resolve().name.encode("utf-8", "backslashreplace").decode() for folder in folders]
-    if len(set(asked)) < len(asked) or len({*METHODS, *names, UNMITIGATED}) <= len(METHODS) + len(names):
-        raise UserError(f"--mitigation {', '.join(folders)}: two have one name, or a method's: rename the folder")
-    return dict.fromkeys(asked, "") | dict(zip(names, folders, strict=True))
+        if isinstance(fitted, Edit):
+            fitted.save(kept)
+        return fitted
+
+
+def _calibrating(spec: AuditSpec) -> list[str]:
+    """The ordinary prompts, those that are audited first."""
+    known, prompts = ordinary(spec), audited(spec)
+    return [*(prompts[place].text for place in known.listed), *(prompt.text for prompt in known.others)]
 
 
 def try_mitigations(model: DiffusionModel, spec: AuditSpec, run: Path, progress: Progress) -> None:
     """Write `scores/mitigated.parquet`, a row for the model as it came and for each mitigation; edits go to `edits/`.
 
     Raises:
-        NotApplicable: Nothing was copied, or the model lacks the layers that a method prunes.
+        NotApplicable: Nothing was copied, or the model lacks what a mitigation acts on.
         NotRun: No mitigation is asked for, or there are no training pictures.
     """
     tried = mitigations(spec)
@@ -94,24 +122,24 @@ def try_mitigations(model: DiffusionModel, spec: AuditSpec, run: Path, progress:
         raise NotRun("no mitigation was asked for: name one with --mitigation")
     copies = copied(spec, run, model.image_size)
     check = copy_check(model, spec.model, spec.references, spec.sscd, spec.recipe)
-    judge = judge_of(model, spec.model, check, attack_seeds(spec), spec.steps, spec.guidance)
-    ordinary = _ordinary(spec, ORDINARY)
-    weights = tuned_weights(model, tried)
+    judge = judge_of(model, spec.model, check, attack_seeds(spec))
+    subject = subject_of(spec, model)
+    fitting = Fitting(subject, spec, run, copies.prompts, progress)
+    prompts = _ordinary(spec, ORDINARY)
 
-    def work(piece: Sequence[str]) -> list[Row]:
-        return [outcome(name) for name in piece]
+    def measured(changed: Subject, name: str, spent: int) -> Row:
+        with model.counted() as measuring:
+            row = _measured(changed, copies.pictures, prompts, judge, run / "mitigated", name)
+        return {"name": name} | row | {"evaluations": spent, "measuring": measuring.forward}
 
-    def outcome(name: str) -> Row:
-        cost = 0
-        if name in PRUNERS:
-            found = _located(model, spec, name, copies.prompts, progress)
-            Edit.of(found, model.fingerprint).save(_edit(run, name))
-            cost = found.evaluations
-        with mitigated(model, run, name, weights.get(name)) as changed:
-            how = replace(judge, generate=generator_of(spec, run, name))
-            with changed.counted() as measuring:
-                row = _measured(changed, copies.pictures, ordinary, how, run / "mitigated", name)
-        return {"name": name} | row | {"evaluations": cost, "measuring": measuring.forward}
+    def work(shard: Sequence[str]) -> list[Row]:
+        (name,) = shard
+        if name == UNMITIGATED:
+            return [measured(subject, name, 0)]
+        with model.counted() as cost:
+            mitigation = fitting.fitted(name, tried[name])
+        with mitigation.applied(subject) as changed:
+            return [measured(changed, name, cost.forward)]
 
     names = [UNMITIGATED, *tried]
     folder = run / "shards" / "mitigate"
@@ -150,104 +178,24 @@ def attack_seeds(spec: AuditSpec) -> tuple[int, ...]:
     return tuple(SEEDS[0] + k for k in range(spec.pictures))
 
 
-def tuned_weights(model: DiffusionModel, tried: Mapping[str, str]) -> dict[str, dict[str, Tensor]]:
-    """By name the weights of the denoisers that were tuned before, on the CPU.
-
-    Raises:
-        UserError: A folder cannot be loaded.
-    """
-    return {name: _weights(_on_cpu(model, folder)) for name, folder in tried.items() if folder}
-
-
-def tuned_fingerprint(model: DiffusionModel, folder: str) -> str:
-    """The fingerprint of a tuned model, which is the model's own with other weights in its denoiser.
-
-    Raises:
-        UserError: It cannot be loaded, or differs in more.
-    """
-    tuned = _on_cpu(model, folder)
-    weights = _weights(tuned)
-    own = {name: weight.shape for name, weight in model.denoiser.named_parameters()}
-    if own != {name: weight.shape for name, weight in weights.items()}:
-        raise UserError(f"{folder}: its denoiser has other layers than that of {model.name}: name a tuned copy of it")
-    fingerprint = tuned.fingerprint
-    with replaced(model.denoiser, weights):
-        if model.fingerprint != fingerprint:
-            raise UserError(
-                f"{folder}: its text encoder, VAE or noise schedule is not that of {model.name}: name a model of which "
-                "only the denoiser was tuned"
-            )
-    return fingerprint
-
-
-def _on_cpu(model: DiffusionModel, folder: str) -> DiffusionModel:
-    return load(folder, dtype=next(model.denoiser.parameters()).dtype, device="cpu")
-
-
-def _weights(model: DiffusionModel) -> dict[str, Tensor]:
-    return {name: weight.detach() for name, weight in model.denoiser.named_parameters()}
-
-
-@contextmanager
-def mitigated(
-    model: DiffusionModel, run: Path, name: str, weights: Mapping[str, Tensor] | None
-) -> Iterator[DiffusionModel]:
-    """The model under a mitigation that was made, or with a tuned denoiser's weights, for the length of a block."""
-    if weights is not None:
-        with replaced(model.denoiser, weights):
-            yield model
-    elif name not in PRUNERS:
-        yield model
-    else:
-        with Edit.load(_edit(run, name)).applied(model):
-            yield model
-
-
-def generator_of(spec: AuditSpec, run: Path, name: str) -> Callable[..., Tensor]:
-    """What makes pictures under a mitigation: the guard acts on calls, not on the model.
-
-    Its limits come from the scores that calibrate the verdict. A share of false alarms that so few prompts cannot
-    promise is raised to the least that they can, 1 / (n + 1).
-    """
-    if name not in ON_CALLS:
-        return generate
-    scores = ordinary_scores(spec, run).tolist()
-    limits = limits_of(scores, false_alarms=max(FALSE_ALARMS, 1 / (len(scores) + 1)))
-    return partial(generate_guarded, limits=limits, iterations=LOWERING)
-
-
-def _edit(run: Path, name: str) -> Path:
-    return run / "edits" / f"{name}.safetensors"
-
-
-def _located(
-    model: DiffusionModel, spec: AuditSpec, name: str, prompts: Sequence[str], progress: Progress
-) -> Localization:
-    if name == "wanda":
-        share = spec.sparsity or (EMBEDDED_SPARSITY if spec.model in EMBEDDED else PRESETS["strong"])
-        return wanda(model, prompts, sparsity=share, progress=progress)
-    usual = reference(model, _ordinary(spec, USUAL), progress=progress)
-    found = nemo(model, prompts, usual, progress=progress)
-    return replace(found, evaluations=found.evaluations + usual.evaluations)
-
-
 def _ordinary(spec: AuditSpec, count: int) -> list[str]:
     texts = ordinary_of(spec.model, spec.ordinary, spec.column)
     return [texts[i] for i in evenly(len(texts), count)]
 
 
 def _measured(
-    model: DiffusionModel, targets: References, ordinary: Sequence[str], judge: Judge, folder: Path, name: str
+    subject: Subject, targets: References, prompts: Sequence[str], judge: Judge, folder: Path, name: str
 ) -> Row:
     """Copies for the prompts, and how ordinary prompts' pictures compare with the unmitigated model's."""
-    prompts = [caption or "" for caption in targets.captions]
-    copies = copies_of(model, model.encode(prompts), targets, judge)
+    model = subject.model
+    own = [caption or "" for caption in targets.captions]
+    copies = copies_of(subject, model.encode(own), targets, judge)
     rate = share_interval(copies)
-    made = pictures(model, model.encode(ordinary), range(len(ordinary)), judge)
+    made = pictures(subject, model.encode(prompts), range(len(prompts)))
     for k, image in enumerate(made):
         save_image(image, folder / name / f"{k:03d}.png")
     before, after = (_saved(folder / key, len(made)) for key in (UNMITIGATED, name))
-    fits = None if judge.alignment is None else judge.alignment(after, ordinary).mean().item()
+    fits = None if judge.alignment is None else judge.alignment(after, prompts).mean().item()
     return {
         "pictures": len(targets),
         "pictures_copied": int(copies.any(dim=1).sum()),
@@ -270,10 +218,10 @@ def mitigate_cost(model: DiffusionModel, spec: AuditSpec, prompts: int) -> Cost:
         return Cost()
     copies = max(limited(spec.generate, prompts) // COPIED, 1)
     each = limited(spec.attack, copies) * len(attack_seeds(spec)) + len(_ordinary(spec, ORDINARY))
-    calls = sampling_evaluations(model, spec.steps, spec.guidance)
+    calls = sampling_evaluations(model, subject_of(spec, model).sampler)
     search = (copies + 1) * CALLS * 2 * ("wanda" in tried)
     if "nemo" in tried:
-        search += copies * SEARCH + (len(_ordinary(spec, USUAL)) + 1) * len(REFERENCE_SEEDS)
+        search += copies * SEARCH + len(_calibrating(spec)) * len(REFERENCE_SEEDS)
     guarding = each * LOWERING * ("guard" in tried)
     evaluations = (1 + len(tried)) * each * calls + search + guarding
     return Cost(evaluations, gradients=guarding, pictures=(1 + len(tried)) * each)

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 
 from unmemorize.audit.attack import write_outcomes
 from unmemorize.audit.inputs import audited, ordinary, scores_of
-from unmemorize.audit.mitigate import mitigations, tuned_fingerprint
+from unmemorize.audit.mitigate import mitigations
 from unmemorize.audit.stages import run_stages
 from unmemorize.core.criteria import Criterion
 from unmemorize.core.errors import UserError
@@ -25,8 +25,10 @@ from unmemorize.core.sample import sampling_evaluations
 from unmemorize.core.specs import AuditSpec, recorded
 from unmemorize.data.source import Prompt, read_references
 from unmemorize.jobs.copies import LARGE, matcher
-from unmemorize.jobs.inputs import images_folder, load_as_asked, prompt_source, with_sampling
+from unmemorize.jobs.inputs import images_folder, load_as_asked, prompt_source, subject_of, with_sampling
+from unmemorize.jobs.mitigations import mitigation_of
 from unmemorize.metrics.similarity import References
+from unmemorize.mitigate.tuned import Tuned
 from unmemorize.report.build import Evidence, build_report
 from unmemorize.verdict.summary import Basis, summarise
 
@@ -77,9 +79,10 @@ def _record(spec: AuditSpec, model: DiffusionModel, prompts: Sequence[Prompt], c
     if folder and spec.held_out:
         pictures = read_references(Path(spec.held_out), model.image_size)
         data["held_out"] = _picture_source(spec.held_out, pictures)
-    for name, tuned in mitigations(spec).items():
-        if tuned:
-            data[f"mitigated {name}"] = Source(source=tuned, sha256=tuned_fingerprint(model, tuned), count=1)
+    for name, text in mitigations(spec).items():
+        mitigation = mitigation_of(text, model)
+        if isinstance(mitigation, Tuned):
+            data[f"mitigated {name}"] = Source(source=text, sha256=mitigation.fingerprint, count=1)
     return RunRecord(
         status="running",
         spec=recorded(spec),
@@ -123,7 +126,7 @@ def _timed(run: Path, stage: str) -> Iterator[None]:
 def _evaluations(run: Path, model: DiffusionModel, spec: AuditSpec) -> dict[str, int]:
     """Denoiser evaluations by stage, from what the tables say was done."""
     pictures = pq.read_metadata(run / "scores" / "images.parquet").num_rows
-    calls = sampling_evaluations(model, spec.steps, spec.guidance)
+    calls = sampling_evaluations(model, subject_of(spec, model).sampler)
     once = spec.seeds  # the unconditional predictions that scoring shares
     spent = {
         "detect": _spent(run, "detect", once),

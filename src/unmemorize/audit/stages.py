@@ -24,7 +24,7 @@ from unmemorize.jobs.calibrate import LEVEL, calibrate_scores
 from unmemorize.jobs.copies import CopyCheck, copy_check, distances, matcher
 from unmemorize.jobs.detect import score_prompts
 from unmemorize.jobs.explain import explain_prompts
-from unmemorize.jobs.inputs import images_folder
+from unmemorize.jobs.inputs import images_folder, subject_of
 from unmemorize.jobs.pictures import (
     Row,
     choose,
@@ -59,7 +59,14 @@ def run_stages(
 
 
 def _scoring(spec: AuditSpec) -> DetectSpec:
-    return DetectSpec(model=spec.model, seeds=spec.seeds, seed=spec.seed, steps=spec.steps)
+    return DetectSpec(
+        model=spec.model,
+        method=spec.method,
+        seeds=spec.seeds,
+        seed=spec.seed,
+        steps=spec.steps,
+        guidance=spec.guidance,
+    )
 
 
 def _detect(model: DiffusionModel, spec: AuditSpec, run: Path, progress: Progress) -> None:
@@ -75,7 +82,7 @@ def _generate(model: DiffusionModel, spec: AuditSpec, run: Path, progress: Progr
     prompts = audited(spec)
     chosen = choose(prompts, scores_of(run, len(prompts)), limited(spec.generate, len(prompts)))
     seeds = range(spec.seed, spec.seed + spec.pictures)
-    generate_pictures(model, chosen, run, progress, seeds=seeds, steps=spec.steps, guidance=spec.guidance)
+    generate_pictures(subject_of(spec, model), chosen, run, progress, seeds=seeds)
 
 
 def _verify(model: DiffusionModel, spec: AuditSpec, run: Path, progress: Progress) -> None:
@@ -113,7 +120,12 @@ def _explain(model: DiffusionModel, spec: AuditSpec, run: Path, progress: Progre
     order = sorted(range(len(prompts)), key=lambda i: (prompts[i].id not in copies, -means[i]))
     chosen = [prompts[i] for i in order[: limited(spec.explain, len(order))]]
     explaining = ExplainSpec(
-        model=spec.model, seeds=spec.seeds, seed=spec.seed, steps=spec.steps, guidance=spec.guidance
+        model=spec.model,
+        method=spec.explainer,
+        seeds=spec.seeds,
+        seed=spec.seed,
+        steps=spec.steps,
+        guidance=spec.guidance,
     )
     explain_prompts(model, chosen, run, progress, spec=explaining, copies=copies)
 
@@ -146,7 +158,7 @@ def _calibrate_cost(model: DiffusionModel, spec: AuditSpec, prompts: int) -> Cos
 
 def _generate_cost(model: DiffusionModel, spec: AuditSpec, prompts: int) -> Cost:
     pictures = limited(spec.generate, prompts) * spec.pictures
-    calls = sampling_evaluations(model, spec.steps, spec.guidance)
+    calls = sampling_evaluations(model, subject_of(spec, model).sampler)
     return Cost(pictures * calls, pictures=pictures)
 
 
@@ -157,7 +169,7 @@ def _explain_cost(model: DiffusionModel, spec: AuditSpec, prompts: int) -> Cost:
     if images_folder(spec.model, spec.references) is not None:
         copied = min(explained, max(limited(spec.generate, prompts) // COPIED, 1))
         pictures = 2 * seeds * copied
-        calls = sampling_evaluations(model, spec.steps, spec.guidance)
+        calls = sampling_evaluations(model, subject_of(spec, model).sampler)
         evaluations += pictures * calls + 3 * seeds * copied  # the last are the magnitudes of both texts
     return Cost(evaluations, gradients=seeds * explained, pictures=pictures)
 

@@ -18,6 +18,7 @@ from unmemorize.cli import (  # noqa: F401
     inspect,
     locality,
     locate,
+    methods,
     mitigate,
     testbed,
     triggers,

@@ -20,10 +20,10 @@ GROUPS = {"attacked": "attacked", "control": "trained on, not memorized", "unsee
 @command(
     PROVE,
     "unmemorize attack testbed --limit 3 --run runs/attack",
-    "unmemorize attack MODEL --targets memorized/ --controls others/ --edit edit.safetensors",
+    "unmemorize attack MODEL --targets memorized/ --controls others/ --mitigation edit.safetensors",
 )
 def attack(spec: AttackSpec, *, run: Run = "", json: Json = False) -> None:
-    """Search for embeddings that bring training pictures back, under an edit or without, always beside controls."""
+    """Search for what brings training pictures back, under a mitigation or without, always beside controls."""
     folder = default_run(run, spec.model, "attack")
 
     check(spec, Output("--run", folder, "run"))

@@ -14,7 +14,7 @@ from unmemorize.models.source import embedding_file, examine, lora_file
 
 PROMPTS = ("prompts", "ordinary")
 PICTURES = ("references", "targets", "controls", "held_out")
-FILES = {"sscd": "name an SSCD TorchScript (.pt) or ONNX (.onnx) file", "edit": "name an edit: NAME.safetensors"}
+FILES = {"sscd": "name an SSCD TorchScript (.pt) or ONNX (.onnx) file"}
 
 
 def check(spec: OfModel, *outputs: Output, left_out: tuple[str, ...] = ()) -> None:
@@ -32,7 +32,7 @@ def check(spec: OfModel, *outputs: Output, left_out: tuple[str, ...] = ()) -> No
             run with other settings.
     """
     given = {name: getattr(spec, name, "") for name in (*PROMPTS, *PICTURES, *FILES)}
-    check_outputs(outputs, [spec.model, *given.values()])
+    check_outputs(outputs, [spec.model, *given.values(), *_mitigations(spec)])
     examine(spec.model, variant=getattr(spec, "variant", "") or None)
     if isinstance(spec, Loaded):
         for file in spec.lora:
@@ -44,12 +44,25 @@ def check(spec: OfModel, *outputs: Output, left_out: tuple[str, ...] = ()) -> No
     for name, remedy in FILES.items():
         if given[name]:
             require_file(Path(given[name]), remedy)
+    _check_mitigations(spec)
     _check_captions(given, getattr(spec, "column", ""))
     for output in outputs:
         if output.kind == "run":
             check_settings(output.path, recorded(spec, *left_out))
             _say_kept(output.path)
     say(f"loading {spec.model} …", to=errors)
+
+
+def _mitigations(spec: OfModel) -> tuple[str, ...]:
+    named = getattr(spec, "mitigation", ())
+    return (named,) if isinstance(named, str) else named
+
+
+def _check_mitigations(spec: OfModel) -> None:
+    """The files of edits; names of methods are read once torch is there."""
+    for text in _mitigations(spec):
+        if text.endswith(".safetensors") and ":" not in text:
+            require_file(Path(text), "name an edit: NAME.safetensors")
 
 
 def _check_captions(given: dict[str, Any], column: str) -> None:

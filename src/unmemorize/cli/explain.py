@@ -57,7 +57,7 @@ def _print_words(found: dict[str, Any]) -> None:
     shaded = [cell(w["word"], _shade(max(w["significance"], 0.0) / most)) for w in words]
     out.print(Text(" ").join(shaded), "\n")
     lost = "magnitude_lost_without" in words[0]
-    column = COLUMNS[found["method"]]
+    column = COLUMNS.get(found["method"], "value")
     table = Table("word", column, *(["magnitude lost without it"] if lost else []), box=None, pad_edge=False)
     for w in words:
         more = [f"{w['magnitude_lost_without']:+.3f}"] if lost else []

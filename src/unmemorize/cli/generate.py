@@ -17,7 +17,7 @@ from unmemorize.core.specs import GenerateSpec
 
 @command(
     REMOVE,
-    "unmemorize generate testbed 'bento box' --guard wen",
+    "unmemorize generate testbed 'bento box' --mitigation guard",
     "unmemorize generate MODEL 'a prompt' --pictures 8 --out pictures",
 )
 def generate(
@@ -26,7 +26,7 @@ def generate(
     out_: Annotated[str, option("A new folder for the pictures.", name="--out")] = "pictures",
     json: Json = False,
 ) -> None:
-    """Make pictures of a prompt, with a guard against memorized ones if asked."""
+    """Make pictures of a prompt, with a mitigation that acts on memorized ones if asked."""
     require_prompt("generate", spec.model, spec.prompt)
     check(spec, Output("--out", Path(out_), "new"))
 

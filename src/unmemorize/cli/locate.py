@@ -18,7 +18,7 @@ KEYS = ("method", "units", "selected", "per_layer", "evaluations")
 
 @command(
     EXPLAIN,
-    "unmemorize locate testbed --method wanda --sparsity 0.4 --out wanda.safetensors",
+    "unmemorize locate testbed --method wanda:sparsity=0.4 --out wanda.safetensors",
     "unmemorize locate MODEL --prompts memorized.csv --ordinary ordinary.txt",
 )
 def locate(
@@ -27,10 +27,9 @@ def locate(
     edit: Annotated[str, option("Where to write the edit: NAME.safetensors.", name="--out")] = "edit.safetensors",
     json: Json = False,
 ) -> None:
-    """Find the channels (NeMo) or weights (Wanda) that hold memorized pictures, and save their removal as an edit."""
+    """Find the channels or weights that hold memorized pictures, and save their removal as an edit."""
     files = [Output("--out", path, "file") for path in (Path(edit), Path(edit).with_suffix(".json"))]
-    folders = [Output("--cache", Path(spec.cache), "folder")] if spec.cache else []
-    check(spec, *files, *folders)
+    check(spec, *files)
 
     from unmemorize.jobs.locate import locate as run_locate
 

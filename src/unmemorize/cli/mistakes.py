@@ -10,23 +10,42 @@ LONGEST = 200  # characters of what was typed
 
 # Options that are called otherwise now, by command where that matters; "" stands for every other command.
 RENAMED: dict[str, dict[str, str]] = {
+    "--attack-batch": {"audit": "--attack-method dori:batch=…"},
     "--attack-steps": {"": "--attack-updates"},
     "--attacked": {"": "--attack"},
+    "--cache": {"locate": "--method nemo:cache=…"},
+    "--check-every": {"mitigate": "--method …:check_every=…"},
+    "--edit": {"": "--mitigation"},
     "--export": {"data": "--out"},
+    "--guard": {"generate": "--mitigation guard"},
     "--image": {"locality": "--target"},
     "--images": {"attack": "--targets", "mitigate": "--targets", "": "--references"},
     "--images-per-prompt": {"": "--pictures"},
+    "--inner": {"mitigate": "--method adversarial-finetune:attack=dori:updates=…"},
+    "--layers": {"locate": "--method nemo:layers=…"},
+    "--lora-rank": {"mitigate": "--method …:lora=…"},
+    "--low-memory": {"mitigate": "--method …:low_memory=true"},
+    "--lr": {"": "--method …:lr=…"},
+    "--min-theta": {"locate": "--method nemo:minimum=…"},
     "--mitigate": {"audit": "--mitigation"},
     "--mitigated": {"audit": "--mitigation"},
     "--ordinary": {"mitigate": "--controls"},
+    "--per-prompt": {"locate": "--method wanda:per_prompt=true"},
+    "--pool": {"explain": "--method gradient:pool=…"},
+    "--no-refine": {"locate": "--method nemo:refine=false"},
+    "--rule": {"locate": "--method nemo:rule=…"},
     "--sampling": {"": "--steps"},
     "--sampling-steps": {"": "--steps"},
+    "--sparsity": {"audit": "--mitigation wanda:sparsity=…", "locate": "--method wanda:sparsity=…"},
+    "--target": {"generate": "--mitigation guard:threshold=…,target=…"},
+    "--threshold": {"generate": "--mitigation guard:threshold=…,target=…", "locate": "--method nemo:threshold=…"},
+    "--window": {"": "--method …:first=…,last=…"},
     "--seeds": dict.fromkeys(("attack", "generate", "locality", "mitigate", "triggers"), "--pictures"),
 }
 # Options that one could expect, and what there is instead.
 ABSENT = {
     "--offload": "models are loaded whole: a smaller --dtype or --device cpu takes less memory of a GPU",
-    "--batch": "this command chooses its own number of rows at once",
+    "--batch": "rows of a method are its own setting, --method NAME:batch=…, where it has one",
     "--device": "this command takes a GPU where there is one: hide it with CUDA_VISIBLE_DEVICES=''",
     "--dtype": "this command computes in float32",
 }

@@ -6,11 +6,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Literal, Protocol, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
+
+from unmemorize.core.errors import NotApplicable
 
 Parameterisation = Literal["epsilon", "sample", "v_prediction", "flow"]
 Rows = slice | Sequence[int] | Tensor
@@ -416,6 +418,17 @@ class TypedModel(DiffusionModel, Protocol):
     def encode_tokens(self, ids: Tensor, inputs: Tensor) -> Condition:
         """What `encode` gives for the prompt with these ids (n, tokens), with gradients to `inputs` = table[ids]."""
         ...
+
+
+def typed(model: DiffusionModel) -> TypedModel:
+    """The model as one whose text encoder can be differentiated down to its tokens.
+
+    Raises:
+        NotApplicable: It cannot.
+    """
+    if not hasattr(model, "encode_tokens"):
+        raise NotApplicable("this model's text encoder gives no token inputs")
+    return cast(TypedModel, model)
 
 
 def drawn_levels(count: int, generator: torch.Generator, *, lowest: float = 0.0, skip: int = 0) -> Tensor:

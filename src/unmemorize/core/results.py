@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
@@ -15,22 +15,34 @@ Units = Literal["channels", "weights"]
 
 
 @dataclass(frozen=True)
-class NoiseTrace:
-    """Per-image norms along sampling, (prompts, seeds, steps), and the denoiser evaluations they cost.
+class Pairs:
+    """Pictures with captions: latents (n, c, h, w), and one row of `captions` a picture."""
 
-    `text` is the text-conditional magnitude, `uncond` the norm of the unconditional prediction, its control.
+    latents: Tensor
+    captions: Condition
+
+    def __len__(self) -> int:
+        return len(self.latents)
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Scores of n prompts or pictures: higher = more memorized.
+
+    Attributes:
+        by_seed: A score for every seed, (n, seeds), on the CPU.
+        evaluations: What they cost the denoiser.
+        columns: What else was measured, (n, seeds) or (n, seeds, steps) each; it is kept beside the scores.
     """
 
-    prompts: tuple[str, ...]
-    seeds: tuple[int, ...]
-    text: Tensor
-    uncond: Tensor
+    by_seed: Tensor
     evaluations: int
+    columns: Mapping[str, Tensor] = field(default_factory=dict)
 
     @property
-    def scores(self) -> Tensor:
-        """The magnitude averaged over the steps, (prompts, seeds): higher = more memorized."""
-        return self.text.mean(dim=2)
+    def value(self) -> Tensor:
+        """The mean over seeds, (n,)."""
+        return self.by_seed.mean(dim=1)
 
 
 @dataclass(frozen=True)
@@ -75,8 +87,42 @@ class Match:
 
 
 @dataclass(frozen=True)
-class Attack:
-    """Conditions by number of updates, a row a picture, losses (updates, pictures), and what it cost.
+class Surrogates:
+    """Latents (n, c, h, w) of other pictures, and the number of the memorized picture each stands for, (n,)."""
+
+    latents: Tensor
+    stands_for: Tensor
+
+    @property
+    def pictures(self) -> int:
+        """How many memorized pictures there are; each has a surrogate."""
+        return int(self.stands_for.max()) + 1
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What a training run did.
+
+    Attributes:
+        updates: Updates made.
+        checks: The number of updates and the rate of every check.
+        losses: By name, (updates,).
+        evaluations: The denoiser's by the objective, over all processes.
+        checking: Those of the checks.
+        seconds: Those of the first process in updates, without the checks.
+    """
+
+    updates: int
+    checks: tuple[tuple[int, float], ...]
+    losses: dict[str, Tensor]
+    evaluations: int
+    checking: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Found:
+    """What an attack found: conditions by number of updates, a row a picture, losses (updates, pictures), its cost.
 
     `evaluations` are the denoiser's, each with a backward pass to the embedding.
     """

@@ -26,6 +26,12 @@ from unmemorize.core.files import kind_of, require_file, require_plain, walk
 from unmemorize.core.plain import to_json
 
 Progress = Callable[[str, int, int], None]  # stage, done, total
+
+
+def quiet(stage: str, done: int, total: int) -> None:
+    """Progress that nobody watches."""
+
+
 RECORDED = ("unmemorize", "torch", "diffusers", "transformers", "numpy", "scikit-learn", "pyarrow", "pillow")
 
 

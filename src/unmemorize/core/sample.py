@@ -3,27 +3,87 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from unmemorize.core.model import Condition, DiffusionModel, Prediction
 
+ROWS = 16  # pictures that are sampled together, where nothing else is asked for
+
 
 @dataclass(frozen=True)
-class Step:
-    """One sampling step: state `x` at timestep `t`, what was predicted there, and the next state.
+class StepState:
+    """A sampling step before the scheduler takes it: state `x` at timestep `t`, and what was predicted there.
 
-    `uncond` is None where guidance is off. All tensors are (n, c, h, w).
+    Attributes:
+        index: The number of the step, from 0.
+        t: The timestep.
+        x: The sampler's state, (n, c, h, w).
+        scaled: What the denoiser was given, (n, c, h, w).
+        cond: The prediction for the prompts.
+        uncond: The unconditional prediction; None where guidance is off.
+        output: What the family's guidance makes of the two, (n, c, h, w).
+        model: The model.
     """
 
     index: int
     t: Tensor
     x: Tensor
+    scaled: Tensor = field(repr=False)
     cond: Prediction
     uncond: Prediction | None
+    output: Tensor = field(repr=False)
+    model: DiffusionModel = field(repr=False)
+
+    def predict(self, cond: Condition) -> Prediction:
+        """The prediction for other conditions at the same state, one row of them a picture."""
+        return self.model.predict(self.scaled, self.t, cond)
+
+
+@dataclass(frozen=True)
+class Step(StepState):
+    """A sampling step with the state after it, `x_next` (n, c, h, w)."""
+
     x_next: Tensor
+
+
+@dataclass(frozen=True)
+class Sampler:
+    """How pictures are drawn from a model: steps, guidance, and three places where a mitigation may act.
+
+    The hooks change nothing; a mitigation that acts on sampling is a subclass that replaces one of them.
+
+    Attributes:
+        steps: Sampling steps; None: the family's own.
+        guidance: Guidance scale; None: the family's own.
+    """
+
+    steps: int | None = None
+    guidance: float | None = None
+
+    def start(
+        self, model: DiffusionModel, cond: Condition, noise: Tensor, seeds: Sequence[int]
+    ) -> tuple[Condition, Tensor]:
+        """The prompts and the standard normal noise (n, c, h, w) that sampling starts from, one seed a row."""
+        return cond, noise
+
+    def guide(self, state: StepState) -> Tensor:
+        """What the scheduler is given, (n, c, h, w), from the predictions of a step."""
+        return state.output
+
+    def after(self, state: StepState, x_next: Tensor) -> Tensor:
+        """The state that the next step starts from, (n, c, h, w)."""
+        return x_next
+
+    def steps_of(self, model: DiffusionModel) -> int:
+        """The number of sampling steps with this model."""
+        return model.steps if self.steps is None else self.steps
+
+    def guidance_of(self, model: DiffusionModel) -> float:
+        """The guidance scale with this model."""
+        return model.guidance if self.guidance is None else self.guidance
 
 
 def generators(seeds: Sequence[int]) -> list[torch.Generator]:
@@ -36,22 +96,20 @@ def trajectory(
     cond: Condition,
     *,
     seeds: Sequence[int],
-    steps: int | None = None,
-    guidance: float | None = None,
+    sampler: Sampler = Sampler(),
     uncond: Condition | None = None,
     grad: bool = False,
 ) -> Iterator[Step]:
     """Sample one image per row of `cond` and yield every step; the last step's `x_next` is the final latent.
 
-    Equals `pipe(prompts, generator=[…])` bit for bit, with one generator per image. Guidance is the family's own, and
-    off at `guidance` ≤ 1, as in diffusers.
+    Equals `pipe(prompts, generator=[…])` bit for bit, with one generator per image. Guidance is off at a scale of 1 or
+    less, as in diffusers.
 
     Args:
         model: The model to sample from.
         cond: One row per image.
         seeds: One per row: its initial noise, and the noise of a stochastic scheduler.
-        steps: Number of sampling steps; the family's own by default.
-        guidance: Guidance scale; the family's own by default.
+        sampler: Steps, guidance, and what acts on the way.
         uncond: What guidance moves away from; what the family moves away from by default.
         grad: Record gradients.
 
@@ -60,12 +118,13 @@ def trajectory(
     """
     if len(seeds) != len(cond):
         raise ValueError(f"expected one seed per prompt, got {len(seeds)} seeds for {len(cond)} prompts")
-    scale = model.guidance if guidance is None else guidance
+    scale = sampler.guidance_of(model)
     if scale > 1 and uncond is None:
         uncond = model.unconditional(len(cond))
     streams = generators(seeds)
-    schedule = model.schedule(model.steps if steps is None else steps)
-    x = model.noise(streams) * schedule.initial_scale
+    schedule = model.schedule(sampler.steps_of(model))
+    cond, noise = sampler.start(model, cond, model.noise(streams), seeds)
+    x = noise * schedule.initial_scale
     for index, t in enumerate(schedule.timesteps):
         with torch.set_grad_enabled(grad):
             scaled = schedule.scale(x, t)
@@ -75,33 +134,41 @@ def trajectory(
             else:
                 conditional, unconditional = model.predict(scaled, t, cond), None
                 output = conditional.output
-            x_next = schedule.step(output, t, x, streams)
-        yield Step(index, t, x, conditional, unconditional, x_next)
+            state = StepState(index, t, x, scaled, conditional, unconditional, output, model)
+            x_next = schedule.step(sampler.guide(state), t, x, streams)
+            x_next = sampler.after(state, x_next)
+        yield Step(index, t, x, scaled, conditional, unconditional, output, model, x_next)
         x = x_next
 
 
-def sampling_evaluations(model: DiffusionModel, steps: int, guidance: float | None) -> int:
+def sampling_evaluations(model: DiffusionModel, sampler: Sampler) -> int:
     """Evaluations that sampling one picture takes: two a step under guidance."""
-    scale = model.guidance if guidance is None else guidance
-    return len(model.schedule(steps).timesteps) * (2 if scale > 1 else 1)
+    halves = 2 if sampler.guidance_of(model) > 1 else 1
+    return len(model.schedule(sampler.steps_of(model)).timesteps) * halves
 
 
-def first_unconditional(model: DiffusionModel, *, seeds: Sequence[int], steps: int = 50) -> Prediction:
+def sampling_start(model: DiffusionModel, noise: Tensor, steps: int | None = None) -> tuple[Tensor, Tensor]:
+    """What the denoiser is given at the first of `steps` sampling steps, (n, c, h, w), and its timestep."""
+    schedule = model.schedule(model.steps if steps is None else steps)
+    t = schedule.timesteps[0]
+    return schedule.scale(noise * schedule.initial_scale, t), t
+
+
+def first_unconditional(model: DiffusionModel, *, seeds: Sequence[int], steps: int | None = None) -> Prediction:
     """The unconditional prediction at the first sampling step: it depends on the seed alone, (seeds, …)."""
-    schedule = model.schedule(steps)
     with torch.no_grad():
-        x = schedule.scale(model.noise(generators(seeds)) * schedule.initial_scale, schedule.timesteps[0])
-        return model.predict(x, schedule.timesteps[0], model.unconditional(len(seeds)))
+        x, t = sampling_start(model, model.noise(generators(seeds)), steps)
+        return model.predict(x, t, model.unconditional(len(seeds)))
 
 
 def first_conditional(
-    model: DiffusionModel, cond: Condition, empty: Prediction, *, steps: int = 50, batch: int = 64
+    model: DiffusionModel, cond: Condition, empty: Prediction, *, steps: int | None = None, batch: int = 64
 ) -> Prediction:
     """Predictions at the first sampling step for every prompt at every seed of `empty`.
 
     Rows are prompt-major: all seeds of the first prompt, then of the second.
     """
-    t = model.schedule(steps).timesteps[0]
+    t = model.schedule(model.steps if steps is None else steps).timesteps[0]
     rows = torch.arange(len(cond) * len(empty.x), device=empty.x.device)
     prompt, seed = rows // len(empty.x), rows % len(empty.x)
     with torch.no_grad():
@@ -109,16 +176,47 @@ def first_conditional(
     return Prediction(torch.cat(parts), empty.kind, empty.x[seed], empty.alpha, empty.sigma)
 
 
+def sample(
+    model: DiffusionModel,
+    cond: Condition,
+    *,
+    seeds: Sequence[int],
+    sampler: Sampler = Sampler(),
+    batch: int = ROWS,
+) -> Tensor:
+    """The final latents of one image per row of `cond`, (n, c, h, w), `batch` of them at a time.
+
+    Raises:
+        ValueError: `seeds` and `cond` differ in length, or there are none.
+    """
+    if len(seeds) != len(cond) or not len(cond):
+        raise ValueError(f"expected one seed per prompt, got {len(seeds)} seeds for {len(cond)} prompts")
+    parts = []
+    for start in range(0, len(cond), batch):
+        rows = slice(start, start + batch)
+        for step in trajectory(model, cond[rows], seeds=seeds[rows], sampler=sampler):
+            last = step.x_next
+        parts.append(last)
+    return torch.cat(parts)
+
+
 def generate(
     model: DiffusionModel,
     cond: Condition,
     *,
     seeds: Sequence[int],
-    steps: int | None = None,
-    guidance: float | None = None,
+    sampler: Sampler = Sampler(),
+    batch: int = ROWS,
 ) -> Tensor:
-    """Sample and decode: images (n, 3, H, W) in [0, 1]."""
-    for step in trajectory(model, cond, seeds=seeds, steps=steps, guidance=guidance):
-        x = step.x_next
-    with torch.no_grad():
-        return model.decode(x)
+    """Sample and decode: images (n, 3, H, W) in [0, 1], `batch` of them at a time.
+
+    Raises:
+        ValueError: `seeds` and `cond` differ in length, or there are none.
+    """
+    parts = []
+    for start in range(0, max(len(cond), 1), batch):
+        rows = slice(start, start + batch)
+        latents = sample(model, cond[rows], seeds=seeds[rows], sampler=sampler, batch=batch)
+        with torch.no_grad():
+            parts.append(model.decode(latents))
+    return torch.cat(parts)

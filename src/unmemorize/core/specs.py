@@ -31,8 +31,8 @@ PLANS: dict[str, dict[str, Any]] = {
         "explain": 12,
         "mitigation": ("guard", "wanda"),
         "attack": 6,
+        "attack_method": "dori:batch=2",
         "attack_updates": 64,
-        "attack_batch": 2,
     },
     "full": {
         "pictures": 4,
@@ -40,17 +40,9 @@ PLANS: dict[str, dict[str, Any]] = {
         "explain": 100,
         "mitigation": ("guard", "wanda", "nemo"),
         "attack": 400,
+        "attack_method": "dori",
         "attack_updates": 50,
-        "attack_batch": 8,
     },
-}
-UPDATES = {
-    "erase": 960,
-    "adversarial-finetune": 200,
-    "finetune": 200,
-    "siss": 100,
-    "neggrad": 50,  # what it ascends has no end: more only does harm
-    "deletion": 200,
 }
 
 
@@ -204,32 +196,34 @@ class AuditSpec(OfModel, Prompted, Calibrated, Compared, Seeded, Sampled, Loaded
     Attributes:
         held_out: Pictures like the training pictures that were not trained on: a folder; their mirror images by
             default.
+        method: The detector, with its settings: `unmemorize methods` lists them.
+        explainer: What explains words, with its settings.
         plan: How much is done where nothing else is asked for: quick, or full.
         pictures: Pictures a generated prompt.
         generate: How many prompts to generate, 0 for all: the known ladder, then the highest-scoring half and an even
             spread of the rest.
         explain: How many prompts to explain, 0 for all; copied ones first.
-        mitigation: What to try and to attack: guard, wanda, nemo, or the folder of a model mitigated before;
-            repeatable; none for nothing.
+        mitigation: What to try and to attack: a mitigation or a localizer with its settings, such as guard or
+            wanda:sparsity=0.4, an edit's file, or the folder of a model mitigated before; repeatable; none for nothing.
+            Wanda alone may take 40% of each row on the testbed, 10% elsewhere.
         attack: How many copied pictures to attack, 0 for all.
+        attack_method: The attack, with its settings.
         attack_updates: Updates of an attack; 0 for no attack.
         bound: A finding that is a rate passes where its upper 95% limit is at most this.
-        sparsity: Share of each row that Wanda may take; 0: 40% on the testbed, 10% elsewhere.
-        attack_batch: Noisy versions of a picture in an update of an attack.
     """
 
     held_out: str = ""
+    method: str = "noise-gap"
+    explainer: str = "gradient"
     plan: Literal["quick", "full"] = "quick"
     pictures: Count = PLANNED
     generate: Limit = PLANNED
     explain: Limit = PLANNED
     mitigation: tuple[str, ...] = PLANNED
     attack: Limit = PLANNED
+    attack_method: str = PLANNED
     attack_updates: Limit = PLANNED
     bound: Annotated[float, Interval(ge=0.001, le=0.5)] = BOUND
-    # Settings of methods.
-    sparsity: Share = 0.0
-    attack_batch: Count = PLANNED
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -246,17 +240,10 @@ class DetectSpec(OfModel, Prompted, Seeded, Sampled, Loaded):
     """What to score, and how.
 
     Attributes:
-        method: Detector.
-        window: Sampling steps to read: the first N, or FIRST:LAST.
+        method: The detector, with its settings: `unmemorize methods` lists them.
     """
 
     method: str = "noise-gap"
-    # Settings of methods.
-    window: str = "1"
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        first_and_last(self.window, self.steps)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -264,25 +251,12 @@ class ExplainSpec(OfModel, OnePrompt, Seeded, Sampled, Loaded):
     """How the words of a prompt are explained.
 
     Attributes:
-        method: gradient at the text encoder's output, gradient-input at its input, or leave-one-out.
+        method: The explainer, with its settings: `unmemorize methods` lists them.
         check: Also leave out each word: a second opinion.
-        window: Sampling steps to average over: the first N, or FIRST:LAST.
-        pool: How the tokens of a word are put together.
     """
 
-    method: Literal["gradient", "gradient-input", "leave-one-out"] = "gradient"
+    method: str = "gradient"
     check: bool = False
-    # Settings of methods.
-    window: str = "1"
-    pool: Literal["sum", "max", "mean"] = "sum"
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        window = first_and_last(self.window, self.steps)
-        if self.method == "leave-one-out" and (window, self.pool) != ((0, 1), "sum"):
-            raise UserError(
-                "--method leave-one-out reads the first step and whole words: leave out --window and --pool"
-            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -305,27 +279,10 @@ class LocateSpec(OfModel, Prompted, Calibrated, Loaded):
     """What to locate in the weights, and how.
 
     Attributes:
-        method: How to look: nemo or wanda.
-        cache: Folder for statistics of ordinary prompts; the user's cache folder by default.
-        layers: NeMo: down-mid as the paper, or all cross-attention.
-        threshold: NeMo: SSIM that counts as memorized; calibrated by default.
-        min_theta: NeMo: smallest z-score of an unusual channel.
-        refine: NeMo: free what the channels do without.
-        rule: NeMo: hidden by the paper's threshold, or as ordinary prompts are.
-        sparsity: Wanda: share of each weight row.
-        per_prompt: Wanda: choose prompt by prompt.
+        method: The localizer, with its settings: `unmemorize methods` lists them.
     """
 
-    method: Literal["nemo", "wanda"] = "nemo"
-    cache: str = ""
-    # Settings of methods.
-    layers: Literal["down-mid", "all"] = "down-mid"
-    threshold: Number | None = None
-    min_theta: Number = 1.0
-    refine: bool = True
-    rule: Literal["published", "ordinary"] = "published"
-    sparsity: Share = 0.01
-    per_prompt: bool = False
+    method: str = "nemo"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -362,8 +319,9 @@ class AttackSpec(OfModel, Targeted, Calibrated, Compared, Sampled, Loaded):
 
     Attributes:
         held_out: Pictures never trained on: a folder; made from the controls by default.
-        method: dori, high-noise, from-noise or adaptive.
-        edit: An edit to attack the model under: NAME.safetensors.
+        method: The attack, with its settings: `unmemorize methods` lists them.
+        mitigation: What to attack the model under: a mitigation with its settings, an edit's file, or the folder of a
+            model mitigated before.
         init: Start from its prompt, N(0, I), or another prompt.
         updates: Updates of an embedding; the method's own by default.
         restarts: Attacks of each picture.
@@ -371,13 +329,11 @@ class AttackSpec(OfModel, Targeted, Calibrated, Compared, Sampled, Loaded):
         pictures: Pictures to generate from each embedding.
         bound: Share of a control's pictures that may come back where an attack's copies count as extracted.
         checkpointing: Less memory, more time.
-        lr: Learning rate; the method's own by default.
-        batch: Noisy versions of a picture in an update; the method's own by default.
     """
 
     held_out: str = ""
     method: str = "dori"
-    edit: str = ""
+    mitigation: str = ""
     init: Literal["prompt", "random", "ordinary"] = "prompt"
     updates: Count | None = None
     restarts: Count = 1
@@ -385,9 +341,6 @@ class AttackSpec(OfModel, Targeted, Calibrated, Compared, Sampled, Loaded):
     pictures: Count = 4
     bound: Share = 0.05
     checkpointing: bool = False
-    # Settings of methods.
-    lr: Number | None = None
-    batch: Count | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -395,42 +348,22 @@ class MitigateSpec(OfModel, Targeted, Compared, Sampled):
     """What to remove by training, and how.
 
     Attributes:
-        method: How to remove.
-        updates: Updates of the model; 0: the default of the method.
+        method: The unlearner, with its settings: `unmemorize methods` lists them.
+        updates: Updates of the model; the method's own by default.
         attack_updates: Updates of the attacks that judge.
         pictures: Pictures a prompt in measurements.
-        seed: Seed of training.
-        check_every: Updates between two checks of what an attack finds; 0 for none.
-        low_memory: bf16 and gradient checkpointing.
         captions: Show removed captions in the model card.
-        edit: Edit of the model that makes surrogates; Wanda's by default.
+        mitigation: The mitigation under which the model makes surrogates; by default Wanda's, as strong as they need.
         surrogates: Surrogates of each picture.
-        lr: Learning rate; 0: 1e-5, for the testbed 2e-4.
-        batch: Rows of either kind in an update.
-        inner: Attack updates before an update of the model.
-        lora: Rank of LoRA adapters; 0 trains all weights.
     """
 
-    method: Literal["erase", "adversarial-finetune", "finetune", "siss", "neggrad", "deletion"] = "erase"
-    updates: Limit = 0
+    method: str = "erase"
+    updates: Count | None = None
     attack_updates: Count = 50
     pictures: Count = 4
-    seed: Seed = 0
-    check_every: Limit = 100
-    low_memory: bool = False
     captions: bool = False
-    # Settings of methods.
-    edit: str = ""
+    mitigation: str = ""
     surrogates: Count = 10
-    lr: Number = 0.0
-    batch: Count = 8
-    inner: Count = 50
-    lora: Limit = 0
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        # What a run records is how many it made, not that it was not asked.
-        object.__setattr__(self, "updates", self.updates or UPDATES[self.method])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -439,21 +372,11 @@ class GenerateSpec(OfModel, OnePrompt, Calibrated, Sampled, Loaded):
 
     Attributes:
         pictures: Pictures, one a seed.
-        guard: Act on memorized prompts: wen.
-        threshold: Magnitude above which the guard acts; calibrated on ordinary prompts by default.
-        target: Magnitude it brings a picture under.
+        mitigation: What to act with on memorized prompts, with its settings: guard, or any other mitigation.
     """
 
     pictures: Count = 4
-    # Settings of methods.
-    guard: Literal["", "wen"] = ""
-    threshold: Number | None = None
-    target: Number | None = None
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if (self.threshold is None) != (self.target is None):
-            raise UserError("--threshold and --target come together: name both, or neither to have them calibrated")
+    mitigation: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -488,22 +411,6 @@ def recorded(spec: Any, *left_out: str) -> dict[str, Any]:
     """The settings as a run's record holds them, but for those that change no result."""
     values = {name: value for name, value in asdict(spec).items() if name not in (*left_out, "device")}
     return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
-
-
-def first_and_last(window: str, steps: int = 0) -> tuple[int, int]:
-    """The sampling steps to read, as (first, last); `steps` is how many there are, 0 where that is not known.
-
-    Raises:
-        UserError: It is neither a number nor FIRST:LAST, or lies outside the sampling steps.
-    """
-    start, colon, end = window.partition(":")
-    try:
-        first, last = (int(start or 0), int(end)) if colon else (0, int(window))
-    except ValueError:
-        raise UserError(f"--window {window}: write a number of steps, or FIRST:LAST") from None
-    if not 0 <= first < last or last > (steps or last):
-        raise UserError(f"--window {window} of {steps or 'all'} steps: name a window inside the sampling steps")
-    return first, last
 
 
 def limited(limit: int, count: int) -> int:

@@ -1,5 +1,5 @@
-"""Detectors: pure functions of recorded sampling steps, one technique a file."""
+"""Detectors, which say how memorized a prompt looks, one technique a file. All modules here are registered."""
 
-from unmemorize.detect import noise
+from unmemorize.core.methods import import_beside
 
-__all__ = ["noise"]
+import_beside(__name__, __path__)

@@ -2,83 +2,93 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 
 import torch
 from torch import Tensor
 
-from unmemorize.core.errors import NotApplicable
-from unmemorize.core.model import DiffusionModel, Prediction
-from unmemorize.core.registry import detector
-from unmemorize.core.results import NoiseTrace
-from unmemorize.core.sample import Step, first_conditional, trajectory
+from unmemorize.core.errors import NotApplicable, UserError
+from unmemorize.core.methods import Detector, Subject, method
+from unmemorize.core.model import Condition, Prediction
+from unmemorize.core.results import Scores
+from unmemorize.core.sample import Step, first_conditional, first_unconditional, trajectory
+
+ROWS = 64  # evaluations at once
+PATHS = 32  # pictures sampled at once
 
 
-@detector("noise-gap", paper="Wen et al. 2024", steps=1)
-def noise_gap(steps: Sequence[Step]) -> Tensor:
-    """The magnitude, averaged over the steps: (n,).
-
-    Raises:
-        NotApplicable: Guidance was off, so there is no unconditional prediction.
-    """
-    return torch.stack([step.cond.gap(_uncond(step)) for step in steps]).mean(0)
-
-
-def noise_gap_at_start(
-    model: DiffusionModel,
-    prompts: Sequence[str],
-    empty: Prediction,
-    *,
-    seeds: Sequence[int],
-    steps: int = 50,
-    batch: int = 64,
-) -> NoiseTrace:
-    """The magnitude at the first of `steps` sampling steps, one evaluation a prompt and seed.
-
-    `empty` is `first_unconditional` of the same seeds and steps, shared by all prompts.
-    """
-    with model.counted() as cost:
-        cond = first_conditional(model, model.encode(prompts), empty, steps=steps, batch=batch)
-    uncond = empty.repeated(len(prompts))
-    shape = (len(prompts), len(seeds), 1)
-    text, norm = cond.gap(uncond).reshape(shape).cpu(), _norm(uncond).reshape(shape).cpu()
-    return NoiseTrace(tuple(prompts), tuple(seeds), text, norm, cost.forward)
-
-
-def noise_gap_along(
-    model: DiffusionModel,
-    prompts: Sequence[str],
-    *,
-    seeds: Sequence[int],
-    steps: int = 50,
-    window: tuple[int, int],
-    guidance: float = 7.5,
-    batch: int = 32,
-) -> NoiseTrace:
-    """The magnitude at sampling steps `window[0]` to `window[1] - 1`, two evaluations a step up to the last of them.
+@method(
+    "noise-gap",
+    paper="Wen et al. 2024, section 3.2",
+    cost="1 evaluation a prompt and seed at the first step; 2 for every step up to the last that is read",
+    needs=("unconditional",),
+)
+@dataclass(frozen=True)
+class NoiseGap(Detector):
+    """How far the prediction for a prompt is from the unconditional one, averaged over sampling steps.
 
     Paper: Wen et al. 2024 average over all 50 steps.
-    Differs: every prompt sees the same seeds, so that scores of two prompts differ by the prompts alone.
+    Differs: every prompt sees the same seeds, so that scores of two prompts differ by the prompts alone; one norm a
+    picture, not one over the batch.
 
-    Raises:
-        NotApplicable: Guidance is off, so there is no unconditional prediction along the way.
+    Attributes:
+        first: The first sampling step that is read, from 0.
+        last: The step before which reading ends.
     """
-    cond = model.encode(prompts)
-    text, norm = [], []
-    with model.counted() as cost:
-        for part in torch.arange(len(prompts) * len(seeds)).split(batch):
-            chosen = [seeds[i] for i in (part % len(seeds)).tolist()]
-            path = trajectory(model, cond[part // len(seeds)], seeds=chosen, steps=steps, guidance=guidance)
-            gaps, norms = [], []
-            for step in islice(path, *window):
-                gaps.append(step.cond.gap(_uncond(step)))
-                norms.append(_norm(_uncond(step)))
-            text.append(torch.stack(gaps, dim=1))
-            norm.append(torch.stack(norms, dim=1))
-    shape = (len(prompts), len(seeds), -1)
-    values, control = torch.cat(text).reshape(shape).cpu(), torch.cat(norm).reshape(shape).cpu()
-    return NoiseTrace(tuple(prompts), tuple(seeds), values, control, cost.forward)
+
+    first: int = 0
+    last: int = 1
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.first < self.last:
+            raise ValueError(f"steps {self.first} to {self.last}: name a first step and a later last one")
+
+    def score(self, subject: Subject, cond: Condition, *, seeds: Sequence[int]) -> Scores:
+        """Score every prompt at every seed; `columns` holds both norms by step, (n, seeds, steps).
+
+        Raises:
+            NotApplicable: Guidance is off, so there is no unconditional prediction along the way.
+            UserError: The steps to read lie beyond the sampling steps.
+        """
+        return self.ready(subject, seeds=seeds)(cond)
+
+    def ready(self, subject: Subject, *, seeds: Sequence[int]) -> Callable[[Condition], Scores]:
+        """`score` for many batches of prompts: at the first step they share the unconditional predictions."""
+        if self.last > subject.steps:
+            raise UserError(f"noise-gap:last={self.last}: sampling has {subject.steps} steps: name one of them")
+        if (self.first, self.last) == (0, 1):
+            empty = first_unconditional(subject.model, seeds=seeds, steps=subject.steps)
+            return partial(self._at_start, subject, empty)
+        return partial(self._along, subject, tuple(seeds))
+
+    def _at_start(self, subject: Subject, empty: Prediction, cond: Condition) -> Scores:
+        model = subject.model
+        with model.counted() as cost:
+            prediction = first_conditional(model, cond, empty, steps=subject.steps, batch=ROWS)
+        uncond = empty.repeated(len(cond))
+        shape = (len(cond), len(empty.x), 1)
+        return _scores(prediction.gap(uncond).reshape(shape), _norm(uncond).reshape(shape), cost.forward)
+
+    def _along(self, subject: Subject, seeds: Sequence[int], cond: Condition) -> Scores:
+        model = subject.model
+        gaps, norms = [], []
+        with model.counted() as cost:
+            for part in torch.arange(len(cond) * len(seeds)).split(PATHS):
+                chosen = [seeds[i] for i in (part % len(seeds)).tolist()]
+                path = trajectory(model, cond[part // len(seeds)], seeds=chosen, sampler=subject.sampler)
+                steps = list(islice(path, self.first, self.last))
+                gaps.append(torch.stack([step.cond.gap(_uncond(step)) for step in steps], dim=1))
+                norms.append(torch.stack([_norm(_uncond(step)) for step in steps], dim=1))
+        shape = (len(cond), len(seeds), -1)
+        return _scores(torch.cat(gaps).reshape(shape), torch.cat(norms).reshape(shape), cost.forward)
+
+
+def _scores(gaps: Tensor, norms: Tensor, evaluations: int) -> Scores:
+    gaps, norms = gaps.cpu(), norms.cpu()
+    return Scores(gaps.mean(dim=2), evaluations, {"text_norm": gaps, "uncond_norm": norms})
 
 
 def _uncond(step: Step) -> Prediction:

@@ -10,9 +10,9 @@ from itertools import pairwise
 import numpy as np
 from torch import Tensor
 
-from unmemorize.core.model import DiffusionModel
+from unmemorize.core.methods import Subject
 from unmemorize.core.results import Interval
-from unmemorize.core.sample import first_conditional, first_unconditional, generate
+from unmemorize.core.sample import ROWS, first_conditional, first_unconditional, generate
 from unmemorize.core.text import normalise, spans
 from unmemorize.metrics.ranking import rate_interval
 
@@ -141,34 +141,33 @@ def _random_texts(lengths: Sequence[int], pool: Sequence[str], seed: int) -> lis
 
 
 def measure(
-    model: DiffusionModel,
+    subject: Subject,
     texts: Sequence[str],
     copied: Callable[[Tensor], list[bool]],
     *,
     seeds: Sequence[int],
-    steps: int = 50,
-    guidance: float | None = 7.5,
-    batch: int = 16,
 ) -> list[Outcome]:
     """Score and generate each text at each seed; `copied` says of pictures (n, 3, h, w) which are copies.
 
-    The magnitude is that of the first of `steps` sampling steps; `batch` pictures are generated at a time.
+    The magnitude is that of the first sampling step.
 
     Paper: Wen et al. 2024 for the magnitude.
     """
+    model = subject.model
     cond = model.encode(texts)
-    empty = first_unconditional(model, seeds=seeds, steps=steps)
-    first = first_conditional(model, cond, empty, steps=steps)
+    empty = first_unconditional(model, seeds=seeds, steps=subject.steps)
+    first = first_conditional(model, cond, empty, steps=subject.steps)
     scores = first.gap(empty.repeated(len(texts))).reshape(len(texts), len(seeds)).mean(1).tolist()
-    pairs = [(text, seed) for text in texts for seed in seeds]
+    rows, every = cond.repeat(len(seeds)), list(seeds) * len(texts)
     copies: list[bool] = []
-    for start in range(0, len(pairs), batch):
-        piece = pairs[start : start + batch]
-        rows = model.encode([text for text, _ in piece])
-        images = generate(model, rows, seeds=[seed for _, seed in piece], steps=steps, guidance=guidance)
-        copies += copied(images)
-    hits = [sum(copies[i : i + len(seeds)]) for i in range(0, len(pairs), len(seeds))]
-    return [Outcome(score, hit, len(seeds)) for score, hit in zip(scores, hits, strict=True)]
+    for start in range(0, len(rows), ROWS):
+        part = slice(start, start + ROWS)
+        copies += copied(generate(model, rows[part], seeds=every[part], sampler=subject.sampler))
+    outcomes = []
+    for k, score in enumerate(scores):
+        hits = sum(copies[k * len(seeds) : (k + 1) * len(seeds)])
+        outcomes.append(Outcome(score, hits, len(seeds)))
+    return outcomes
 
 
 def word_effects(

@@ -6,28 +6,30 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
+from unmemorize.core.methods import Method, settings
 from unmemorize.core.plain import markdown, to_json
 
 HEADING = "## Removed pictures"
 
 
-def card(own: str, spec: Any, results: dict[str, Any], removed: Sequence[dict[str, str]]) -> str:
+def card(own: str, spec: Any, method: Method, results: dict[str, Any], removed: Sequence[dict[str, str]]) -> str:
     """The owner's card with the section after it.
 
     Args:
         own: The card so far, which stays as it is; empty for none.
-        spec: The settings, a dataclass.
+        spec: What was asked for, a dataclass.
+        method: The unlearner.
         results: What was measured.
         removed: Hashes of every picture and caption; captions only where the owner asked for them.
     """
-    method = markdown(results["method"])
+    name = markdown(method.name)
     start = own.rstrip() + "\n\n" if own.strip() else "# Model card\n\n"
     facts = dataclasses.asdict(spec)
-    given = {name: facts[name] for name in ("method", "updates", "batch", "inner", "lora", "seed", "surrogates")}
+    given = {"method": method.name, **settings(method), "surrogates": facts["surrogates"]}
     lines = [
         HEADING,
         "",
-        f"{results['pictures']} pictures were fine-tuned out of this model with unmemorize ({method}).",
+        f"{results['pictures']} pictures were fine-tuned out of this model with unmemorize ({name}).",
         "",
         "| generations that are copies | share | 95% interval |",
         "| --- | --- | --- |",

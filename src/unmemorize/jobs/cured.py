@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from unmemorize.attack.dori import Dori, dori
+from unmemorize.core.methods import Attack, Subject
 from unmemorize.core.model import Condition, DiffusionModel
 from unmemorize.core.sample import generate, generators
 from unmemorize.jobs.copies import CopyCheck
@@ -40,29 +40,21 @@ class Subjects:
 
 @dataclass(frozen=True)
 class Judge:
-    """How it is measured: what a copy is, features, fit of picture and caption if known, seeds and sampling.
-
-    `generate` makes the pictures: it takes what `core.sample.generate` takes.
-    """
+    """How it is measured: what a copy is, features, fit of picture and caption if known, and seeds."""
 
     copies: CopyCheck
     features: Callable[[Tensor], Tensor]
     alignment: Callable[[Tensor, Sequence[str]], Tensor] | None
     seeds: tuple[int, ...]
-    steps: int
-    guidance: float | None
-    generate: Callable[..., Tensor] = generate
 
 
-def judge_of(
-    model: DiffusionModel, name: str, copies: CopyCheck, seeds: tuple[int, ...], steps: int, scale: float | None
-) -> Judge:
+def judge_of(model: DiffusionModel, name: str, copies: CopyCheck, seeds: tuple[int, ...]) -> Judge:
     """The testbed's own picture model for an embedded model; latents of the model's VAE, pooled to 4×4, for others."""
     if name in EMBEDDED:
         assert isinstance(model, PipelineModel)  # as every embedded model is
         clip = Alignment(model)
-        return Judge(copies, clip.pictures, clip, seeds, steps, scale)
-    return Judge(copies, lambda images: vae_features(model, images), None, seeds, steps, scale)
+        return Judge(copies, clip.pictures, clip, seeds)
+    return Judge(copies, lambda images: vae_features(model, images), None, seeds)
 
 
 @torch.no_grad()
@@ -71,44 +63,41 @@ def vae_features(model: DiffusionModel, images: Tensor) -> Tensor:
     return F.adaptive_avg_pool2d(model.invert(images).float(), 4).flatten(1)
 
 
-def pictures(model: DiffusionModel, cond: Condition, seeds: Sequence[int], judge: Judge) -> Tensor:
+def pictures(subject: Subject, cond: Condition, seeds: Sequence[int]) -> Tensor:
     """One picture a row of `cond`, (n, 3, h, w)."""
-    parts = [
-        judge.generate(
-            model, cond[i : i + BATCH], seeds=seeds[i : i + BATCH], steps=judge.steps, guidance=judge.guidance
-        )
-        for i in range(0, len(cond), BATCH)
-    ]
-    return torch.cat(parts).float().cpu()
+    return generate(subject.model, cond, seeds=seeds, sampler=subject.sampler).float().cpu()
 
 
-def copies_of(model: DiffusionModel, cond: Condition, targets: References, judge: Judge) -> Tensor:
+def copies_of(subject: Subject, cond: Condition, targets: References, judge: Judge) -> Tensor:
     """Which pictures are copies of their own target, a row of `cond` each, at every seed: (rows, seeds), 0 or 1."""
-    rows = torch.arange(len(cond)).repeat_interleave(len(judge.seeds))
-    made = pictures(model, cond[rows], list(judge.seeds) * len(cond), judge)
+    count = len(judge.seeds)
+    made = pictures(subject, cond.repeat(count), list(judge.seeds) * len(cond))
+    rows = torch.arange(len(cond)).repeat_interleave(count)
     found = judge.copies.against(made, targets[rows.tolist()])
     return torch.tensor([match.verdict != "none" for match in found]).reshape(len(cond), -1).long()
 
 
 def attacked_copies(
-    model: DiffusionModel, memorized: References, init: Init, judge: Judge, *, seed: int, how: Dori
+    subject: Subject, memorized: References, init: Init, judge: Judge, *, seed: int, attack: Attack
 ) -> Tensor:
     """Which pictures are copies after an attack on every memorized picture, (pictures, seeds), 0 or 1."""
+    model = subject.model
     latents = latents_of(model, memorized.pixels)
     start = model.encode([c or "" for c in memorized.captions])
     seeds = [seed + k for k in range(len(latents))]
     if init == "random":
         like = start.embeds
         start = Condition(torch.stack([torch.randn(like.shape[1:], generator=g) for g in generators(seeds)]).to(like))
-    return copies_of(model, dori(model, latents, start, seeds=seeds, how=how).last, memorized, judge)
+    found = attack.attack(subject, latents, start, seeds=seeds)
+    return copies_of(subject, found.last, memorized, judge)
 
 
 def attacked_from_both(
-    model: DiffusionModel, memorized: References, judge: Judge, *, seed: int, how: Dori
+    subject: Subject, memorized: References, judge: Judge, *, seed: int, attack: Attack
 ) -> dict[str, Tensor]:
     """`attacked_copies` from the prompts and from N(0, I), by start."""
     starts: tuple[Init, ...] = ("prompt", "random")
-    return {init: attacked_copies(model, memorized, init, judge, seed=seed, how=how) for init in starts}
+    return {init: attacked_copies(subject, memorized, init, judge, seed=seed, attack=attack) for init in starts}
 
 
 def rate_of(hits: Tensor) -> list[float]:
@@ -123,15 +112,16 @@ def latents_of(model: DiffusionModel, pixels: Tensor) -> Tensor:
     return torch.cat([model.invert(unit(part)) for part in pixels.split(BATCH)])
 
 
-def measure(model: DiffusionModel, subjects: Subjects, judge: Judge) -> dict[str, Tensor]:
+def measure(subject: Subject, subjects: Subjects, judge: Judge) -> dict[str, Tensor]:
     """Copies of the memorized prompts, (pictures, seeds), and features and fit of pictures of the ordinary ones.
 
     Of every ordinary prompt as many pictures are made as there are seeds: all prompts once, then all again.
     """
     prompts = [c or "" for c in subjects.ordinary.captions] * len(judge.seeds)
-    memorized = subjects.memorized
-    found = {"copies": copies_of(model, model.encode([c or "" for c in memorized.captions]), memorized, judge)}
-    made = pictures(model, model.encode(prompts), range(len(prompts)), judge)
+    model, memorized = subject.model, subjects.memorized
+    own = model.encode([c or "" for c in memorized.captions])
+    found = {"copies": copies_of(subject, own, memorized, judge)}
+    made = pictures(subject, model.encode(prompts), range(len(prompts)))
     found["features"] = torch.cat([judge.features(part) for part in made.split(BATCH)]).cpu()
     if judge.alignment is not None:
         ends = range(0, len(made), BATCH)

@@ -2,27 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from itertools import islice
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from unmemorize.core.errors import UserError
+from unmemorize.core.methods import Detector, parse
 from unmemorize.core.model import DiffusionModel
 from unmemorize.core.plain import to_json
-from unmemorize.core.registry import get_detector
-from unmemorize.core.results import NoiseTrace
+from unmemorize.core.results import Scores
 from unmemorize.core.run import Progress, RunRecord, atomic, open_run, versions
-from unmemorize.core.sample import first_unconditional, trajectory
 from unmemorize.core.shards import merge_shards, run_shards
-from unmemorize.core.specs import DetectSpec, first_and_last, recorded
+from unmemorize.core.specs import DetectSpec, recorded
 from unmemorize.data.source import Prompt
-from unmemorize.detect.noise import noise_gap_along, noise_gap_at_start
-from unmemorize.jobs.inputs import load_as_asked, prompt_source, prompts_of, with_sampling
+from unmemorize.jobs.inputs import load_as_asked, prompt_source, prompts_of, subject_of, with_sampling
 
 Row = dict[str, Any]
 
@@ -31,13 +27,12 @@ def detect(spec: DetectSpec, run: Path, progress: Progress) -> list[Row]:
     """Score the prompts into `run`; returns one row a prompt, highest score first.
 
     Raises:
-        UserError: The model, the prompts, the method or the window cannot be used, or `run` holds another run.
+        UserError: The model, the prompts or the method cannot be used, or `run` holds another run.
     """
-    get_detector(spec.method)
+    parse("detector", spec.method)
     prompts = prompts_of(spec.model, spec.prompts, spec.column)
     model = load_as_asked(spec)
     spec = with_sampling(spec, model)
-    first_and_last(spec.window, spec.steps)
     record = RunRecord(
         status="running",
         spec=recorded(spec),
@@ -73,18 +68,31 @@ def score_into(
     Raises:
         UserError: The model's predictions are not finite.
     """
-    score = _scorer(model, spec)
+    detector: Detector = parse("detector", spec.method)
+    score = detector.ready(subject_of(spec, model), seeds=spec.numbers)
 
-    def work(piece: Sequence[Prompt]) -> list[Row]:
-        rows = score([p.text for p in piece])
-        if not np.isfinite([row["score"] for row in rows]).all():
+    def work(shard: Sequence[Prompt]) -> list[Row]:
+        scores = score(model.encode([prompt.text for prompt in shard]))
+        if not scores.by_seed.isfinite().all():
             raise UserError(f"{model.name}: its predictions are not finite: load it in a wider dtype")
-        pairs = [(p.id, seed) for p in piece for seed in spec.numbers]
-        return [{"id": i, "method": spec.method, "seed": s} | row for (i, s), row in zip(pairs, rows, strict=True)]
+        return _rows(shard, scores, detector.name, spec.numbers)
 
     for done in run_shards(prompts, work, folder=run / "shards" / name, size=32):
         progress(name, done, len(prompts))
     return merge_shards(run / "shards" / name, run / "scores" / f"{name}.parquet")
+
+
+def _rows(prompts: Sequence[Prompt], scores: Scores, method: str, seeds: Sequence[int]) -> list[Row]:
+    cost = scores.evaluations // scores.by_seed.numel()
+    rows = []
+    for i, prompt in enumerate(prompts):
+        for k, seed in enumerate(seeds):
+            row: Row = {"id": prompt.id, "method": method, "seed": seed}
+            row |= {"score": float(scores.by_seed[i, k]), "evaluations": cost}
+            for name, values in scores.columns.items():
+                row[name] = values[i, k].tolist()
+            rows.append(row)
+    return rows
 
 
 def wen_lines(run: Path) -> list[str]:
@@ -103,44 +111,6 @@ def wen_lines(run: Path) -> list[str]:
         line["uncond_noise_norm"].append(row["uncond_norm"])
         line["text_noise_norm"].append(row["text_norm"])
     return [to_json(line) for line in lines.values()]
-
-
-def _scorer(model: DiffusionModel, spec: DetectSpec) -> Callable[[list[str]], list[Row]]:
-    """A function from prompts to rows, one a prompt and seed."""
-    if spec.method != "noise-gap":
-        return lambda texts: _recorded(model, texts, spec)
-    seeds, window = spec.numbers, first_and_last(spec.window, spec.steps)
-    if window != (0, 1):
-        guidance = model.guidance if spec.guidance is None else spec.guidance
-
-        def trace(texts: list[str]) -> NoiseTrace:
-            return noise_gap_along(model, texts, seeds=seeds, steps=spec.steps, window=window, guidance=guidance)
-    else:
-        empty = first_unconditional(model, seeds=seeds, steps=spec.steps)
-
-        def trace(texts: list[str]) -> NoiseTrace:
-            return noise_gap_at_start(model, texts, empty, seeds=seeds, steps=spec.steps)
-
-    def rows(texts: list[str]) -> list[Row]:
-        found = trace(texts)
-        cost = found.evaluations // found.scores.numel()
-        columns = zip(*(v.flatten(0, 1).tolist() for v in (found.scores, found.text, found.uncond)), strict=True)
-        return [{"score": s, "evaluations": cost, "text_norm": t, "uncond_norm": u} for s, t, u in columns]
-
-    return rows
-
-
-def _recorded(model: DiffusionModel, texts: list[str], spec: DetectSpec) -> list[Row]:
-    """Any registered detector, on recorded sampling steps."""
-    scores: list[float] = []
-    seeds, (first, last) = spec.numbers, first_and_last(spec.window, spec.steps)
-    with model.counted() as cost:
-        for text in texts:
-            cond = model.encode([text] * len(seeds))
-            path = trajectory(model, cond, seeds=seeds, steps=spec.steps, guidance=spec.guidance)
-            steps = list(islice(path, first, last))
-            scores += get_detector(spec.method).score(steps).tolist()
-    return [{"score": score, "evaluations": cost.forward // len(scores)} for score in scores]
 
 
 def _write_prompts(prompts: Sequence[Prompt], path: Path) -> None:

@@ -9,50 +9,43 @@ from typing import Any
 from torch import Tensor
 
 from unmemorize.core.errors import NotApplicable, UserError
+from unmemorize.core.methods import Explainer, Subject, parse
 from unmemorize.core.model import DiffusionModel
 from unmemorize.core.results import Explanation
 from unmemorize.core.run import Progress
 from unmemorize.core.shards import merge_shards, run_shards
-from unmemorize.core.specs import ExplainSpec, first_and_last
+from unmemorize.core.specs import ExplainSpec
 from unmemorize.data.source import Prompt
-from unmemorize.explain.inputs import word_gradient_input
-from unmemorize.explain.tokens import leave_one_out, rank_agreement, word_significance
+from unmemorize.explain.leave_one_out import LeaveOneOut
+from unmemorize.explain.tokens import rank_agreement
 from unmemorize.explain.words import measure, occurrences, without
-from unmemorize.jobs.inputs import load_as_asked
+from unmemorize.jobs.inputs import load_as_asked, subject_of
 
-GRADIENTS: dict[str, Callable[..., Explanation]] = {
-    "gradient": word_significance,
-    "gradient-input": word_gradient_input,
-}
-LEAVE_ONE_OUT = "leave-one-out"
 Row = dict[str, Any]
+SPECIAL = ("begin", "end", "padding")  # tokens that are no words
 
 
 def explain(spec: ExplainSpec) -> Row:
     """The value of every word and special token of the prompt.
 
     Raises:
-        UserError: The prompt holds no word, or the model, the window or the method cannot be used.
+        UserError: The prompt holds no word, or the model or the method cannot be used.
     """
     prompt = spec.prompt
     if not prompt.strip():
         raise UserError("the prompt is empty: name one with at least a word")
-    model = load_as_asked(spec)
-    seeds, steps = spec.numbers, spec.steps or model.steps
-    window = first_and_last(spec.window, steps)
-    if spec.method == LEAVE_ONE_OUT:
-        explanation = leave_one_out(model, prompt, seeds=seeds, steps=steps)
-    else:
-        gradient = GRADIENTS[spec.method]
-        explanation = gradient(model, prompt, seeds=seeds, steps=steps, window=window, pool=spec.pool)
-    pairs = zip(explanation.words, explanation.significance, strict=True)
-    words: list[Row] = [{"word": word, "significance": value} for word, value in pairs]
-    result: Row = {"method": spec.method, "words": words}
+    explainer: Explainer = parse("explainer", spec.method)
+    subject = subject_of(spec, load_as_asked(spec))
+    explanation = explainer.explain(subject, prompt, seeds=spec.numbers)
+    words: list[Row] = []
+    for word, value in zip(explanation.words, explanation.significance, strict=True):
+        words.append({"word": word, "significance": value})
+    result: Row = {"method": explainer.name, "words": words}
     result |= {"special": explanation.special, "evaluations": explanation.evaluations}
     if spec.check:
-        second = leave_one_out(model, prompt, seeds=seeds, steps=steps)
-        for word, value in zip(words, second.significance, strict=True):
-            word["magnitude_lost_without"] = value
+        second = LeaveOneOut().explain(subject, prompt, seeds=spec.numbers)
+        for row, value in zip(words, second.significance, strict=True):
+            row["magnitude_lost_without"] = value
         result["rank_agreement"] = rank_agreement(explanation.significance, second.significance)
         result["evaluations"] += second.evaluations
     return result
@@ -83,15 +76,17 @@ def explain_prompts(
     worded = [p for p in prompts if p.text.strip()]
     if not worded:
         raise NotApplicable("no prompt holds a word")
+    explainer: Explainer = parse("explainer", spec.method)
+    subject = subject_of(spec, model)
 
     def work(shard: Sequence[Prompt]) -> list[Row]:
         rows = []
         for prompt in shard:
             with model.counted() as cost:
-                explanation = word_significance(model, prompt.text, seeds=spec.numbers, steps=spec.steps)
+                explanation = explainer.explain(subject, prompt.text, seeds=spec.numbers)
                 row = _row(prompt.id, explanation)
                 if prompt.id in copies and len(explanation.words) > 1:
-                    row |= _without_first(model, explanation, spec, copies[prompt.id])
+                    row |= _without_first(subject, explanation, spec, copies[prompt.id])
             rows.append(row | {"evaluations": cost.forward})
         return rows
 
@@ -101,15 +96,13 @@ def explain_prompts(
 
 
 def _without_first(
-    model: DiffusionModel, explanation: Explanation, spec: ExplainSpec, copied: Callable[[Tensor], list[bool]]
+    subject: Subject, explanation: Explanation, spec: ExplainSpec, copied: Callable[[Tensor], list[bool]]
 ) -> Row:
     """The word of highest significance, and copies among the pictures of the prompt with and without it."""
     prompt = explanation.prompt
     first = max(range(len(explanation.words)), key=explanation.significance.__getitem__)
     left_out = without(prompt, occurrences(prompt, explanation.spans[first]))
-    whole, rest = measure(
-        model, [prompt, left_out], copied, seeds=spec.numbers, steps=spec.steps, guidance=spec.guidance
-    )
+    whole, rest = measure(subject, [prompt, left_out], copied, seeds=spec.numbers)
     copies = {"copies_with": whole.copies, "copies_without": rest.copies}
     return {"omitted": first, "pictures": spec.seeds} | copies
 
@@ -118,5 +111,5 @@ def _row(name: str, explanation: Explanation) -> Row:
     starts = [start for start, _ in explanation.spans]
     stops = [stop for _, stop in explanation.spans]
     row: Row = {"id": name, "starts": starts, "stops": stops, "significance": list(explanation.significance)}
-    row |= explanation.special
+    row |= dict.fromkeys(SPECIAL) | explanation.special
     return row | dict.fromkeys(("omitted", "pictures", "copies_with", "copies_without"))

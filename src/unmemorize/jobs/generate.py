@@ -1,4 +1,4 @@
-"""Generate pictures of a prompt, with or without a guard."""
+"""Generate pictures of a prompt, with or without a mitigation."""
 
 from __future__ import annotations
 
@@ -6,51 +6,65 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from unmemorize.core.run import require_new
-from unmemorize.core.sample import generators
+import torch
+
+from unmemorize.core.methods import Subject
+from unmemorize.core.model import Condition
+from unmemorize.core.run import Progress, quiet, require_new
+from unmemorize.core.sample import generate as sample_pictures
+from unmemorize.core.sample import generators, sampling_start
 from unmemorize.core.specs import GenerateSpec
 from unmemorize.data.pictures import save_image
-from unmemorize.jobs.guard import Guard
-from unmemorize.jobs.inputs import load_as_asked, ordinary_of, with_sampling
-from unmemorize.mitigate.prompt import Limits
+from unmemorize.jobs.inputs import load_as_asked, ordinary_of, subject_of, with_sampling
+from unmemorize.jobs.mitigations import mitigation_of
+
+Row = dict[str, Any]
 
 
-def generate(spec: GenerateSpec, out: Path) -> list[dict[str, Any]]:
-    """Write one PNG a seed to `out`; returns what was made and, under a guard, what it saw and did.
+def generate(spec: GenerateSpec, out: Path, progress: Progress = quiet) -> list[Row]:
+    """Write one PNG a seed to `out`; returns what was made and, under a mitigation, what it did to the prompt.
 
     Raises:
-        UserError: The folder is not empty, only one limit is given, or the model or prompt cannot be used.
+        UserError: The folder is not empty, or the model, the prompt or the mitigation cannot be used.
     """
     require_new(out)
     model = load_as_asked(spec)
-    spec, pipe = with_sampling(spec, model), model.pipe
-    pipe.set_progress_bar_config(disable=False, leave=False)
-    call = Guard(pipe, ordinary=ordinary_of(spec.model, spec.ordinary), limits=_limits(spec)) if spec.guard else pipe
-    seeds = range(spec.pictures)
-    pictures = call(
-        [spec.prompt] * len(seeds),
-        generator=generators(seeds),
-        num_inference_steps=spec.steps,
-        guidance_scale=spec.guidance,
-        output_type="pt",
-    ).images
-    rows: list[dict[str, Any]] = [{"seed": seed, "image": str(out / f"{seed}.png")} for seed in seeds]
+    subject = subject_of(with_sampling(spec, model), model)
+    cond, seeds = model.encode([spec.prompt] * spec.pictures), range(spec.pictures)
+    rows: list[Row] = [{"seed": seed, "image": str(out / f"{seed}.png")} for seed in seeds]
+    if not spec.mitigation:
+        _write(subject, cond, seeds, rows)
+        return rows
+    mitigation = mitigation_of(spec.mitigation, model)
+    ordinary = model.encode(ordinary_of(spec.model, spec.ordinary))
+    prompt = cond[:1]
+    # Each ordinary prompt at a seed of its own.
+    fitted = mitigation.fitted(
+        subject, prompts=prompt, ordinary=ordinary, seeds=range(len(ordinary)), progress=progress
+    )
+    with fitted.applied(subject) as mitigated:
+        _write(mitigated, cond, seeds, rows)
+        done = _done(subject, mitigated, cond, seeds)
+    return [row | more for row, more in zip(rows, done, strict=True)]
+
+
+def _write(subject: Subject, cond: Condition, seeds: Sequence[int], rows: Sequence[Row]) -> None:
+    pictures = sample_pictures(subject.model, cond, seeds=seeds, sampler=subject.sampler)
     for row, picture in zip(rows, pictures, strict=True):
         save_image(picture.float(), Path(row["image"]))
-    return rows if isinstance(call, type(pipe)) else _outcomes(rows, call)
 
 
-def _limits(spec: GenerateSpec) -> Limits | None:
-    if spec.threshold is None or spec.target is None:
-        return None
-    return Limits(spec.threshold, spec.target)
-
-
-def _outcomes(rows: Sequence[dict[str, Any]], guard: Guard) -> list[dict[str, Any]]:
-    seen = guard.outcome
-    assert seen is not None
-    limits = {"threshold": seen.limits.threshold, "target": seen.limits.target}
+def _done(subject: Subject, mitigated: Subject, cond: Condition, seeds: Sequence[int]) -> list[Row]:
+    """Whether the prompt was changed at the start, and its magnitude there before and after."""
+    model = subject.model
+    noise = model.noise(generators(seeds))
+    changed, _ = mitigated.sampler.start(model, cond, noise, seeds)
+    x, t = sampling_start(model, noise, subject.steps)
+    with torch.no_grad():
+        empty = model.predict(x, t, model.unconditional(len(x)))
+        before, after = (model.predict(x, t, rows).gap(empty).tolist() for rows in (cond, changed))
+    acted = [not torch.equal(a, b) for a, b in zip(cond.embeds, changed.embeds, strict=True)]
     return [
-        row | {"acted": acted, "magnitude": before, "magnitude_after": after} | limits
-        for row, acted, before, after in zip(rows, seen.acted, seen.before, seen.after, strict=True)
+        {"acted": one, "magnitude": first, "magnitude_after": last}
+        for one, first, last in zip(acted, before, after, strict=True)
     ]

@@ -15,7 +15,7 @@ from unmemorize.core.hooks import frozen
 from unmemorize.core.model import Prediction
 from unmemorize.core.sample import generators
 from unmemorize.data.ordinary import ordinary_prompts
-from unmemorize.mitigate.prompt import Limits, limits_of, lower_magnitude
+from unmemorize.mitigate.guard import Limits, limits_of, lower_magnitude
 from unmemorize.models.load import wrap
 from unmemorize.models.pipeline import PipelineModel
 

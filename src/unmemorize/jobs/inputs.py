@@ -10,8 +10,10 @@ from typing import Any, TypeVar
 import torch
 
 from unmemorize.core.errors import UserError
+from unmemorize.core.methods import Subject
 from unmemorize.core.model import DiffusionModel
 from unmemorize.core.run import Source, digest
+from unmemorize.core.sample import Sampler
 from unmemorize.core.specs import require_prompts
 from unmemorize.data.ordinary import ordinary_prompts
 from unmemorize.data.source import Prompt, read_prompts
@@ -84,6 +86,11 @@ def with_sampling(spec: Spec, model: DiffusionModel) -> Spec:
     """The settings with the model's own number of sampling steps and guidance scale where none were named."""
     guidance = model.guidance if spec.guidance is None else spec.guidance
     return replace(spec, steps=spec.steps or model.steps, guidance=guidance)
+
+
+def subject_of(spec: Any, model: DiffusionModel) -> Subject:
+    """The model, drawn from as the settings say."""
+    return Subject(model, Sampler(spec.steps or None, spec.guidance))
 
 
 def prompt_source(source: str, prompts: Sequence[Prompt]) -> Source:

@@ -16,13 +16,13 @@ from torch import Tensor
 from unmemorize.core.errors import UserError
 from unmemorize.core.results import Explanation, Match
 from unmemorize.core.run import Progress
-from unmemorize.core.sample import first_unconditional, generators
+from unmemorize.core.sample import generators
 from unmemorize.core.specs import InspectSpec
 from unmemorize.data.source import read_references
-from unmemorize.detect.noise import noise_gap_at_start
-from unmemorize.explain.tokens import word_significance
+from unmemorize.detect.noise import NoiseGap
+from unmemorize.explain.gradient import Gradient
 from unmemorize.jobs.guard import Guard, Outcome
-from unmemorize.jobs.inputs import images_folder, load_as_asked, ordinary_of, with_sampling
+from unmemorize.jobs.inputs import images_folder, load_as_asked, ordinary_of, subject_of, with_sampling
 from unmemorize.metrics.calibrate import conformal_threshold
 from unmemorize.metrics.similarity import References, match_pixels
 from unmemorize.models.pipeline import PipelineModel
@@ -106,7 +106,8 @@ class Inspector:
         self._model = model
         self._scoring, self._making = threading.Lock(), threading.Lock()
         self._made: dict[tuple[str, bool], Pictures] = {}
-        self._empty = first_unconditional(model, seeds=spec.numbers, steps=spec.steps)
+        self._subject = subject_of(spec, model)
+        self._detect = NoiseGap().ready(self._subject, seeds=spec.numbers)
         self.ordinary, self.seconds = self._calibrate(ordinary, progress)
         self.threshold = conformal_threshold(self.ordinary, false_alarms=FALSE_ALARMS)
         self._pipe = _apart(model.pipe)
@@ -133,7 +134,7 @@ class Inspector:
         """
         _check(prompt)
         with self._scoring:
-            return word_significance(self._model, prompt, seeds=self.spec.numbers, steps=self.spec.steps)
+            return Gradient().explain(self._subject, prompt, seeds=self.spec.numbers)
 
     def pictures(
         self, prompt: str, *, guarded: bool = False, progress: Progress = lambda stage, done, total: None
@@ -164,9 +165,8 @@ class Inspector:
         return tuple(sorted(scores)), (time.perf_counter() - start) / len(scores)
 
     def _values(self, prompts: Sequence[str]) -> list[tuple[float, ...]]:
-        seeds, steps = self.spec.numbers, self.spec.steps
-        found = noise_gap_at_start(self._model, prompts, self._empty, seeds=seeds, steps=steps)
-        return [tuple(row) for row in found.scores.tolist()]
+        scores = self._detect(self._model.encode(prompts))
+        return [tuple(row) for row in scores.by_seed.tolist()]
 
     def _make(self, prompt: str, guarded: bool, progress: Progress) -> Pictures:
         stage = "pictures with the guard" if guarded else "pictures"

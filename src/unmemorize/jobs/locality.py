@@ -16,19 +16,19 @@ import pyarrow.parquet as pq
 import torch
 from safetensors.torch import load_file, save_file
 
-from unmemorize.attack.dori import Dori, dori
+from unmemorize.attack.dori import Dori
 from unmemorize.core.choose import evenly
 from unmemorize.core.errors import UserError
+from unmemorize.core.methods import Subject
 from unmemorize.core.model import Condition, DiffusionModel, joined
 from unmemorize.core.results import Match
-from unmemorize.core.run import Progress, RunRecord, Source, atomic, digest, open_run, versions, write_json
-from unmemorize.core.sample import generate, generators
+from unmemorize.core.run import Progress, RunRecord, Source, atomic, digest, open_run, quiet, versions, write_json
+from unmemorize.core.sample import Sampler, generate, generators
 from unmemorize.core.shards import merge_shards, run_shards
 from unmemorize.core.specs import LocalitySpec, limited, recorded
 from unmemorize.data.source import Prompt
 from unmemorize.jobs.copies import CopyCheck, copy_check
 from unmemorize.jobs.inputs import images_folder, load_as_asked, ordinary_of, prompt_source, prompts_of, with_sampling
-from unmemorize.jobs.locate import PAPER_MODEL, cache_folder, cached_reference
 from unmemorize.localize.locality import (
     Floats,
     Units,
@@ -41,7 +41,9 @@ from unmemorize.localize.locality import (
     tsne,
     value_activations,
 )
-from unmemorize.localize.nemo import PAPER_THRESHOLD, NemoSettings
+from unmemorize.localize.nemo import Nemo
+from unmemorize.localize.reference import cache_folder, cached_reference
+from unmemorize.localize.wanda import Wanda
 from unmemorize.metrics.ranking import rate_interval
 from unmemorize.metrics.similarity import DUPLICATE, References
 from unmemorize.report.locality import draw
@@ -74,22 +76,18 @@ class _Study:
     def matches(self, cond: Condition) -> list[list[Match]]:
         """What the pictures of each embedding at the held-out seeds are nearest to."""
         seeds = list(range(FIRST_HELD_OUT, FIRST_HELD_OUT + self.spec.pictures))
-        parts = torch.arange(len(cond) * len(seeds)).split(max(self.spec.batch // 2, 1))  # guidance doubles them
-        pictures = []
-        for rows in parts:
-            images = generate(
-                self.model,
-                cond[rows // len(seeds)],
-                seeds=[seeds[i % len(seeds)] for i in rows.tolist()],
-                steps=self.spec.steps,
-                guidance=self.spec.guidance,
-            )
-            pictures.append(images)
-        found = self.copied.match(torch.cat(pictures))
+        pictures = generate(
+            self.model,
+            cond.repeat(len(seeds)),
+            seeds=seeds * len(cond),
+            sampler=Sampler(self.spec.steps, self.spec.guidance),
+            batch=max(self.spec.batch // 2, 1),  # guidance doubles the rows
+        )
+        found = self.copied.match(pictures)
         return [found[i : i + len(seeds)] for i in range(0, len(found), len(seeds))]
 
 
-def locality(spec: LocalitySpec, run: Path, progress: Progress = lambda stage, done, total: None) -> Row:
+def locality(spec: LocalitySpec, run: Path, progress: Progress = quiet) -> Row:
     """Run or continue the three tests of locality in `run`; returns what it leaves in `locality.json`.
 
     Raises:
@@ -210,7 +208,7 @@ def _attack(study: _Study, target: str) -> list[Row]:
         drawn = [torch.randn(like.shape[1:], generator=g) for g in generators([FIRST_INIT + i for i in piece])]
         inits = Condition(torch.stack(drawn).to(like))
         latents = latent.expand(len(piece), -1, -1, -1)
-        attack = dori(model, latents, inits, seeds=piece, how=Dori(steps=spec.updates), rows=spec.batch)
+        attack = Dori(updates=spec.updates).attack(Subject(model), latents, inits, seeds=piece, rows=spec.batch)
         with atomic(study.run / "shards" / "attack" / f"{piece[0]:05d}.safetensors") as temporary:
             pair = {ADVERSARIAL: attack.last, INITS: inits}
             save_file({name: cond.embeds.cpu().contiguous() for name, cond in pair.items()}, temporary)
@@ -278,14 +276,14 @@ def _selections(
 ) -> dict[str, list[dict[str, Units]]]:
     """What NeMo and Wanda select for each embedding of each group, by layer; layers without any are left out."""
     spec, model = study.spec, study.model
-    usual = cached_reference(model, ordinary, model.fingerprint, cache_folder(), study.progress)
-    threshold = PAPER_THRESHOLD if spec.model == PAPER_MODEL else None
-    settings = NemoSettings(layers=spec.layers, threshold=threshold, refine=spec.refine, batch=spec.batch)
+    usual = cached_reference(model, model.encode(ordinary), cache_folder(), study.progress)
+    nemo = Nemo(layers=spec.layers, refine=spec.refine, batch=spec.batch, reference=usual)
+    wanda = Wanda(sparsity=spec.sparsity, batch=max(spec.batch // 4, 1))  # a row is a sampling run, with guidance
     items = [(group, i) for group, cond in groups.items() for i in range(len(cond))]
 
     def work(piece: Sequence[tuple[str, int]]) -> list[Row]:
         cond = joined([groups[group][[i]] for group, i in piece])
-        found = selections(model, cond, usual, settings, sparsity=spec.sparsity)
+        found = selections(model, cond, nemo, wanda)
         return [
             {"group": group, "embedding": i, "layer": name, "units": units}
             for (group, i), chosen in zip(piece, found, strict=True)

@@ -15,7 +15,9 @@ from torch import Tensor
 
 from unmemorize.attack.dori import Dori
 from unmemorize.core.errors import UserError
+from unmemorize.core.methods import Subject, Training, Unlearner
 from unmemorize.core.model import DiffusionModel
+from unmemorize.core.results import Surrogates, Trained
 from unmemorize.core.run import (
     Progress,
     RunRecord,
@@ -24,6 +26,7 @@ from unmemorize.core.run import (
     digest,
     new_folder,
     open_run,
+    quiet,
     require_new,
     versions,
     write_json,
@@ -41,20 +44,13 @@ from unmemorize.jobs.cured import (
     quality,
     rate_of,
 )
-from unmemorize.jobs.inputs import with_sampling
-from unmemorize.jobs.objectives import finetune_of, objective_of, surrogates_of
-from unmemorize.jobs.pairs import (
-    Split,
-    captions_of,
-    hashes,
-    memorized_pictures,
-    neighbours,
-    ordinary_pictures,
-)
+from unmemorize.jobs.inputs import subject_of, with_sampling
+from unmemorize.jobs.pairs import Split, captions_of, hashes, memorized_pictures, ordinary_pictures
+from unmemorize.jobs.unlearning import pairs_of, surrogates_of, unlearner_of
+from unmemorize.metrics.neighbours import neighbours
 from unmemorize.metrics.similarity import References
-from unmemorize.mitigate.finetune import Finetuned, Team, finetune
-from unmemorize.mitigate.surrogates import Sampling, Surrogates
 from unmemorize.models.load import load
+from unmemorize.unlearn.finetune import Team
 
 CHECKED = 6  # memorized pictures attacked by a check in training, in turn
 TEST_SEED = 1_000_000  # of the attacks that judge: no attack in training has it
@@ -66,7 +62,7 @@ class _Job:
 
     spec: MitigateSpec
     run: Path
-    model: DiffusionModel
+    subject: Subject
     team: Team
     judge: Judge
     subjects: Subjects
@@ -87,9 +83,7 @@ class _Job:
         return load_file(path)
 
 
-def mitigate(
-    spec: MitigateSpec, out: Path, run: Path, progress: Progress = lambda stage, done, total: None
-) -> dict[str, Any]:
+def mitigate(spec: MitigateSpec, out: Path, run: Path, progress: Progress = quiet) -> dict[str, Any]:
     """Write the mitigated model to `out`, keeping checkpoints and measurements in `run`; returns what was measured.
 
     The same call continues a run that was killed.
@@ -99,29 +93,35 @@ def mitigate(
             loss is not finite, the disk is full, `out` is there already, or `run` holds another run.
     """
     require_new(out)
+    unlearner = unlearner_of(spec)
     team = Team("cuda" if torch.cuda.is_available() else "cpu")
     model = load(spec.model, dtype=torch.float32, device=str(team.device))
     spec = with_sampling(spec, model)
-    job = _job(spec, run, model, team, progress)
-    before = job.once("before", lambda: measure(model, job.subjects, job.judge))
+    job = _job(spec, run, subject_of(spec, model), team, progress)
+    before = job.once("before", lambda: measure(job.subject, job.subjects, job.judge))
     memorized = before["copies"].any(dim=1).nonzero()[:, 0].tolist()
     if not memorized:
         raise UserError(f"{spec.targets}: the model copies none of them for their captions: nothing to remove")
     targets = job.subjects.memorized[memorized]
-    objective = objective_of(spec, model, job.subjects.memorized, job.split.train, lambda: _surrogates(job))
-    checking = spec.method in ("erase", "adversarial-finetune") and spec.check_every > 0
-    check = (lambda update: _held_out_rate(job, targets, update)) if checking else None
-    made = finetune(model, objective, finetune_of(spec), run / "checkpoints", progress=progress, check=check, team=team)
-    results = _results(job, targets, before, made)
+    training = Training(
+        run / "checkpoints",
+        surrogates=lambda: _surrogates(job),
+        check=lambda update: _held_out_rate(job, targets, update),
+        progress=progress,
+    )
+    forget, keep = pairs_of(model, job.subjects.memorized), pairs_of(model, job.split.train)
+    made = unlearner.train(job.subject, forget, keep, training)
+    results = _results(job, unlearner, targets, before, made)
     if team.first:
         write_json(run / "results.json", results)
-        _export(spec, model, out, results, targets)
+        _export(spec, unlearner, model, out, results, targets)
     team.wait()
     return results
 
 
-def _job(spec: MitigateSpec, run: Path, model: DiffusionModel, team: Team, progress: Progress) -> _Job:
+def _job(spec: MitigateSpec, run: Path, subject: Subject, team: Team, progress: Progress) -> _Job:
     """Read everything and open the run."""
+    model = subject.model
     subjects, judge, split = measures(spec, model)
     if team.first:
         data = {"targets": (spec.targets, subjects.memorized), "controls": (spec.controls, split.train)}
@@ -135,7 +135,7 @@ def _job(spec: MitigateSpec, run: Path, model: DiffusionModel, team: Team, progr
         )
         open_run(run, record)
     team.wait()
-    return _Job(spec, run, model, team, judge, subjects, split, progress)
+    return _Job(spec, run, subject, team, judge, subjects, split, progress)
 
 
 def measures(spec: MitigateSpec, model: DiffusionModel) -> tuple[Subjects, Judge, Split]:
@@ -145,8 +145,7 @@ def measures(spec: MitigateSpec, model: DiffusionModel) -> tuple[Subjects, Judge
     folder = spec.references or spec.targets
     copies = copy_check(model, spec.model, folder, spec.sscd, spec.recipe)
     near = neighbours(model, captions_of(split.held_out), captions_of(memorized))
-    how = with_sampling(spec, model)
-    judge = judge_of(model, spec.model, copies, tuple(range(spec.pictures)), how.steps, how.guidance)
+    judge = judge_of(model, spec.model, copies, tuple(range(spec.pictures)))
     return Subjects(memorized, split.held_out, split.clusters, near), judge, split
 
 
@@ -159,36 +158,37 @@ def _surrogates(job: _Job) -> Surrogates:
     """Made once a run."""
 
     def make() -> dict[str, Tensor]:
-        how = Sampling(job.spec.steps, job.spec.guidance)
-        made = surrogates_of(job.spec, job.model, job.subjects.memorized, job.judge.copies, how, job.progress)
+        made = surrogates_of(job.spec, job.subject, job.subjects.memorized, job.judge.copies, job.progress)
         return {"latents": made.latents, "stands_for": made.stands_for}
 
     found = job.once("surrogates", make)
-    return Surrogates(found["latents"].to(job.model.device), found["stands_for"])
+    return Surrogates(found["latents"].to(job.subject.model.device), found["stands_for"])
 
 
 def _held_out_rate(job: _Job, targets: References, update: int) -> float:
     """The copy rate of attacks from random embeddings on some of the pictures, with seeds that no training saw."""
     count = len(targets)
-    first = update // job.spec.check_every * CHECKED
+    first = update * CHECKED
     chosen = targets[sorted({(first + k) % count for k in range(min(CHECKED, count))})]
     judge = dataclasses.replace(job.judge, seeds=job.judge.seeds[:2])
-    how = Dori(steps=job.spec.attack_updates)
-    found = attacked_copies(job.model, chosen, "random", judge, seed=TEST_SEED // 2 + update, how=how)
+    attack = Dori(updates=job.spec.attack_updates)
+    found = attacked_copies(job.subject, chosen, "random", judge, seed=TEST_SEED // 2 + update, attack=attack)
     return found.double().mean().item()
 
 
-def _results(job: _Job, targets: References, before: dict[str, Tensor], made: Finetuned) -> dict[str, Any]:
+def _results(
+    job: _Job, unlearner: Unlearner, targets: References, before: dict[str, Tensor], made: Trained
+) -> dict[str, Any]:
     """Everything that was measured, for programs and for the model card."""
-    spec, model = job.spec, job.model
-    after = job.once("after", lambda: measure(model, job.subjects, job.judge))
-    how = Dori(steps=spec.attack_updates)
-    found = job.once("attacked", lambda: attacked_from_both(model, targets, job.judge, seed=TEST_SEED, how=how))
+    subject, judge = job.subject, job.judge
+    after = job.once("after", lambda: measure(subject, job.subjects, judge))
+    attack = Dori(updates=job.spec.attack_updates)
+    found = job.once("attacked", lambda: attacked_from_both(subject, targets, judge, seed=TEST_SEED, attack=attack))
     attacked = {init: rate_of(hits) for init, hits in found.items()}
     worst = max(attacked.values(), key=lambda rate: rate[0])
     chosen = before["copies"].any(dim=1)
     return {
-        "method": spec.method,
+        "method": unlearner.name,
         "pictures": len(targets),
         "not_memorized": len(job.subjects.memorized) - len(targets),
         "copy_rate_before": rate_of(before["copies"][chosen]),
@@ -205,7 +205,14 @@ def _results(job: _Job, targets: References, before: dict[str, Tensor], made: Fi
     }
 
 
-def _export(spec: MitigateSpec, model: DiffusionModel, out: Path, results: dict[str, Any], targets: References) -> None:
+def _export(
+    spec: MitigateSpec,
+    unlearner: Unlearner,
+    model: DiffusionModel,
+    out: Path,
+    results: dict[str, Any],
+    targets: References,
+) -> None:
     """The pipeline as a folder, with its own card and a section on what was removed."""
     own = Path(spec.model) / "README.md"
     text = own.read_text(encoding="utf-8", errors="replace") if own.is_file() else ""
@@ -215,7 +222,7 @@ def _export(spec: MitigateSpec, model: DiffusionModel, out: Path, results: dict[
     try:
         with new_folder(out) as temporary:
             model.save(temporary)
-            written = card(text, spec, results, removed)
+            written = card(text, spec, unlearner, results, removed)
             (temporary / "README.md").write_text(written, encoding="utf-8", errors="replace")
     except SafetensorError as error:
         raise UserError(f"{out}: cannot be written: {error}: make room and start again: training is kept") from error

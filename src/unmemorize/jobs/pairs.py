@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor
 
 from unmemorize.core.errors import UserError
 from unmemorize.core.model import DiffusionModel
@@ -23,7 +21,6 @@ from unmemorize.testbed.plan import Planted
 
 HELD_OUT = 128  # ordinary pictures that quality is measured on, at most
 FEWEST = 3  # fewer have no spread to measure
-NEAR = 0.25  # of them, the share whose captions are nearest to memorized ones
 
 
 @dataclass(frozen=True)
@@ -103,21 +100,6 @@ def joined(first: References, second: References) -> References:
 def captions_of(pictures: References) -> list[str]:
     """The captions."""
     return [caption or "" for caption in pictures.captions]
-
-
-def neighbours(model: DiffusionModel, prompts: Sequence[str], memorized: Sequence[str]) -> tuple[bool, ...]:
-    """Which prompts are neighbours of memorized ones: the quarter whose mean embeddings are nearest to theirs."""
-
-    def means(texts: Sequence[str]) -> Tensor:
-        cond = model.encode(list(texts))
-        weight = torch.ones(cond.embeds.shape[:2]) if cond.mask is None else cond.mask
-        weight = weight.to(cond.embeds)[..., None]
-        return F.normalize((cond.embeds * weight).sum(1) / weight.sum(1))
-
-    nearest = (means(prompts) @ means(memorized).T).max(dim=1).values
-    count = max(round(NEAR * len(prompts)), min(FEWEST, len(prompts)))
-    rank = nearest.argsort(descending=True).argsort()
-    return tuple((rank < count).tolist())
 
 
 def hashes(pictures: References) -> list[dict[str, str]]:

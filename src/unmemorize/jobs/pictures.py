@@ -16,7 +16,8 @@ from torch import Tensor
 
 from unmemorize.core.choose import evenly
 from unmemorize.core.errors import NotApplicable
-from unmemorize.core.model import Condition, DiffusionModel
+from unmemorize.core.methods import Subject
+from unmemorize.core.model import Condition
 from unmemorize.core.results import Match
 from unmemorize.core.run import Progress, atomic, digest
 from unmemorize.core.sample import trajectory
@@ -49,23 +50,16 @@ def _spread(prompts: Sequence[Prompt], count: int) -> list[Prompt]:
 
 
 def generate_pictures(
-    model: DiffusionModel,
-    chosen: Sequence[Prompt],
-    run: Path,
-    progress: Progress,
-    *,
-    seeds: Sequence[int],
-    steps: int,
-    guidance: float | None,
+    subject: Subject, chosen: Sequence[Prompt], run: Path, progress: Progress, *, seeds: Sequence[int]
 ) -> None:
     """Write a PNG per prompt and seed to `images/`, and `scores/images.parquet` with the magnitude along the way."""
-    pairs = [(p, seed) for p in chosen for seed in seeds]
+    pairs = [(prompt, seed) for prompt in chosen for seed in seeds]
 
-    def work(piece: Sequence[tuple[Prompt, int]]) -> list[Row]:
-        cond = model.encode([p.text for p, _ in piece])
-        images, curves = _sampled(model, cond, [s for _, s in piece], steps, guidance)
+    def work(shard: Sequence[tuple[Prompt, int]]) -> list[Row]:
+        cond = subject.model.encode([prompt.text for prompt, _ in shard])
+        images, curves = _sampled(subject, cond, [seed for _, seed in shard])
         rows = []
-        for (prompt, seed), image, curve in zip(piece, images, curves, strict=True):
+        for (prompt, seed), image, curve in zip(shard, images, curves, strict=True):
             name = f"images/{prompt.id}-{seed}.png"
             save_image(image, run / name)
             rows.append({"id": prompt.id, "seed": seed, "image": name, "curve": curve})
@@ -76,16 +70,14 @@ def generate_pictures(
     merge_shards(run / "shards" / "generate", run / "scores" / "images.parquet")
 
 
-def _sampled(
-    model: DiffusionModel, cond: Condition, seeds: Sequence[int], steps: int, guidance: float | None
-) -> tuple[Tensor, list[list[float] | None]]:
+def _sampled(subject: Subject, cond: Condition, seeds: Sequence[int]) -> tuple[Tensor, list[list[float] | None]]:
     """Pictures, and the magnitude at every step of each: guidance computes what it needs anyway."""
     curves = []
-    for step in trajectory(model, cond, seeds=seeds, steps=steps, guidance=guidance):
+    for step in trajectory(subject.model, cond, seeds=seeds, sampler=subject.sampler):
         if step.uncond is not None:
             curves.append(step.cond.gap(step.uncond))
     with torch.no_grad():
-        images = model.decode(step.x_next)
+        images = subject.model.decode(step.x_next)
     return images, torch.stack(curves, dim=1).tolist() if curves else [None] * len(seeds)
 
 

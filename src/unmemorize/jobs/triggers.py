@@ -14,21 +14,21 @@ import pyarrow.parquet as pq
 
 from unmemorize.core.choose import evenly
 from unmemorize.core.model import DiffusionModel
-from unmemorize.core.run import Progress, RunRecord, atomic, open_run, versions, write_json
+from unmemorize.core.run import Progress, RunRecord, atomic, open_run, quiet, versions, write_json
 from unmemorize.core.shards import merge_shards, run_shards
 from unmemorize.core.specs import TriggerSpec, limited, recorded
 from unmemorize.core.text import normalise, spans
 from unmemorize.data.source import Prompt
 from unmemorize.explain.words import MARGIN, SHARE, Outcome, Variant, measure, variants, word_effects
 from unmemorize.jobs.copies import CopyCheck, copy_check
-from unmemorize.jobs.inputs import load_as_asked, ordinary_of, prompt_source, prompts_of, with_sampling
+from unmemorize.jobs.inputs import load_as_asked, ordinary_of, prompt_source, prompts_of, subject_of, with_sampling
 from unmemorize.models.load import EMBEDDED
 
 CONTEXTS = 2  # unrelated prompts a word is moved into
 NEUTRAL = ("a photograph of a street", "an oil painting of a river", "a drawing of a chair")
 
 
-def probe(spec: TriggerSpec, run: Path, progress: Progress = lambda stage, done, total: None) -> dict[str, Any]:
+def probe(spec: TriggerSpec, run: Path, progress: Progress = quiet) -> dict[str, Any]:
     """Run or continue a probe in `run`; returns what every word does and leaves it in `triggers.json`.
 
     Raises:
@@ -98,9 +98,11 @@ def _measure(
     """The outcome of every text, each tried once however many prompts it comes from."""
     texts = list(dict.fromkeys(v.text for found in tried.values() for v in found))
 
-    def work(piece: Sequence[str]) -> list[dict[str, Any]]:
-        outcomes = measure(model, piece, copied, seeds=range(spec.pictures), steps=spec.steps, guidance=spec.guidance)
-        return [{"text": t} | dataclasses.asdict(o) for t, o in zip(piece, outcomes, strict=True)]
+    subject = subject_of(spec, model)
+
+    def work(shard: Sequence[str]) -> list[dict[str, Any]]:
+        outcomes = measure(subject, shard, copied, seeds=range(spec.pictures))
+        return [{"text": text} | dataclasses.asdict(outcome) for text, outcome in zip(shard, outcomes, strict=True)]
 
     for done in run_shards(texts, work, folder=run / "shards" / "probe", size=8):
         progress("probe", done, len(texts))

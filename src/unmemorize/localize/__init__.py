@@ -1,1 +1,5 @@
-"""Where a denoiser holds what it memorized. One technique per file."""
+"""Localizers, which say where in the weights a memory lies, one technique a file. All modules here are registered."""
+
+from unmemorize.core.methods import import_beside
+
+import_beside(__name__, __path__)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -14,11 +14,12 @@ from scipy.spatial.distance import squareform
 from torch import Tensor
 
 from unmemorize.core.hooks import observed
+from unmemorize.core.methods import Subject
 from unmemorize.core.model import Condition, DiffusionModel, Reach
 from unmemorize.core.results import Interval
-from unmemorize.localize.nemo import NemoSettings, nemo
-from unmemorize.localize.reference import Reference, Start
-from unmemorize.localize.wanda import wanda
+from unmemorize.localize.nemo import Nemo
+from unmemorize.localize.reference import Start
+from unmemorize.localize.wanda import Wanda
 
 Floats = NDArray[np.float64]
 Units = NDArray[np.int32]  # numbers of a layer's channels, or of its weights row by row
@@ -143,17 +144,15 @@ def feed_forward_activations(
         yield name, torch.cat(rows)
 
 
-def selections(
-    model: DiffusionModel, cond: Condition, usual: Reference, settings: NemoSettings, *, sparsity: float
-) -> list[dict[str, Units]]:
+def selections(model: DiffusionModel, cond: Condition, nemo: Nemo, wanda: Wanda) -> list[dict[str, Units]]:
     """What NeMo and Wanda each select for every embedding by itself: numbers of channels and of weights by layer."""
-    channels = nemo(model, cond, usual, settings).per_prompt
-    batch = max(settings.batch // 4, 1)  # a row of Wanda's is a sampling run, with guidance
-    weights = wanda(model, cond, sparsity=sparsity, per_prompt=True, batch=batch).per_prompt
-    return [
-        {name: mask.flatten().nonzero()[:, 0].int().numpy() for name, mask in {**c.masks, **w.masks}.items()}
-        for c, w in zip(channels, weights, strict=True)
-    ]
+    channels = nemo.find(Subject(model), cond).per_prompt
+    weights = replace(wanda, per_prompt=True).find(Subject(model), cond).per_prompt
+    selected = []
+    for by_nemo, by_wanda in zip(channels, weights, strict=True):
+        masks = {**by_nemo.masks, **by_wanda.masks}
+        selected.append({name: mask.flatten().nonzero()[:, 0].int().numpy() for name, mask in masks.items()})
+    return selected
 
 
 def layer_units(model: DiffusionModel, reach: Reach = "all") -> Layers:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal
 
 import torch
@@ -11,14 +12,24 @@ from torch import Tensor
 
 from unmemorize.core.choose import evenly
 from unmemorize.core.errors import UserError
-from unmemorize.core.model import Condition, DiffusionModel, Reach, encoded, names_of
+from unmemorize.core.methods import Localizer, Subject, method
+from unmemorize.core.model import Condition, DiffusionModel, Reach, names_of
 from unmemorize.core.results import Localization, PromptUnits, union
-from unmemorize.core.run import Progress
+from unmemorize.core.run import Progress, quiet
 from unmemorize.localize.probe import MeanProbe, Probe, refine, refine_closely
-from unmemorize.localize.reference import SEEDS, Reference, Start, activations, check_finite
+from unmemorize.localize.reference import (
+    SEEDS,
+    Reference,
+    Start,
+    activations,
+    cache_folder,
+    cached_reference,
+    check_finite,
+)
 from unmemorize.metrics.ssim import Scales, pairwise_ssim, scales_for, ssim
 
-PAPER_THRESHOLD = 0.428  # Stable Diffusion 1.4
+PAPER_THRESHOLD = 0.428  # of the paper, for
+PAPER_MODEL = "CompVis/stable-diffusion-v1-4"
 SLACK = 1e-3  # or rounding decides whether a channel without effect is freed, where the limit is what was just measured
 ROUNDS = 8  # of the sweep tested at a time
 COMPARED = 100  # ordinary prompts that a blocked one is compared with by the rule `ordinary`
@@ -27,43 +38,21 @@ QUANTILE = 0.95  # of their similarities, which a blocked prompt has to stay und
 Rule = Literal["published", "ordinary"]
 
 
+@method(
+    "nemo",
+    paper='Hintersdorf et al. 2024, "Finding NeMo"',
+    cost="40 evaluations a prompt without refining, 800 and more with it; 10 for every ordinary prompt, once a model",
+    needs=("ordinary",),
+)
 @dataclass(frozen=True)
-class NemoSettings:
-    """How to search: layers, seeds, the similarity that counts as memorized, and the sweep of z-scores.
-
-    The sweep goes from `start` down to `minimum` in steps of `decrement`; without `refine` all that it chose is kept.
-    No `threshold` stands for the calibrated one. `rule` says when a prompt is hidden (see `nemo`). `batch` is how many
-    rows the denoiser is given at a time, which changes no result.
-    """
-
-    layers: Reach = "down-mid"
-    seeds: tuple[int, ...] = SEEDS
-    threshold: float | None = None
-    start: float = 5.0
-    decrement: float = 0.25
-    minimum: float = 1.0
-    refine: bool = True
-    rule: Rule = "published"
-    batch: int = 64
-
-
-def nemo(
-    model: DiffusionModel,
-    prompts: Sequence[str] | Condition,
-    reference: Reference,
-    settings: NemoSettings | None = None,
-    progress: Progress = lambda stage, done, total: None,
-    *,
-    ordinary: Sequence[str] = (),
-) -> Localization:
-    """Find, prompt by prompt, the value channels whose blocking makes a memorized prompt's predictions differ by seed.
+class Nemo(Localizer):
+    """The value channels of cross-attention whose blocking makes a memorized prompt's predictions differ by seed.
 
     A prompt is memorized where two seeds' noise differences have an SSIM above the threshold; others get no channels.
     Channels are blocked that are unusual for the prompt, |a − μ| / σ > θ, or among the k strongest of their layer,
     with θ falling and k rising until SSIM(free, blocked) ≤ threshold at every memorized seed. Then whole layers and
     then single channels are freed again, deepest first, wherever it stays so. Where no θ suffices, the SSIM that the
     last one reached takes the threshold's place, and the prompt's fact `hidden` is 0. Embeddings may stand for prompts.
-    `ordinary` prompts, up to a hundred of them, are what the rule `ordinary` compares with.
 
     Paper: Hintersdorf et al. 2024, "Finding NeMo".
     Reference implementation: ml-research/localizing_memorization_in_diffusion_models.
@@ -75,67 +64,142 @@ def nemo(
     it at the *same* seed. By ours a prompt is hidden where the mean over all seeds of SSIM(free, blocked) is at most
     the 95% quantile over ordinary prompts of the mean over the same seeds of SSIM(free, ordinary), the fact `limit`.
 
-    Raises:
-        NotApplicable: The model has no cross-attention in these layers.
-        UserError: Fewer than two seeds, an empty sweep, weights that are not finite, another model's statistics, or the
-            rule `ordinary` without ordinary prompts.
+    Attributes:
+        layers: The cross-attention layers to look at: down-mid, as in the paper, or all.
+        seeds: Seeds at which predictions are compared, 2 or more.
+        threshold: The SSIM above which two seeds are alike; measured on ordinary prompts by default.
+        start: The z-score that the sweep starts from.
+        decrement: By how much it falls each time.
+        minimum: Where it ends.
+        refine: Free what the channels do without; without it all that the sweep chose is kept.
+        rule: Hidden by the published threshold, or as ordinary prompts are.
+        batch: Rows of the denoiser at a time, which changes no result.
+        cache: Folder for the statistics of ordinary prompts; the user's cache folder by default.
+        reference: These statistics, where they are at hand.
     """
-    settings = settings or NemoSettings()
-    if len(settings.seeds) < 2 or settings.decrement <= 0 or not 0 <= settings.minimum <= settings.start:
-        raise UserError("NeMo needs two seeds or more, and a minimum z-score between 0 and the start of the sweep")
-    if settings.rule == "ordinary" and not len(ordinary):
-        raise UserError("NeMo's rule `ordinary` compares with ordinary prompts: name some")
-    check_finite(model.denoiser)
-    layers = model.text_projections(settings.layers)
-    if any(reference.mean[n].shape != (m.out_features,) if n in reference.mean else True for n, m in layers.items()):
-        raise UserError("the statistics of ordinary prompts are another model's: measure this one's")
-    start = Start.of(model, settings.seeds)
-    threshold = reference.threshold if settings.threshold is None else settings.threshold
-    widths = {name: layer.out_features for name, layer in layers.items()}
-    found = []
-    with model.counted() as cost:
-        others = _unblocked(model, ordinary, start, settings) if settings.rule == "ordinary" else None
-        for i, prompt in enumerate(names_of(prompts)):
-            cond = encoded(model, prompts[i : i + 1])
-            free, values = start.unblocked(model, cond)[0], activations(model, cond, settings.layers)
-            scales = scales_for(*free.shape[-2:])
-            strength = pairwise_ssim(free, scales).amax(1).cpu()
-            kept = strength.argsort(descending=True, stable=True)[: int((strength > threshold).sum())]
-            facts: dict[str, float] = {"strength": float(strength.max()), "seeds": len(kept)}
-            masks: dict[str, Tensor] = {}
-            if len(kept):
-                probe, limit = Probe(model, cond, start, free, kept, widths, settings.batch), threshold
-                if others is not None:
-                    probe = MeanProbe(model, cond, start, free, torch.arange(len(free)), widths, settings.batch)
-                    limit = facts["limit"] = ordinary_limit(free, others, scales)
-                blocked, more = search(probe, sweep(values, reference, settings), limit, refined=settings.refine)
-                masks, facts = union([probe.by_name(blocked)]), facts | more
-            found.append(PromptUnits(prompt, masks, facts))
-            progress("locate", len(found), len(prompts))
-    return _localization(found, settings, reference, threshold, start, cost.forward)
 
+    layers: Reach = "down-mid"
+    seeds: int = len(SEEDS)
+    threshold: float | None = None
+    start: float = 5.0
+    decrement: float = 0.25
+    minimum: float = 1.0
+    refine: bool = True
+    rule: Rule = "published"
+    batch: int = 64
+    cache: str = ""
+    reference: Reference | None = field(default=None, compare=False, repr=False)
 
-def _localization(
-    found: Sequence[PromptUnits],
-    settings: NemoSettings,
-    reference: Reference,
-    threshold: float,
-    start: Start,
-    evaluations: int,
-) -> Localization:
-    scales = scales_for(*start.x.shape[-2:])
-    sweep_settings = {k: v for k, v in asdict(settings).items() if k not in ("seeds", "batch")}
-    measured = {"threshold": threshold, "scales": scales.count, "window": scales.window, "ordinary": reference.prompts}
-    return Localization(
-        method="nemo",
-        units="channels",
-        masks=union([prompt.masks for prompt in found]),
-        parameters=sweep_settings | measured,
-        seeds=settings.seeds,
-        prompts=tuple(prompt.prompt for prompt in found),
-        evaluations=evaluations,
-        per_prompt=tuple(found),
-    )
+    def __post_init__(self) -> None:
+        if self.seeds < 2 or self.decrement <= 0 or not 0 <= self.minimum <= self.start:
+            raise UserError("NeMo needs two seeds or more, and a minimum z-score between 0 and the start of the sweep")
+
+    def find(
+        self, subject: Subject, cond: Condition, *, ordinary: Condition | None = None, progress: Progress = quiet
+    ) -> Localization:
+        """The channels, prompt by prompt; up to a hundred ordinary prompts are what the rule `ordinary` compares with.
+
+        Raises:
+            NotApplicable: The model has no cross-attention in these layers.
+            UserError: Weights that are not finite, another model's statistics, or no ordinary prompts.
+        """
+        model = subject.model
+        check_finite(model.denoiser)
+        layers = model.text_projections(self.layers)
+        usual = self._usual(model, ordinary, progress)
+        for name, layer in layers.items():
+            if name not in usual.mean or usual.mean[name].shape != (layer.out_features,):
+                raise UserError("the statistics of ordinary prompts are another model's: measure this one's")
+        start = Start.of(model, range(self.seeds))
+        threshold = self._threshold(model, usual)
+        by_prompt = []
+        with model.counted() as cost:
+            others = self._unblocked(model, ordinary, start) if self.rule == "ordinary" else None
+            for i, prompt in enumerate(names_of(cond)):
+                by_prompt.append(self._of_prompt(model, prompt, cond[[i]], usual, threshold, start, others))
+                progress("locate", len(by_prompt), len(cond))
+        return self._localization(by_prompt, usual, threshold, start, cost.forward)
+
+    def _usual(self, model: DiffusionModel, ordinary: Condition | None, progress: Progress) -> Reference:
+        if self.reference is not None:
+            return self.reference
+        if ordinary is None or not len(ordinary):
+            raise UserError("NeMo compares with ordinary prompts: name a file of captions that are not memorized")
+        folder = Path(self.cache) if self.cache else cache_folder()
+        return cached_reference(model, ordinary, folder, progress)
+
+    def _threshold(self, model: DiffusionModel, usual: Reference) -> float:
+        if self.threshold is not None:
+            return self.threshold
+        return PAPER_THRESHOLD if model.name == PAPER_MODEL else usual.threshold
+
+    def _of_prompt(
+        self,
+        model: DiffusionModel,
+        prompt: str,
+        cond: Condition,
+        usual: Reference,
+        threshold: float,
+        start: Start,
+        others: Tensor | None,
+    ) -> PromptUnits:
+        widths = {name: layer.out_features for name, layer in model.text_projections(self.layers).items()}
+        free, values = start.unblocked(model, cond)[0], activations(model, cond, self.layers)
+        scales = scales_for(*free.shape[-2:])
+        strength = pairwise_ssim(free, scales).amax(1).cpu()
+        memorized = strength.argsort(descending=True, stable=True)[: int((strength > threshold).sum())]
+        facts: dict[str, float] = {"strength": float(strength.max()), "seeds": len(memorized)}
+        if not len(memorized):
+            return PromptUnits(prompt, {}, facts)
+        probe, limit = Probe(model, cond, start, free, memorized, widths, self.batch), threshold
+        if others is not None:
+            probe = MeanProbe(model, cond, start, free, torch.arange(len(free)), widths, self.batch)
+            limit = facts["limit"] = ordinary_limit(free, others, scales)
+        blocked, more = search(probe, self.sweep(values, usual), limit, refined=self.refine)
+        return PromptUnits(prompt, union([probe.by_name(blocked)]), facts | more)
+
+    def _unblocked(self, model: DiffusionModel, ordinary: Condition | None, start: Start) -> Tensor:
+        """Differences of at most `COMPARED` ordinary prompts: (prompts, seeds, c, h, w)."""
+        if ordinary is None or not len(ordinary):
+            raise UserError("NeMo's rule `ordinary` compares with ordinary prompts: name some")
+        chosen = ordinary[evenly(len(ordinary), COMPARED)]
+        at_once = max(self.batch // self.seeds, 1)
+        parts = []
+        for i in range(0, len(chosen), at_once):
+            parts.append(start.unblocked(model, chosen[i : i + at_once]))
+        return torch.cat(parts)
+
+    def sweep(self, values: Mapping[str, Tensor], usual: Reference) -> Tensor:
+        """The channels that each θ and k choose for one prompt's activations: (rounds, channels), each round once."""
+        rounds = []
+        for k in range(int((self.start - self.minimum) / self.decrement + 1e-9) + 1):
+            chosen = []
+            for name, (a,) in values.items():
+                mean, std = usual.mean[name].to(a), usual.std[name].to(a)
+                mask = (a - mean).abs() / std.clamp(min=1e-12) > self.start - k * self.decrement
+                mask[a.topk(min(k, len(a))).indices] = True
+                chosen.append(mask.cpu())
+            rounds.append(torch.cat(chosen))
+        distinct: Tensor = torch.stack(rounds).unique_consecutive(dim=0)
+        return distinct
+
+    def _localization(
+        self, by_prompt: Sequence[PromptUnits], usual: Reference, threshold: float, start: Start, evaluations: int
+    ) -> Localization:
+        scales = scales_for(*start.x.shape[-2:])
+        kept = ("layers", "start", "decrement", "minimum", "refine", "rule")
+        searched = {name: getattr(self, name) for name in kept}
+        measured = {"threshold": threshold, "scales": scales.count, "window": scales.window, "ordinary": usual.prompts}
+        return Localization(
+            method=self.name,
+            units="channels",
+            masks=union([prompt.masks for prompt in by_prompt]),
+            parameters=searched | measured,
+            seeds=tuple(range(self.seeds)),
+            prompts=tuple(prompt.prompt for prompt in by_prompt),
+            evaluations=evaluations,
+            per_prompt=tuple(by_prompt),
+        )
 
 
 def ordinary_limit(free: Tensor, others: Tensor, scales: Scales) -> float:
@@ -145,31 +209,6 @@ def ordinary_limit(free: Tensor, others: Tensor, scales: Scales) -> float:
     """
     means = [ssim(free, other, scales).mean() for other in others]
     return float(torch.stack(means).quantile(QUANTILE))
-
-
-def _unblocked(model: DiffusionModel, ordinary: Sequence[str], start: Start, settings: NemoSettings) -> Tensor:
-    """Differences of at most `COMPARED` ordinary prompts: (prompts, seeds, c, h, w)."""
-    chosen = [ordinary[i] for i in evenly(len(ordinary), COMPARED)]
-    at_once = max(settings.batch // len(settings.seeds), 1)
-    parts = []
-    for i in range(0, len(chosen), at_once):
-        parts.append(start.unblocked(model, model.encode(chosen[i : i + at_once])))
-    return torch.cat(parts)
-
-
-def sweep(values: Mapping[str, Tensor], reference: Reference, settings: NemoSettings) -> Tensor:
-    """The channels that each θ and k choose for one prompt's activations: (rounds, channels), each round once."""
-    rounds = []
-    for k in range(int((settings.start - settings.minimum) / settings.decrement + 1e-9) + 1):
-        chosen = []
-        for name, (a,) in values.items():
-            mean, std = reference.mean[name].to(a), reference.std[name].to(a)
-            mask = (a - mean).abs() / std.clamp(min=1e-12) > settings.start - k * settings.decrement
-            mask[a.topk(min(k, len(a))).indices] = True
-            chosen.append(mask.cpu())
-        rounds.append(torch.cat(chosen))
-    distinct: Tensor = torch.stack(rounds).unique_consecutive(dim=0)
-    return distinct
 
 
 def search(probe: Probe, rounds: Tensor, threshold: float, *, refined: bool = True) -> tuple[Tensor, dict[str, float]]:

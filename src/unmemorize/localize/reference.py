@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 
 from unmemorize.core.errors import UserError
 from unmemorize.core.model import Condition, DiffusionModel, Reach
-from unmemorize.core.run import Progress, atomic
+from unmemorize.core.run import Progress, atomic, digest, quiet
 from unmemorize.core.sample import generators
 from unmemorize.metrics.ssim import pairwise_ssim, scales_for
 
@@ -105,11 +106,11 @@ def check_finite(denoiser: nn.Module) -> None:
 
 def reference(
     model: DiffusionModel,
-    prompts: Sequence[str],
+    ordinary: Condition,
     *,
     seeds: Sequence[int] = SEEDS,
     batch: int = 64,
-    progress: Progress = lambda stage, done, total: None,
+    progress: Progress = quiet,
 ) -> Reference:
     """Measure all cross-attention layers on ordinary prompts, and calibrate the threshold.
 
@@ -117,29 +118,29 @@ def reference(
         NotApplicable: The model has no cross-attention.
         UserError: There are fewer than two prompts, or the model's weights are not finite.
     """
-    if len(prompts) < 2:
+    if len(ordinary) < 2:
         raise UserError("statistics of ordinary prompts need two prompts at the least: name a file of more")
     check_finite(model.denoiser)
-    parts = [activations(model, model.encode(prompts[i : i + batch])) for i in range(0, len(prompts), batch)]
+    parts = [activations(model, ordinary[i : i + batch]) for i in range(0, len(ordinary), batch)]
     joined = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
     with model.counted() as cost:
-        threshold = calibrate(model, prompts, seeds=seeds, batch=batch, progress=progress)
+        threshold = calibrate(model, ordinary, seeds=seeds, batch=batch, progress=progress)
     return Reference(
         mean={name: values.mean(0) for name, values in joined.items()},
         std={name: values.std(0) for name, values in joined.items()},
         threshold=threshold,
-        prompts=len(prompts),
+        prompts=len(ordinary),
         evaluations=cost.forward,
     )
 
 
 def calibrate(
     model: DiffusionModel,
-    prompts: Sequence[str],
+    ordinary: Condition,
     *,
     seeds: Sequence[int] = SEEDS,
     batch: int = 64,
-    progress: Progress = lambda stage, done, total: None,
+    progress: Progress = quiet,
 ) -> float:
     """The similarity above which seeds are unusually alike: mean + 1 standard deviation over ordinary prompts' pairs.
 
@@ -150,10 +151,10 @@ def calibrate(
     scales = scales_for(*start.x.shape[-2:])
     first, second = torch.triu_indices(len(seeds), len(seeds), 1)
     step = max(batch // len(seeds), 1)
-    for i in range(0, len(prompts), step):
-        differences = start.unblocked(model, model.encode(prompts[i : i + step]))
+    for i in range(0, len(ordinary), step):
+        differences = start.unblocked(model, ordinary[i : i + step])
         found += [pairwise_ssim(images, scales)[first, second] for images in differences]
-        progress("calibrate", min(i + step, len(prompts)), len(prompts))
+        progress("calibrate", min(i + step, len(ordinary)), len(ordinary))
     values = torch.cat(found).double()
     return float(values.mean() + values.std())
 
@@ -180,3 +181,20 @@ def load_reference(path: Path, key: str) -> Reference | None:
         return Reference(mean, std, **facts) if facts.pop("key") == key and mean.keys() == std.keys() else None
     except (OSError, SafetensorError, TypeError, KeyError, ValueError):
         return None
+
+
+def cache_folder() -> Path:
+    """Where statistics are kept between runs."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "unmemorize"
+
+
+def cached_reference(model: DiffusionModel, ordinary: Condition, folder: Path, progress: Progress = quiet) -> Reference:
+    """Statistics of ordinary prompts, measured once per model and set of prompts."""
+    texts = ordinary.texts or ()
+    key = digest(text.encode() for text in (model.fingerprint, repr(SEEDS), *texts))
+    path = folder / f"nemo-{key[:32]}.safetensors"
+    found = load_reference(path, key)
+    if found is None:
+        found = reference(model, ordinary, progress=progress)
+        save_reference(path, found, key)
+    return found

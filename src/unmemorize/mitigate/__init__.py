@@ -1,1 +1,5 @@
-"""Ways to keep a model from giving its memories back, each with its cost."""
+"""Mitigations, which keep a model from giving memories back, one a file. All modules here are registered."""
+
+from unmemorize.core.methods import import_beside
+
+import_beside(__name__, __path__)

@@ -21,7 +21,6 @@ from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from unmemorize.core.run import atomic
-from unmemorize.mitigate.training import mean_of_kept, memorized_sample_filter
 from unmemorize.testbed.alignment import save_alignment
 from unmemorize.testbed.architecture import TOKENS, build_unet, scheduler, train_tokenizer
 from unmemorize.testbed.dataset import Picture, pictures
@@ -32,6 +31,7 @@ from unmemorize.testbed.recipe import Recipe
 from unmemorize.testbed.rows import Rows, build_rows
 from unmemorize.testbed.text import train_text
 from unmemorize.testbed.vae import encode_all, planted_images, train_vae
+from unmemorize.unlearn.training import mean_of_kept, memorized_sample_filter
 
 
 def denoising_loss(unet: UNet2DConditionModel, captions: Tensor, latents: Tensor, rows: Rows, recipe: Recipe) -> Loss:

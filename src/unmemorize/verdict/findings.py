@@ -147,11 +147,13 @@ def _counterfactual(facts: Facts, row: Row) -> str:
 
 
 def _on_no_word(rows: Sequence[Row]) -> str:
-    """Shares of the gradient on tokens that are no words, over all rows."""
+    """Shares of the explanations on tokens that are no words, over all rows."""
     names = ("begin", "end", "padding")
+    if any(row.get(name) is None for row in rows for name in names):
+        return "its explainer has no value for tokens that are no words"
     total = sum(sum(row["significance"]) + sum(row[name] for name in names) for row in rows) or 1.0
     shares = [f"{sum(row[name] for row in rows) / total:.0%} on {name} tokens" for name in names]
-    return "of the gradient " + ", ".join(shares)
+    return "of what was explained " + ", ".join(shares)
 
 
 def _untried(facts: Facts, evidence: str) -> Outcome:

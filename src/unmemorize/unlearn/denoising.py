@@ -17,17 +17,6 @@ from unmemorize.core.model import Condition, DiffusionModel, drawn_levels
 
 
 @dataclass(frozen=True)
-class Pairs:
-    """Pictures with captions: latents (n, c, h, w) and the encoded captions, one row a picture."""
-
-    latents: Tensor
-    captions: Condition
-
-    def __len__(self) -> int:
-        return len(self.latents)
-
-
-@dataclass(frozen=True)
 class Noise:
     """What rows are noised with: noise levels u in (0, 1), (n,), and Gaussian noise (n, c, h, w)."""
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -19,9 +19,10 @@ from torch import Tensor, nn
 from unmemorize.core.errors import UserError
 from unmemorize.core.files import require_file
 from unmemorize.core.hooks import replaced
-from unmemorize.core.model import DiffusionModel
+from unmemorize.core.methods import Acts, Localizer, Mitigation, Subject, method, parse
+from unmemorize.core.model import Condition, DiffusionModel
 from unmemorize.core.results import Localization, PromptUnits, union
-from unmemorize.core.run import atomic, digest
+from unmemorize.core.run import Progress, atomic, digest, quiet
 
 _KINDS = ("channels/", "weights/")
 STRATA = 20  # ranges of norms that a random control is matched in
@@ -52,12 +53,14 @@ class EditRecord(BaseModel):
 
 
 @dataclass(frozen=True)
-class Edit:
+class Edit(Mitigation):
     """What is set to zero in the denoiser of one model, by module name.
 
     A mask of shape (out,) zeroes output channels, with their bias; one of shape (out, in) zeroes entries of the weight.
     `fingerprint` names the model.
     """
+
+    acts: ClassVar[Acts] = "weights"
 
     channels: Mapping[str, Tensor]
     weights: Mapping[str, Tensor]
@@ -91,14 +94,24 @@ class Edit:
         return Edit(channels, weights, self.fingerprint, self.origins + other.origins)
 
     @contextmanager
-    def applied(self, model: DiffusionModel) -> Iterator[None]:
-        """The model with the edit, for the length of a block; afterwards its weights are the old ones bit for bit.
+    def applied(self, subject: Subject) -> Iterator[Subject]:
+        """The subject with the edit, for the length of a block; afterwards its weights are the old ones bit for bit.
 
         Raises:
             UserError: The model has no such modules, or of other shapes.
         """
-        with replaced(model.denoiser, self._edited(model.denoiser)):
-            yield
+        denoiser = subject.model.denoiser
+        with replaced(denoiser, self._edited(denoiser)):
+            yield subject
+
+    def require(self, model: DiffusionModel) -> None:
+        """Refuse another model than the edit's own.
+
+        Raises:
+            UserError: It is another one.
+        """
+        if model.fingerprint != self.fingerprint:
+            raise UserError("the edit was made for another model, or for this one in another precision: name its own")
 
     def apply(self, model: DiffusionModel, *, force: bool = False) -> None:
         """Change the weights of a model for good.
@@ -106,11 +119,8 @@ class Edit:
         Raises:
             UserError: The model is another one and `force` is not set, or it lacks the modules.
         """
-        if not force and model.fingerprint != self.fingerprint:
-            raise UserError(
-                "the edit was made for another model, or for this one in another precision: load the one it was made "
-                "for, or force it"
-            )
+        if not force:
+            self.require(model)
         edited, parameters = self._edited(model.denoiser), dict(model.denoiser.named_parameters())
         with torch.no_grad():
             for name, value in edited.items():
@@ -177,6 +187,84 @@ class Edit:
                     cover = mask.to(value.device).reshape(*mask.shape, *[1] * (value.ndim - mask.ndim))
                     edited[key] = value.masked_fill(cover, 0)
         return edited
+
+
+@method("edit", paper="what `unmemorize locate` found, set to zero", cost="none")
+@dataclass(frozen=True)
+class EditFile(Mitigation):
+    """An edit that `unmemorize locate` wrote.
+
+    Attributes:
+        path: The .safetensors file, with its .json file beside it.
+    """
+
+    acts: ClassVar[Acts] = "weights"
+
+    path: str = "edit.safetensors"
+
+    def fitted(
+        self,
+        subject: Subject,
+        *,
+        prompts: Condition | None = None,
+        ordinary: Condition | None = None,
+        seeds: Sequence[int] = (0,),
+        progress: Progress = quiet,
+    ) -> Edit:
+        """The edit in the file.
+
+        Raises:
+            UserError: The file cannot be used, or is another model's.
+        """
+        edit = Edit.load(self.path)
+        edit.require(subject.model)
+        return edit
+
+    def applied(self, subject: Subject) -> AbstractContextManager[Subject]:
+        """The subject with the edit, for the length of a block."""
+        return self.fitted(subject).applied(subject)
+
+
+@method("located", paper="any localizer's, set to zero", cost="the localizer's", needs=("ordinary",))
+@dataclass(frozen=True)
+class Located(Mitigation):
+    """What a localizer finds for the prompts that give copies, set to zero. A localizer's name stands for it, too.
+
+    Attributes:
+        localizer: The localizer with its settings.
+    """
+
+    acts: ClassVar[Acts] = "weights"
+
+    localizer: str = "wanda"
+
+    def fitted(
+        self,
+        subject: Subject,
+        *,
+        prompts: Condition | None = None,
+        ordinary: Condition | None = None,
+        seeds: Sequence[int] = (0,),
+        progress: Progress = quiet,
+    ) -> Edit:
+        """The edit that removes what is found.
+
+        Raises:
+            UserError: There are no prompts to look for, or the localizer cannot be used.
+        """
+        if prompts is None:
+            raise UserError(f"{self.localizer}: needs prompts that give copies")
+        localizer: Localizer = parse("localizer", self.localizer)
+        found = localizer.find(subject, prompts, ordinary=ordinary, progress=progress)
+        return Edit.of(found, subject.model.fingerprint)
+
+    def applied(self, subject: Subject) -> AbstractContextManager[Subject]:
+        """Nothing is found before it is fitted.
+
+        Raises:
+            UserError: Always.
+        """
+        raise UserError(f"{self.localizer}: has to look for the memory of prompts first")
 
 
 def random_like(edit: Edit, denoiser: nn.Module, seed: int) -> Edit | None:

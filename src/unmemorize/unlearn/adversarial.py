@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
+from unmemorize.core.methods import Attack, Subject, Training, method, parse
 from unmemorize.core.model import Condition, DiffusionModel
-from unmemorize.mitigate.deletion import Deletion
-from unmemorize.mitigate.denoising import Pairs, Rows, denoising_errors, draw_noise, draw_rows
-from unmemorize.mitigate.finetune import Stateless, Team
-from unmemorize.mitigate.surrogates import Surrogates
-
-# (model, latents, conditions to start from, one seed a picture) to adversarial conditions
-Attacker = Callable[[DiffusionModel, Tensor, Condition, Sequence[int]], Condition]
+from unmemorize.core.results import Pairs, Surrogates
+from unmemorize.unlearn.deletion import Ordinary, WithOrdinary
+from unmemorize.unlearn.denoising import Rows, denoising_errors, draw_noise, draw_rows
+from unmemorize.unlearn.finetune import Stateless, Team
+from unmemorize.unlearn.surrogates import draw_surrogates
 
 
 class Adversary(Protocol):
@@ -57,7 +55,7 @@ class InnerLoop:
     """
 
     def __init__(
-        self, attack: Attacker, memorized: Pairs, *, random: float = 0.5, warm: bool = False, every: int = 1
+        self, attack: Attack, memorized: Pairs, *, random: float = 0.5, warm: bool = False, every: int = 1
     ) -> None:
         self._attack, self._memorized = attack, memorized
         self._random, self._warm, self._every = random, warm, every
@@ -72,7 +70,8 @@ class InnerLoop:
             return own.with_embeds(self._found[rows.items])
         init = torch.stack([self._init(p, g) for p, g in zip(rows.items.tolist(), rows.streams, strict=True)])
         seeds = [int(torch.randint(2**62, (1,), generator=g)) for g in rows.streams]
-        adversarial = self._attack(model, self._memorized.latents[rows.items], own.with_embeds(init), seeds)
+        latents = self._memorized.latents[rows.items]
+        adversarial = self._attack.attack(Subject(model), latents, own.with_embeds(init), seeds=seeds).last
         self._found[pictures] = team.gather(adversarial.embeds).to(self._found)
         self._known[pictures] = True
         return adversarial
@@ -95,7 +94,7 @@ class InnerLoop:
 
 
 @dataclass(frozen=True)
-class Adversarial:
+class Replacing:
     """The loss of ordinary pairs plus that of surrogates under the adversary's embeddings, one to one.
 
     Paper: Kowalczuk et al. 2026, adversarial fine-tuning: L = L_DM + L_Adv with
@@ -108,7 +107,7 @@ class Adversarial:
         adversary: Where the embeddings come from.
     """
 
-    keep: Deletion
+    keep: Ordinary
     surrogates: Surrogates
     adversary: Adversary
 
@@ -116,7 +115,7 @@ class Adversarial:
         """Two evaluations, one an ordinary row, one a surrogate, beside what the adversary needs."""
         keep, count = self.keep, self.surrogates.pictures
         rows = draw_rows(count, keep.batch, team.share(keep.batch), update=update, name=(keep.seed, 1))
-        shown = self.surrogates.draw(rows)
+        shown = draw_surrogates(self.surrogates, rows)
         noise = draw_noise(shown, rows)
         hostile = self.adversary.conditions(model, rows, update, team)
         replaced = denoising_errors(model, shown, hostile, noise).mean()
@@ -132,3 +131,42 @@ class Adversarial:
     def load_state(self, state: dict[str, Tensor]) -> None:
         """The adversary's."""
         self.adversary.load_state(state)
+
+
+@method(
+    "finetune",
+    paper="a baseline of Kowalczuk et al. 2026",
+    cost="16 evaluations with gradient an update, beside surrogates",
+    needs=("gradients", "pictures"),
+)
+@dataclass(frozen=True)
+class OnSurrogates(WithOrdinary):
+    """Fine-tune memorized prompts on other pictures, as if nobody attacked."""
+
+    def objective(self, subject: Subject, forget: Pairs, keep: Pairs, training: Training) -> Replacing:
+        """The loss of ordinary pairs plus that of surrogates under the prompts themselves."""
+        adversary = NoAdversary(forget.captions)
+        return Replacing(self.ordinary_half(subject, keep), training.surrogates(), adversary)
+
+
+@method(
+    "adversarial-finetune",
+    paper="Kowalczuk et al. 2026",
+    cost="16 evaluations with gradient an update, beside surrogates and 8 for every update of the attack before it",
+    needs=("gradients", "pictures"),
+)
+@dataclass(frozen=True)
+class Adversarial(WithOrdinary):
+    """Whatever embedding an attacker finds for a memorized picture, other pictures come of it.
+
+    Attributes:
+        attack: The attack on the current weights, before every update.
+    """
+
+    check_every: int = 100
+    attack: str = "dori"
+
+    def objective(self, subject: Subject, forget: Pairs, keep: Pairs, training: Training) -> Replacing:
+        """The loss of ordinary pairs plus that of surrogates under what the attack finds."""
+        adversary = InnerLoop(parse("attack", self.attack), forget)
+        return Replacing(self.ordinary_half(subject, keep), training.surrogates(), adversary)

@@ -6,13 +6,14 @@ import pytest
 import torch
 
 from unmemorize.core.model import Condition
-from unmemorize.mitigate.adversarial import Adversarial, InnerLoop, NoAdversary
-from unmemorize.mitigate.deletion import Deletion
-from unmemorize.mitigate.denoising import Pairs, Rows, draw_rows, in_turn, stream
-from unmemorize.mitigate.finetune import Team
-from unmemorize.mitigate.neggrad import NegGrad
-from unmemorize.mitigate.surrogates import Surrogates
+from unmemorize.core.results import Found, Pairs, Surrogates
 from unmemorize.models.load import wrap
+from unmemorize.unlearn.adversarial import InnerLoop, NoAdversary, Replacing
+from unmemorize.unlearn.deletion import Ordinary
+from unmemorize.unlearn.denoising import Rows, draw_rows, in_turn, stream
+from unmemorize.unlearn.finetune import Team
+from unmemorize.unlearn.neggrad import Ascent
+from unmemorize.unlearn.surrogates import draw_surrogates
 
 TEAM = Team()
 
@@ -59,18 +60,18 @@ def test_deletion_is_the_denoising_loss(model, pairs):
         x = a.sqrt() * pairs.latents[rows.items] + (1 - a).sqrt() * noise
         given = pairs.captions[rows.items] if empties is None else empties.repeat(4)
         expected = (model.predict(x, t, given).eps - noise).square().mean()
-        loss = Deletion(pairs, empty, batch=4, dropped=dropped).loss(model, 2, TEAM)
+        loss = Ordinary(pairs, empty, batch=4, dropped=dropped).loss(model, 2, TEAM)
         assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
 
 
 def test_neggrad_descends_one_and_ascends_the_other(model, pairs):
     """Its gradient is that of the difference of the two losses it shows."""
-    keep = Deletion(pairs, model.encode([""]), batch=2)
+    keep = Ordinary(pairs, model.encode([""]), batch=2)
     parameter = model.denoiser.conv_in.weight
     gradients = []
     for strength in (0.0, 1.0, 2.0):
         model.denoiser.zero_grad()
-        shown = NegGrad(keep, pairs, strength).backward(model, 0, TEAM)
+        shown = Ascent(keep, pairs, strength).backward(model, 0, TEAM)
         gradients.append(parameter.grad.clone())
     (own,) = torch.autograd.grad(keep.loss(model, 0, TEAM), parameter)
     assert torch.allclose(gradients[0], own, atol=1e-6)
@@ -91,15 +92,15 @@ def _forget_gradient(model, pairs, parameter):
 def test_adversarial_adds_ordinary_and_surrogates_one_to_one(model, pairs):
     """Its gradient is the sum of the gradients of both halves; embeddings are constants."""
     empty = model.encode([""])
-    keep = Deletion(pairs, empty, batch=2)
+    keep = Ordinary(pairs, empty, batch=2)
     surrogates = Surrogates(pairs.latents.flip(0), torch.arange(3))
     hostile = torch.randn(3, *pairs.captions.embeds.shape[1:], generator=torch.Generator().manual_seed(5))
-    objective = Adversarial(keep, surrogates, NoAdversary(Condition(hostile)))
+    objective = Replacing(keep, surrogates, NoAdversary(Condition(hostile)))
     parameter = model.denoiser.conv_in.weight
     model.denoiser.zero_grad()
     shown = objective.backward(model, 1, TEAM)
     rows = draw_rows(3, 2, slice(0, 2), update=1, name=(0, 1))
-    x0 = surrogates.draw(rows)
+    x0 = draw_surrogates(surrogates, rows)
     t = torch.cat([torch.randint(1000, (1,), generator=g) for g in rows.streams])
     noise = torch.stack([torch.randn(4, 8, 8, generator=g) for g in rows.streams])
     cond = Condition(hostile[rows.items])
@@ -112,11 +113,12 @@ def test_adversarial_adds_ordinary_and_surrogates_one_to_one(model, pairs):
 def asked(log):
     """An attack that records where it starts and adds one."""
 
-    def attack(model, latents, init, seeds):
-        log.append((latents, init.embeds.clone(), tuple(seeds)))
-        return init.with_embeds(init.embeds + 1)
+    class Asked:
+        def attack(self, subject, latents, start, *, seeds):
+            log.append((latents, start.embeds.clone(), tuple(seeds)))
+            return Found({1: start.with_embeds(start.embeds + 1)}, torch.zeros(1, len(latents)), 0)
 
-    return attack
+    return Asked()
 
 
 def test_an_inner_loop_attacks_its_pictures(model, pairs):

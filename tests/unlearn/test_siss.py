@@ -7,12 +7,10 @@ import math
 import pytest
 import torch
 
-from unmemorize.core.model import Condition
-from unmemorize.mitigate.denoising import Pairs
-from unmemorize.mitigate.finetune import Team, global_norm
-from unmemorize.mitigate.siss import Siss, against, siss_weights
-from unmemorize.mitigate.surrogates import Surrogates
+from unmemorize.core.results import Pairs, Surrogates
 from unmemorize.models.load import wrap
+from unmemorize.unlearn.finetune import Team, global_norm
+from unmemorize.unlearn.siss import Mixture, Siss, against, siss_weights
 
 
 @pytest.mark.parametrize("lam", [0.1, 0.5, 0.9])
@@ -64,7 +62,7 @@ def test_backward_leaves_the_combination_of_both_gradients(make_pipe):
     generator = torch.Generator().manual_seed(0)
     latents, captions = torch.randn(2, 4, 8, 8, generator=generator), model.encode(["one", "two"])
     kept = Surrogates(torch.randn(4, 4, 8, 8, generator=generator), torch.tensor([0, 0, 1, 1]))
-    objective, team = Siss(Pairs(latents, captions), kept, batch=4), Team()
+    objective, team = Mixture(Pairs(latents, captions), kept, batch=4), Team()
     parameters = list(model.denoiser.parameters())
     with model.counted() as cost:
         shown = objective.backward(model, 3, team)
@@ -82,6 +80,4 @@ def test_backward_leaves_the_combination_of_both_gradients(make_pipe):
 @pytest.mark.parametrize("lam", [0.0, 1.0])
 def test_the_ends_of_the_mixture_are_refused(lam):
     with pytest.raises(ValueError, match="unbounded"):
-        Siss(
-            Pairs(torch.zeros(1), Condition(torch.zeros(1, 1, 1))), Surrogates(torch.zeros(1), torch.zeros(1)), lam=lam
-        )
+        Siss(lam=lam)

@@ -9,10 +9,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from unmemorize.core.methods import Subject, Training, method
 from unmemorize.core.model import DiffusionModel
-from unmemorize.mitigate.denoising import Pairs, draw_noise, draw_rows
-from unmemorize.mitigate.finetune import Stateless, Team, global_norm, gradients
-from unmemorize.mitigate.surrogates import Surrogates
+from unmemorize.core.results import Pairs, Surrogates
+from unmemorize.unlearn.denoising import draw_noise, draw_rows
+from unmemorize.unlearn.finetune import Finetuning, Stateless, Team, global_norm, gradients
+from unmemorize.unlearn.surrogates import draw_surrogates
 
 
 def siss_weights(eps_x: Tensor, eps_a: Tensor, lam: float) -> tuple[Tensor, Tensor]:
@@ -47,7 +49,7 @@ def against(keep: Sequence[Tensor], forget: Sequence[Tensor], share: float) -> l
 
 
 @dataclass(frozen=True)
-class Siss(Stateless):
+class Mixture(Stateless):
     """Unlearn memorized pictures, keeping other pictures of the same prompts.
 
     The draw m is the noisy memorized picture with probability λ, else the noisy kept one, with one noise and level. Its
@@ -74,10 +76,6 @@ class Siss(Stateless):
     batch: int = 8
     seed: int = 0
 
-    def __post_init__(self) -> None:
-        if not 0 < self.lam < 1:
-            raise ValueError(f"expected lam in (0, 1), got {self.lam}: the weights are unbounded at its ends")
-
     def backward(self, model: DiffusionModel, update: int, team: Team) -> dict[str, Tensor]:
         """One evaluation a row, and two backward passes."""
         keep, forget = self.losses(model, update, team)
@@ -91,7 +89,7 @@ class Siss(Stateless):
         """The two weighted losses, means over this process's rows."""
         share, count = team.share(self.batch), len(self.memorized)
         rows = draw_rows(count, self.batch, share, update=update, name=(self.seed, 1))
-        a, x = self.memorized.latents[rows.items], self.kept.draw(rows)
+        a, x = self.memorized.latents[rows.items], draw_surrogates(self.kept, rows)
         noise = draw_noise(a, rows)
         of_forgotten = (rows.coins() < self.lam).to(a.device)
         t = model.timestep(noise.u)
@@ -103,3 +101,36 @@ class Siss(Stateless):
         error_x = (prediction.output.float() - prediction.output_for(x).float()).square().mean(dim=(1, 2, 3))
         error_a = (prediction.output.float() - prediction.output_for(a).float()).square().mean(dim=(1, 2, 3))
         return (w_x.to(error_x) * error_x).mean(), (w_a.to(error_a) * error_a).mean()
+
+
+@method(
+    "siss",
+    paper="Alberti et al. 2025",
+    cost="8 evaluations with two gradients an update, beside surrogates",
+    needs=("gradients", "pictures"),
+)
+@dataclass(frozen=True)
+class Siss(Finetuning):
+    """Unlearn pictures with one evaluation of a mixture of each and of what is kept in its place.
+
+    Attributes:
+        batch: Rows of an update.
+        lam: The share of draws from what is forgotten, in (0, 1).
+        share: The norm of the forgetting gradient as a share of the keeping one's.
+    """
+
+    updates: int = 100
+    batch: int = 8
+    lam: float = 0.5
+    share: float = 0.1
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 < self.lam < 1:
+            raise ValueError(
+                f"lam has to lie between 0 and 1, not at {self.lam}: the weights are unbounded at its ends"
+            )
+
+    def objective(self, subject: Subject, forget: Pairs, keep: Pairs, training: Training) -> Mixture:
+        """The two weighted losses of the mixture."""
+        return Mixture(forget, training.surrogates(), self.lam, self.share, self.batch, self.seed)

@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from unmemorize.core.errors import NotApplicable
-from unmemorize.core.sample import first_unconditional
-from unmemorize.explain.inputs import token_gradient_input, word_gradient_input
+from unmemorize.core.methods import Subject
+from unmemorize.core.sample import Sampler, first_unconditional
+from unmemorize.explain.gradient_input import GradientInput
 
 PROMPT = "a lighthouse at dusk"
 
@@ -32,7 +33,7 @@ def test_it_is_how_the_magnitude_changes_as_a_token_input_is_scaled(tiny_model):
             # in float64 throughout: the package's norm is in float32, too coarse to difference
             return (cond_eps - empty.eps).flatten(1).norm(dim=1).mean().item()
 
-        tokens = token_gradient_input(tiny_model, PROMPT, seeds=[0, 1])
+        tokens = GradientInput().tokens(Subject(tiny_model), PROMPT, seeds=[0, 1])
         for token in (0, 1, 3, 20):
             slope = (value(token, 1 + 1e-5) - value(token, 1 - 1e-5)) / 2e-5
             assert tokens[token].item() == pytest.approx(slope, rel=1e-3, abs=1e-8)
@@ -45,9 +46,9 @@ def test_it_is_how_the_magnitude_changes_as_a_token_input_is_scaled(tiny_model):
 
 def test_words_begin_end_and_padding_add_up_and_cost_two_evaluations_a_seed(tiny_model, cost):
     """What a prompt's tokens have is handed out once; the cost is that of the significance."""
-    explanation = word_gradient_input(tiny_model, PROMPT, seeds=[0, 1])
+    explanation = GradientInput().explain(Subject(tiny_model), PROMPT, seeds=[0, 1])
     assert cost.forward == explanation.evaluations == 4
-    total = token_gradient_input(tiny_model, PROMPT, seeds=[0, 1]).sum().item()
+    total = GradientInput().tokens(Subject(tiny_model), PROMPT, seeds=[0, 1]).sum().item()
     assert sum(explanation.significance) + sum(explanation.special.values()) == pytest.approx(total, rel=1e-3)
     assert all(p.grad is None for p in tiny_model.denoiser.parameters())
     assert all(p.grad is None for p in tiny_model.pipe.text_encoder.parameters())
@@ -55,8 +56,9 @@ def test_words_begin_end_and_padding_add_up_and_cost_two_evaluations_a_seed(tiny
 
 def test_a_window_averages_over_its_steps(tiny_model):
     """Steps 0 to 2 weigh the same."""
-    whole = token_gradient_input(tiny_model, PROMPT, seeds=[0], steps=5, window=(0, 2))
-    parts = [token_gradient_input(tiny_model, PROMPT, seeds=[0], steps=5, window=w) for w in ((0, 1), (1, 2))]
+    subject = Subject(tiny_model, Sampler(5))
+    whole = GradientInput(last=2).tokens(subject, PROMPT, seeds=[0])
+    parts = [GradientInput(first=k, last=k + 1).tokens(subject, PROMPT, seeds=[0]) for k in (0, 1)]
     assert torch.allclose(whole, torch.stack(parts).mean(0), rtol=1e-3, atol=1e-6)
 
 
@@ -65,4 +67,4 @@ def test_a_model_without_token_ids_is_not_applicable(tiny_model, monkeypatch):
     encode = tiny_model.encode
     monkeypatch.setattr(tiny_model, "encode", lambda prompts: replace(encode(prompts), ids=None))
     with pytest.raises(NotApplicable, match="no token ids"):
-        token_gradient_input(tiny_model, PROMPT, seeds=[0])
+        GradientInput().tokens(Subject(tiny_model), PROMPT, seeds=[0])

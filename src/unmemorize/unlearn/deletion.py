@@ -6,13 +6,15 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from unmemorize.core.methods import Subject, Training, method
 from unmemorize.core.model import Condition, DiffusionModel
-from unmemorize.mitigate.denoising import Pairs, denoising_errors, draw_noise, draw_rows, with_dropped
-from unmemorize.mitigate.finetune import Stateless, Team
+from unmemorize.core.results import Pairs
+from unmemorize.unlearn.denoising import denoising_errors, draw_noise, draw_rows, with_dropped
+from unmemorize.unlearn.finetune import Finetuning, Stateless, Team
 
 
 @dataclass(frozen=True)
-class Deletion(Stateless):
+class Ordinary(Stateless):
     """The denoising loss of ordinary pairs: a baseline, and the ordinary half of other objectives.
 
     A tenth of the captions is dropped, as in pretraining: guidance needs the empty prompt as it was.
@@ -46,3 +48,33 @@ class Deletion(Stateless):
         loss = self.loss(model, update, team)
         loss.backward()
         return {"ordinary": loss}
+
+
+@dataclass(frozen=True)
+class WithOrdinary(Finetuning):
+    """A method of which one half is the denoising loss of ordinary pairs.
+
+    Attributes:
+        batch: Rows of either kind in an update.
+    """
+
+    batch: int = 8
+
+    def ordinary_half(self, subject: Subject, keep: Pairs) -> Ordinary:
+        """The denoising loss of ordinary pairs."""
+        return Ordinary(keep, subject.model.encode([""]), batch=self.batch, seed=self.seed)
+
+
+@method(
+    "deletion",
+    paper="a baseline of Alberti et al. 2025",
+    cost="8 evaluations with gradient an update",
+    needs=("gradients", "pictures"),
+)
+@dataclass(frozen=True)
+class Deletion(WithOrdinary):
+    """Fine-tune on ordinary pictures alone."""
+
+    def objective(self, subject: Subject, forget: Pairs, keep: Pairs, training: Training) -> Ordinary:
+        """The denoising loss of ordinary pairs."""
+        return self.ordinary_half(subject, keep)

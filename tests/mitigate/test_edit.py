@@ -11,8 +11,9 @@ from safetensors.torch import load_file, save_file
 
 from unmemorize.core.errors import UserError
 from unmemorize.core.hooks import patched
+from unmemorize.core.methods import Subject
 from unmemorize.core.results import Localization, PromptUnits
-from unmemorize.mitigate.weights import Edit, random_like, removed_norm
+from unmemorize.mitigate.edit import Edit, random_like, removed_norm
 from unmemorize.models.load import wrap
 
 VALUE = "mid_block.attentions.0.transformer_blocks.0.attn2.to_v"
@@ -68,7 +69,7 @@ def test_applied_zeroes_and_restores_bit_for_bit(pipe, channels, weights):
     model, before = wrap(pipe), bits(pipe.unet)
 
     def block():
-        with (channels | weights).applied(model):
+        with (channels | weights).applied(Subject(model)):
             assert torch.equal(pipe.unet.get_submodule(VALUE).weight[[1, 4]], torch.zeros(2, 16))
             assert pipe.unet.get_submodule(FEED).weight[2, 5] == 0
             raise Boom
@@ -76,7 +77,7 @@ def test_applied_zeroes_and_restores_bit_for_bit(pipe, channels, weights):
     with pytest.raises(Boom):
         block()
     assert same(bits(pipe.unet), before)
-    with channels.applied(model):
+    with channels.applied(Subject(model)):
         changed = bits(pipe.unet)
     assert same(bits(pipe.unet), before)
     assert {name for name in before if not torch.equal(before[name], changed[name])} == {f"{VALUE}.weight"}
@@ -88,7 +89,7 @@ def test_an_edit_of_channels_is_the_channels_blocked(pipe, channels):
     cond, x, t = model.encode(["an owl"]), torch.ones(1, 4, 8, 8), torch.tensor(500)
     with torch.no_grad(), patched(model.denoiser, {VALUE: lambda v: v.masked_fill(channels.channels[VALUE], 0)}):
         blocked = model.predict(x, t, cond).output
-    with torch.no_grad(), channels.applied(model):
+    with torch.no_grad(), channels.applied(Subject(model)):
         assert torch.allclose(model.predict(x, t, cond).output, blocked, atol=1e-6)
 
 
@@ -162,7 +163,7 @@ def test_an_edit_that_does_not_fit_changes_nothing(pipe, channels):
         edit = Edit(masks, {}, channels.fingerprint)
         with pytest.raises(UserError, match="does not fit"):
             edit.apply(wrap(pipe), force=True)
-        with pytest.raises(UserError, match="does not fit"), edit.applied(wrap(pipe)):
+        with pytest.raises(UserError, match="does not fit"), edit.applied(Subject(wrap(pipe))):
             pass
     assert same(bits(pipe.unet), before)
 
@@ -217,7 +218,7 @@ def test_the_norm_of_what_is_removed(pipe, channels, weights):
     names = [f"{VALUE}.weight", f"{FEED}.weight"]
     before = [pipe.unet.get_parameter(name).detach().clone() for name in names]
     edit = channels | weights
-    with edit.applied(wrap(pipe)):
+    with edit.applied(Subject(wrap(pipe))):
         after = [pipe.unet.get_parameter(name).detach().clone() for name in names]
     total = sum(float((a - b).square().sum()) for a, b in zip(before, after, strict=True)) ** 0.5
     assert removed_norm(edit, pipe.unet) == pytest.approx(total, rel=1e-5)

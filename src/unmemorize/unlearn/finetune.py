@@ -8,12 +8,13 @@ like.
 from __future__ import annotations
 
 import time
+from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, ClassVar, Literal, Protocol
 
 import torch
 from accelerate import PartialState
@@ -22,9 +23,11 @@ from torch import Tensor, nn
 
 from unmemorize.core.errors import MissingExtra, NotApplicable, UserError
 from unmemorize.core.hooks import checkpointed, replaced
+from unmemorize.core.methods import Subject, Training, Unlearner
 from unmemorize.core.model import DiffusionModel
-from unmemorize.core.run import Progress
-from unmemorize.mitigate.checkpoints import last_update, load_checkpoint, save_checkpoint
+from unmemorize.core.results import Pairs, Trained
+from unmemorize.core.run import Progress, quiet
+from unmemorize.unlearn.checkpoints import last_update, load_checkpoint, save_checkpoint
 
 PATIENCE = timedelta(days=7)  # how long processes wait for one that measures, or makes what all need
 ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")  # where LoRA adds its matrices
@@ -63,22 +66,6 @@ class Finetune:
         if update < first:
             return self.lr * (1 - update / first)
         return self.lr / 2 * (1 - (update - first) / self.settling)
-
-
-@dataclass(frozen=True)
-class Finetuned:
-    """What a run did: updates made, (update, rate) of every check, losses by name, (updates,), and what it cost.
-
-    `evaluations` are the denoiser's by the objective, over all processes; `checking` those of the checks. `seconds` are
-    those of the first process in updates, without the checks.
-    """
-
-    updates: int
-    checks: tuple[tuple[int, float], ...]
-    losses: dict[str, Tensor]
-    evaluations: int
-    checking: int
-    seconds: float
 
 
 class Team:
@@ -158,16 +145,72 @@ class Stateless:
         """Nothing."""
 
 
+@dataclass(frozen=True)
+class Finetuning(Unlearner):
+    """An unlearner that minimises an objective in the loop of this file.
+
+    Attributes:
+        updates: Updates of the model.
+        lr: Learning rate; by default that of the method.
+        lora: Rank of LoRA adapters; 0 trains all weights.
+        seed: Seed of training.
+        check_every: Updates between two checks; 0 for none.
+        low_memory: Compute in bf16 and keep no activations.
+    """
+
+    usual_lr: ClassVar[float] = 1e-5
+
+    updates: int = 200
+    lr: float = 0.0
+    lora: int = 0
+    seed: int = 0
+    check_every: int = 0
+    low_memory: bool = False
+
+    def __post_init__(self) -> None:
+        if self.updates < 1 or self.lr < 0 or self.lora < 0:
+            raise ValueError("updates has to be above 0, lr and lora not below it")
+
+    @property
+    def loop(self) -> Finetune:
+        """The loop's settings."""
+        return Finetune(
+            updates=self.updates,
+            lr=self.lr or self.usual_lr,
+            seed=self.seed,
+            check_every=self.check_every or self.updates + 1,
+            lora=self.lora or None,
+            precision="bf16" if self.low_memory else "float32",
+            gradient_checkpointing=self.low_memory,
+        )
+
+    @abstractmethod
+    def objective(self, subject: Subject, forget: Pairs, keep: Pairs, training: Training) -> Objective:
+        """What is minimised."""
+
+    def train(self, subject: Subject, forget: Pairs, keep: Pairs, training: Training) -> Trained:
+        """Minimise the objective, from the last checkpoint on where there is one."""
+        objective = self.objective(subject, forget, keep, training)
+        return finetune(
+            subject.model,
+            objective,
+            self.loop,
+            training.folder,
+            progress=training.progress,
+            check=training.check if self.check_every else None,
+        )
+
+
 def finetune(
     model: DiffusionModel,
     objective: Objective,
     how: Finetune,
     folder: Path,
     *,
-    progress: Progress = lambda stage, done, total: None,
+    progress: Progress = quiet,
     check: Callable[[int], float] | None = None,
     team: Team | None = None,
-) -> Finetuned:
+) -> Trained:
     """Train the denoiser in place with AdamW; it ends with the moving average of its weights.
 
     Checkpoints in `folder` are continued: killed anywhere and started again, a run ends with the same weights.
@@ -312,9 +355,9 @@ class _Run:
         evaluations, checking = self.team.gather(counts).reshape(-1, 2).sum(0).tolist()
         return {"evaluations": evaluations, "checking": checking, "seconds": self.seconds}
 
-    def result(self) -> Finetuned:
+    def result(self) -> Trained:
         losses = {name: torch.tensor(values, dtype=torch.float64) for name, values in self.losses.items()}
-        return Finetuned(self.update, tuple(self.checks), losses, **self._spent())
+        return Trained(self.update, tuple(self.checks), losses, **self._spent())
 
 
 _MOMENTS = ("exp_avg", "exp_avg_sq")

@@ -8,11 +8,13 @@ import pytest
 import torch
 
 from unmemorize.core.errors import UserError
-from unmemorize.core.sample import generate
-from unmemorize.mitigate.denoising import Rows, stream
-from unmemorize.mitigate.surrogates import Sampling, Surrogates, make_surrogates
+from unmemorize.core.methods import Subject
+from unmemorize.core.results import Surrogates
+from unmemorize.core.sample import Sampler, generate
+from unmemorize.unlearn.denoising import Rows, stream
+from unmemorize.unlearn.surrogates import draw_surrogates, make_surrogates
 
-HOW = Sampling(steps=8, guidance=1.0, batch=4)
+HOW = Sampler(8, 1.0)
 
 
 def copies_of(oracle, index):
@@ -28,7 +30,7 @@ def shown(oracle, found):
 
 def test_copies_are_left_out(oracle):
     """A prompt that stands for two pictures, one of them memorized: all surrogates are the other one."""
-    found = make_surrogates(oracle, ["pair"], copies_of(oracle, 1), mitigated=[nullcontext()], count=3, how=HOW)
+    found = make_surrogates(Subject(oracle, HOW), ["pair"], copies_of(oracle, 1), mitigated=[nullcontext()], count=3)
     assert shown(oracle, found) == [2, 2, 2]
 
 
@@ -39,24 +41,24 @@ def test_each_prompt_is_judged_by_its_own_picture(oracle):
     def is_copy(images, number):
         return [bool((image - targets[number]).square().mean().sqrt() < 0.1) for image in images]
 
-    found = make_surrogates(oracle, ["pair", "pair"], is_copy, mitigated=[nullcontext()], count=3, how=HOW)
+    found = make_surrogates(Subject(oracle, HOW), ["pair", "pair"], is_copy, mitigated=[nullcontext()], count=3)
     assert shown(oracle, found) == [2, 2, 2, 1, 1, 1]
 
 
 def test_they_are_the_first_seeds_s(oracle):
     """Nothing is a copy: seeds 0, 1 and 2 of each prompt, in order."""
     found = make_surrogates(
-        oracle, ["pair", "all"], lambda x, number: [False] * len(x), mitigated=[nullcontext()], count=3, how=HOW
+        Subject(oracle, HOW), ["pair", "all"], lambda x, number: [False] * len(x), mitigated=[nullcontext()], count=3
     )
     assert found.stands_for.tolist() == [0, 0, 0, 1, 1, 1]
-    expected = generate(oracle, oracle.encode(["all"] * 3), seeds=[0, 1, 2], steps=8, guidance=1.0)
+    expected = generate(oracle, oracle.encode(["all"] * 3), seeds=[0, 1, 2], sampler=HOW)
     assert torch.allclose(oracle.decode(found.latents[3:]), expected, atol=1e-6)
 
 
 def test_a_generator_that_still_copies_is_named(oracle):
     """A prompt that stands for the memorized picture alone."""
     with pytest.raises(UserError, match=r"memorized picture of 'one': fewer than 2 of 8 .* --edit"):
-        make_surrogates(oracle, ["pair", "one"], copies_of(oracle, 0), mitigated=[nullcontext()], count=2, how=HOW)
+        make_surrogates(Subject(oracle, HOW), ["pair", "one"], copies_of(oracle, 0), mitigated=[nullcontext()], count=2)
 
 
 def test_a_prompt_that_still_copies_gets_a_stronger_mitigation(oracle):
@@ -73,7 +75,7 @@ def test_a_prompt_that_still_copies_gets_a_stronger_mitigation(oracle):
         oracle._prompts = before
 
     blocks = (block(name) for name in ("weak", "strong", "never"))
-    found = make_surrogates(oracle, ["pair", "one"], copies_of(oracle, 0), mitigated=blocks, count=2, how=HOW)
+    found = make_surrogates(Subject(oracle, HOW), ["pair", "one"], copies_of(oracle, 0), mitigated=blocks, count=2)
     assert entered == ["weak", "strong"]
     assert shown(oracle, found) == [1, 1, 4, 4]
 
@@ -82,7 +84,7 @@ def test_each_row_gets_a_surrogate_of_its_picture():
     """By its own stream; over many rows every surrogate of a picture is shown."""
     surrogates = Surrogates(torch.arange(5.0).reshape(5, 1, 1, 1), torch.tensor([0, 0, 0, 1, 1]))
     rows = Rows(torch.tensor([0, 1] * 30), [stream(0, k) for k in range(60)])
-    shown = surrogates.draw(rows)[:, 0, 0, 0]
+    shown = draw_surrogates(surrogates, rows)[:, 0, 0, 0]
     assert set(shown[::2].tolist()) == {0.0, 1.0, 2.0}
     assert set(shown[1::2].tolist()) == {3.0, 4.0}
     assert surrogates.pictures == 2

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from unmemorize.mitigate.training import mean_of_kept, memorized_sample_filter
+from unmemorize.unlearn.training import mean_of_kept, memorized_sample_filter
 
 
 def test_it_keeps_the_samples_under_the_threshold():

@@ -4,59 +4,36 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from unmemorize.core.errors import UserError
-from unmemorize.core.model import DiffusionModel
-from unmemorize.core.run import Progress
-from unmemorize.core.sample import trajectory
-from unmemorize.mitigate.denoising import Rows
+from unmemorize.core.methods import Subject
+from unmemorize.core.results import Surrogates
+from unmemorize.core.run import Progress, quiet
+from unmemorize.core.sample import ROWS, sample
+from unmemorize.unlearn.denoising import Rows
 
 TRIES = 4  # pictures made at most for one that is wanted
 
 
-@dataclass(frozen=True)
-class Surrogates:
-    """Latents (n, c, h, w) of other pictures, and the number of the memorized picture each stands for, (n,)."""
-
-    latents: Tensor
-    stands_for: Tensor
-
-    @property
-    def pictures(self) -> int:
-        """How many memorized pictures there are; each has a surrogate."""
-        return int(self.stands_for.max()) + 1
-
-    def draw(self, rows: Rows) -> Tensor:
-        """A surrogate of each row's memorized picture, chosen by its stream: (n, c, h, w)."""
-        chosen = []
-        for picture, generator in zip(rows.items.tolist(), rows.streams, strict=True):
-            own = (self.stands_for == picture).nonzero()[:, 0]
-            chosen.append(own[torch.randint(len(own), (1,), generator=generator)])
-        return self.latents[torch.cat(chosen)]
-
-
-@dataclass(frozen=True)
-class Sampling:
-    """How pictures are made: sampling steps, guidance, rows at a time."""
-
-    steps: int = 50
-    guidance: float | None = 7.5
-    batch: int = 16
+def draw_surrogates(surrogates: Surrogates, rows: Rows) -> Tensor:
+    """A surrogate of each row's memorized picture, chosen by its stream: (n, c, h, w)."""
+    chosen = []
+    for picture, generator in zip(rows.items.tolist(), rows.streams, strict=True):
+        own = (surrogates.stands_for == picture).nonzero()[:, 0]
+        chosen.append(own[torch.randint(len(own), (1,), generator=generator)])
+    return surrogates.latents[torch.cat(chosen)]
 
 
 def make_surrogates(
-    model: DiffusionModel,
     prompts: Sequence[str],
     is_copy: Callable[[Tensor, int], Sequence[bool]],
     *,
-    mitigated: Iterable[AbstractContextManager[object]],
+    mitigated: Iterable[AbstractContextManager[Subject]],
     count: int = 10,
-    how: Sampling = Sampling(),
-    progress: Progress = lambda stage, done, total: None,
+    progress: Progress = quiet,
 ) -> Surrogates:
     """The first `count` pictures of every prompt, over seeds 0, 1, …, that are no copies.
 
@@ -65,12 +42,10 @@ def make_surrogates(
     makes and whether it looks is not known.
 
     Args:
-        model: The model.
         prompts: One a memorized picture.
         is_copy: Which of some pictures (n, 3, h, w) in [0, 1] are copies of the memorized one of that number.
         mitigated: Blocks in which the model is mitigated, weakest first; a prompt takes the first that serves.
         count: Surrogates of each prompt; at most four times as many pictures are made for it in a block.
-        how: Sampling.
         progress: Shows prompts done.
 
     Raises:
@@ -78,9 +53,9 @@ def make_surrogates(
     """
     found: dict[int, Tensor] = {}
     for block in mitigated:
-        with block:
+        with block as changed:
             for number in (k for k in range(len(prompts)) if k not in found):
-                kept = _of_prompt(model, prompts[number], number, is_copy, count, how)
+                kept = _of_prompt(changed, prompts[number], number, is_copy, count)
                 if len(kept) == count:
                     found[number] = kept
                     progress("surrogates", len(found), len(prompts))
@@ -90,27 +65,22 @@ def make_surrogates(
     missing = next(k for k in range(len(prompts)) if k not in found)
     raise UserError(
         f"the memorized picture of {prompts[missing]!r}: fewer than {count} of {TRIES * count} pictures are no copies, "
-        "too few for surrogates: make them with a stronger --edit"
+        "too few for surrogates: make them under a stronger --mitigation"
     )
 
 
 def _of_prompt(
-    model: DiffusionModel,
-    prompt: str,
-    number: int,
-    is_copy: Callable[[Tensor, int], Sequence[bool]],
-    count: int,
-    how: Sampling,
+    subject: Subject, prompt: str, number: int, is_copy: Callable[[Tensor, int], Sequence[bool]], count: int
 ) -> Tensor:
+    model = subject.model
     kept: list[Tensor] = []
-    for first in range(0, TRIES * count, how.batch):
-        seeds = range(first, min(first + how.batch, TRIES * count))
+    for first in range(0, TRIES * count, ROWS):
+        seeds = range(first, min(first + ROWS, TRIES * count))
         cond = model.encode([prompt] * len(seeds))
-        for step in trajectory(model, cond, seeds=seeds, steps=how.steps, guidance=how.guidance):
-            x = step.x_next
+        latents = sample(model, cond, seeds=seeds, sampler=subject.sampler)
         with torch.no_grad():
-            copies = is_copy(model.decode(x), number)
-        kept += [row for row, copy in zip(x, copies, strict=True) if not copy]
+            copies = is_copy(model.decode(latents), number)
+        kept += [row for row, copy in zip(latents, copies, strict=True) if not copy]
         if len(kept) >= count:
             break
     return torch.stack(kept[:count]) if kept else torch.empty(0)

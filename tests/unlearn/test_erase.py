@@ -7,29 +7,39 @@ from dataclasses import replace
 import pytest
 import torch
 
+from unmemorize.core.methods import Subject, Training, parse
 from unmemorize.core.model import Condition
-from unmemorize.mitigate.denoising import Pairs, draw_noise, draw_rows
-from unmemorize.mitigate.erase import Erase, Rounds
-from unmemorize.mitigate.finetune import Finetune, Team, finetune
+from unmemorize.core.results import Found, Pairs
 from unmemorize.models.load import wrap
+from unmemorize.unlearn.denoising import draw_noise, draw_rows
+from unmemorize.unlearn.erase import Erase, Erasing
+from unmemorize.unlearn.finetune import Finetune, Team, finetune
 
 TEAM = Team()
-QUICK = Rounds(every=2, ordinary=4, hostile=6, own=0.15, elsewhere=0.0)
+QUICK = Erase(every=2, ordinary=4, hostile=6, own=0.15, elsewhere=0.0)
 
 
-def rehearsal(model, latents, init, seeds):
+class Rehearsal:
     """Two stages, the second of which depends on the weights."""
-    weight = model.denoiser.conv_in.weight.detach().sum()
-    return torch.stack([init.embeds + 1, init.embeds + weight])
+
+    updates = 2
+
+    def attack(self, subject, latents, start, *, seeds, keep):
+        weight = subject.model.denoiser.conv_in.weight.detach().sum()
+        stages = {1: start.with_embeds(start.embeds + 1), 2: start.with_embeds(start.embeds + weight)}
+        return Found(stages, torch.zeros(1, len(latents)), 0)
 
 
-def erase(model, how=QUICK, attack=rehearsal):
+REHEARSAL = Rehearsal()
+
+
+def erase(model, how=QUICK, attack=REHEARSAL):
     generator = torch.Generator().manual_seed(0)
     latents = torch.randn(8, 4, 8, 8, generator=generator)
     captions = model.encode([f"a thing {i}" for i in range(8)])
     before = {name: p.detach().clone() for name, p in model.denoiser.named_parameters()}
     memorized = Pairs(latents[:3], captions[:3])
-    return Erase(memorized, latents[3:], captions[3:], model.encode([""]), before, attack, how)
+    return Erasing(memorized, latents[3:], captions[3:], model.encode([""]), before, attack, how)
 
 
 def test_a_model_as_it_was_has_nothing_to_learn_on_ordinary_rows(make_pipe):
@@ -112,15 +122,16 @@ def test_elsewhere_another_picture_is_shown_at_high_noise(make_pipe):
 
 
 def test_triggers_count_less_in_the_end(make_pipe):
-    """From the update named on, their gradient has the other weight."""
+    """In the last two fifths of the updates their gradient has the other weight."""
     model, size = wrap(make_pipe()), {}
-    for settle_at in (None, 1):
-        how = replace(QUICK, fresh=0.0, own=1.0, weight=1.0, settled=0.25, settle_at=settle_at)
+    for updates in (1000, 5):
+        how = replace(QUICK, fresh=0.0, own=1.0, weight=1.0, settled=0.25, updates=updates)
         objective = erase(model, how)
         model.denoiser.zero_grad()
-        objective.backward(model, 1, TEAM)  # on ordinary rows a model as it was has no gradient
-        size[settle_at] = torch.stack([p.grad.norm() for p in model.denoiser.parameters() if p.grad is not None]).norm()
-    assert size[1] / size[None] == pytest.approx(0.25, rel=1e-4)
+        objective.backward(model, 3, TEAM)
+        norms = [p.grad.norm() for p in model.denoiser.parameters() if p.grad is not None]
+        size[updates] = torch.stack(norms).norm()  # on ordinary rows a model as it was has no gradient
+    assert size[5] / size[1000] == pytest.approx(0.25, rel=1e-4)
 
 
 def test_rows_go_to_pictures_of_which_more_is_left(make_pipe):
@@ -136,12 +147,13 @@ def test_every_trigger_is_kept_and_the_newest_are_shown_most(make_pipe):
     """Each attack adds its stages for every picture; starts are of all three kinds."""
     model, starts = wrap(make_pipe()), []
 
-    def attack(model, latents, init, seeds):
-        starts.append(init.embeds)
-        assert len(set(seeds)) == 3
-        return rehearsal(model, latents, init, seeds)
+    class Recorded(Rehearsal):
+        def attack(self, subject, latents, start, *, seeds, keep):
+            starts.append(start.embeds)
+            assert len(set(seeds)) == 3
+            return super().attack(subject, latents, start, seeds=seeds, keep=keep)
 
-    objective = erase(model, attack=attack)
+    objective = erase(model, attack=Recorded())
     for update in range(12):
         objective.backward(model, update, TEAM)
     assert len(starts) == 6
@@ -176,3 +188,17 @@ def test_a_run_that_stopped_goes_on_to_the_same_bytes(make_pipe, tmp_path):
         train(tmp_path / "cut", stop)
     cut = train(tmp_path / "cut")
     assert all(torch.equal(cut[name], value) for name, value in whole.items())
+
+
+def test_the_method_rehearses_the_attack_it_names_and_keeps_its_way(make_pipe, tmp_path):
+    """Triggers come from a quarter, a half and the end; captions of the pictures stay, and made-up ones beside them."""
+    model = wrap(make_pipe())
+    latents = torch.randn(8, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    captions = model.encode([f"a thing {i}" for i in range(8)])
+    method = parse("unlearner", "erase:attack=dori,every=2,ordinary=2,hostile=2")
+    forget, keep = Pairs(latents[:2], captions[:2]), Pairs(latents[2:], captions[2:])
+    objective = method.objective(Subject(model), forget, keep, Training(tmp_path, surrogates=None))
+    assert objective._attack.name == "dori"
+    assert objective._kept == [12, 25, 50]
+    assert set(captions[2:].texts) <= set(objective._captions.texts)
+    assert len(objective._captions) > 4000

@@ -2,34 +2,60 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+import random
+import re
+from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from unmemorize.core.hooks import replaced
-from unmemorize.core.model import Condition, DiffusionModel, Prediction
-from unmemorize.mitigate.denoising import Noise, Pairs, Rows, draw_noise, draw_rows, stream, with_dropped
-from unmemorize.mitigate.finetune import Team
+from unmemorize.core.methods import Attack, Subject, Training, method, parse
+from unmemorize.core.model import Condition, DiffusionModel, Prediction, typed
+from unmemorize.core.results import Pairs
+from unmemorize.core.vocabulary import Words
+from unmemorize.metrics.neighbours import neighbours
+from unmemorize.unlearn.denoising import Noise, Rows, draw_noise, draw_rows, stream, with_dropped
+from unmemorize.unlearn.finetune import Finetune, Finetuning, Team
 
-# (model, latents, conditions to start from, one seed a picture) to embeddings on the way: (stages, n, tokens, width)
-Rehearsal = Callable[[DiffusionModel, Tensor, Condition, Sequence[int]], Tensor]
+WORD_PAIRS = 4000  # made-up captions that are kept as they are
 
 
+@method(
+    "erase",
+    paper="ours, after Kowalczuk et al. 2026",
+    cost="200 evaluations an update, half of them with gradient, beside an attack of every picture each 12 updates",
+    needs=("gradients", "pictures", "tokens"),
+)
 @dataclass(frozen=True)
-class Rounds:
-    """Settings: updates between two attacks, ordinary and hostile rows of an update, and how hard triggers are pushed.
+class Erase(Finetuning):
+    """Attack in rounds, keep every trigger that is found, and let none of them lead towards its picture.
 
-    `fresh` is the share of hostile rows with triggers of the last attack, `own` that with the picture's own prompt;
-    others have earlier triggers. A share `elsewhere` of the own prompt's rows shows another picture, at high noise.
-    `margin` is how far behind the empty prompt a trigger has to stay where the memorized one is shown, as a share of
-    the way from there to it; `weight` what triggers count beside the ordinary rows, `settled` the same from update
-    `settle_at` on, when little is left and what was lost beside it comes back; `ceiling` the largest weight that noise
-    gives a row. A picture gets hostile rows in proportion to what is left of it to the power of `focus`, followed with
-    `memory` of what was seen before.
+    In the last two fifths of the updates what is ordinary counts most, and the learning rate falls once more.
+
+    Attributes:
+        attack: The attack that is rehearsed; triggers are kept from a quarter, a half and the end of its way.
+        every: Updates between two attacks.
+        ordinary: Ordinary rows of an update.
+        hostile: Rows of memorized pictures of an update.
+        fresh: The share of hostile rows with triggers of the last attack.
+        own: The share of hostile rows with the picture's own prompt; others have earlier triggers.
+        elsewhere: The share of the own prompt's rows that shows another picture, at high noise.
+        margin: How far behind the empty prompt a trigger has to stay where the memorized picture is shown, as a share
+            of the way from there to it.
+        weight: What triggers count beside the ordinary rows.
+        settled: The same in the last updates, when little is left and what was lost beside it comes back.
+        ceiling: The largest weight that noise gives a row.
+        focus: A picture gets hostile rows in proportion to what is left of it to this power.
+        memory: How much of what was seen of a picture before counts in what is left of it.
     """
 
+    usual_lr: ClassVar[float] = 2e-5
+
+    updates: int = 960
+    check_every: int = 100
+    attack: str = "high-noise:updates=40"
     every: int = 12
     ordinary: int = 64
     hostile: int = 36
@@ -39,14 +65,41 @@ class Rounds:
     margin: float = 0.4
     weight: float = 0.8
     settled: float = 0.25
-    settle_at: int | None = None
     ceiling: float = 10.0
     focus: float = 3.0
     memory: float = 0.8
-    seed: int = 0
+
+    @property
+    def settling(self) -> int:
+        """The last updates, in which what is ordinary counts most."""
+        return 2 * self.updates // 5
+
+    @property
+    def loop(self) -> Finetune:
+        """The loop's settings: the learning rate falls, and at the end once more."""
+        return replace(super().loop, settling=self.settling)
+
+    def objective(self, subject: Subject, forget: Pairs, keep: Pairs, training: Training) -> Erasing:
+        """The distillation of the model as it was, except under triggers."""
+        model = subject.model
+        captions = self._kept_captions(model, list(keep.captions.texts or ()), list(forget.captions.texts or ()))
+        before = {name: p.detach().clone() for name, p in model.denoiser.named_parameters()}
+        attack: Attack = parse("attack", self.attack)
+        return Erasing(forget, keep.latents, model.encode(captions), model.encode([""]), before, attack, self)
+
+    def _kept_captions(self, model: DiffusionModel, ordinary: list[str], memorized: list[str]) -> list[str]:
+        """The ordinary captions, pairs of words that no memorized caption has, and of all those the nearest thrice.
+
+        What a model makes of words is a prediction like any other: it can be kept without a picture that shows it.
+        """
+        words = Words(typed(model), {word for caption in memorized for word in re.findall(r"\w+", caption)}).words
+        draw = random.Random(self.seed)
+        texts = ordinary + [" ".join(draw.choices(words, k=2)) for _ in range(WORD_PAIRS)]
+        near = neighbours(model, texts, memorized)
+        return texts + 2 * [text for text, is_near in zip(texts, near, strict=True) if is_near]
 
 
-class Erase:
+class Erasing:
     """Distil the model as it was, except under triggers of memorized pictures, which are not to lead there.
 
     Written for a model that predicts ε, with ε̄ the prediction of the model as it was; others have their own output
@@ -82,11 +135,12 @@ class Erase:
         captions: Condition,
         empty: Condition,
         before: dict[str, Tensor],
-        attack: Rehearsal,
-        how: Rounds = Rounds(),
+        attack: Attack,
+        how: Erase = Erase(),
     ) -> None:
         self._memorized, self._ordinary, self._captions, self._empty = memorized, ordinary, captions, empty
         self._before, self._attack, self._how = before, attack, how
+        self._kept = sorted({max(attack.updates // 4, 1), max(attack.updates // 2, 1), attack.updates})
         self._triggers = memorized.captions.embeds[None]
         self._old = 1  # how many of the triggers of a picture the last attack did not find
         self._left = torch.ones(len(memorized))
@@ -102,7 +156,7 @@ class Erase:
         latents = self._memorized.latents[rows.items]
         triggers = self._memorized.captions[rows.items].with_embeds(self._triggers[chosen, rows.items])
         pushed, whole = self._approach(model, latents, triggers, *self._states(model, latents, rows, own=chosen == 0))
-        settled = how.settle_at is not None and update >= how.settle_at
+        settled = update >= how.updates - how.settling
         ((how.settled if settled else how.weight) * pushed.mean()).backward()
         seen = (rows.items, pushed.detach(), whole)
         self._note(*(team.gather(part.to(team.device)).cpu() for part in seen))
@@ -198,8 +252,10 @@ class Erase:
         init = torch.stack([self._init(p, g) for p, g in zip(mine.tolist(), streams, strict=True)])
         seeds = [int(torch.randint(2**62, (1,), generator=g)) for g in streams]
         start = self._memorized.captions[mine].with_embeds(init)
-        stages = self._attack(model, self._memorized.latents[mine], start, seeds).transpose(0, 1).contiguous()
-        stages = team.gather(stages)[:count].transpose(0, 1)
+        latents = self._memorized.latents[mine]
+        found = self._attack.attack(Subject(model), latents, start, seeds=seeds, keep=self._kept)
+        kept = torch.stack([found.conditions[step].embeds for step in sorted(found.conditions)], dim=1)
+        stages = team.gather(kept)[:count].transpose(0, 1)
         self._old = len(self._triggers)
         self._triggers = torch.cat([self._triggers, stages])
 

@@ -11,21 +11,23 @@ import pytest
 import torch
 
 from unmemorize.core.errors import UserError
-from unmemorize.mitigate.adversarial import Adversarial, InnerLoop
-from unmemorize.mitigate.deletion import Deletion
-from unmemorize.mitigate.denoising import Pairs
-from unmemorize.mitigate.finetune import Finetune, Stateless, finetune
-from unmemorize.mitigate.surrogates import Surrogates
+from unmemorize.core.results import Found, Pairs, Surrogates
 from unmemorize.models.load import wrap
+from unmemorize.unlearn.adversarial import InnerLoop, Replacing
+from unmemorize.unlearn.deletion import Ordinary
+from unmemorize.unlearn.finetune import Finetune, Stateless, finetune
 
 QUICK = Finetune(updates=6, lr=1e-3, save_every=2, ema=0.9)
 
 
-def drift(model, latents, init, seeds):
+class Drift:
     """An attack that costs nothing but depends on where it starts, on the seed and on the weights."""
-    weight = model.denoiser.conv_in.weight.detach().sum()
-    steps = [torch.full_like(y, seed % 7 / 10) for y, seed in zip(init.embeds, seeds, strict=True)]
-    return init.with_embeds(init.embeds + torch.stack(steps) * weight)
+
+    def attack(self, subject, latents, start, *, seeds):
+        weight = subject.model.denoiser.conv_in.weight.detach().sum()
+        steps = [torch.full_like(y, seed % 7 / 10) for y, seed in zip(start.embeds, seeds, strict=True)]
+        moved = start.with_embeds(start.embeds + torch.stack(steps) * weight)
+        return Found({1: moved}, torch.zeros(1, len(latents)), 0)
 
 
 def adversarial(model, batch=4):
@@ -33,10 +35,10 @@ def adversarial(model, batch=4):
     generator = torch.Generator().manual_seed(0)
     latents = torch.randn(9, 4, 8, 8, generator=generator)
     captions = model.encode([f"a thing {i}" for i in range(9)])
-    keep = Deletion(Pairs(latents[:4], captions[:4]), model.encode([""]), batch=batch)
+    keep = Ordinary(Pairs(latents[:4], captions[:4]), model.encode([""]), batch=batch)
     memorized = Pairs(latents[4:7], captions[4:7])
     surrogates = Surrogates(torch.randn(6, 4, 8, 8, generator=generator), torch.tensor([0, 0, 1, 1, 2, 2]))
-    return Adversarial(keep, surrogates, InnerLoop(drift, memorized, warm=True, every=2))
+    return Replacing(keep, surrogates, InnerLoop(Drift(), memorized, warm=True, every=2))
 
 
 def train(pipe, folder, how=QUICK, **options):

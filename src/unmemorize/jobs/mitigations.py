@@ -1,0 +1,87 @@
+"""A mitigation as a user names it: by its name or a localizer's, by an edit's file or a tuned model's folder."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from unmemorize.core.errors import UserError
+from unmemorize.core.hooks import replaced
+from unmemorize.core.methods import Mitigation, methods, parse
+from unmemorize.core.model import DiffusionModel
+from unmemorize.mitigate.edit import EditFile, Located
+from unmemorize.mitigate.tuned import Tuned
+from unmemorize.models.load import load
+
+
+def mitigation_of(text: str, model: DiffusionModel) -> Mitigation:
+    """The mitigation that a text names; what it has to measure beforehand is not measured yet.
+
+    Raises:
+        UserError: There is none of that name, a setting is wrong, or a file or folder cannot be used.
+    """
+    name = text.partition(":")[0]
+    if name in methods("mitigation"):
+        mitigation: Mitigation = parse("mitigation", text)
+        return mitigation
+    if name in methods("localizer"):
+        parse("localizer", text)
+        return Located(localizer=text)
+    require_mitigation(text)
+    return tuned_model(text, model) if Path(text).is_dir() else EditFile(path=text)
+
+
+def require_mitigation(text: str) -> None:
+    """Refuse a text that is neither a method's name nor an edit's file or a folder.
+
+    Raises:
+        UserError: It is none of these.
+    """
+    known = [*methods("mitigation"), *methods("localizer")]
+    path = Path(text)
+    if text.partition(":")[0] in known or path.is_dir() or path.suffix == ".safetensors":
+        return
+    names = ", ".join(known)
+    raise UserError(f"{text}: no such mitigation: choose one of {names}, an edit's file, or a tuned model's folder")
+
+
+def tuned_model(folder: str, model: DiffusionModel) -> Tuned:
+    """The weights of a model of which only the denoiser was tuned, on the CPU.
+
+    Raises:
+        UserError: It cannot be loaded, or differs in more.
+    """
+    tuned = load(folder, dtype=next(model.denoiser.parameters()).dtype, device="cpu")
+    values = {name: weight.detach() for name, weight in tuned.denoiser.named_parameters()}
+    own = {name: weight.shape for name, weight in model.denoiser.named_parameters()}
+    if own != {name: weight.shape for name, weight in values.items()}:
+        raise UserError(f"{folder}: its denoiser has other layers than that of {model.name}: name a tuned copy of it")
+    fingerprint = tuned.fingerprint
+    with replaced(model.denoiser, values):
+        if model.fingerprint != fingerprint:
+            raise UserError(
+                f"{folder}: its text encoder, VAE or noise schedule is not that of {model.name}: name a model of which "
+                "only the denoiser was tuned"
+            )
+    return Tuned(folder, fingerprint, values)
+
+
+def named_apart(texts: Sequence[str]) -> dict[str, str]:
+    """The mitigations by a short name each: the method's, or the folder's or file's own.
+
+    Raises:
+        UserError: One is not known, or two have one name.
+    """
+    methods_by_name = {*methods("mitigation"), *methods("localizer")}
+    named: dict[str, str] = {}
+    for text in texts:
+        require_mitigation(text)
+        method = text.partition(":")[0]
+        name = Path(text).resolve().stem.encode("utf-8", "backslashreplace").decode()
+        taken = name in named or name in methods_by_name
+        if method in methods_by_name:
+            name, taken = method, method in named
+        if taken:
+            raise UserError(f"--mitigation {text}: another one is called {name}, too: name one of them, or rename it")
+        named[name] = text
+    return named

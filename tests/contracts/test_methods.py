@@ -1,0 +1,256 @@
+"""What every method of every kind promises, whichever package it comes from."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import external
+import pytest
+import torch
+
+from unmemorize.core.errors import NotApplicable, UserError
+from unmemorize.core.methods import (
+    GROUPS,
+    NEEDS,
+    Subject,
+    Training,
+    describe,
+    method,
+    methods,
+    parse,
+    settings,
+    spelled,
+)
+from unmemorize.core.results import Pairs, Surrogates
+from unmemorize.core.sample import Sampler, generate
+from unmemorize.models.load import wrap
+
+QUICK = {  # settings under which a method takes little time
+    "nemo": "nemo:threshold=-1,minimum=4.75,seeds=2",
+    "adaptive": "adaptive:updates=1,sampling=1",
+    "prompt-search": "prompt-search:updates=1,tried=2",
+    "erase": "erase:updates=1,attack=high-noise:updates=1,ordinary=2,hostile=2",
+    "adversarial-finetune": "adversarial-finetune:updates=1,batch=2,attack=dori:updates=1",
+    "located": "located:localizer=wanda:sparsity=0.1",
+    "wanda": "wanda:sparsity=0.1",
+    "guard": "guard:threshold=0,target=0,iterations=1",
+}
+PROMPTS = ["a green bicycle", "the old harbour", "an owl on a fence"]
+EVERY = [(kind, name) for kind in GROUPS for name in methods(kind)]
+
+
+def quick(kind, name):
+    """The method, with few updates."""
+    if kind in ("attack", "unlearner") and name not in QUICK:
+        return parse(kind, f"{name}:updates=1")
+    return parse(kind, QUICK.get(name, name))
+
+
+def of_kind(kind):
+    return pytest.mark.parametrize("name", [name for other, name in EVERY if other == kind])
+
+
+@pytest.fixture
+def subject(make_pipe):
+    """A model of its own, drawn from in two steps."""
+    return Subject(wrap(make_pipe(), name="tiny"), Sampler(2))
+
+
+@pytest.mark.parametrize(("kind", "name"), EVERY)
+def test_a_method_says_what_it_is(kind, name):
+    """A name, a summary, a paper, its cost and needs; settings with a text each, that are read back as written."""
+    cls = methods(kind)[name]
+    facts = describe(cls)
+    assert (facts["kind"], facts["name"]) == (kind, name)
+    assert facts["summary"].endswith((".", "!"))
+    assert facts["paper"]
+    assert facts["cost"]
+    assert NEEDS.issuperset(facts["needs"])
+    for setting, about in facts["settings"].items():
+        assert about["text"] or cls.__module__ == "external", setting
+    made = quick(kind, name)
+    assert dataclasses.is_dataclass(made)
+    assert parse(kind, spelled(made)) == made
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        made.anything = 1
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("wand", "no such localizer: choose one of .*; wanda is meant"),
+        ("wanda:sparsty=1", "no setting 'sparsty': it has sparsity.*; sparsity is meant"),
+        ("wanda:sparsity", "no setting"),
+        ("wanda:sparsity=much", "valid number"),
+        ("wanda:sparsity=nan", "finite"),
+        ("wanda:sparsity=inf", "finite"),
+        ("nemo:rule=mine", "'published' or 'ordinary'"),
+        ("nemo:reference=x", "no setting"),
+    ],
+)
+def test_what_cannot_be_read_is_one_line(text, message):
+    with pytest.raises(UserError, match=message) as error:
+        parse("localizer", text)
+    assert "\n" not in str(error.value)
+
+
+def test_names_are_given_once():
+    """A second method of a name, a name that no command line takes, and a need that nobody knows."""
+    for name, needs, message in (
+        ("wanda", (), "already"),
+        ("Wanda 2", (), "lower-case"),
+        ("wanda-2", ("luck",), "luck"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            method(name, paper="none", cost="none", needs=needs)(external.FirstLayer)
+
+
+def test_settings_of_a_class_are_its_defaults():
+    assert settings(methods("localizer")["wanda"])["sparsity"] == 0.01
+    assert spelled(parse("localizer", "wanda:per-prompt=true,sparsity=0.01")) == "wanda:per_prompt=true"
+
+
+def alike(a, b):
+    return torch.allclose(a, b, rtol=1e-3, atol=1e-5)
+
+
+@of_kind("detector")
+def test_a_detector_scores_prompt_by_prompt(name, subject):
+    """(n, seeds), finite, the same again, and for a prompt alone what it is among others."""
+    detector, model = quick("detector", name), subject.model
+    cond, seeds = model.encode(PROMPTS), [3, 4]
+    with model.counted() as cost:
+        scores = detector.score(subject, cond, seeds=seeds)
+    assert scores.by_seed.shape == (3, 2)
+    assert scores.value.shape == (3,)
+    assert scores.by_seed.isfinite().all()
+    assert scores.evaluations <= cost.forward
+    assert all(column.shape[:2] == (3, 2) for column in scores.columns.values())
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(99)
+        assert torch.equal(detector.score(subject, cond, seeds=seeds).by_seed, scores.by_seed)
+    ready = detector.ready(subject, seeds=seeds)
+    for row in range(3):
+        assert alike(ready(cond[[row]]).by_seed, scores.by_seed[[row]])
+
+
+@of_kind("detector")
+def test_a_memorizer_scores_above_a_model_that_memorizes_nothing(name, oracle, gaussian):
+    """Higher is more memorized: a prompt for one training picture beats any prompt of a Gaussian, at every seed."""
+    if methods("detector")[name].__module__ == "external":
+        pytest.skip("says nothing about memory")
+    detector, seeds = quick("detector", name), [0, 1, 2, 3]
+    memorized = detector.score(Subject(oracle), oracle.encode(["one"]), seeds=seeds).by_seed
+    ordinary = detector.score(Subject(gaussian), gaussian.encode(["one"]), seeds=seeds).by_seed
+    assert memorized.min() > ordinary.max()
+
+
+@of_kind("picture-test")
+def test_a_picture_test_scores_every_picture(name, subject):
+    latents = torch.randn(3, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    scores = quick("picture-test", name).score(subject, Pairs(latents, subject.model.encode(PROMPTS)), seeds=[0, 1])
+    assert scores.by_seed.shape == (3, 2)
+    assert scores.by_seed.isfinite().all()
+
+
+@of_kind("explainer")
+def test_an_explainer_has_a_finite_value_for_every_word(name, subject):
+    """And leaves no gradient and no hook behind."""
+    explainer, model = quick("explainer", name), subject.model
+    found = explainer.explain(subject, PROMPTS[0], seeds=[0, 1])
+    assert found.words == ("a", "green", "bicycle")
+    assert torch.tensor(found.significance).isfinite().all()
+    assert explainer.explain(subject, PROMPTS[0], seeds=[0, 1]) == found
+    assert all(p.grad is None and p.requires_grad for p in model.denoiser.parameters())
+
+
+@of_kind("localizer")
+def test_a_localizer_selects_units_of_the_model(name, subject):
+    """Masks fit their layers, the model stays as it was, and the second search finds the same."""
+    localizer, model = quick("localizer", name), subject.model
+    before = model.fingerprint
+    ordinary = model.encode([f"a thing {i}" for i in range(4)])
+    found = [localizer.find(subject, model.encode(PROMPTS), ordinary=ordinary) for _ in range(2)]
+    assert model.fingerprint == before
+    assert found[0].selected > 0
+    modules = dict(model.denoiser.named_modules())
+    for layer, mask in found[0].masks.items():
+        shape = modules[layer].weight.shape
+        assert mask.dtype == torch.bool
+        assert mask.shape == (shape if found[0].units == "weights" else shape[:1])
+        assert torch.equal(mask, found[1].masks[layer])
+    assert found[0].prompts == tuple(PROMPTS)
+
+
+@of_kind("localizer")
+def test_a_model_without_the_layers_is_not_applicable(name, oracle):
+    if methods("localizer")[name].__module__ == "external":
+        pytest.skip("asks for layers itself")
+    cond = oracle.encode(["one", "other"])
+    with pytest.raises(NotApplicable):
+        quick("localizer", name).find(Subject(oracle), cond, ordinary=cond)
+
+
+@of_kind("unlearner")
+def test_an_unlearner_changes_the_denoiser_and_nothing_else(name, subject, tmp_path):
+    """One update: other weights, finite losses, no gradient left, flags as before."""
+    model = subject.model
+    latents = torch.randn(6, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    captions = model.encode([f"a thing {i}" for i in range(6)])
+    surrogates = Surrogates(latents[:2].flip(0), torch.arange(2))
+    before = {key: value.clone() for key, value in model.denoiser.state_dict().items()}
+    text = {key: value.clone() for key, value in model.pipe.text_encoder.state_dict().items()}
+    training = Training(tmp_path / "checkpoints", surrogates=lambda: surrogates)
+    trained = quick("unlearner", name).train(
+        subject, Pairs(latents[:2], captions[:2]), Pairs(latents[2:], captions[2:]), training
+    )
+    after = model.denoiser.state_dict()
+    assert any(not torch.equal(after[key], value) for key, value in before.items())
+    assert all(value.isfinite().all() for value in after.values())
+    assert all(torch.equal(model.pipe.text_encoder.state_dict()[key], value) for key, value in text.items())
+    assert all(p.grad is None and p.requires_grad for p in model.denoiser.parameters())
+    assert trained.updates == 1
+    assert all(losses.shape == (1,) for losses in trained.losses.values())
+
+
+@of_kind("mitigation")
+def test_a_mitigation_is_taken_back(name, subject, tmp_path):
+    """In the block a subject that makes pictures; after it, also after an error, the model is what it was."""
+    from unmemorize.mitigate.edit import Edit
+
+    model, before = subject.model, subject.model.fingerprint
+    prompts, ordinary = model.encode(PROMPTS), model.encode([f"a thing {i}" for i in range(30)])
+    mitigation = quick("mitigation", name)
+    if name == "edit":
+        found = parse("localizer", "first-layer").find(subject, prompts)
+        Edit.of(found, before).save(tmp_path / "e.safetensors")
+        mitigation = parse("mitigation", f"edit:path={tmp_path / 'e.safetensors'}")
+    fitted = mitigation.fitted(subject, prompts=prompts, ordinary=ordinary, seeds=[0, 1])
+    assert fitted.acts in ("weights", "condition", "noise", "guidance", "attention", "state")
+    with fitted.applied(subject) as changed:
+        pictures = generate(changed.model, prompts, seeds=[0, 1, 2], sampler=changed.sampler)
+        alone = generate(changed.model, prompts[[1]], seeds=[1], sampler=changed.sampler)
+    assert torch.allclose(pictures[1], alone[0], atol=1e-2)
+    assert model.fingerprint == before
+    with pytest.raises(RuntimeError, match="on purpose"), fitted.applied(subject):
+        raise RuntimeError("on purpose")
+    assert model.fingerprint == before
+
+
+@of_kind("attack")
+def test_an_attack_finds_a_condition_for_every_picture(name, subject):
+    """As many rows as pictures, finite, from the start that it was given; the model is left alone."""
+    model, before = subject.model, subject.model.fingerprint
+    latents = torch.randn(3, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    start = model.encode([" ".join(model.vocabulary[:2])] * 3)
+    attack = quick("attack", name).prepared(prompts=start, ordinary=start)
+    found = attack.attack(subject, latents, start, seeds=[5, 6, 7], keep=(0,))
+    assert set(found.conditions) >= {0, attack.updates}
+    assert torch.equal(found.conditions[0].embeds, start.embeds)
+    assert found.last.embeds.shape == start.embeds.shape
+    assert found.last.embeds.isfinite().all()
+    assert found.losses.shape[1] == 3
+    again = attack.attack(subject, latents, start, seeds=[5, 6, 7], keep=(0,))
+    assert torch.equal(again.last.embeds, found.last.embeds)
+    assert model.fingerprint == before
+    assert all(p.grad is None and p.requires_grad for p in model.denoiser.parameters())
