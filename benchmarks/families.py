@@ -165,16 +165,16 @@ def page() -> list[str]:
     """The table in Markdown, with each reason once below it."""
     reasons: list[str] = []
     rows = []
-    for method in METHODS:
-        row = [method]
-        for family in FAMILIES:
+    for family in FAMILIES:
+        row = [family]
+        for method in METHODS:
             found = cell(family, method)
             reason = found.removeprefix("not applicable: ")
             if found != "works" and reason not in reasons:
                 reasons.append(reason)
             row.append("works" if found == "works" else f"not applicable ({reasons.index(reason) + 1})")
         rows.append(row)
-    lines = [["method", *FAMILIES], ["---"] * (len(FAMILIES) + 1), *rows]
+    lines = [["family", *METHODS], ["---"] * (len(METHODS) + 1), *rows]
     table = [f"| {' | '.join(line)} |" for line in lines]
     return [*table, "", *(f"{i}. {reason}" for i, reason in enumerate(reasons, 1))]
 

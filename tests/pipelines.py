@@ -11,17 +11,25 @@ import torch
 from diffusers import (
     AutoencoderDC,
     AutoencoderKL,
+    AutoencoderKLFlux2,
+    AutoencoderKLQwenImage,
     ChromaPipeline,
     ChromaTransformer2DModel,
     DDIMScheduler,
     DPMSolverMultistepScheduler,
     EulerDiscreteScheduler,
     FlowMatchEulerDiscreteScheduler,
+    Flux2KleinPipeline,
+    Flux2Transformer2DModel,
     FluxPipeline,
     FluxTransformer2DModel,
+    Lumina2Pipeline,
+    Lumina2Transformer2DModel,
     PixArtAlphaPipeline,
     PixArtSigmaPipeline,
     PixArtTransformer2DModel,
+    QwenImagePipeline,
+    QwenImageTransformer2DModel,
     SanaPipeline,
     SanaTransformer2DModel,
     SD3Transformer2DModel,
@@ -29,8 +37,13 @@ from diffusers import (
     StableDiffusionPipeline,
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
+    ZImagePipeline,
+    ZImageTransformer2DModel,
 )
-from tokenizers import processors
+from tokenizers import Tokenizer, processors
+from tokenizers.models import BPE
+from tokenizers.pre_tokenizers import ByteLevel
+from tokenizers.trainers import BpeTrainer
 from transformers import (
     CLIPTextConfig,
     CLIPTextModel,
@@ -39,6 +52,11 @@ from transformers import (
     Gemma2Config,
     Gemma2Model,
     GemmaTokenizer,
+    Qwen2_5_VLConfig,
+    Qwen2_5_VLForConditionalGeneration,
+    Qwen2Tokenizer,
+    Qwen3Config,
+    Qwen3ForCausalLM,
     T5Config,
     T5EncoderModel,
     T5Tokenizer,
@@ -280,6 +298,127 @@ def sana(**transformer):
     )
 
 
+def qwen(**transformer):
+    tokenizer = qwen_tokenizer()
+    own = {
+        "patch_size": 2,
+        "in_channels": 16,
+        "out_channels": 4,
+        "num_layers": 2,
+        "attention_head_dim": 16,
+        "num_attention_heads": 2,
+        "joint_attention_dim": 16,
+        "guidance_embeds": False,
+        "axes_dims_rope": (4, 6, 6),
+    }
+    return QwenImagePipeline(
+        scheduler=FlowMatchEulerDiscreteScheduler(
+            use_dynamic_shifting=True,
+            base_shift=0.5,
+            max_shift=0.9,
+            max_image_seq_len=8192,
+            shift_terminal=0.02,
+            time_shift_type="exponential",
+        ),
+        vae=AutoencoderKLQwenImage(
+            base_dim=8,
+            z_dim=4,
+            dim_mult=[1, 2, 2, 2],
+            num_res_blocks=1,
+            temperal_downsample=[False, True, True],
+            latents_mean=[0.1, -0.2, 0.3, 0.0],
+            latents_std=[1.5, 0.7, 1.1, 2.0],
+        ),
+        text_encoder=qwen_vl(tokenizer),
+        tokenizer=tokenizer,
+        transformer=QwenImageTransformer2DModel(**own | transformer),
+    )
+
+
+def z_image(**transformer):
+    tokenizer = qwen_tokenizer()
+    own = {
+        "all_patch_size": (2,),
+        "all_f_patch_size": (1,),
+        "in_channels": 4,
+        "dim": 32,
+        "n_layers": 2,
+        "n_refiner_layers": 1,
+        "n_heads": 2,
+        "n_kv_heads": 2,
+        "qk_norm": True,
+        "cap_feat_dim": 16,
+        "rope_theta": 256.0,
+        "t_scale": 1000.0,
+        "axes_dims": [8, 4, 4],
+        "axes_lens": [256, 32, 32],
+    }
+    return ZImagePipeline(
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
+        vae=vae(4, **FLOW_VAE),
+        text_encoder=qwen3(tokenizer, layers=3),
+        tokenizer=tokenizer,
+        transformer=ZImageTransformer2DModel(**own | transformer),
+    )
+
+
+def flux2_klein(distilled: bool = False, **transformer):
+    tokenizer = qwen_tokenizer()
+    own = {
+        "patch_size": 1,
+        "in_channels": 16,
+        "num_layers": 2,
+        "num_single_layers": 2,
+        "attention_head_dim": 16,
+        "num_attention_heads": 2,
+        "joint_attention_dim": 48,
+        "timestep_guidance_channels": 32,
+        "axes_dims_rope": (4, 4, 4, 4),
+        "guidance_embeds": False,
+    }
+    return Flux2KleinPipeline(
+        scheduler=FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True, shift=3.0),
+        vae=AutoencoderKLFlux2(
+            block_out_channels=(8, 8, 8, 8),
+            layers_per_block=1,
+            latent_channels=4,
+            norm_num_groups=4,
+            sample_size=64,
+            use_quant_conv=False,
+            use_post_quant_conv=False,
+        ),
+        text_encoder=qwen3(tokenizer, layers=30),
+        tokenizer=tokenizer,
+        transformer=Flux2Transformer2DModel(**own | transformer),
+        is_distilled=distilled,
+    )
+
+
+def lumina2(**transformer):
+    tokenizer = gemma_tokenizer(512)
+    own = {
+        "sample_size": 8,
+        "patch_size": 2,
+        "in_channels": 4,
+        "hidden_size": 24,
+        "num_layers": 2,
+        "num_refiner_layers": 1,
+        "num_attention_heads": 3,
+        "num_kv_heads": 1,
+        "multiple_of": 16,
+        "axes_dim_rope": (4, 2, 2),
+        "axes_lens": (300, 64, 64),
+        "cap_feat_dim": 16,
+    }
+    return Lumina2Pipeline(
+        transformer=Lumina2Transformer2DModel(**own | transformer),
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=6.0, use_dynamic_shifting=True),
+        vae=vae(4, **FLOW_VAE),
+        text_encoder=gemma(tokenizer),
+        tokenizer=tokenizer,
+    )
+
+
 PIXART = {
     "sample_size": 32,
     "num_layers": 2,
@@ -370,6 +509,71 @@ def gemma(tokenizer):
     return Gemma2Model(config)
 
 
+CHAT = (
+    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+def qwen_tokenizer():
+    """Pieces of bytes, which hold the space before a word, and a chat template."""
+    learner = Tokenizer(BPE())
+    learner.pre_tokenizer = ByteLevel(add_prefix_space=False)
+    trainer = BpeTrainer(vocab_size=400, initial_alphabet=ByteLevel.alphabet(), show_progress=False)
+    learner.train_from_iterator(CAPTIONS, trainer)
+    model = json.loads(learner.to_str())["model"]
+    special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+    vocabulary = model["vocab"] | {token: len(model["vocab"]) + i for i, token in enumerate(special)}
+    merges = [tuple(pair) for pair in model["merges"]]
+    tokenizer = Qwen2Tokenizer(vocab=vocabulary, merges=merges, model_max_length=2048)
+    tokenizer.add_special_tokens({"additional_special_tokens": special[1:]})
+    tokenizer.chat_template = CHAT
+    return tokenizer
+
+
+def qwen3(tokenizer, layers: int):
+    config = Qwen3Config(
+        vocab_size=len(tokenizer),
+        hidden_size=16,
+        intermediate_size=16,
+        num_hidden_layers=layers,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        head_dim=8,
+        max_position_embeddings=2048,
+    )
+    return Qwen3ForCausalLM(config)
+
+
+def qwen_vl(tokenizer):
+    config = Qwen2_5_VLConfig(
+        text_config={
+            "hidden_size": 16,
+            "intermediate_size": 16,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 2,
+            "num_key_value_heads": 2,
+            "rope_scaling": {"mrope_section": [1, 1, 2], "rope_type": "default", "type": "default"},
+            "rope_theta": 1000000.0,
+            "vocab_size": len(tokenizer),
+        },
+        vision_config={
+            "depth": 1,
+            "hidden_size": 16,
+            "intermediate_size": 16,
+            "num_heads": 2,
+            "out_hidden_size": 16,
+            "fullatt_block_indexes": [0],
+        },
+        hidden_size=16,
+        vocab_size=len(tokenizer),
+        vision_end_token_id=1,
+        vision_start_token_id=0,
+        vision_token_id=2,
+    )
+    return Qwen2_5_VLForConditionalGeneration(config)
+
+
 FAMILIES: dict[str, Callable[..., Any]] = {
     "sd": sd,
     "sdxl": sdxl,
@@ -379,6 +583,10 @@ FAMILIES: dict[str, Callable[..., Any]] = {
     "pixart": pixart,
     "pixart_alpha": pixart_alpha,
     "sana": sana,
+    "qwen": qwen,
+    "z_image": z_image,
+    "flux2_klein": flux2_klein,
+    "lumina2": lumina2,
 }
 
 

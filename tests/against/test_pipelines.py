@@ -105,6 +105,19 @@ CASES = [
     binned("sana", 4.5),
     binned("sana", 4.5, dtype=torch.bfloat16),
     binned("sana", 4.5, scheduler=diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0)),
+    Case("qwen", 1.0, {"true_cfg_scale": 1.0}),
+    Case("qwen", 4.0, {"true_cfg_scale": 4.0, "negative_prompt": ""}),
+    Case("qwen", 4.0, {"true_cfg_scale": 4.0, "negative_prompt": ""}, size=(64, 96)),
+    Case("z_image", 1.0, {"guidance_scale": 0.0}),
+    Case("z_image", 6.0, {"guidance_scale": 5.0}),
+    Case("z_image", 6.0, {"guidance_scale": 5.0}, size=(64, 96)),
+    cfg("flux2_klein", 1.0),
+    cfg("flux2_klein", 4.0),
+    Case("flux2_klein", 1.0, own={"distilled": True}),
+    cfg("flux2_klein", 4.0, size=(64, 96)),
+    cfg("lumina2", 1.0),
+    cfg("lumina2", 4.0),
+    cfg("lumina2", 4.0, size=(64, 96)),
 ]
 
 
@@ -140,10 +153,12 @@ def run_pipe(pipe, batch, case):
 
 
 def unpacked(state, like):
-    """Tokens of 2×2 latents as (n, c, h, w)."""
+    """Tokens as (n, c, h, w): those of 2 × 2 latents, and those of as many channels as there are."""
     if state.ndim == like.ndim:
         return state
     n, c, h, w = like.shape
+    if state.shape[-1] == c:
+        return state.transpose(1, 2).reshape(n, c, h, w)
     return state.view(n, h // 2, w // 2, c, 2, 2).permute(0, 3, 1, 4, 2, 5).reshape(n, c, h, w)
 
 

@@ -19,9 +19,9 @@ PROMPTS = ["a lighthouse at dusk", "an owl on a fence, and two red kites over a 
 TYPED = ["sd", "sdxl"]
 MASKED = ["pixart", "pixart_alpha", "sana"]
 CROSS = [*TYPED, *MASKED]
-JOINT = ["sd3", "flux", "chroma"]
+JOINT = ["sd3", "flux", "chroma", "qwen", "z_image", "flux2_klein", "lumina2"]
 ALL = [*CROSS, *JOINT]
-FLOWS = ["sd3", "flux", "chroma", "sana"]
+FLOWS = [*JOINT, "sana"]
 POOLED = ["sdxl", "sd3", "flux"]
 
 
@@ -207,6 +207,12 @@ def test_flux_has_the_defaults_of_dev_and_of_schnell(models):
             assert not close(dev.predict(x, t, dev.encode(PROMPTS[:1])).output, before)
         finally:
             dev.embedded = 3.5
+
+
+def test_a_distilled_flux2_is_not_guided():
+    """It takes four steps of one evaluation."""
+    model = wrap(tiny("flux2_klein", distilled=True))
+    assert (model.guidance, model.steps) == (1.0, 4)
 
 
 def test_sanas_feed_forwards_are_convolutions(models):

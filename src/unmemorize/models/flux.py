@@ -5,20 +5,17 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from unmemorize.core.errors import NotApplicable
 from unmemorize.core.model import Condition
-from unmemorize.models.schedules import SchedulerRun
-from unmemorize.models.transformer import FlowModel, read, shift, spans_of
+from unmemorize.models.transformer import EvenFlowModel, read, spans_of
 
 TOKENS = 512
 SCHNELL_STEPS = 4
 
 
-class FluxModel(FlowModel):
+class FluxModel(EvenFlowModel):
     """A `FluxPipeline`: T5's tokens, and a pooled CLIP vector.
 
     The dev model is distilled to one evaluation a step: its guidance is an input of the network, `embedded`, and
@@ -35,9 +32,6 @@ class FluxModel(FlowModel):
         self, pipe: Any, name: str, source: Path | str | None = None, size: tuple[int, int] | None = None
     ) -> None:
         super().__init__(pipe, name, source, size)
-        scheduler = type(pipe.scheduler).__name__
-        if scheduler != "FlowMatchEulerDiscreteScheduler":
-            raise NotApplicable(f"{scheduler} does not take the noise levels that this pipeline names")
         if not self._config.get("guidance_embeds") and self.pooled:  # schnell
             self.steps = SCHNELL_STEPS
 
@@ -53,13 +47,6 @@ class FluxModel(FlowModel):
     def spans(self, prompt: str) -> list[tuple[int, int]]:
         """The characters behind each of T5's tokens."""
         return spans_of(*self._reader, prompt)
-
-    def schedule(self, steps: int) -> SchedulerRun:
-        """A private copy of the pipeline's scheduler, with evenly spaced noise levels, shifted by the size."""
-        _, height, width = self._latent_shape
-        moved = shift(height // 2 * (width // 2), self.pipe.scheduler.config, highest=1.15)
-        settings = {"sigmas": np.linspace(1.0, 1 / steps, steps), "mu": moved}
-        return SchedulerRun(self.pipe.scheduler, steps, self.device, settings, begin=True)
 
     def denoise(self, x: Tensor, t: Tensor, cond: Condition) -> Tensor:
         """The transformer's output, as latents."""

@@ -257,7 +257,8 @@ class PipelineModel(Adapter, TypedModel):
 
     def _own_size(self) -> tuple[int, int]:
         """The size that pictures have if none is named."""
-        size, scale = self._config.get("sample_size") or self.pipe.default_sample_size, self.pipe.vae_scale_factor
+        scale = self.pipe.vae_scale_factor
+        size = self._config.get("sample_size") or getattr(self.pipe, "default_sample_size", 1024 // scale)
         return (size * scale, size * scale) if isinstance(size, int) else (size[0] * scale, size[1] * scale)
 
     def save(self, folder: Path) -> None:

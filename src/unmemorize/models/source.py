@@ -26,6 +26,10 @@ ADAPTERS = {
     "PixArtSigmaPipeline": "unmemorize.models.pixart:PixArtModel",
     "PixArtAlphaPipeline": "unmemorize.models.pixart:PixArtModel",
     "SanaPipeline": "unmemorize.models.pixart:SanaModel",
+    "QwenImagePipeline": "unmemorize.models.language:QwenImageModel",
+    "ZImagePipeline": "unmemorize.models.language:ZImageModel",
+    "Flux2KleinPipeline": "unmemorize.models.language:Flux2KleinModel",
+    "Lumina2Pipeline": "unmemorize.models.language:Lumina2Model",
 }
 
 # Components that are not loaded, or that a pipeline works without.

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
@@ -26,6 +27,7 @@ class TransformerModel(PipelineModel):
     """A pipeline with a transformer and long prompts."""
 
     multiple = 16  # the VAE's 8, and patches of 2
+    feeds: tuple[str, ...] = ("ff.net.2", "ff_context.net.2")  # how second layers of feed-forwards are called
 
     @abstractmethod
     def _encode(self, prompts: list[str]) -> Condition:
@@ -63,7 +65,7 @@ class TransformerModel(PipelineModel):
         Raises:
             NotApplicable: There is none.
         """
-        found = linear_layers(self.denoiser, "ff.net.2", "ff_context.net.2")
+        found = linear_layers(self.denoiser, *self.feeds)
         if not found:
             raise NotApplicable(f"{type(self.denoiser).__name__} has no feed-forward of linear layers")
         return found
@@ -83,6 +85,30 @@ class FlowModel(TransformerModel):
     def kind(self) -> Parameterisation:
         """A flow's velocity."""
         return "flow"
+
+
+class EvenFlowModel(FlowModel):
+    """A flow whose pipeline names evenly spaced noise levels itself, and shifts them by the size."""
+
+    def __init__(
+        self, pipe: Any, name: str, source: Path | str | None = None, size: tuple[int, int] | None = None
+    ) -> None:
+        super().__init__(pipe, name, source, size)
+        scheduler = type(pipe.scheduler).__name__
+        if scheduler != "FlowMatchEulerDiscreteScheduler":
+            raise NotApplicable(f"{scheduler} does not take the noise levels that this pipeline names")
+
+    def schedule(self, steps: int) -> SchedulerRun:
+        """A private copy of the pipeline's scheduler."""
+        settings = {"sigmas": self._levels(steps), "mu": self._shift(steps)}
+        return SchedulerRun(self.pipe.scheduler, steps, self.device, settings, begin=True)
+
+    def _levels(self, steps: int) -> Any:
+        return np.linspace(1.0, 1 / steps, steps)
+
+    def _shift(self, steps: int) -> float:
+        _, height, width = self._latent_shape
+        return shift(height // 2 * (width // 2), self.pipe.scheduler.config, highest=1.15)
 
 
 class SD3Model(FlowModel):
@@ -149,14 +175,19 @@ def read(tokenizer: Any, length: int, prompts: list[str]) -> Any:
     return tokenizer(prompts, **_cut(length), return_tensors="pt")
 
 
-def _cut(length: int) -> dict[str, Any]:
+def _cut(length: int | None) -> dict[str, Any]:
+    if length is None:
+        return {}
     return {"padding": "max_length", "padding_side": "right", "truncation": True, "max_length": length}
 
 
-def spans_of(tokenizer: Any, length: int, text: str, start: int = 0, stop: int | None = None) -> list[tuple[int, int]]:
+def spans_of(
+    tokenizer: Any, length: int | None, text: str, start: int = 0, stop: int | None = None
+) -> list[tuple[int, int]]:
     """The characters of text[start:stop] behind each token of the text, counted from `start`, white space left out.
 
-    Tokens of what stands around them (a template) and special tokens have equal ends.
+    Without a length the text is neither padded nor cut. Tokens of what stands around them (a template) and special
+    tokens have equal ends.
     """
     tokens = tokenizer(text, **_cut(length), return_offsets_mapping=True)
     found = []

@@ -1,0 +1,303 @@
+"""The adapters for families whose prompts are read by a language model: Qwen-Image, Z-Image, Flux.2, Lumina-Image 2."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from unmemorize.core.model import Condition, Guided
+from unmemorize.models.flux import pack, unpack
+from unmemorize.models.transformer import EvenFlowModel, read, shift, spans_of
+
+TOKENS = 512
+MARK = "\ufdd0"  # a character that no prompt holds: where it stands in a template the prompt goes
+
+
+class QwenImageModel(EvenFlowModel):
+    """A `QwenImagePipeline`: what stands before the prompt in its template is cut off; as long as the longest prompt.
+
+    The guided output has the conditional one's norm, token by token. A plain `pipe(prompt)` is not guided: it takes a
+    negative prompt, if an empty one, to be.
+    """
+
+    guidance = 4.0
+    steps = 50
+    apart = True
+    feeds = ("img_mlp.net.2", "txt_mlp.net.2")
+
+    def _encode(self, prompts: list[str]) -> Condition:
+        embeds, mask = self.pipe.encode_prompt(prompts, device=self.device, max_sequence_length=TOKENS)
+        return Condition(embeds, mask=shown(embeds, mask))
+
+    def spans(self, prompt: str) -> list[tuple[int, int]]:
+        """The characters behind each token, the end of the template included."""
+        before, after = self.pipe.prompt_template_encode.split("{}")
+        text, cut = before + prompt + after, self.pipe.prompt_template_encode_start_idx
+        found = spans_of(self.pipe.tokenizer, None, text, start=len(before), stop=len(before + prompt))
+        return found[cut:][:TOKENS]
+
+    def denoise(self, x: Tensor, t: Tensor, cond: Condition) -> Tensor:
+        """The transformer's output, as latents."""
+        count, _, height, width = x.shape
+        cond = trimmed(cond)
+        mask = shown(cond.embeds, cond.mask)
+        output = self.denoiser(
+            hidden_states=pack(x),
+            timestep=t.expand(count).to(x.dtype) / 1000,
+            encoder_hidden_states=cond.embeds,
+            encoder_hidden_states_mask=None if mask.all() else mask,  # as the pipeline: another path of attention
+            img_shapes=[[(1, height // 2, width // 2)]] * count,
+            return_dict=False,
+        )[0]
+        return unpack(output, height, width)
+
+    def feed_forwards(self) -> dict[str, nn.Linear]:
+        """The second linear layers of both streams; what the last block makes of the text is not used.
+
+        Raises:
+            NotApplicable: The transformer takes no hooks.
+        """
+        unused = f"transformer_blocks.{self._config.num_layers - 1}.txt_mlp.net.2"
+        return {name: layer for name, layer in super().feed_forwards().items() if name != unused}
+
+    def combine(self, uncond: Tensor, cond: Tensor, scale: float) -> Tensor:
+        """Guidance, brought back to the norm of the conditional output."""
+        height, width = cond.shape[-2:]
+        tokens = pack(cond)
+        guided = super().combine(pack(uncond), tokens, scale)
+        return unpack(guided * (tokens.norm(dim=-1, keepdim=True) / guided.norm(dim=-1, keepdim=True)), height, width)
+
+    def decode(self, x: Tensor) -> Tensor:
+        """Latents to images in [0, 1]; the VAE is one of videos, and a picture a video of one frame."""
+        self.count_decodes(len(x))
+        images = self.pipe.vae.decode(self._unscaled(x)[:, :, None], return_dict=False)[0][:, :, 0]
+        pictures: Tensor = self.pipe.image_processor.postprocess(images, output_type="pt")
+        return pictures
+
+    def invert(self, images: Tensor) -> Tensor:
+        """Images in [0, 1] to the mode of their latents."""
+        vae = self.pipe.vae
+        frames = (images * 2 - 1).to(self.device, vae.dtype)[:, :, None]
+        return self._scaled(vae.encode(frames).latent_dist.mode()[:, :, 0])
+
+    def _scaled(self, z: Tensor) -> Tensor:
+        mean, inverse = self._statistics(z)
+        return (z - mean) * inverse
+
+    def _unscaled(self, x: Tensor) -> Tensor:
+        mean, inverse = self._statistics(x.to(self.pipe.vae.dtype))
+        return x.to(inverse) / inverse + mean
+
+    def _statistics(self, like: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and inverse standard deviation by channel; the inverse, as the pipeline divides by it."""
+        config = self.pipe.vae.config
+        mean, std = (torch.tensor(values).view(1, -1, 1, 1) for values in (config.latents_mean, config.latents_std))
+        return mean.to(like), (1.0 / std).to(like)
+
+    @property
+    def _latent_shape(self) -> tuple[int, int, int]:
+        channels, height, width = super()._latent_shape
+        return channels // 4, height, width
+
+
+class ZImageModel(EvenFlowModel):
+    """A `ZImagePipeline`: prompts without padding, in lists; time runs upwards, and the output is x0 − ε.
+
+    Its guidance is u + s (c − u) with s one more than the pipeline's `guidance_scale`, which adds to the conditional.
+    """
+
+    guidance = 6.0
+    steps = 50
+    feeds = ("feed_forward.w2",)
+
+    def _encode(self, prompts: list[str]) -> Condition:
+        rows, _ = self.pipe.encode_prompt(prompts, device=self.device, do_classifier_free_guidance=False)
+        embeds = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
+        lengths = torch.tensor([len(row) for row in rows], device=embeds.device)
+        places = torch.arange(embeds.shape[1], device=embeds.device)
+        return Condition(embeds, mask=(places < lengths[:, None]).long())
+
+    def spans(self, prompt: str) -> list[tuple[int, int]]:
+        """The characters behind each token, those of the template included."""
+        before = self._chat(MARK).index(MARK)
+        found = spans_of(self.pipe.tokenizer, None, self._chat(prompt), start=before, stop=before + len(prompt))
+        return found[:TOKENS]
+
+    def _chat(self, prompt: str) -> str:
+        said: str = self.pipe.tokenizer.apply_chat_template(
+            [{"role": "user", "content": prompt}], tokenize=False, add_generation_prompt=True, enable_thinking=True
+        )
+        return said
+
+    def denoise(self, x: Tensor, t: Tensor, cond: Condition) -> Tensor:
+        """The velocity, in float32."""
+        network: Any = self.denoiser
+        mask = shown(cond.embeds, cond.mask).bool()
+        texts = [embeds[row] for embeds, row in zip(cond.embeds, mask, strict=True)]
+        pictures = list(x.to(network.dtype).unsqueeze(2).unbind())
+        output = network(pictures, (1000 - t.expand(len(x))) / 1000, texts, return_dict=False)[0]
+        return -torch.stack([row.float() for row in output]).squeeze(2)
+
+    def guided(self, x: Tensor, t: Tensor, cond: Condition, uncond: Condition, scale: float) -> Guided:
+        """One stacked call, the conditional half first."""
+        count = len(x)
+        both = self.predict(torch.cat([x, x]), t, cond.followed_by(uncond))
+        conditional, unconditional = both[:count], both[count:]
+        return Guided(conditional, unconditional, self.combine(unconditional.output, conditional.output, scale))
+
+    def combine(self, uncond: Tensor, cond: Tensor, scale: float) -> Tensor:
+        """Guidance from the conditional side, which differs in the last bits."""
+        return cond + (scale - 1) * (cond - uncond)
+
+    def _levels(self, steps: int) -> list[float]:
+        levels: list[float] = torch.linspace(1.0, 1 / steps, steps).tolist()
+        return levels
+
+    @property
+    def _latent_dtype(self) -> torch.dtype:
+        return torch.float32
+
+
+class Flux2KleinModel(EvenFlowModel):
+    """A `Flux2KleinPipeline`: layers of Qwen 3 side by side; latents are patches of 2 × 2 in the VAE's own norm."""
+
+    guidance = 4.0
+    steps = 50
+    apart = True
+    feeds = ("ff.linear_out", "ff_context.linear_out")
+
+    def __init__(
+        self, pipe: Any, name: str, source: Path | str | None = None, size: tuple[int, int] | None = None
+    ) -> None:
+        super().__init__(pipe, name, source, size)
+        if pipe.config.is_distilled:
+            self.guidance, self.steps = 1.0, 4
+
+    def _encode(self, prompts: list[str]) -> Condition:
+        embeds, _ = self.pipe.encode_prompt(prompts, device=self.device)
+        tokens = read(self.pipe.tokenizer, TOKENS, [self._chat(prompt) for prompt in prompts]).to(self.device)
+        return Condition(embeds, tokens.input_ids, tokens.attention_mask)
+
+    def spans(self, prompt: str) -> list[tuple[int, int]]:
+        """The characters behind each token."""
+        before = self._chat(MARK).index(MARK)
+        return spans_of(self.pipe.tokenizer, TOKENS, self._chat(prompt), start=before, stop=before + len(prompt))
+
+    def _chat(self, prompt: str) -> str:
+        said: str = self.pipe.tokenizer.apply_chat_template(
+            [{"role": "user", "content": prompt}], tokenize=False, add_generation_prompt=True, enable_thinking=False
+        )
+        return said
+
+    def denoise(self, x: Tensor, t: Tensor, cond: Condition) -> Tensor:
+        """The transformer's output, as latents."""
+        network: Any = self.denoiser
+        count, channels, height, width = x.shape
+        output = network(
+            hidden_states=x.flatten(2).transpose(1, 2).to(network.dtype),
+            timestep=t.expand(count).to(x.dtype) / 1000,
+            guidance=None,
+            encoder_hidden_states=cond.embeds,
+            txt_ids=self.pipe._prepare_text_ids(cond.embeds).to(x.device),
+            img_ids=self.pipe._prepare_latent_ids(x).to(x.device),
+            return_dict=False,
+        )[0]
+        latents: Tensor = output.transpose(1, 2).reshape(count, channels, height, width)
+        return latents
+
+    def _shift(self, steps: int) -> float:
+        _, height, width = self._latent_shape
+        return empirical_shift(height * width, steps)
+
+    def _scaled(self, z: Tensor) -> Tensor:
+        patches: Tensor = self.pipe._patchify_latents(z)
+        mean, std = self._statistics(patches)
+        return (patches - mean) / std
+
+    def _unscaled(self, x: Tensor) -> Tensor:
+        mean, std = self._statistics(x)
+        latents: Tensor = self.pipe._unpatchify_latents(x * std + mean)
+        return latents
+
+    def _statistics(self, like: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation by channel of the patches."""
+        vae = self.pipe.vae
+        mean, variance = (values.view(1, -1, 1, 1) for values in (vae.bn.running_mean, vae.bn.running_var))
+        return mean.to(like), torch.sqrt(variance + vae.config.batch_norm_eps).to(like)
+
+    @property
+    def _latent_shape(self) -> tuple[int, int, int]:
+        channels, height, width = super()._latent_shape
+        return channels, height // 2, width // 2
+
+
+class Lumina2Model(EvenFlowModel):
+    """A `Lumina2Pipeline`: Gemma 2's tokens behind a system prompt; time runs upwards, and the output is x0 − ε.
+
+    The guided output has the conditional one's norm, row by row of the picture.
+    """
+
+    guidance = 4.0
+    steps = 30
+    apart = True
+    feeds = ("feed_forward.linear_2",)
+
+    def _encode(self, prompts: list[str]) -> Condition:
+        embeds, mask, *_ = self.pipe.encode_prompt(prompts, do_classifier_free_guidance=False, device=self.device)
+        return Condition(embeds, mask=mask)
+
+    def unconditional(self, count: int) -> Condition:
+        """The empty prompt without the system prompt."""
+        with torch.no_grad():
+            embeds, mask = self.pipe._get_gemma_prompt_embeds([""] * count, device=self.device)
+        return Condition(embeds, mask=mask)
+
+    def spans(self, prompt: str) -> list[tuple[int, int]]:
+        """The characters behind each token; the system prompt takes half of the positions."""
+        before = f"{self.pipe.system_prompt} <Prompt Start> "
+        return spans_of(self.pipe.tokenizer, 256, before + prompt, start=len(before))
+
+    def denoise(self, x: Tensor, t: Tensor, cond: Condition) -> Tensor:
+        """The velocity."""
+        output: Tensor = self.denoiser(
+            hidden_states=x,
+            timestep=(1 - t / self.pipe.scheduler.config.num_train_timesteps).expand(len(x)),
+            encoder_hidden_states=cond.embeds,
+            encoder_attention_mask=shown(cond.embeds, cond.mask),
+            return_dict=False,
+        )[0]
+        return -output
+
+    def combine(self, uncond: Tensor, cond: Tensor, scale: float) -> Tensor:
+        """Guidance, brought back to the norm of the conditional output."""
+        guided = super().combine(uncond, cond, scale)
+        rescaled: Tensor = guided * (cond.norm(dim=-1, keepdim=True) / guided.norm(dim=-1, keepdim=True))
+        return rescaled
+
+    def _shift(self, steps: int) -> float:
+        # The pipeline reads the number of channels where it means that of tokens.
+        return shift(self._latent_shape[0], self.pipe.scheduler.config, highest=1.15)
+
+
+def shown(embeds: Tensor, mask: Tensor | None) -> Tensor:
+    """The mask; where there is none all tokens count."""
+    return torch.ones(embeds.shape[:2], dtype=torch.long, device=embeds.device) if mask is None else mask
+
+
+def trimmed(cond: Condition) -> Condition:
+    """As long as the longest prompt of these rows: what others of the batch were padded to is cut off."""
+    if cond.mask is None:
+        return cond
+    longest = int(cond.mask.sum(1).max())
+    return Condition(cond.embeds[:, :longest], mask=cond.mask[:, :longest])
+
+
+def empirical_shift(tokens: int, steps: int) -> float:
+    """How far Flux.2's noise levels are shifted: it depends on the number of steps."""
+    from diffusers.pipelines.flux2.pipeline_flux2_klein import compute_empirical_mu
+
+    mu: float = compute_empirical_mu(image_seq_len=tokens, num_steps=steps)
+    return mu
