@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from unmemorize.core.model import Condition
-from unmemorize.models.transformer import EvenFlowModel, read, spans_of
+from unmemorize.models.transformer import EvenFlowModel, read, shown, spans_of
 
 TOKENS = 512
 SCHNELL_STEPS = 4
@@ -28,10 +27,8 @@ class FluxModel(EvenFlowModel):
     pooled = True
     embedded = 3.5
 
-    def __init__(
-        self, pipe: Any, name: str, source: Path | str | None = None, size: tuple[int, int] | None = None
-    ) -> None:
-        super().__init__(pipe, name, source, size)
+    def _prepare(self) -> None:
+        super()._prepare()
         if not self._config.get("guidance_embeds") and self.pooled:  # schnell
             self.steps = SCHNELL_STEPS
 
@@ -99,8 +96,7 @@ class ChromaModel(FluxModel):
 
     def _also(self, x: Tensor, cond: Condition) -> dict[str, Tensor | None]:
         pixels = torch.ones(len(x), x.shape[2] // 2 * (x.shape[3] // 2), dtype=cond.embeds.dtype, device=x.device)
-        words = torch.ones_like(cond.embeds[..., 0]) if cond.mask is None else cond.mask.to(pixels)
-        return {"attention_mask": torch.cat([words, pixels], dim=1)}
+        return {"attention_mask": torch.cat([shown(cond).to(pixels), pixels], dim=1)}
 
 
 def pack(x: Tensor) -> Tensor:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -10,7 +9,7 @@ from torch import Tensor, nn
 
 from unmemorize.core.model import Condition, Guided
 from unmemorize.models.flux import pack, unpack
-from unmemorize.models.transformer import EvenFlowModel, read, shift, spans_of
+from unmemorize.models.transformer import EvenFlowModel, read, shift, shown, spans_of
 
 TOKENS = 512
 MARK = "\ufdd0"  # a character that no prompt holds: where it stands in a template the prompt goes
@@ -30,7 +29,7 @@ class QwenImageModel(EvenFlowModel):
 
     def _encode(self, prompts: list[str]) -> Condition:
         embeds, mask = self.pipe.encode_prompt(prompts, device=self.device, max_sequence_length=TOKENS)
-        return Condition(embeds, mask=shown(embeds, mask))
+        return Condition(embeds, mask=mask)
 
     def spans(self, prompt: str) -> list[tuple[int, int]]:
         """The characters behind each token, the end of the template included."""
@@ -43,7 +42,7 @@ class QwenImageModel(EvenFlowModel):
         """The transformer's output, as latents."""
         count, _, height, width = x.shape
         cond = trimmed(cond)
-        mask = shown(cond.embeds, cond.mask)
+        mask = shown(cond)
         output = self.denoiser(
             hidden_states=pack(x),
             timestep=t.expand(count).to(x.dtype) / 1000,
@@ -135,7 +134,7 @@ class ZImageModel(EvenFlowModel):
     def denoise(self, x: Tensor, t: Tensor, cond: Condition) -> Tensor:
         """The velocity, in float32."""
         network: Any = self.denoiser
-        mask = shown(cond.embeds, cond.mask).bool()
+        mask = shown(cond).bool()
         texts = [embeds[row] for embeds, row in zip(cond.embeds, mask, strict=True)]
         pictures = list(x.to(network.dtype).unsqueeze(2).unbind())
         output = network(pictures, (1000 - t.expand(len(x))) / 1000, texts, return_dict=False)[0]
@@ -169,11 +168,9 @@ class Flux2KleinModel(EvenFlowModel):
     apart = True
     feeds = ("ff.linear_out", "ff_context.linear_out")
 
-    def __init__(
-        self, pipe: Any, name: str, source: Path | str | None = None, size: tuple[int, int] | None = None
-    ) -> None:
-        super().__init__(pipe, name, source, size)
-        if pipe.config.is_distilled:
+    def _prepare(self) -> None:
+        super()._prepare()
+        if self.pipe.config.is_distilled:
             self.guidance, self.steps = 1.0, 4
 
     def _encode(self, prompts: list[str]) -> Condition:
@@ -266,7 +263,7 @@ class Lumina2Model(EvenFlowModel):
             hidden_states=x,
             timestep=(1 - t / self.pipe.scheduler.config.num_train_timesteps).expand(len(x)),
             encoder_hidden_states=cond.embeds,
-            encoder_attention_mask=shown(cond.embeds, cond.mask),
+            encoder_attention_mask=shown(cond),
             return_dict=False,
         )[0]
         return -output
@@ -280,11 +277,6 @@ class Lumina2Model(EvenFlowModel):
     def _shift(self, steps: int) -> float:
         # The pipeline reads the number of channels where it means that of tokens.
         return shift(self._latent_shape[0], self.pipe.scheduler.config, highest=1.15)
-
-
-def shown(embeds: Tensor, mask: Tensor | None) -> Tensor:
-    """The mask; where there is none all tokens count."""
-    return torch.ones(embeds.shape[:2], dtype=torch.long, device=embeds.device) if mask is None else mask
 
 
 def trimmed(cond: Condition) -> Condition:

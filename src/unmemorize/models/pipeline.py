@@ -131,11 +131,16 @@ class PipelineModel(Adapter, TypedModel):
                 "a cache makes predictions depend on earlier ones: call disable_cache() on the denoiser"
             )
         self._config: Any = self.denoiser.config
+        self._prepare()
         self._size = size or self._own_size()
         if any(side <= 0 or side % self.multiple for side in self._size):
             height, width = self._size
             raise UserError(f"{height} × {width} pixels: name multiples of {self.multiple}")
         self._empty_pooled: Tensor | None = None
+
+    @abstractmethod
+    def _prepare(self) -> None:
+        """Refuse what the family's adapter does not know, and set `levels` and what is this pipeline's own."""
 
     @property
     def image_size(self) -> tuple[int, int]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,7 +13,7 @@ from unmemorize.core.errors import NotApplicable
 from unmemorize.core.model import Condition, Parameterisation, Reach
 from unmemorize.models.layers import linear_layers
 from unmemorize.models.schedules import VariancePreserving, require_noise_schedule
-from unmemorize.models.transformer import FlowModel, TransformerModel, read, spans_of
+from unmemorize.models.transformer import FlowModel, TransformerModel, read, shown, spans_of
 
 
 class CrossAttentionModel(TransformerModel):
@@ -63,12 +62,6 @@ class CrossAttentionModel(TransformerModel):
         wanted: bool = inspect.signature(self.pipe.__call__).parameters["clean_caption"].default
         return wanted and is_bs4_available() and is_ftfy_available()
 
-    def _shown(self, cond: Condition) -> Tensor:
-        """The mask; of a bare embedding all tokens count."""
-        if cond.mask is not None:
-            return cond.mask
-        return torch.ones(cond.embeds.shape[:2], dtype=torch.long, device=cond.embeds.device)
-
     def _without_variance(self, output: Tensor, channels: int) -> Tensor:
         """Some networks also say a variance, which the pipeline drops."""
         return output[:, :channels] if output.shape[1] == 2 * channels else output
@@ -77,12 +70,9 @@ class CrossAttentionModel(TransformerModel):
 class PixArtModel(CrossAttentionModel):
     """A `PixArtSigmaPipeline` or `PixArtAlphaPipeline`: T5's tokens, ε prediction."""
 
-    def __init__(
-        self, pipe: Any, name: str, source: Path | str | None = None, size: tuple[int, int] | None = None
-    ) -> None:
-        require_noise_schedule(pipe.scheduler)
-        super().__init__(pipe, name, source, size)
-        self.levels = VariancePreserving(pipe.scheduler.alphas_cumprod)
+    def _prepare(self) -> None:
+        require_noise_schedule(self.pipe.scheduler)
+        self.levels = VariancePreserving(self.pipe.scheduler.alphas_cumprod)
 
     @property
     def kind(self) -> Parameterisation:
@@ -105,7 +95,7 @@ class PixArtModel(CrossAttentionModel):
         output = self.denoiser(
             x,
             encoder_hidden_states=cond.embeds,
-            encoder_attention_mask=self._shown(cond),
+            encoder_attention_mask=shown(cond),
             timestep=t.expand(len(x)),
             added_cond_kwargs={name: value.to(cond.embeds).repeat(len(x), 1) for name, value in sizes.items()},
             return_dict=False,
@@ -167,7 +157,7 @@ class SanaModel(CrossAttentionModel, FlowModel):
         output = network(
             x.to(network.dtype),
             encoder_hidden_states=cond.embeds.to(network.dtype),
-            encoder_attention_mask=self._shown(cond),
+            encoder_attention_mask=shown(cond),
             timestep=t.expand(len(x)) * self._config.timestep_scale,
             return_dict=False,
         )[0]

@@ -5,7 +5,6 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -74,12 +73,9 @@ class TransformerModel(PipelineModel):
 class FlowModel(TransformerModel):
     """A rectified flow: x = (1 − σ)·x0 + σ·ε with σ = t / T, and the network predicts ε − x0."""
 
-    def __init__(
-        self, pipe: Any, name: str, source: Path | str | None = None, size: tuple[int, int] | None = None
-    ) -> None:
-        require_flow_schedule(pipe.scheduler)
-        super().__init__(pipe, name, source, size)
-        self.levels = RectifiedFlow(pipe.scheduler.config.num_train_timesteps)
+    def _prepare(self) -> None:
+        require_flow_schedule(self.pipe.scheduler)
+        self.levels = RectifiedFlow(self.pipe.scheduler.config.num_train_timesteps)
 
     @property
     def kind(self) -> Parameterisation:
@@ -90,11 +86,9 @@ class FlowModel(TransformerModel):
 class EvenFlowModel(FlowModel):
     """A flow whose pipeline names evenly spaced noise levels itself, and shifts them by the size."""
 
-    def __init__(
-        self, pipe: Any, name: str, source: Path | str | None = None, size: tuple[int, int] | None = None
-    ) -> None:
-        super().__init__(pipe, name, source, size)
-        scheduler = type(pipe.scheduler).__name__
+    def _prepare(self) -> None:
+        super()._prepare()
+        scheduler = type(self.pipe.scheduler).__name__
         if scheduler != "FlowMatchEulerDiscreteScheduler":
             raise NotApplicable(f"{scheduler} does not take the noise levels that this pipeline names")
 
@@ -159,6 +153,13 @@ class SD3Model(FlowModel):
             tokens = (self._latent_shape[1] // patch) * (self._latent_shape[2] // patch)
             settings["mu"] = shift(tokens, config, highest=1.16)
         return SchedulerRun(self.pipe.scheduler, steps, self.device, settings)
+
+
+def shown(cond: Condition) -> Tensor:
+    """The mask; where there is none all tokens count."""
+    if cond.mask is not None:
+        return cond.mask
+    return torch.ones(cond.embeds.shape[:2], dtype=torch.long, device=cond.embeds.device)
 
 
 def shift(tokens: int, config: Mapping[str, Any], highest: float) -> float:

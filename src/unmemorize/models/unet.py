@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -27,20 +26,17 @@ class UNetModel(PipelineModel):
     part = "unet"
     added: str | None = None  # what the network adds to its time embedding
 
-    def __init__(
-        self, pipe: Any, name: str, source: Path | str | None = None, size: tuple[int, int] | None = None
-    ) -> None:
-        config = pipe.unet.config
+    def _prepare(self) -> None:
+        config, scheduler = self._config, self.pipe.scheduler
         if config.time_cond_proj_dim is not None:
             raise NotApplicable("a guidance-distilled UNet has no unconditional branch")
         if config.encoder_hid_dim_type is not None:
             raise NotApplicable("this UNet also reads pictures or other text: call pipe.unload_ip_adapter() first")
-        if config.addition_embed_type != self.added or config.in_channels != pipe.vae.config.latent_channels:
-            raise NotApplicable(f"this UNet takes more or other inputs than {type(pipe).__name__} gives it")
-        require_noise_schedule(pipe.scheduler)
-        super().__init__(pipe, name, source, size)
-        self.levels = VariancePreserving(pipe.scheduler.alphas_cumprod)
-        if is_few_step(pipe.scheduler):
+        if config.addition_embed_type != self.added or config.in_channels != self.pipe.vae.config.latent_channels:
+            raise NotApplicable(f"this UNet takes more or other inputs than {type(self.pipe).__name__} gives it")
+        require_noise_schedule(scheduler)
+        self.levels = VariancePreserving(scheduler.alphas_cumprod)
+        if is_few_step(scheduler):
             self.guidance, self.steps = 1.0, FEW_STEPS
 
     @property
