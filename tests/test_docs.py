@@ -173,6 +173,9 @@ def cabinet(tiny_folder, tmp_path_factory):
     rows = [*MEMORIES, "a green bicycle", "two red kites over a field", "a lighthouse at dusk"]
     for name in ("captions.csv", "prompts.csv", "memorized.csv"):
         (root / name).write_text("\n".join(["caption", *rows]))
+    (root / "copied").mkdir()
+    for name, place in (("targets", "memorized"), ("controls", "others"), ("prompts.csv", "memorized.csv")):
+        (root / "copied" / name).symlink_to(root / place)
     (root / "ordinary.txt").write_text("\n".join(f"a plain picture of thing {k}" for k in range(120)))
     (root / "path" / "to").mkdir(parents=True)
     for name in ("MODEL", "path/to/pipeline"):
