@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import shutil
 import sys
 from pathlib import Path
@@ -174,6 +175,9 @@ def call(monkeypatch, capsys):
         except SystemExit as stop:
             code = stop.code or 0
         printed = capsys.readouterr()
+        for line in printed.out.splitlines():
+            if line.startswith("next: unmemorize "):  # what a command says to type can be typed
+                cli.app.parse_args(shlex.split(line)[2:], exit_on_error=False, print_error=False)
         return code, printed.out, printed.err
 
     return run

@@ -50,7 +50,18 @@ def test_detect_prints_a_table_and_writes_a_run(call, tiny_folder, prompts, tmp_
 
 def test_detect_speaks_the_public_format(call, tiny_folder, prompts):
     """JSON lines of the public code: per prompt, lists of images by steps, in the order of the file."""
-    arguments = ("--prompts", prompts, "--column", "words", "--seeds", 2, "--window", "1:4", "--steps", 6)
+    arguments = (
+        "--prompts",
+        prompts,
+        "--column",
+        "words",
+        "--seeds",
+        2,
+        "--method",
+        "noise-gap:first=1,last=4",
+        "--steps",
+        6,
+    )
     code, out, _ = call("detect", tiny_folder, *arguments, "--format", "wen-jsonl")
     lines = [json.loads(line) for line in out.splitlines()]
     assert code == 0
@@ -63,7 +74,7 @@ def test_detect_speaks_the_public_format(call, tiny_folder, prompts):
 
 def test_detect_of_a_window_is_the_mean_of_its_norms(call, tiny_folder, prompts):
     """The score of a window agrees with the norms that the public format lists."""
-    arguments = ("--prompts", prompts, "--column", "words", "--seeds", 2, "--window", "3", "--steps", 6)
+    arguments = ("--prompts", prompts, "--column", "words", "--seeds", 2, "--method", "noise-gap:last=3", "--steps", 6)
     detected = json.loads(call("detect", tiny_folder, *arguments, "--json")[1])["prompts"]
     scores = {row["prompt"]: row["score"] for row in detected}
     for line in call("detect", tiny_folder, *arguments, "--format", "wen-jsonl")[1].splitlines():
@@ -114,7 +125,7 @@ def test_generate_writes_a_picture_a_seed(call, tiny_folder, tmp_path):
     plain, guarded = tmp_path / "plain", tmp_path / "guarded"
     arguments = ("a green bicycle", "--pictures", 2, "--steps", 2, "--json")
     assert call("generate", tiny_folder, *arguments, "--out", plain)[0] == 0
-    limits = ("--guard", "wen", "--threshold", 0, "--target", 0.001)
+    limits = ("--mitigation", "guard:threshold=0,target=0.001")
     code, out, _ = call("generate", tiny_folder, *arguments, "--out", guarded, *limits)
     rows = json.loads(out)["pictures"]
     assert code == 0
@@ -130,23 +141,26 @@ WORDS = ["--column", "words"]
 WRONG = {
     "an unknown detector": (
         ["detect", "MODEL", "--prompts", "FILE", "--method", "luck", *WORDS],
-        "unknown detector",
+        "no such detector: choose one of noise-gap",
     ),
     "no such column": (["detect", "MODEL", "--prompts", "FILE"], "--column"),
     "no prompts": (["detect", "MODEL"], "--prompts"),
-    "steps that are no number": (["detect", "MODEL", "--prompts", "FILE", "--window", "all"], "FIRST:LAST"),
-    "steps beyond the last": (
-        ["detect", "MODEL", "--prompts", "FILE", "--window", "60", *WORDS],
-        "window inside",
+    "steps that are no number": (
+        ["detect", "MODEL", "--prompts", "FILE", "--method", "noise-gap:last=all", *WORDS],
+        "noise-gap:last='all'",
     ),
-    "steps backwards": (["explain", "MODEL", "a", "--window", "3:2"], "window inside"),
-    "a window of leaving out": (["explain", "MODEL", "a", "--method", "leave-one-out", "--window", "2"], "first step"),
+    "steps beyond the last": (
+        ["detect", "MODEL", "--prompts", "FILE", "--method", "noise-gap:last=60", *WORDS],
+        "sampling has 50 steps",
+    ),
+    "steps backwards": (["explain", "MODEL", "a", "--method", "gradient:first=3,last=2"], "a first step and a later"),
+    "a window of leaving out": (["explain", "MODEL", "a", "--method", "leave-one-out:last=2"], "no setting 'last'"),
     "nothing to explain": (["explain", "MODEL", " "], "the prompt is empty"),
     "no such model": (["explain", "./nowhere", "a"], "no such folder"),
     "a folder in use": (["generate", "MODEL", "a", "--out", "."], "not empty"),
-    "half the limits": (["generate", "MODEL", "a", "--guard", "wen", "--target", "1"], "come together"),
+    "half the limits": (["generate", "MODEL", "a", "--mitigation", "guard:target=1"], "come together"),
     "a missing file of ordinary prompts": (
-        ["generate", "MODEL", "a", "--guard", "wen", "--ordinary", "none.txt"],
+        ["generate", "MODEL", "a", "--mitigation", "guard", "--ordinary", "none.txt"],
         "no such file",
     ),
 }

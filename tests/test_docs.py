@@ -35,7 +35,7 @@ SMALL = {
     "audit": "--seeds 1 --generate 4 --pictures 1 --explain 1 --steps 2 --mitigation none",
     "detect": "--seeds 1",
     "generate": "--pictures 1 --steps 2",
-    "mitigate": "--updates 1 --batch 2 --pictures 1 --steps 2 --attack-updates 1 --inner 1",
+    "mitigate": "--updates 1 --pictures 1 --steps 2 --attack-updates 1",
     "triggers": "--limit 1 --repeats 1 --pictures 1 --steps 2",
 }
 
@@ -127,7 +127,7 @@ def test_commands_can_be_typed_and_options_exist(page):
 
 WRONG = {
     "an option": "```sh\nunmemorize audit MODEL --no-such 3\n```\n",
-    "a choice": "```sh\nunmemorize locate MODEL --method nemmo\n```\n",
+    "a choice": "```sh\nunmemorize audit MODEL --plan quik\n```\n",
     "a command": "```sh\nunmemorize audits MODEL\n```\n",
     "a fence without a language": "```\nunmemorize audit --no-such\n```\n",
     "a block that is not run": "<!-- not run: slow -->\n```sh\nunmemorize attack \\\n    --no-such 1\n```\n",

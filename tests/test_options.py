@@ -78,7 +78,7 @@ def test_an_old_name_says_the_new_one(command, old, new, call):
     code, out, err = call(command, old, "3")
     assert (code, out) == (2, "")
     assert complaints(err) == [f"error: {old}: this option is called {new} now"]
-    assert new in {name for a in COMMANDS[(command,)].assemble_argument_collection() for name in a.names}
+    assert new.split()[0] in {name for a in COMMANDS[(command,)].assemble_argument_collection() for name in a.names}
 
 
 WRONG = {
@@ -141,11 +141,10 @@ def test_mistakes_are_told_before_torch_is_imported(tmp_path):
         "no such file or folder": ["audit", "--references", "nowhere"],
         "which prompts?": ["audit", "owner/name"],
         "nosscd.pt: no such file": ["audit", "--sscd", "nosscd.pt"],
-        "edit.safetensors: no such file": ["attack", "--edit", "edit.safetensors"],
+        "edit.safetensors: no such file": ["attack", "--mitigation", "edit.safetensors"],
         "lora.safetensors: no such file": ["detect", "--lora", "lora.safetensors"],
         "seeds: 1 there, 2 here": ["audit", "--seeds", "2", "--run", "run"],
         "not empty": ["generate", "testbed", "owl", "--out", "."],
-        "window inside": ["detect", "--window", "3:2"],
     }
     program = """
 import json, sys

@@ -35,7 +35,7 @@ def explain(spec: ExplainSpec, *, json: Json = False) -> None:
         print_json(found)
     else:
         _print_words(found)
-        next_step("generate", spec.model, spec.prompt, "--guard", "wen", "--out", "pictures")
+        next_step("generate", spec.model, spec.prompt, "--mitigation", "guard", "--out", "pictures")
 
 
 def require_prompt(command: str, model: str, prompt: str) -> None:

@@ -47,7 +47,7 @@ def locate(
         say("none of the prompts is memorized: the edit is empty")
     say(f"{found.selected} {found.units}, {found.evaluations} denoiser evaluations")
     say(f"edit: {edit}")
-    next_step("attack", spec.model, "--edit", edit, *against(spec.model))
+    next_step("attack", spec.model, "--mitigation", edit, *against(spec.model))
 
 
 def against(model: str) -> tuple[str, ...]:
