@@ -10,7 +10,6 @@ measured again; settings that have not been run yet are missing on the page.
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import shutil
 import time
 from collections.abc import Iterator
@@ -32,10 +31,10 @@ from unmemorize.report.drawing import STYLE
 
 RUNS = Path("runs/attack-results")
 EDITS = {
-    "NeMo, refined": LocateSpec(method="nemo", layers="all"),
-    "Wanda 1%": LocateSpec(method="wanda", sparsity=0.01),
-    "Wanda 10%": LocateSpec(method="wanda", sparsity=0.1),
-    "Wanda 40%": LocateSpec(method="wanda", sparsity=0.4),
+    "NeMo, refined": "nemo:layers=all",
+    "Wanda 1%": "wanda:sparsity=0.01",
+    "Wanda 10%": "wanda:sparsity=0.1",
+    "Wanda 40%": "wanda:sparsity=0.4",
 }
 # Kowalczuk et al. 2026 on Stable Diffusion 1.4, from the authors' page: share of copies before and after 50 updates.
 PUBLISHED = {"none": ("0.98", "–"), "NeMo": ("0.20", "0.99"), "Wanda 1%": ("0.00", "0.72"), "Wanda 10%": ("–", "0.01")}
@@ -77,7 +76,7 @@ def edit_file(name: str) -> str:
         temporary.write_text("".join(p.text + "\n" for p in planted(often)), encoding="utf-8")
     path = RUNS / "edits" / f"{name.lower().replace('%', '').replace(' ', '-')}.safetensors"
     if not path.exists():
-        locate(dataclasses.replace(EDITS[name], prompts=str(prompts)), path)
+        locate(LocateSpec(method=EDITS[name], prompts=str(prompts)), path)
     return str(path)
 
 
@@ -85,7 +84,7 @@ def run(setting: Setting, seeds: int) -> dict:
     """One setting's summary, with the seconds that this call took."""
     since = time.perf_counter()
     spec = AttackSpec(
-        edit=edit_file(setting.edit),
+        mitigation=edit_file(setting.edit),
         init=setting.init,  # type: ignore[arg-type]
         updates=setting.steps,
         limit=setting.pictures,

@@ -16,8 +16,9 @@ from common import planted, table, write
 from detection_speed import best
 from torch import Tensor
 
-from unmemorize.attack.dori import Dori, dori
+from unmemorize.attack.dori import Dori
 from unmemorize.core.hooks import frozen
+from unmemorize.core.methods import Subject
 from unmemorize.core.model import LEVELS, Condition, DiffusionModel
 from unmemorize.core.sample import generators
 from unmemorize.models.load import load
@@ -36,21 +37,21 @@ class Bench:
         x, rows = self.latents.repeat_interleave(self.how.batch, dim=0), len(self.latents) * self.how.batch
         t = torch.arange(1, rows + 1) * (LEVELS // (rows + 1))
         with frozen(self.model.denoiser):
-            for _ in range(self.how.steps):
+            for _ in range(self.how.updates):
                 embeds = self.init.embeds.clone().requires_grad_()
                 given = embeds.repeat_interleave(self.how.batch, dim=0)
                 output = self.model.denoiser(x, t, encoder_hidden_states=given, return_dict=False)[0]
                 torch.autograd.grad(output.sum(), embeds)
 
     def ours(self) -> None:
-        dori(self.model, self.latents, self.init, seeds=range(len(self.latents)), how=self.how)
+        self.how.attack(Subject(self.model), self.latents, self.init, seeds=range(len(self.latents)))
 
     def naive(self) -> None:
         """One picture at a time, as a loop around a training step has it: the weights' gradients come along."""
         for latent, init in zip(self.latents, self.init.embeds, strict=True):
             embeds = init[None].clone().requires_grad_()
             optimizer = torch.optim.Adam([embeds], lr=self.how.lr)
-            for _ in range(self.how.steps):
+            for _ in range(self.how.updates):
                 x0 = latent.expand(self.how.batch, -1, -1, -1)
                 noise, t = torch.randn_like(x0), torch.randint(1, LEVELS, (self.how.batch,))
                 x, given = self.model.add_noise(x0, noise, t), embeds.expand(self.how.batch, -1, -1)
@@ -67,7 +68,7 @@ def main() -> None:
     parser.add_argument("--updates", type=int, default=3)
     parser.add_argument("--rounds", type=int, default=5)
     options = parser.parse_args()
-    model, how = load("testbed"), Dori(steps=options.updates)
+    model, how = load("testbed"), Dori(updates=options.updates)
     texts = [p.text for p in planted(lambda p: True)][: options.pictures]
     bench = Bench(model, model.noise(generators(range(options.pictures))), model.encode(texts), how)
     seconds = best({"floor": bench.floor, "ours": bench.ours, "naive": bench.naive}, options.rounds)

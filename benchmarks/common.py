@@ -12,7 +12,7 @@ import torch
 from unmemorize.core.model import DiffusionModel
 from unmemorize.core.results import Interval, Match
 from unmemorize.core.run import atomic
-from unmemorize.core.sample import generate
+from unmemorize.core.sample import Sampler, generate
 from unmemorize.data.source import Prompt, read_references
 from unmemorize.jobs.inputs import prompts_of
 from unmemorize.metrics.similarity import match_pixels, match_targets
@@ -20,6 +20,7 @@ from unmemorize.testbed.embedded import IMAGES, SHIPPED, shipped_plan
 
 OUT = Path("docs/results")
 STEPS, GUIDANCE = 16, 7.5
+SAMPLER = Sampler(STEPS, GUIDANCE)
 REFERENCES = read_references(IMAGES, (64, 64))
 Row = dict[str, Any]
 
@@ -44,7 +45,7 @@ def halves(prompts: Sequence[Prompt]) -> tuple[list[Prompt], list[Prompt]]:
 def pictures(model: DiffusionModel, prompts: Sequence[str], seeds: Sequence[int], batch: int = 16) -> torch.Tensor:
     """One picture a prompt, with the seed beside it."""
     parts = [
-        generate(model, model.encode(prompts[i : i + batch]), seeds=seeds[i : i + batch], steps=STEPS)
+        generate(model, model.encode(prompts[i : i + batch]), seeds=seeds[i : i + batch], sampler=SAMPLER, batch=batch)
         for i in range(0, len(prompts), batch)
     ]
     return torch.cat(parts)

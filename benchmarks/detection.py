@@ -14,14 +14,15 @@ from itertools import product
 
 import numpy as np
 import torch
-from common import GUIDANCE, OUT, STEPS, often, planted, show, table, write
+from common import OUT, SAMPLER, STEPS, often, planted, show, table, write
 from matplotlib.figure import Figure
 from tqdm import tqdm
 
+from unmemorize.core.methods import Subject
 from unmemorize.core.results import Interval
-from unmemorize.core.sample import first_unconditional
+from unmemorize.core.sample import Sampler
 from unmemorize.data.source import Prompt
-from unmemorize.detect.noise import noise_gap_along, noise_gap_at_start
+from unmemorize.detect.noise import NoiseGap
 from unmemorize.metrics.ranking import auc, cluster_bootstrap, text_scores, tpr_at_fpr
 from unmemorize.models.load import load
 
@@ -37,15 +38,15 @@ ALONG = f"all of {STEPS} steps, 4 seeds"  # sixty times as dear: on the planted 
 
 def first_step(model, prompts: list[Prompt], steps: int) -> np.ndarray:
     """Scores (prompts, seeds) at the first of `steps` sampling steps."""
-    empty = first_unconditional(model, seeds=SEEDS, steps=steps)
-    return noise_gap_at_start(model, [p.text for p in prompts], empty, seeds=SEEDS, steps=steps).scores.numpy()
+    cond = model.encode([p.text for p in prompts])
+    return NoiseGap().score(Subject(model, Sampler(steps)), cond, seeds=SEEDS).by_seed.numpy()
 
 
 def all_steps(model, prompts: list[Prompt]) -> np.ndarray:
     """Scores (prompts, seeds) over a whole sampling path."""
-    how = {"seeds": SEEDS, "steps": STEPS, "window": (0, STEPS), "guidance": GUIDANCE}
+    score = NoiseGap(last=STEPS).ready(Subject(model, SAMPLER), seeds=SEEDS)
     parts = [prompts[i : i + 16] for i in range(0, len(prompts), 16)]
-    found = [noise_gap_along(model, [p.text for p in part], **how).scores for part in tqdm(parts, "all steps")]
+    found = [score(model.encode([p.text for p in part])).by_seed for part in tqdm(parts, "all steps")]
     return torch.cat(found).numpy()
 
 

@@ -14,12 +14,14 @@ from collections.abc import Callable
 import torch
 from common import planted, table, write
 
-from unmemorize.core.sample import first_unconditional, generators, trajectory
-from unmemorize.detect.noise import noise_gap, noise_gap_at_start
+from unmemorize.core.methods import Subject
+from unmemorize.core.sample import Sampler, generators, trajectory
+from unmemorize.detect.noise import NoiseGap
 from unmemorize.models.load import load
 
 SEEDS = (0, 1, 2, 3)
 BATCH = 64
+SAMPLER = Sampler(50, 7.5)
 
 
 def best(ways: dict[str, Callable[[], object]], rounds: int) -> dict[str, float]:
@@ -49,13 +51,13 @@ def main() -> None:
             model.denoiser(x, t, encoder_hidden_states=cond.embeds)
 
     def ours() -> None:
-        empty = first_unconditional(model, seeds=SEEDS)
-        noise_gap_at_start(model, texts, empty, seeds=SEEDS, batch=BATCH)
+        NoiseGap().score(Subject(model, SAMPLER), model.encode(texts), seeds=SEEDS)
 
     def naive() -> None:
         for text in texts[: count // 32]:  # a thirty-second of the prompts: the rest would take as long each
             cond = model.encode([text] * len(SEEDS))
-            noise_gap.score(list(trajectory(model, cond, seeds=SEEDS, steps=50))[:1])
+            first, *_ = trajectory(model, cond, seeds=SEEDS, sampler=SAMPLER)
+            first.cond.gap(first.uncond)
 
     seconds = best({"floor": floor, "ours": ours}, 5) | best({"naive": naive}, 1)
     share = seconds["floor"] / seconds["ours"]

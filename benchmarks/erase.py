@@ -11,7 +11,6 @@ are left out.
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import json
 from pathlib import Path
 from statistics import mean, stdev
@@ -26,20 +25,19 @@ from unmemorize.jobs.mitigate import mitigate
 from unmemorize.models.load import load
 
 RUNS = Path("runs/erase")
-COMMON = {"pictures": 4, "check_every": 0}
-ERASE = MitigateSpec(method="erase", **COMMON)
-PUBLISHED = MitigateSpec(method="adversarial-finetune", updates=48, **COMMON)  # half as many evaluations as erase
-SPECS = {
-    "erase": ERASE,
-    "erase, seed 1": dataclasses.replace(ERASE, seed=1),
-    "erase, seed 2": dataclasses.replace(ERASE, seed=2),
-    "adversarial fine-tuning": PUBLISHED,
-    "adversarial fine-tuning, LoRA": dataclasses.replace(PUBLISHED, updates=24, lora=8, lr=1e-3),
-    "fine-tuning, no adversary": MitigateSpec(method="finetune", **COMMON),
-    "SISS": MitigateSpec(method="siss", **COMMON),
-    "NegGrad": MitigateSpec(method="neggrad", **COMMON),
-    "naive deletion": MitigateSpec(method="deletion", **COMMON),
+METHODS = {
+    "erase": "erase:check_every=0",
+    "erase, seed 1": "erase:check_every=0,seed=1",
+    "erase, seed 2": "erase:check_every=0,seed=2",
+    # Half as many evaluations as erase.
+    "adversarial fine-tuning": "adversarial-finetune:check_every=0,updates=48",
+    "adversarial fine-tuning, LoRA": "adversarial-finetune:check_every=0,updates=24,lora=8,lr=0.001",
+    "fine-tuning, no adversary": "finetune",
+    "SISS": "siss",
+    "NegGrad": "neggrad",
+    "naive deletion": "deletion",
 }
+SPECS = {name: MitigateSpec(method=method, pictures=4) for name, method in METHODS.items()}
 
 
 def measured(name: str) -> dict[str, Any]:
@@ -126,9 +124,9 @@ def main() -> None:
     options = parser.parse_args()
     results = kept("erase", {"fingerprint": load("testbed").fingerprint})
     for name, spec in SPECS.items():
-        known, asked = results["settings"].get(name), json.loads(json.dumps(dataclasses.asdict(spec)))
-        if options.only in name and (known is None or known["spec"] != asked):
-            results["settings"][name] = {"spec": asked} | measured(name)
+        known = results["settings"].get(name)
+        if options.only in name and (known is None or known["unlearner"] != spec.method):
+            results["settings"][name] = {"unlearner": spec.method} | measured(name)
             write("erase", results, page(results["settings"]))
 
 

@@ -11,19 +11,20 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from functools import partial
 
 import numpy as np
 import torch
-from common import REFERENCES, STEPS, Row, are_copies, kept, match_any, pictures, planted, table, write
+from common import REFERENCES, SAMPLER, STEPS, Row, are_copies, kept, match_any, pictures, planted, table, write
 from scipy.stats import binomtest
 from tqdm import tqdm
-from unmemorize.explain.inputs import word_gradient_input
 
+from unmemorize.core.methods import Explainer, Subject
 from unmemorize.core.model import DiffusionModel
-from unmemorize.core.results import Explanation
 from unmemorize.data.source import Prompt
-from unmemorize.explain.tokens import leave_one_out, rank_agreement, word_significance
+from unmemorize.explain.gradient import Gradient
+from unmemorize.explain.gradient_input import GradientInput
+from unmemorize.explain.leave_one_out import LeaveOneOut
+from unmemorize.explain.tokens import rank_agreement
 from unmemorize.explain.words import MARGIN, SHARE, occurrences, without, words_of
 from unmemorize.metrics.ranking import rate_interval
 from unmemorize.metrics.similarity import match_targets
@@ -31,11 +32,11 @@ from unmemorize.models.load import load
 
 SEEDS = (220, 221, 222, 223)
 FIRST = 2  # every prompt is generated at so many seeds, and at the others if one of these pictures is a copy
-EXPLAINERS: dict[str, Callable[[DiffusionModel, str], Explanation]] = {
-    "gradient, first step": partial(word_significance, seeds=SEEDS, steps=STEPS),
-    "gradient, all steps": partial(word_significance, seeds=SEEDS[:FIRST], steps=STEPS, window=(0, STEPS)),
-    "gradient × input": partial(word_gradient_input, seeds=SEEDS, steps=STEPS),
-    "leaving out": partial(leave_one_out, seeds=SEEDS, steps=STEPS),
+EXPLAINERS: dict[str, tuple[Explainer, Sequence[int]]] = {
+    "gradient, first step": (Gradient(), SEEDS),
+    "gradient, all steps": (Gradient(last=STEPS), SEEDS[:FIRST]),
+    "gradient × input": (GradientInput(), SEEDS),
+    "leaving out": (LeaveOneOut(), SEEDS),
 }
 CONTROL = "the prompt's first word"  # sees neither model nor picture
 
@@ -138,10 +139,11 @@ def by_family(clusters: Sequence[str | None], hits: Sequence[int], trials: int) 
 
 def explained(model: DiffusionModel, rows: Sequence[Row]) -> dict[str, Row]:
     """The values of each explainer for the words of each prompt, by explainer and prompt."""
+    subject = Subject(model, SAMPLER)
     values: dict[str, Row] = {name: {} for name in EXPLAINERS}
     for row in tqdm(rows, model.name):
-        for name, explain in EXPLAINERS.items():
-            explanation = explain(model, row["prompt"])
+        for name, (explainer, seeds) in EXPLAINERS.items():
+            explanation = explainer.explain(subject, row["prompt"], seeds=seeds)
             values[name][row["id"]] = {
                 "words": list(explanation.significance),
                 "special": explanation.special,

@@ -17,26 +17,27 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 
-from unmemorize.explain.inputs import word_gradient_input
-from unmemorize.mitigate.deletion import Deletion
-from unmemorize.mitigate.denoising import Pairs
-from unmemorize.mitigate.erase import Erase, Rounds
-from unmemorize.mitigate.finetune import Finetune, Objective, finetune
-from unmemorize.mitigate.prompt import Limits, generate_guarded
-
 from pipelines import FAMILIES, tiny
-from unmemorize.attack.dori import Dori, dori
-from unmemorize.attack.prompt import PromptSearch, prompt_search
+from unmemorize.attack.dori import Dori
+from unmemorize.attack.prompt import PromptSearch
 from unmemorize.core.errors import NotApplicable
+from unmemorize.core.methods import Explainer, Subject
+from unmemorize.core.results import Pairs
 from unmemorize.core.run import atomic
-from unmemorize.core.sample import first_unconditional, generate
-from unmemorize.detect.noise import noise_gap_at_start
-from unmemorize.explain.tokens import word_significance
-from unmemorize.localize.nemo import NemoSettings, nemo
+from unmemorize.core.sample import Sampler, generate
+from unmemorize.core.vocabulary import Words
+from unmemorize.detect.noise import NoiseGap
+from unmemorize.explain.gradient import Gradient
+from unmemorize.explain.gradient_input import GradientInput
+from unmemorize.localize.nemo import Nemo
 from unmemorize.localize.reference import reference
-from unmemorize.localize.wanda import wanda
+from unmemorize.localize.wanda import Wanda
+from unmemorize.mitigate.guard import Guard
 from unmemorize.models.load import wrap
 from unmemorize.models.pipeline import PipelineModel
+from unmemorize.unlearn.deletion import Ordinary
+from unmemorize.unlearn.erase import Erase, Erasing
+from unmemorize.unlearn.finetune import Finetune, Objective, finetune
 
 PROMPTS = ["a lighthouse at dusk", "an owl on a fence", "two red kites over a field"]
 PAGE = Path("docs/results/families.md")
@@ -44,70 +45,72 @@ PAGE = Path("docs/results/families.md")
 
 def detector(model: PipelineModel) -> bool:
     """The magnitude at the first sampling step differs between prompts."""
-    empty = first_unconditional(model, seeds=[0], steps=4)
-    values = noise_gap_at_start(model, PROMPTS, empty, seeds=[0], steps=4).text.flatten()
+    values = NoiseGap().score(Subject(model, Sampler(4)), model.encode(PROMPTS), seeds=[0]).value
     return bool((values > 0).all()) and len(set(values.tolist())) == len(PROMPTS)
 
 
 def word_significances(model: PipelineModel) -> bool:
     """Every word has a value."""
-    found = word_significance(model, PROMPTS[1], seeds=[0], steps=4)
-    return len(found.significance) == 5 and all(value > 0 for value in found.significance)
+    values = _by_word(model, Gradient())
+    return len(values) == 5 and all(value > 0 for value in values)
 
 
 def word_inputs(model: PipelineModel) -> bool:
     """Every word has a value."""
-    found = word_gradient_input(model, PROMPTS[1], seeds=[0], steps=4)
-    return len(found.significance) == 5 and all(value != 0 for value in found.significance)
+    values = _by_word(model, GradientInput())
+    return len(values) == 5 and all(value != 0 for value in values)
 
 
 def guard(model: PipelineModel) -> bool:
     """With limits at zero every picture is changed, with limits out of reach none."""
-    cond, how = model.encode(PROMPTS[:2]), {"seeds": [0, 1], "steps": 2, "guidance": None}
-    plain = generate(model, cond, **how)
-    changed, same = (generate_guarded(model, cond, limits=Limits(at, at), **how) for at in (0.0, 1e9))
+    subject = Subject(model, Sampler(2))
+    plain = _two_pictures(subject)
+    with Guard(threshold=0.0, target=0.0).applied(subject) as guarded:
+        changed = _two_pictures(guarded)
+    with Guard(threshold=1e9, target=1e9).applied(subject) as guarded:
+        same = _two_pictures(guarded)
     return torch.equal(same, plain) and not any(torch.equal(a, b) for a, b in zip(changed, plain, strict=True))
 
 
 def attack(model: PipelineModel) -> bool:
     """Two updates lower the loss of the same draws' first one, and move the embeddings."""
     cond, latents = model.encode(PROMPTS[:2]), _latents(model, 2)
-    found = dori(model, latents, cond, seeds=[0, 1], how=Dori(steps=2, batch=2))
+    found = Dori(updates=2, batch=2).attack(Subject(model), latents, cond, seeds=[0, 1])
     return bool(found.losses.isfinite().all()) and not torch.equal(found.conditions[2].embeds, cond.embeds)
 
 
 def typed_search(model: PipelineModel) -> bool:
     """A round is made, and what is found are words."""
-    how = PromptSearch(rounds=1, batch=2, tried=4)
-    start = " ".join(model.vocabulary[:2])
-    return len(prompt_search(model, _latents(model, 1), start, seed=0, how=how).prompt.split()) == 2
+    start, search = " ".join(model.vocabulary[:2]), PromptSearch(updates=1, batch=2, tried=4)
+    prompt, _ = search.search(model, _latents(model, 1), start, seed=0, words=Words(model))
+    return len(prompt.split()) == 2
 
 
 def pruning(model: PipelineModel) -> bool:
     """Wanda chooses some weights and not all."""
-    found = wanda(model, PROMPTS[:1], sparsity=0.1)
+    found = Wanda(sparsity=0.1).find(Subject(model), model.encode(PROMPTS[:1]))
     return all(0 < mask.sum() < mask.numel() for mask in found.masks.values())
 
 
 def neurons(model: PipelineModel) -> bool:
     """NeMo runs on a prompt that it takes for memorized, and chooses channels."""
-    usual = reference(model, PROMPTS[1:], seeds=[0, 1])
-    how = NemoSettings(seeds=(0, 1), threshold=-1.0, start=1.0, minimum=1.0, refine=False)
-    found = nemo(model, PROMPTS[:1], usual, how)
+    usual = reference(model, model.encode(PROMPTS[1:]), seeds=[0, 1])
+    search = Nemo(layers="down-mid", seeds=2, threshold=-1.0, start=1.0, minimum=1.0, refine=False, reference=usual)
+    found = search.find(Subject(model), model.encode(PROMPTS[:1]))
     return any(mask.any() for mask in found.masks.values())
 
 
 def erasing(model: PipelineModel) -> bool:
     """One update of erase changes weights."""
     captions, latents = model.encode(PROMPTS), _latents(model, 3)
-    objective = Erase(
+    objective = Erasing(
         Pairs(latents[:1], captions[:1]),
         latents[1:],
         captions[1:],
         model.encode([""]),
         _weights(model),
-        lambda model, latents, init, seeds: init.embeds[None] + 1,
-        Rounds(every=1, ordinary=2, hostile=2, elsewhere=0.0),
+        Dori(updates=1, batch=2),
+        Erase(every=1, ordinary=2, hostile=2, elsewhere=0.0),
     )
     return _trained(model, objective, Finetune(updates=1, lr=1e-2, ema=0.0))
 
@@ -115,7 +118,7 @@ def erasing(model: PipelineModel) -> bool:
 def low_rank(model: PipelineModel) -> bool:
     """One update of LoRA on ordinary pairs changes weights and leaves no adapter."""
     pairs = Pairs(_latents(model, 3), model.encode(PROMPTS))
-    objective = Deletion(pairs, model.encode([""]), batch=2)
+    objective = Ordinary(pairs, model.encode([""]), batch=2)
     return _trained(model, objective, Finetune(updates=1, lr=1e-2, lora=2, ema=0.0))
 
 
@@ -131,6 +134,15 @@ METHODS: dict[str, Callable[[PipelineModel], bool]] = {
     "erase": erasing,
     "LoRA fine-tuning": low_rank,
 }
+
+
+def _by_word(model: PipelineModel, explainer: Explainer) -> tuple[float, ...]:
+    return explainer.explain(Subject(model, Sampler(4)), PROMPTS[1], seeds=[0]).significance
+
+
+def _two_pictures(subject: Subject) -> torch.Tensor:
+    cond = subject.model.encode(PROMPTS[:2])
+    return generate(subject.model, cond, seeds=[0, 1], sampler=subject.sampler)
 
 
 def _weights(model: PipelineModel) -> dict[str, torch.Tensor]:

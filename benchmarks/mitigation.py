@@ -9,13 +9,14 @@ docs/results/mitigation.{json,md} and mitigation.svg.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from common import (
     GUIDANCE,
     OUT,
+    SAMPLER,
     STEPS,
     are_copies,
     halves,
@@ -29,63 +30,57 @@ from common import (
 )
 from matplotlib.figure import Figure
 from tqdm import tqdm
-from unmemorize.mitigate.prompt import lower_at_start
 
+from unmemorize.core.methods import Mitigation, Subject
 from unmemorize.core.model import Condition
 from unmemorize.core.sample import first_unconditional, generate, generators
-from unmemorize.detect.noise import noise_gap_at_start
+from unmemorize.detect.noise import NoiseGap
 from unmemorize.jobs.guard import Guard
 from unmemorize.metrics.ranking import rate_interval
-from unmemorize.mitigate.perturb import add_embedding_noise, add_random_numbers, add_random_words, repeat_random_words
+from unmemorize.mitigate.edit import Edit
+from unmemorize.mitigate.guard import lower_at_start
+from unmemorize.mitigate.perturb import EmbeddingNoise, Perturbation, RandomNumbers, RandomWords, RepeatedWords
 from unmemorize.models.load import load
 from unmemorize.testbed.alignment import Alignment
 
 SEEDS = (300, 301)
-Change = Callable[[list[str], list[int]], Condition]
 
 
-def changes(model, ordinary: float) -> dict[tuple[str, str], Change]:
-    """Every setting, by method and strength: prompts and seeds to a condition."""
+@dataclass(frozen=True)
+class Lower(Perturbation):
+    """The guard's descent on every picture, whatever its magnitude."""
 
-    def texts(change) -> Change:
-        return lambda prompts, seeds: model.encode([change(p, s) for p, s in zip(prompts, seeds, strict=True)])
+    target: float
+    iterations: int
 
-    def lowered(target: float, iterations: int) -> Change:
-        how = {"target": target * ordinary, "steps": STEPS, "iterations": iterations}
-        return lambda prompts, seeds: lower_at_start(model, model.encode(prompts), seeds=seeds, **how)[0]
+    def changed(self, model, cond: Condition, seeds) -> Condition:
+        empty, t = first_unconditional(model, seeds=seeds, steps=STEPS), model.schedule(STEPS).timesteps[0]
+        lowered = lower_at_start(model, cond, empty, t, target=self.target, iterations=self.iterations)
+        return cond.with_embeds(lowered.embeds)
 
-    def noisy(scale: float) -> Change:
-        def change(prompts: list[str], seeds: list[int]) -> Condition:
-            cond = model.encode(prompts)
-            rows = [add_embedding_noise(e, scale=scale, seed=s) for e, s in zip(cond.embeds, seeds, strict=True)]
-            return cond.with_embeds(torch.stack(rows))
 
-        return change
+def changes(ordinary: float) -> dict[tuple[str, str], Mitigation]:
+    """Every setting, by method and strength."""
 
-    vocabulary = model.vocabulary
-    every: dict[tuple[str, str], Change] = {("none", ""): texts(lambda p, s: p)}
+    every: dict[tuple[str, str], Mitigation] = {("none", ""): Edit({}, {}, "")}
     for target in (2.0, 1.5, 1.25, 1.0, 0.75, 0.5):
-        every["lower the magnitude", f"{target}× ordinary"] = lowered(target, 10)
+        every["lower the magnitude", f"{target}× ordinary"] = Lower(target * ordinary, 10)
     for target in (0.75, 0.6, 0.5):
-        every["lower the magnitude, 40 updates", f"{target}× ordinary"] = lowered(target, 40)
+        every["lower the magnitude, 40 updates", f"{target}× ordinary"] = Lower(target * ordinary, 40)
     for n in (1, 2, 4, 8):
-        every["random words", str(n)] = texts(lambda p, s, n=n: add_random_words(p, vocabulary, count=n, seed=s))
-        every["random numbers", str(n)] = texts(lambda p, s, n=n: add_random_numbers(p, count=n, seed=s))
-        every["repeated words", str(n)] = texts(lambda p, s, n=n: repeat_random_words(p, count=n, seed=s))
+        every["random words", str(n)] = RandomWords(count=n)
+        every["random numbers", str(n)] = RandomNumbers(count=n)
+        every["repeated words", str(n)] = RepeatedWords(count=n)
     for scale in (0.1, 0.3, 1.0, 2.0):
-        every["embedding noise", str(scale)] = noisy(scale)
+        every["embedding noise", str(scale)] = EmbeddingNoise(scale=scale)
     return every
 
 
-def run(model, change: Change, prompts, align: Alignment) -> dict:
+def run(model, mitigation: Mitigation, prompts, align: Alignment) -> dict:
     """Copy rate, similarity and alignment of one setting, and its denoiser evaluations a picture."""
     originals, seeds = [p.text for p in prompts for _ in SEEDS], list(SEEDS) * len(prompts)
-    images = []
-    with model.counted() as cost:
-        for i in range(0, len(originals), 16):
-            t, s = originals[i : i + 16], seeds[i : i + 16]
-            images.append(generate(model, change(t, s), seeds=s, steps=STEPS, guidance=GUIDANCE))
-    made = torch.cat(images)
+    with mitigation.applied(Subject(model, SAMPLER)) as subject, model.counted() as cost:
+        made = generate(model, model.encode(originals), seeds=seeds, sampler=subject.sampler)
     own, nearest = match_own(made, originals), match_any(made)
     hits = np.reshape(are_copies(own), (len(prompts), -1)).sum(1)
     rate = rate_interval(hits.tolist(), [len(SEEDS)] * len(prompts), [p.cluster for p in prompts])
@@ -152,10 +147,9 @@ def main() -> None:
     }
     groups["fresh ordinary"] = fresh
     guards = [guarded(model, groups, calibration, align, share) for share in (0.01, 0.05)]
-    empty = first_unconditional(model, seeds=SEEDS, steps=STEPS)
-    found = noise_gap_at_start(model, [p.text for p in calibration], empty, seeds=SEEDS, steps=STEPS)
-    ordinary = found.scores.median().item()
-    every = tqdm(changes(model, ordinary).items(), "settings")
+    found = NoiseGap().score(Subject(model, SAMPLER), model.encode([p.text for p in calibration]), seeds=SEEDS)
+    ordinary = found.by_seed.median().item()
+    every = tqdm(changes(ordinary).items(), "settings")
     rows = [{"method": m, "strength": s} | run(model, change, memorized, align) for (m, s), change in every]
     numbers = {"settings": rows, "guards": guards, "ordinary_magnitude": ordinary}
     figure(numbers, OUT / "mitigation.svg")

@@ -19,11 +19,12 @@ import torch
 from common import planted, table, write
 from torch import Tensor
 
+from unmemorize.core.methods import Subject
 from unmemorize.core.model import DiffusionModel
 from unmemorize.core.specs import LocateSpec
-from unmemorize.jobs.locate import cache_folder, cached_reference, ordinary_prompts
-from unmemorize.localize.nemo import NemoSettings, nemo
-from unmemorize.localize.reference import Reference, Start, activations
+from unmemorize.jobs.locate import ordinary_prompts
+from unmemorize.localize.nemo import Nemo
+from unmemorize.localize.reference import Reference, Start, activations, cache_folder, cached_reference
 from unmemorize.metrics.ssim import pairwise_ssim, scales_for, ssim
 from unmemorize.models.load import load
 
@@ -32,10 +33,10 @@ class OneByOne:
     """The same search as plainly as it can be written."""
 
     def __init__(
-        self, model: DiffusionModel, prompt: str, reference: Reference, settings: NemoSettings, wasteful: bool
+        self, model: DiffusionModel, prompt: str, reference: Reference, settings: Nemo, wasteful: bool
     ) -> None:
         self.model, self.reference, self.settings, self.wasteful = model, reference, settings, wasteful
-        self.cond, self.start = model.encode([prompt]), Start.of(model, settings.seeds)
+        self.cond, self.start = model.encode([prompt]), Start.of(model, range(settings.seeds))
         self.layers = model.text_projections(settings.layers)
         self.limit = reference.threshold if settings.threshold is None else settings.threshold
 
@@ -58,7 +59,7 @@ class OneByOne:
         return float(ssim(self.free[self.kept], self.predict(blocked, self.kept), self.scales).max())
 
     def __call__(self) -> dict[str, list[int]]:
-        everyone = list(range(len(self.settings.seeds)))
+        everyone = list(range(self.settings.seeds))
         self.free = self.predict({}, everyone)
         self.scales = scales_for(*self.free.shape[-2:])
         strength = pairwise_ssim(self.free, self.scales).amax(1)
@@ -93,15 +94,13 @@ class OneByOne:
 
 
 def one_by_one(
-    model: DiffusionModel, prompts: Sequence[str], reference: Reference, settings: NemoSettings, wasteful: bool
+    model: DiffusionModel, prompts: Sequence[str], reference: Reference, settings: Nemo, wasteful: bool
 ) -> list[dict[str, list[int]]]:
     return [OneByOne(model, prompt, reference, settings, wasteful)() for prompt in prompts]
 
 
-def ours(
-    model: DiffusionModel, prompts: Sequence[str], reference: Reference, settings: NemoSettings
-) -> list[dict[str, list[int]]]:
-    found = nemo(model, prompts, reference, settings)
+def ours(model: DiffusionModel, prompts: Sequence[str], settings: Nemo) -> list[dict[str, list[int]]]:
+    found = settings.find(Subject(model), model.encode(prompts))
     return [{n: m.nonzero()[:, 0].tolist() for n, m in prompt.masks.items()} for prompt in found.per_prompt]
 
 
@@ -114,16 +113,14 @@ def main() -> None:
     torch.set_num_threads(1)
     spec = LocateSpec()
     model = load(spec.model)
-    usual = cached_reference(
-        model, ordinary_prompts(spec), model.fingerprint, cache_folder(), lambda stage, done, total: None
-    )
-    settings = NemoSettings(layers=options.layers, minimum=options.min_theta)
+    usual = cached_reference(model, model.encode(ordinary_prompts(spec)), cache_folder())
+    settings = Nemo(layers=options.layers, minimum=options.min_theta, reference=usual)
     memorized = planted(lambda p: p.kind == "verbatim" and p.memorable)
     chosen = [p.text for p in memorized[-options.prompts :]]
     ways = {
         "one at a time, a prediction discarded in each test": lambda: one_by_one(model, chosen, usual, settings, True),
         "one at a time": lambda: one_by_one(model, chosen, usual, settings, False),
-        "batched": lambda: ours(model, chosen, usual, settings),
+        "batched": lambda: ours(model, chosen, settings),
     }
     rows, results = [], []
     for name, way in ways.items():

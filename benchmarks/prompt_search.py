@@ -15,20 +15,22 @@ from collections.abc import Iterator
 from itertools import product
 
 import torch
-from common import GUIDANCE, REFERENCES, STEPS, kept, often, planted, show, table, write
+from common import REFERENCES, SAMPLER, kept, often, planted, show, table, write
 from erase import SPECS
-from mitigated import NEMO, PRUNED, SAMPLED, Mitigation, at_hand, forget_retrained, mitigation
+from mitigated import NEMO, PRUNED, SAMPLED, at_hand, forget_retrained, mitigated
 from stronger import FIRST_SEED, GROUPS, subjects
 
-from unmemorize.attack.dori import dori
 from unmemorize.attack.high_noise import HighNoise
-from unmemorize.attack.prompt import PromptSearch, Words, nearest_words, prompt_search
+from unmemorize.attack.prompt import PromptSearch, nearest_words
+from unmemorize.core.methods import Subject, settings
 from unmemorize.core.model import Condition, DiffusionModel
+from unmemorize.core.sample import generate
+from unmemorize.core.vocabulary import Words
 from unmemorize.metrics.ranking import share_interval
 from unmemorize.metrics.similarity import PIXELS, References, match_targets
 from unmemorize.models.load import load
 
-HOW = PromptSearch()
+SEARCH = PromptSearch()
 MODELS = ("none", *SAMPLED, *reversed(PRUNED), *NEMO, *SPECS)
 STARTS, VOCABULARIES = ("random words", "nearest words"), ("all words", "not the caption's")
 
@@ -41,37 +43,35 @@ def start_of(
         return " ".join(random.Random(seed).sample(Words(model, forbidden).words, words))
     like = model.encode([""]).embeds
     noise = Condition(torch.randn(like.shape, generator=torch.Generator().manual_seed(seed)).to(like))
-    last = dori(model, latent, noise, seeds=[seed], how=HighNoise()).last
+    last = HighNoise().attack(Subject(model), latent, noise, seeds=[seed]).last
     return nearest_words(model, last.embeds[0], words, forbidden=forbidden)
 
 
-def searched(
-    model: DiffusionModel, what: Mitigation, target: References, start: str, allowed: str, words: int, seeds: list[int]
-) -> dict:
+def searched(subject: Subject, target: References, start: str, allowed: str, words: int, seeds: list[int]) -> dict:
     """One picture's prompt, and what it gives over seeds that the search has not seen, beside the caption's own."""
     caption = target.captions[0] or ""
     forbidden = [] if allowed == "all words" else caption.replace("-", " ").split()
     seed = 1000 + REFERENCES.captions.index(caption)
+    model = subject.model
     with torch.no_grad():
         latent = model.invert(target.images)
     with model.counted() as cost:
         first = start_of(model, latent, start, words, forbidden, seed)
-        best = prompt_search(model, latent, first, seed=seed, how=HOW, forbidden=forbidden)
-    row = {"caption": caption, "start": first, "prompt": best.prompt, "evaluations": cost.forward}
-    for name, prompt in (("copied", best.prompt), ("own", caption), ("before", first)):
-        cond = model.encode([prompt] * len(seeds))
-        made = what.generate(model, cond, seeds=seeds, steps=STEPS, guidance=GUIDANCE)
+        prompt, losses = SEARCH.search(model, latent, first, seed=seed, words=Words(model, forbidden))
+    row = {"caption": caption, "start": first, "prompt": prompt, "evaluations": cost.forward}
+    for name, text in (("copied", prompt), ("own", caption), ("before", first)):
+        made = generate(model, model.encode([text] * len(seeds)), seeds=seeds, sampler=subject.sampler)
         found = match_targets(made, target[[0] * len(seeds)], REFERENCES)
         row[name] = [PIXELS(match.value) for match in found]
-    return row | {"losses": [round(loss, 4) for loss in best.losses]}
+    return row | {"losses": [round(loss, 4) for loss in losses]}
 
 
 def page(results: dict) -> Iterator[str]:
     options = results["options"]
     yield (
-        f"{options['words']} words, {HOW.rounds} rounds of {HOW.tried} swaps, {HOW.batch} noisy versions a round. "
-        f"Pictures with seeds {options['seeds']}, each judged against its own target. A prompt suffices where one of "
-        "them is a copy."
+        f"{options['words']} words, {SEARCH.updates} rounds of {SEARCH.tried} swaps, {SEARCH.batch} noisy versions a "
+        f"round. Pictures with seeds {options['seeds']}, each judged against its own target. A prompt suffices where "
+        "one of them is a copy."
     )
     rows, examples = [], []
     for name, found in results["settings"].items():
@@ -94,19 +94,19 @@ def main() -> None:
     options = parser.parse_args()
     model, prompts = load("testbed"), [p.text for p in planted(often)]
     seeds = list(range(FIRST_SEED, FIRST_SEED + options.seeds))
-    asked = {"pictures": options.pictures, "words": options.words, "seeds": seeds, "how": str(HOW)}
+    asked = {"pictures": options.pictures, "words": options.words, "seeds": seeds, "search": settings(SEARCH)}
     results = kept("prompt-search", {"fingerprint": model.fingerprint, "options": asked})
     forget_retrained(results)
-    groups = subjects(model, options.pictures)
+    subject, groups = Subject(model, SAMPLER), subjects(model, options.pictures)
     for edit, allowed, start, group in product(MODELS, VOCABULARIES, STARTS, GROUPS[:2]):
         name = " | ".join((edit, group, start, allowed))
         if name in results["settings"] or options.only not in name or not at_hand(edit):
             continue
-        what, rows = mitigation(model, edit, prompts), []
+        what, rows = mitigated(subject, edit, prompts), []
         for i in range(len(groups[group])):
             target = groups[group][[i]]
-            with what.edit_for(target.captions[0], i).applied(model):
-                rows.append(searched(model, what, target, start, allowed, options.words, seeds))
+            with what.of(target.captions[0], i).applied(subject) as attacked:
+                rows.append(searched(attacked, target, start, allowed, options.words, seeds))
         results["settings"][name] = rows
         write("prompt-search", results, list(page(results)))
 

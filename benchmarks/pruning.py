@@ -14,55 +14,52 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Protocol
 
 import torch
 from common import OUT, Row, are_copies, kept, match_any, match_own, pictures, planted, show, table, write
 from matplotlib.figure import Figure
 from torch import Tensor
 from tqdm import tqdm
-from unmemorize.mitigate.weights import Edit, random_like, removed_norm
 
 from unmemorize.core.choose import evenly
+from unmemorize.core.methods import Localizer, Mitigation, Subject
 from unmemorize.core.model import DiffusionModel
 from unmemorize.core.results import Interval, Localization
 from unmemorize.core.run import atomic, write_json
 from unmemorize.core.specs import LocateSpec
-from unmemorize.jobs.locate import cache_folder, cached_reference, ordinary_prompts
+from unmemorize.jobs.locate import ordinary_prompts
 from unmemorize.localize.control import aimed_at_ordinary
-from unmemorize.localize.nemo import NemoSettings, Rule, nemo
-from unmemorize.localize.reference import SEEDS, Reference, Start
-from unmemorize.localize.wanda import wanda
+from unmemorize.localize.nemo import Nemo, Rule
+from unmemorize.localize.reference import SEEDS, Reference, Start, cache_folder, cached_reference
+from unmemorize.localize.wanda import Wanda
 from unmemorize.metrics.ranking import rate_interval
 from unmemorize.metrics.ssim import pairwise_ssim, scales_for, ssim
+from unmemorize.mitigate.edit import Edit, random_like, removed_norm
 from unmemorize.models.load import load
 from unmemorize.testbed.alignment import Alignment
 
 RESULTS = OUT / "pruning.json"
 FIRST_SEED = 100
 DRAWS = 3  # random controls of an edit
-WANDA = {"Wanda, 1%": 0.01, "Wanda, 10%": 0.1, "Wanda, 40%": 0.4, "Wanda, 50%": 0.5}
-NEMO = {
-    "NeMo, down-mid, θ ≥ 1": NemoSettings(layers="down-mid"),
-    "NeMo, all, θ ≥ 1": NemoSettings(layers="all"),
-    "NeMo, all, θ ≥ 1, not refined": NemoSettings(layers="all", refine=False),
-    "NeMo, all, θ ≥ 0.25, not refined": NemoSettings(layers="all", minimum=0.25, refine=False),
-    "NeMo, all, θ ≥ 0, our rule": NemoSettings(layers="all", minimum=0.0, rule="ordinary", seeds=SEEDS[:5]),
+LOCALIZERS: dict[str, Localizer] = {
+    "Wanda, 1%": Wanda(sparsity=0.01),
+    "Wanda, 10%": Wanda(sparsity=0.1),
+    "Wanda, 40%": Wanda(sparsity=0.4),
+    "Wanda, 50%": Wanda(sparsity=0.5),
+    "NeMo, down-mid, θ ≥ 1": Nemo(layers="down-mid"),
+    "NeMo, all, θ ≥ 1": Nemo(layers="all"),
+    "NeMo, all, θ ≥ 1, not refined": Nemo(layers="all", refine=False),
+    "NeMo, all, θ ≥ 0.25, not refined": Nemo(layers="all", minimum=0.25, refine=False),
+    "NeMo, all, θ ≥ 0, our rule": Nemo(layers="all", minimum=0.0, rule="ordinary", seeds=5),
 }
 KINDS = ("verbatim", "repeat", "template", "word")  # in this order, as many prompts as asked for
 CANDIDATES = 40  # ordinary prompts of which the first that NeMo's threshold calls memorized are aimed at
 
 Locate = Callable[[Sequence[str]], Localization]
-
-
-class Change(Protocol):
-    """A change of the denoiser's weights, for the length of a block."""
-
-    def applied(self, model: DiffusionModel) -> AbstractContextManager[None]: ...
 
 
 @dataclass(frozen=True)
@@ -78,13 +75,13 @@ class Bench:
     seeds: tuple[int, ...]
     align: Alignment
 
-    def pictures(self, prompts: Sequence[str], edits: Sequence[Change] = ()) -> Tensor:
+    def pictures(self, prompts: Sequence[str], edits: Sequence[Mitigation] = ()) -> Tensor:
         """Pictures (prompts · seeds, 3, h, w); prompt i is generated under edit i, in turn."""
         parts = []
         each = 16 if len(edits) < 2 else 1
         for i in range(0, len(prompts), each):
             some = prompts[i : i + each]
-            with edits[i % len(edits)].applied(self.model) if edits else nullcontext():
+            with edits[i % len(edits)].applied(Subject(self.model)) if edits else nullcontext():
                 parts.append(pictures(self.model, self.repeated(some), self.seeds * len(some), 16 * len(self.seeds)))
         return torch.cat(parts)
 
@@ -92,7 +89,7 @@ class Bench:
         """Each prompt once a seed."""
         return [prompt for prompt in prompts for _ in self.seeds]
 
-    def copies(self, edits: Sequence[Change] = ()) -> Row:
+    def copies(self, edits: Sequence[Mitigation] = ()) -> Row:
         """Memorized prompts: rates of copies of the own and of any picture, and the mean ratio to the own picture."""
         prompts = self.repeated(self.memorized)
         images = self.pictures(self.memorized, edits)
@@ -107,32 +104,24 @@ class Bench:
         rate = rate_interval(by_prompt, [n] * len(by_prompt))
         return [rate.value, rate.low, rate.high]
 
-    def quality(self, free: Tensor, edits: Sequence[Change] = ()) -> Row:
+    def quality(self, free: Tensor, edits: Sequence[Mitigation] = ()) -> Row:
         """Ordinary prompts: SSIM to the unpruned model's pictures of the same seeds, and alignment."""
         images = self.pictures(self.ordinary, edits) if edits else free
         alike = ssim(free, images, scales_for(*free.shape[-2:])).mean()
         return {"quality": float(alike), "alignment": self.align(images, self.repeated(self.ordinary)).mean().item()}
 
 
-def searches(bench: Bench) -> dict[str, Locate]:
-    """Every setting by name, as a function of prompts."""
-    named: dict[str, Locate] = {}
-    for name, share in WANDA.items():
-        named[name] = partial(run_wanda, bench.model, share)
-    for name, settings in NEMO.items():
-        named[name] = partial(run_nemo, bench, settings, name)
-    return named
-
-
-def run_wanda(model: DiffusionModel, share: float, prompts: Sequence[str]) -> Localization:
-    return wanda(model, prompts, sparsity=share)
-
-
-def run_nemo(bench: Bench, settings: NemoSettings, name: str, prompts: Sequence[str]) -> Localization:
-    others = ordinary_prompts(LocateSpec())
-    with tqdm(total=len(prompts), desc=name) as bar:
-        return nemo(
-            bench.model, prompts, bench.usual, settings, lambda _, done, __: bar.update(done - bar.n), ordinary=others
+def search(bench: Bench, localizer: Localizer, prompts: Sequence[str]) -> Localization:
+    """What a localizer finds; NeMo with what is usual for ordinary prompts, which is measured once."""
+    if isinstance(localizer, Nemo):
+        localizer = replace(localizer, reference=bench.usual)
+    encode = bench.model.encode
+    with tqdm(total=len(prompts), desc=localizer.name) as bar:
+        return localizer.find(
+            Subject(bench.model),
+            encode(prompts),
+            ordinary=encode(ordinary_prompts(LocateSpec())),
+            progress=lambda _, done, __: bar.update(done - bar.n),
         )
 
 
@@ -166,8 +155,8 @@ def random_edits(bench: Bench, edits: list[Edit], draw: int) -> list[Edit]:
 
 def hidden_by_all(bench: Bench, rule: Rule) -> int:
     """For how many memorized prompts a rule is met where every value channel is blocked: more no set can do."""
-    everything = NemoSettings(layers="all", start=0.0, minimum=0.0, refine=False, rule=rule)
-    found = run_nemo(bench, everything, f"all channels, {rule}", bench.memorized)
+    everything = Nemo(layers="all", start=0.0, minimum=0.0, refine=False, rule=rule)
+    found = search(bench, everything, bench.memorized)
     return sum(bool(p.facts.get("hidden")) for p in found.per_prompt)
 
 
@@ -200,7 +189,7 @@ def setting(bench: Bench, locate: Locate, free: Tensor) -> Row:
 def page(results: Row) -> list[str]:
     """The numbers as a page."""
     free, asked, rows = results["free"], results["options"], []
-    for name in [name for name in (*WANDA, *NEMO) if name in results["settings"]]:
+    for name in [name for name in LOCALIZERS if name in results["settings"]]:
         row = results["settings"][name]
         for scope, edit in (("together", "one for all"), ("own", "each prompt's")):
             if scope in row:
@@ -280,7 +269,7 @@ def alike_between_seeds(model: DiffusionModel, prompts: Sequence[str], threshold
 def prepare(prompts: int = 18, ordinary: int = 24, seeds: int = 2) -> Bench:
     model, everyone = load("testbed"), ordinary_prompts(LocateSpec())
     hashed = model.fingerprint
-    usual = cached_reference(model, everyone, hashed, cache_folder(), lambda stage, done, total: None)
+    usual = cached_reference(model, model.encode(everyone), cache_folder())
     memorable = sorted(planted(lambda p: p.memorable), key=lambda p: (KINDS.index(p.kind), -p.copies, p.id))
     step = max(len(planted(lambda p: True)) // ordinary // 2, 1)
     judged = everyone[::step][:ordinary]
@@ -315,9 +304,9 @@ def main() -> None:
         write_json(RESULTS, results)
     if "all off" not in results:
         results["all off"] = {rule: hidden_by_all(bench, rule) for rule in ("published", "ordinary")}
-    for name, locate in searches(bench).items():
+    for name, localizer in LOCALIZERS.items():
         if name not in results["settings"] and options.only in name:
-            row = setting(bench, locate, free)
+            row = setting(bench, partial(search, bench, localizer), free)
             # Another process may have added its settings.
             results = kept("pruning", same) | {"free": results["free"], "all off": results["all off"]}
             results["settings"][name] = row

@@ -13,23 +13,23 @@ from itertools import product
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from common import kept, often, planted, show, table, write
+from common import SAMPLER, kept, often, planted, show, table, write
 from erase import folder
 from mitigated import PRUNED, at_hand, forget_retrained
-from unmemorize.mitigate.deletion import Deletion
-from unmemorize.mitigate.denoising import Pairs
-from unmemorize.mitigate.finetune import Finetune, finetune
-from unmemorize.mitigate.weights import Edit
 
 from unmemorize.attack.dori import Dori
+from unmemorize.core.methods import Subject
 from unmemorize.core.model import DiffusionModel
 from unmemorize.core.results import Interval
 from unmemorize.jobs.copies import copy_check
-from unmemorize.jobs.cured import Judge, attacked_from_both, copies_of, judge_of, latents_of, rate_of
+from unmemorize.jobs.cured import Judge, attacked_from_both, copies_of, judge_of, rate_of
 from unmemorize.jobs.pairs import captions_of, memorized_pictures, ordinary_pictures
-from unmemorize.localize.wanda import wanda
+from unmemorize.jobs.unlearning import pairs_of
 from unmemorize.metrics.similarity import References
+from unmemorize.mitigate.edit import Edit
 from unmemorize.models.load import load
+from unmemorize.unlearn.deletion import Ordinary
+from unmemorize.unlearn.finetune import Finetune, finetune
 
 HIDDEN = "Wanda 40%"  # the positive control: most copies are gone, and attacks bring them back
 MODELS = ("erase", HIDDEN)
@@ -42,26 +42,26 @@ def mitigated(name: str) -> DiffusionModel:
     if name == "erase":
         return load(str(folder(name) / "model"))
     model = load("testbed")
-    found = wanda(model, [p.text for p in planted(often)], sparsity=PRUNED[name])
+    found = PRUNED[name].find(Subject(model), model.encode([p.text for p in planted(often)]))
     Edit.of(found, model.fingerprint).apply(model)
     return model
 
 
 def trained_on(model: DiffusionModel, updates: int) -> None:
     """Denoise ordinary pictures under their own captions."""
-    ordinary = ordinary_pictures(model, "testbed", "").train
-    pairs = Pairs(latents_of(model, ordinary.images), model.encode(captions_of(ordinary)))
-    objective = Deletion(pairs, model.encode([""]), batch=BATCH, seed=0)
+    pairs = pairs_of(model, ordinary_pictures(model, "testbed", "").train)
+    objective = Ordinary(pairs, model.encode([""]), batch=BATCH, seed=0)
     with TemporaryDirectory() as checkpoints:
         finetune(model, objective, Finetune(updates=updates, lr=LR), Path(checkpoints))
 
 
 def judged(model: DiffusionModel, memorized: References, judge: Judge, attack: bool) -> dict[str, list[float]]:
     """Copy rates for the prompts and, if asked for, after DoRI from prompts and from N(0, I)."""
-    own = copies_of(model, model.encode(captions_of(memorized)), memorized, judge)
+    subject = Subject(model, SAMPLER)
+    own = copies_of(subject, model.encode(captions_of(memorized)), memorized, judge)
     if not attack:
         return {"prompt": rate_of(own)}
-    attacked = attacked_from_both(model, memorized, judge, seed=SEED, how=Dori())
+    attacked = attacked_from_both(subject, memorized, judge, seed=SEED, attack=Dori())
     return {"prompt": rate_of(own)} | {f"attacked from {init}": rate_of(hits) for init, hits in attacked.items()}
 
 
@@ -94,7 +94,7 @@ def main() -> None:
             continue
         model = mitigated(name)
         check = copy_check(model, "testbed", "", "", "sscd-320")
-        judge = judge_of(model, "testbed", check, (0, 1), 16, 7.5)
+        judge = judge_of(model, "testbed", check, (0, 1))
         memorized = memorized_pictures(model, "testbed", "")
         if updates:
             trained_on(model, updates)

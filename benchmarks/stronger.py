@@ -11,24 +11,25 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from itertools import product
 
 import numpy as np
 import torch
-from common import OUT, REFERENCES, STEPS, halves, kept, often, planted, show, table, write
+from common import OUT, REFERENCES, SAMPLER, halves, kept, often, planted, show, table, write
 from erase import SPECS
 from matplotlib.figure import Figure
-from mitigated import NEMO, PRUNED, SAMPLED, Mitigation, at_hand, forget_retrained, mitigation
+from mitigated import NEMO, PRUNED, SAMPLED, Mitigated, at_hand, forget_retrained, mitigated
 
-from unmemorize.attack.adaptive import Adaptive, from_prompts
-from unmemorize.attack.dori import Dori, dori
-from unmemorize.attack.extraction import Extraction, Method, Trial, extraction
+from unmemorize.attack.adaptive import Adaptive
+from unmemorize.attack.dori import Dori
+from unmemorize.attack.extraction import Extraction, Trial, extraction
 from unmemorize.attack.high_noise import HighNoise
 from unmemorize.core.choose import evenly
+from unmemorize.core.methods import Attack, Subject, settings
 from unmemorize.core.model import DiffusionModel
-from unmemorize.core.results import Attack
+from unmemorize.core.results import Found
 from unmemorize.core.run import atomic
 from unmemorize.data.ordinary import ordinary_prompts
 from unmemorize.jobs.subjects import derive
@@ -39,7 +40,7 @@ from unmemorize.models.load import load
 PART = 3  # pictures that are attacked together: a killed run loses no more
 FIRST_SEED = 100  # of the pictures that are judged; those of the adaptive attack's checks are others
 GROUPS = ("memorized", "trained on once", "never trained on")
-CHEAP = {"DoRI": (Dori(), (5, 10, 17, 25, 50)), "high noise": (HighNoise(), (16, 32, HighNoise().steps))}
+CHEAP = {"DoRI": (Dori(), (5, 10, 17, 25, 50)), "high noise": (HighNoise(), (16, 32, HighNoise().updates))}
 CASES = [
     ("Wanda 40%", "random"),
     ("Wanda 40%", "prompt"),
@@ -81,22 +82,22 @@ def _spread(pictures: References, count: int, model: DiffusionModel) -> Referenc
 class Bench:
     """What every setting is measured with."""
 
-    model: DiffusionModel
-    mitigations: dict[str, Mitigation]
+    subject: Subject
+    mitigations: dict[str, Mitigated]
     seeds: tuple[int, ...]
 
     def attacked(
-        self, pictures: References, places: Sequence[int], edit: str, init: str, method: Method, curve: Sequence[int]
+        self, pictures: References, places: Sequence[int], edit: str, init: str, attack: Attack, curve: Sequence[int]
     ) -> list[dict]:
         """One row for each of the pictures at these places: copies by number of updates and seed, and evaluations."""
         what, rows = self.mitigations[edit], []
-        trial = Trial(tuple(curve), init, seeds=self.seeds, sampling=STEPS, generate=what.generate)  # type: ignore[arg-type]
+        trial = Trial(tuple(curve), init, seeds=self.seeds)  # type: ignore[arg-type]
         judge = partial(match_targets, references=REFERENCES)
-        each = len(places) if len(what.edits) == 1 else 1
+        each = len(places) if what.is_one else 1
         for i in range(0, len(places), each):
             some = list(places[i : i + each])
-            with what.edit_for(pictures.captions[some[0]], some[0]).applied(self.model):
-                rows += to_rows(extraction(self.model, pictures[some], method, judge, trial)[0])
+            with what.of(pictures.captions[some[0]], some[0]).applied(self.subject) as subject:
+                rows += to_rows(extraction(subject, pictures[some], attack, judge, trial)[0])
         return rows
 
 
@@ -121,30 +122,30 @@ def to_rows(found: Extraction) -> list[dict]:
     ]
 
 
-def methods(bench: Bench, prompts: Sequence[str]) -> dict[str, tuple[Method, Sequence[int], str, str]]:
+def attacks(model: DiffusionModel, prompts: Sequence[str]) -> dict[str, tuple[Attack, Sequence[int], str, str]]:
     """Every setting by name: its attack, numbers of updates to look at, edit and start."""
-    ordinary, others = (bench.model.encode(some) for some in (ordinary_prompts(50), list(prompts)))
-    dear, named = partial(from_prompts, pools=(ordinary, ordinary, others, others)), {}
-    shared = made_once(dear)
-    for (edit, init), (name, (how, curve)) in product(CASES, CHEAP.items()):
-        named[f"{edit} | {init} | {name}"] = (partial(dori, how=how), curve, edit, init)
+    dear = Adaptive().prepared(model.encode(prompts), model.encode(ordinary_prompts(50)))
+    shared, named = Once(dear), {}
+    for (edit, init), (name, (attack, curve)) in product(CASES, CHEAP.items()):
+        named[f"{edit} | {init} | {name}"] = (attack, curve, edit, init)
     for edit in DEAR:
         attack = shared if edit in AS_IT_CAME else dear
-        named[f"{edit} | mixed | adaptive"] = (attack, (Adaptive().steps,), edit, "prompt")
+        named[f"{edit} | mixed | adaptive"] = (attack, (dear.updates,), edit, "prompt")
     return named
 
 
-def made_once(method: Method) -> Method:
-    """The attack, searched once for the same pictures and returned again later; only for the same weights."""
-    known: dict[tuple[int, ...], Attack] = {}
+@dataclass(frozen=True)
+class Once(Attack):
+    """An attack, searched once for the same pictures and returned again later; only for the same weights."""
 
-    def attack(model, latents, init, *, seeds, keep) -> Attack:
+    inner: Attack
+    known: dict[tuple[int, ...], Found] = field(default_factory=dict)
+
+    def attack(self, subject, latents, start, *, seeds, keep=()) -> Found:
         key = tuple(seeds)  # an attack's seeds come from the pictures' names
-        if key not in known:
-            known[key] = method(model, latents, init, seeds=seeds, keep=keep)
-        return known[key]
-
-    return attack
+        if key not in self.known:
+            self.known[key] = self.inner.attack(subject, latents, start, seeds=seeds, keep=keep)
+        return self.known[key]
 
 
 def curve(rows: Sequence[dict]) -> list[dict]:
@@ -205,20 +206,21 @@ def main() -> None:
     options = parser.parse_args()
     model, prompts = load("testbed"), [p.text for p in planted(often)]
     seeds = tuple(range(FIRST_SEED, FIRST_SEED + options.seeds))
-    asked = {"pictures": options.pictures, "seeds": list(seeds), "high noise": str(HighNoise())}
+    asked = {"pictures": options.pictures, "seeds": list(seeds), "high noise": settings(HighNoise())}
     results = kept("stronger", {"fingerprint": model.fingerprint, "options": asked})
     forget_retrained(results)
-    bench, groups = Bench(model, {}, seeds), subjects(model, options.pictures)
+    subject = Subject(model, SAMPLER)
+    bench, groups = Bench(subject, {}, seeds), subjects(model, options.pictures)
     every = groups | {GROUPS[0]: subjects(model, len(prompts), half=False)[GROUPS[0]]}
-    for name, (method, steps, edit, init) in methods(bench, prompts).items():
+    for name, (attack, updates, edit, init) in attacks(model, prompts).items():
         for group, pictures in (every if name.endswith("adaptive") else groups).items():
             if options.only not in f"{name} | {group}" or not at_hand(edit):
                 continue
             rows = results["settings"].setdefault(name, {}).setdefault(group, [])
             for places in parts(pictures, [row["picture"] for row in rows]):
                 if edit not in bench.mitigations:
-                    bench.mitigations[edit] = mitigation(model, edit, prompts)
-                rows += bench.attacked(pictures, places, edit, init, method, steps)
+                    bench.mitigations[edit] = mitigated(subject, edit, prompts)
+                rows += bench.attacked(pictures, places, edit, init, attack, updates)
                 write("stronger", results, list(page(results)))
     figure(results["settings"])
 

@@ -25,17 +25,17 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-from common import REFERENCES, STEPS, pictures
+from common import REFERENCES, SAMPLER, pictures
 from matplotlib.figure import Figure
 from tqdm import tqdm
 
+from unmemorize.core.methods import Subject
 from unmemorize.core.run import atomic, write_json
-from unmemorize.core.sample import first_unconditional
 from unmemorize.core.specs import DataSpec
 from unmemorize.core.text import normalise, spans, words
 from unmemorize.data.repeats import SLOT
 from unmemorize.data.words import CAPTIONS
-from unmemorize.detect.noise import noise_gap_at_start
+from unmemorize.detect.noise import NoiseGap
 from unmemorize.explain.words import again
 from unmemorize.jobs.data import audit_data
 from unmemorize.metrics.ranking import rate_interval
@@ -167,11 +167,10 @@ class Generated:
 def generate_all(texts: Sequence[str]) -> dict[str, Generated]:
     """Score and generate each text once with the shipped model."""
     model = load("testbed")
-    empty = first_unconditional(model, seeds=SEEDS, steps=STEPS)
-    found = {}
+    score, found = NoiseGap().ready(Subject(model, SAMPLER), seeds=SEEDS), {}
     for start in tqdm(range(0, len(texts), 8), desc="texts"):
         part = texts[start : start + 8]
-        magnitudes = noise_gap_at_start(model, part, empty, seeds=SEEDS, steps=STEPS).scores.mean(1)
+        magnitudes = score(model.encode(part)).value
         images = pictures(model, [t for t in part for _ in SEEDS], list(SEEDS) * len(part)).split(len(SEEDS))
         for text, magnitude, of in zip(part, magnitudes.tolist(), images, strict=True):
             found[text] = Generated(magnitude, of)

@@ -13,11 +13,11 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from common import OUT, Row, kept, table, write
-from mitigated import Weights
 from pruning import prepare, rates
 from torch import Tensor
 
 from unmemorize.core.run import write_json
+from unmemorize.mitigate.tuned import Tuned
 from unmemorize.models.load import load
 
 PARTS: dict[str, Callable[[str], bool]] = {
@@ -52,7 +52,7 @@ def main() -> None:
         if name not in results["settings"]:
             part = {key: value for key, value in theirs.items() if inside(key)}
             sizes = {"weights": share(part, ours), "moved": moved(part, ours) / moved(theirs, ours)}
-            change = [Weights(part)]
+            change = [Tuned("testbed-twin", twin.fingerprint, part)]
             results["settings"][name] = sizes | bench.copies(change) | bench.quality(free, change)
             write_json(OUT / "twin-swap.json", results)
     write("twin-swap", results, page(results["settings"], len(bench.memorized), len(bench.seeds)))

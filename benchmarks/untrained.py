@@ -9,16 +9,16 @@ again.
 from __future__ import annotations
 
 import argparse
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
-from common import Row, kept, write
-from erase import ERASE, summary
-from mitigated import UNTRAINED, Mitigation, mitigation
+from common import SAMPLER, Row, kept, write
+from erase import SPECS, summary
+from mitigated import UNTRAINED, Mitigated, mitigated
 from torch import Tensor
 
 from unmemorize.attack.dori import Dori
-from unmemorize.core.model import DiffusionModel
+from unmemorize.core.methods import Subject
 from unmemorize.jobs.cured import Judge, Subjects, attacked_from_both, copies_of, measure, quality, rate_of
 from unmemorize.jobs.mitigate import TEST_SEED, measures
 from unmemorize.jobs.pairs import captions_of
@@ -30,52 +30,51 @@ from unmemorize.models.load import load
 class Bench:
     """What every mitigation is measured with; `before` is the model as it came, `targets` what it copies."""
 
-    model: DiffusionModel
+    subject: Subject
     subjects: Subjects
     judge: Judge
     before: dict[str, Tensor]
     targets: References
 
-    def measured(self, what: Mitigation) -> Row:
+    def measured(self, what: Mitigated) -> Row:
         """A row as benchmarks/erase.py writes them; without quality if each picture has its own edit."""
-        judge = replace(self.judge, generate=what.generate)
-        rates = {name: rate_of(hits) for name, hits in self._left(what, judge).items()}
+        rates = {name: rate_of(hits) for name, hits in self._left(what).items()}
         return {
             "pictures": len(self.targets),
             "copy_rate_after": rates.pop("after"),
             "attacked": rates,
-            "quality": self._quality(what, judge),
+            "quality": self._quality(what),
             "evaluations": what.evaluations,
             "seconds": round(what.seconds),
         }
 
-    def _left(self, what: Mitigation, judge: Judge) -> dict[str, Tensor]:
+    def _left(self, what: Mitigated) -> dict[str, Tensor]:
         """Copies for the prompts and after attacks, (pictures, seeds) each."""
         count, found = len(self.targets), []
-        each = count if len(what.edits) == 1 else 1
+        each = count if what.is_one else 1
         for i in range(0, count, each):
             part = self.targets[list(range(i, i + each))]
             prompts = captions_of(part)
-            with what.edit_for(prompts[0], i).applied(self.model):
-                own = copies_of(self.model, self.model.encode(prompts), part, judge)
-                attacked = attacked_from_both(self.model, part, judge, seed=TEST_SEED + i, how=Dori())
+            with what.of(prompts[0], i).applied(self.subject) as subject:
+                own = copies_of(subject, subject.model.encode(prompts), part, self.judge)
+                attacked = attacked_from_both(subject, part, self.judge, seed=TEST_SEED + i, attack=Dori())
             found.append({"after": own} | attacked)
         return {name: torch.cat([rows[name] for rows in found]) for name in found[0]}
 
-    def _quality(self, what: Mitigation, judge: Judge) -> Row | None:
-        if len(what.edits) > 1:
+    def _quality(self, what: Mitigated) -> Row | None:
+        if not what.is_one:
             return None
-        with what.edit_for(None, 0).applied(self.model):
-            after = measure(self.model, self.subjects, judge)
-        return quality(self.before, after, self.subjects, judge)
+        with what.of(None, 0).applied(self.subject) as subject:
+            after = measure(subject, self.subjects, self.judge)
+        return quality(self.before, after, self.subjects, self.judge)
 
 
-def prepare(model: DiffusionModel) -> Bench:
+def prepare(subject: Subject) -> Bench:
     """The same pictures and captions as a run of `unmemorize mitigate` has."""
-    subjects, judge, _ = measures(ERASE, model)
-    before = measure(model, subjects, judge)
+    subjects, judge, _ = measures(SPECS["erase"], subject.model)
+    before = measure(subject, subjects, judge)
     copied = before["copies"].any(dim=1).nonzero()[:, 0].tolist()
-    return Bench(model, subjects, judge, before, subjects.memorized[copied])
+    return Bench(subject, subjects, judge, before, subjects.memorized[copied])
 
 
 def page(found: dict[str, Row]) -> list[str]:
@@ -93,13 +92,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", default="", help="measure mitigations whose name contains this")
     options = parser.parse_args()
-    model = load("testbed")
-    results = kept("untrained", {"fingerprint": model.fingerprint})
-    bench = prepare(model)
+    subject = Subject(load("testbed"), SAMPLER)
+    results = kept("untrained", {"fingerprint": subject.model.fingerprint})
+    bench = prepare(subject)
     prompts = captions_of(bench.subjects.memorized)
     for name in UNTRAINED:
         if options.only in name and name not in results["settings"]:
-            results["settings"][name] = bench.measured(mitigation(model, name, prompts))
+            results["settings"][name] = bench.measured(mitigated(subject, name, prompts))
             write("untrained", results, page(results["settings"]))
 
 
