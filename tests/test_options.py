@@ -261,3 +261,24 @@ def test_ctrl_c_ends_a_run_that_the_same_command_continues(tiny_folder, tmp_path
     assert done.returncode == 0, done.stderr
     assert "rows kept from before: prompts 200, detect " in done.stderr
     assert done.stdout.splitlines()[-1].startswith("next: unmemorize ")
+
+
+@pytest.mark.parametrize("command", ["detect", "triggers"])
+def test_a_dry_run_forecasts_what_the_run_takes(command, call, tiny_folder, tmp_path):
+    """As many evaluations as are then counted, and nothing written."""
+    (tmp_path / "prompts.txt").write_text("an owl on a fence\na green bicycle\n")
+    (tmp_path / "images").mkdir()
+    Image.new("RGB", (32, 32), "red").save(tmp_path / "images" / "red.png")
+    given = [command, tiny_folder, "--prompts", tmp_path / "prompts.txt", "--steps", 2]
+    given += ["--run", tmp_path / "run"]
+    given += [] if command == "detect" else ["--references", tmp_path / "images", "--pictures", 1, "--repeats", 1]
+    code, out, _ = call(*given, "--dry-run", "--json")
+    assert code == 0
+    expected = json.loads(out)
+    assert not (tmp_path / "run").exists()
+    assert call(*given, "--dry-run")[1].splitlines()[0].split() == ["stage", "evaluations", "seconds"]
+    found = json.loads(call(*given, "--json")[1])
+    spent = sum(row["evaluations"] for row in found["prompts"]) if command == "detect" else found["evaluations"]
+    ((stage, count),) = expected["evaluations"].items()
+    assert spent <= count <= spent * 1.5
+    assert expected["seconds"][stage] > 0

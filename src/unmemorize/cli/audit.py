@@ -13,7 +13,7 @@ from rich.text import Text
 
 from unmemorize.cli.app import FIND, PROVE, TESTBED, DryRun, Json, Run, command, option
 from unmemorize.cli.checks import check
-from unmemorize.cli.terminal import add_row, cell, errors, next_step, out, print_json, say, working
+from unmemorize.cli.terminal import add_row, cell, errors, next_step, out, print_forecast, print_json, say, working
 from unmemorize.core.errors import UserError
 from unmemorize.core.outputs import Output, check_outputs, is_stdout
 from unmemorize.core.plain import printable
@@ -157,11 +157,7 @@ def _print_forecast(expected: Forecast, as_json: bool) -> None:
     if as_json:
         print_json(asdict(expected))
         return
-    table = Table("stage", "evaluations", "seconds", box=None, pad_edge=False)
-    for stage, count in expected.evaluations.items():
-        add_row(table, stage, f"{count:,}", f"{expected.seconds[stage]:.1f}")
-    add_row(table, "all", f"{sum(expected.evaluations.values()):,}", f"{sum(expected.seconds.values()):.1f}")
-    out.print(table)
+    print_forecast(expected.evaluations, expected.seconds)
     say(f"{expected.pictures:,} pictures, about {expected.bytes / 1e6:.1f} MB on disk")
 
 

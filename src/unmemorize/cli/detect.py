@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import tempfile
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from rich.table import Table
 
-from unmemorize.cli.app import FIND, Json, Run, command, option
+from unmemorize.cli.app import FIND, DryRun, Json, Run, command, option
 from unmemorize.cli.checks import check
-from unmemorize.cli.terminal import add_row, next_step, out, print_json, say, working
+from unmemorize.cli.terminal import add_row, next_step, out, print_forecast, print_json, say, working
 from unmemorize.core.outputs import Output
 from unmemorize.core.specs import Count, DetectSpec
 
@@ -28,10 +29,21 @@ def detect(
     format: Annotated[
         Literal["table", "wen-jsonl"], option("A table, or the JSON lines of the public code of Wen et al. 2024.")
     ] = "table",
+    dry_run: DryRun = False,
     json: Json = False,
 ) -> None:
     """Rank prompts by how memorized they look."""
-    check(spec, *([Output("--run", Path(run), "run")] if run else []))
+    check(spec, *([Output("--run", Path(run), "run")] if run and not dry_run else []))
+
+    if dry_run:
+        from unmemorize.jobs.forecast import forecast_detect
+
+        expected = forecast_detect(spec)
+        if json:
+            print_json(asdict(expected))
+        else:
+            print_forecast(expected.evaluations, expected.seconds)
+        return
 
     from unmemorize.jobs.detect import detect as run_detect
     from unmemorize.jobs.detect import wen_lines

@@ -61,6 +61,16 @@ def print_json(value: dict[str, Any]) -> None:
     print(to_json({"schema_version": SCHEMA_VERSION} | value))
 
 
+def print_forecast(evaluations: dict[str, int], seconds: dict[str, float]) -> None:
+    """Print what a command is expected to take, by stage and in all."""
+    table = Table("stage", "evaluations", "seconds", box=None, pad_edge=False)
+    for stage, count in evaluations.items():
+        add_row(table, stage, f"{count:,}", f"{seconds[stage]:.1f}")
+    if len(evaluations) > 1:
+        add_row(table, "all", f"{sum(evaluations.values()):,}", f"{sum(seconds.values()):.1f}")
+    out.print(table)
+
+
 @contextmanager
 def working(kept: Path | None = None) -> Iterator[Callable[[str, int, int], None]]:
     """A function (stage, done, total) that shows progress on the error stream while a command works.

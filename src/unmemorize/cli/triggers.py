@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Any
 
 from rich.table import Table
 
-from unmemorize.cli.app import EXPLAIN, Json, Run, command
+from unmemorize.cli.app import EXPLAIN, DryRun, Json, Run, command
 from unmemorize.cli.checks import check
-from unmemorize.cli.terminal import add_row, next_step, out, print_json, say, working
+from unmemorize.cli.terminal import add_row, next_step, out, print_forecast, print_json, say, working
 from unmemorize.core.outputs import Output
 from unmemorize.core.run import default_run
 from unmemorize.core.specs import TriggerSpec
@@ -21,10 +22,20 @@ SHOWN = 20
     "unmemorize triggers testbed --limit 5",
     "unmemorize triggers MODEL --prompts prompts.csv --references training-pictures/",
 )
-def triggers(spec: TriggerSpec, *, run: Run = "", json: Json = False) -> None:
+def triggers(spec: TriggerSpec, *, run: Run = "", dry_run: DryRun = False, json: Json = False) -> None:
     """Take prompts apart and find the words that make the model copy."""
     folder = default_run(run, spec.model, "triggers")
-    check(spec, Output("--run", folder, "run"))
+    check(spec, *([] if dry_run else [Output("--run", folder, "run")]))
+
+    if dry_run:
+        from unmemorize.jobs.forecast import forecast_triggers
+
+        expected = forecast_triggers(spec)
+        if json:
+            print_json(asdict(expected))
+        else:
+            print_forecast(expected.evaluations, expected.seconds)
+        return
 
     from unmemorize.jobs.triggers import probe
 

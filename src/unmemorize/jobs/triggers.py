@@ -58,6 +58,22 @@ def probe(spec: TriggerSpec, run: Path, progress: Progress = quiet) -> dict[str,
     return result
 
 
+def texts_of(spec: TriggerSpec) -> list[str]:
+    """Every text that a probe tries.
+
+    Raises:
+        UserError: The prompts cannot be used.
+    """
+    given = _prompts(spec)
+    chosen = [given[i] for i in evenly(len(given), limited(spec.limit, len(given)))]
+    return _texts(_variants(chosen, _unrelated(spec, given), spec.repeats))
+
+
+def _texts(tried: dict[str, list[Variant]]) -> list[str]:
+    """The texts of all prompts, each once."""
+    return list(dict.fromkeys(v.text for found in tried.values() for v in found))
+
+
 def _prompts(spec: TriggerSpec) -> list[Prompt]:
     found = prompts_of(spec.model, spec.prompts, spec.column)
     return found if spec.prompts else [p for p in found if p.kind == "word"]
@@ -96,8 +112,7 @@ def _measure(
     progress: Progress,
 ) -> dict[str, Outcome]:
     """The outcome of every text, each tried once however many prompts it comes from."""
-    texts = list(dict.fromkeys(v.text for found in tried.values() for v in found))
-
+    texts = _texts(tried)
     subject = subject_of(spec, model)
 
     def work(shard: Sequence[str]) -> list[dict[str, Any]]:
