@@ -14,9 +14,8 @@ from unmemorize.core.results import Interval, Match
 from unmemorize.core.run import atomic
 from unmemorize.core.sample import Sampler, generate
 from unmemorize.data.source import Prompt, read_references
-from unmemorize.jobs.inputs import prompts_of
 from unmemorize.metrics.similarity import match_pixels, match_targets
-from unmemorize.testbed.embedded import IMAGES, SHIPPED, shipped_plan
+from unmemorize.testbed.embedded import IMAGES, SHIPPED, own, shipped_plan
 
 OUT = Path("docs/results")
 STEPS, GUIDANCE = 16, 7.5
@@ -27,7 +26,7 @@ Row = dict[str, Any]
 
 def planted(keep: Callable[[Prompt], bool]) -> list[Prompt]:
     """The plan's prompts that `keep` says yes to."""
-    return [p for p in prompts_of("testbed") if keep(p)]
+    return [p for p in own().prompts if keep(p)]
 
 
 def often(p: Prompt) -> bool:

@@ -12,7 +12,7 @@ from erase import SPECS, folder
 from unmemorize.core.methods import Localizer, Mitigation, Subject
 from unmemorize.core.specs import LocateSpec
 from unmemorize.data.ordinary import ordinary_prompts
-from unmemorize.jobs import locate
+from unmemorize.jobs.inputs import bundle_of
 from unmemorize.jobs.mitigations import tuned_model
 from unmemorize.localize.nemo import Nemo
 from unmemorize.localize.reference import cache_folder, cached_reference
@@ -57,7 +57,7 @@ def mitigated(subject: Subject, name: str, prompts: Sequence[str]) -> Mitigated:
     localizer: Localizer | None = PRUNED.get(name) or NEMO.get(name)
     if isinstance(localizer, Nemo):
         # What is usual is found once, whatever is pruned then: no cost of one.
-        ordinary = subject.model.encode(locate.ordinary_prompts(LocateSpec()))
+        ordinary = subject.model.encode(bundle_of(LocateSpec()).ordinary())
         localizer = replace(localizer, reference=cached_reference(subject.model, ordinary, cache_folder()))
     since = time.perf_counter()
     with subject.model.counted() as cost:

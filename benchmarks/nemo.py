@@ -22,7 +22,7 @@ from torch import Tensor
 from unmemorize.core.methods import Subject
 from unmemorize.core.model import DiffusionModel
 from unmemorize.core.specs import LocateSpec
-from unmemorize.jobs.locate import ordinary_prompts
+from unmemorize.jobs.inputs import bundle_of
 from unmemorize.localize.nemo import Nemo
 from unmemorize.localize.reference import Reference, Start, activations, cache_folder, cached_reference
 from unmemorize.metrics.ssim import pairwise_ssim, scales_for, ssim
@@ -113,7 +113,7 @@ def main() -> None:
     torch.set_num_threads(1)
     spec = LocateSpec()
     model = load(spec.model)
-    usual = cached_reference(model, model.encode(ordinary_prompts(spec)), cache_folder())
+    usual = cached_reference(model, model.encode(bundle_of(spec).ordinary()), cache_folder())
     settings = Nemo(layers=options.layers, minimum=options.min_theta, reference=usual)
     memorized = planted(lambda p: p.kind == "verbatim" and p.memorable)
     chosen = [p.text for p in memorized[-options.prompts :]]

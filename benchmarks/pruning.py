@@ -31,7 +31,7 @@ from unmemorize.core.model import DiffusionModel
 from unmemorize.core.results import Interval, Localization
 from unmemorize.core.run import atomic, write_json
 from unmemorize.core.specs import LocateSpec
-from unmemorize.jobs.locate import ordinary_prompts
+from unmemorize.jobs.inputs import bundle_of
 from unmemorize.localize.control import aimed_at_ordinary
 from unmemorize.localize.nemo import Nemo, Rule
 from unmemorize.localize.reference import SEEDS, Reference, Start, cache_folder, cached_reference
@@ -120,7 +120,7 @@ def search(bench: Bench, localizer: Localizer, prompts: Sequence[str]) -> Locali
         return localizer.find(
             Subject(bench.model),
             encode(prompts),
-            ordinary=encode(ordinary_prompts(LocateSpec())),
+            ordinary=encode(bundle_of(LocateSpec()).ordinary()),
             progress=lambda _, done, __: bar.update(done - bar.n),
         )
 
@@ -267,7 +267,7 @@ def alike_between_seeds(model: DiffusionModel, prompts: Sequence[str], threshold
 
 
 def prepare(prompts: int = 18, ordinary: int = 24, seeds: int = 2) -> Bench:
-    model, everyone = load("testbed"), ordinary_prompts(LocateSpec())
+    model, everyone = load("testbed"), bundle_of(LocateSpec()).ordinary()
     hashed = model.fingerprint
     usual = cached_reference(model, model.encode(everyone), cache_folder())
     memorable = sorted(planted(lambda p: p.memorable), key=lambda p: (KINDS.index(p.kind), -p.copies, p.id))

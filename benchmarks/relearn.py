@@ -21,6 +21,7 @@ from unmemorize.attack.dori import Dori
 from unmemorize.core.methods import Subject
 from unmemorize.core.model import DiffusionModel
 from unmemorize.core.results import Interval
+from unmemorize.data.bundle import Bundle
 from unmemorize.jobs.copies import copy_check
 from unmemorize.jobs.cured import Judge, attacked_from_both, copies_of, judge_of, rate_of
 from unmemorize.jobs.pairs import captions_of, memorized_pictures, ordinary_pictures
@@ -28,12 +29,14 @@ from unmemorize.jobs.unlearning import pairs_of
 from unmemorize.metrics.similarity import References
 from unmemorize.mitigate.edit import Edit
 from unmemorize.models.load import load
+from unmemorize.testbed.embedded import own
 from unmemorize.unlearn.deletion import Ordinary
 from unmemorize.unlearn.finetune import Finetune, finetune
 
 HIDDEN = "Wanda 40%"  # the positive control: most copies are gone, and attacks bring them back
 MODELS = ("erase", HIDDEN)
 UPDATES = (0, 25, 50, 100, 400)
+TESTBED = Bundle("testbed", {}, own=own())
 LR, BATCH, SEED = 2e-4, 8, 3_000_000  # the testbed was trained with this rate; no other attack has this seed
 
 
@@ -49,7 +52,7 @@ def mitigated(name: str) -> DiffusionModel:
 
 def trained_on(model: DiffusionModel, updates: int) -> None:
     """Denoise ordinary pictures under their own captions."""
-    pairs = pairs_of(model, ordinary_pictures(model, "testbed", "").train)
+    pairs = pairs_of(model, ordinary_pictures(TESTBED, model.image_size).train)
     objective = Ordinary(pairs, model.encode([""]), batch=BATCH, seed=0)
     with TemporaryDirectory() as checkpoints:
         finetune(model, objective, Finetune(updates=updates, lr=LR), Path(checkpoints))
@@ -93,9 +96,9 @@ def main() -> None:
         if setting in results["settings"] or options.only not in setting or not at_hand(name):
             continue
         model = mitigated(name)
-        check = copy_check(model, "testbed", "", "", "sscd-320")
-        judge = judge_of(model, "testbed", check, (0, 1))
-        memorized = memorized_pictures(model, "testbed", "")
+        check = copy_check(model, TESTBED.references(model.image_size), "testbed")
+        judge = judge_of(model, check, (0, 1), testbed=True)
+        memorized = memorized_pictures(TESTBED, model.image_size)
         if updates:
             trained_on(model, updates)
         results["settings"][setting] = judged(model, memorized, judge, options.attack)

@@ -19,6 +19,7 @@ from unmemorize.audit.mitigate import mitigations
 from unmemorize.core.errors import UserError
 from unmemorize.core.methods import Subject
 from unmemorize.core.sample import Sampler, generate
+from unmemorize.data import bundle
 from unmemorize.data.pictures import save_image
 from unmemorize.data.source import Prompt, read_references
 from unmemorize.explain.gradient import Gradient
@@ -84,6 +85,24 @@ def test_a_reproduced_training_picture_is_found(finished):
     assert found["distance"] < 0.01
     assert (run / found["nearest"]).exists()
     assert (run / "report.html").stat().st_size > 1000
+
+
+def test_each_file_is_read_once(inputs, tiny_folder, tmp_path, monkeypatch):
+    """The prompts, the ordinary ones and the pictures, in all stages together."""
+    read = []
+
+    def counted(reader):
+        def call(path, *rest):
+            read.append(path.name)
+            return reader(path, *rest)
+
+        return call
+
+    for name in ("read_prompts", "read_references"):
+        monkeypatch.setattr(bundle, name, counted(getattr(bundle, name)))
+    run_audit(spec(inputs, tiny_folder, mitigation=("wanda",)), tmp_path / "run")
+    assert sorted(read) == ["images", "ordinary.txt", "prompts.jsonl"]
+    assert pq.read_table(tmp_path / "run" / "scores" / "attack.parquet").num_rows  # all stages were at work
 
 
 def test_counts_agree_with_the_files(finished):

@@ -14,7 +14,7 @@ from hostile import EPS, XPM, fake_ghostscript, named_pipe
 from unmemorize.core.errors import UserError
 from unmemorize.core.files import require_file, require_plain
 from unmemorize.core.pictures import MAX_PIXELS, Unusable, read_picture
-from unmemorize.core.run import RunRecord, load_record, open_run
+from unmemorize.core.run import Run, RunRecord, load_record
 from unmemorize.data.captions import pieces
 from unmemorize.data.pictures import load_image
 from unmemorize.data.source import read_prompts, read_references
@@ -110,7 +110,8 @@ def _run(folder):
     (folder / "scores").mkdir()
     named_pipe(folder / "scores" / "detect.parquet")
     (folder / "run.json").write_text(_record().model_dump_json())
-    open_run(folder, _record())
+    with Run.open(folder, _record()):
+        pass
 
 
 def _report(folder):

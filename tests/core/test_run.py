@@ -20,7 +20,6 @@ from unmemorize.core.run import (
     atomic,
     digest,
     load_record,
-    open_run,
     scratch,
     versions,
     write_json,
@@ -78,8 +77,9 @@ def test_opening_a_run_leaves_the_files_that_live_processes_write(tmp_path):
     make_record().save(tmp_path)
     opened = f"""
 from pathlib import Path
-from unmemorize.core.run import load_record, open_run
-open_run(Path({str(tmp_path)!r}), load_record(Path({str(tmp_path)!r})))
+from unmemorize.core.run import Run, load_record
+with Run.open(Path({str(tmp_path)!r}), load_record(Path({str(tmp_path)!r}))):
+    pass
 """
     with atomic(tmp_path / "shards" / "0.parquet") as temporary:
         temporary.write_text("whole")
@@ -97,8 +97,8 @@ def test_opening_a_run_deletes_what_a_dead_process_of_this_host_left(tmp_path):
     others = [tmp_path / f".0.parquet.elsewhere-{host}.{dead.pid}.0123abcd.tmp", tmp_path / ".mine.tmp"]
     for path in (left, *others):
         path.write_text("part")
-    open_run(tmp_path, make_record())
-    assert not left.exists()
+    with Run.open(tmp_path, make_record()):
+        assert not left.exists()
     assert all(path.exists() for path in others)
 
 
@@ -106,8 +106,8 @@ def test_a_run_that_another_process_begins_is_not_something_else(tmp_path):
     """The other's record is being written: there is a temporary file and no record yet."""
     with atomic(tmp_path / "run.json") as temporary:
         temporary.write_text(make_record().model_dump_json())
-        open_run(tmp_path, make_record())
-    assert load_record(tmp_path) == make_record()
+        with Run.open(tmp_path, make_record()):
+            assert load_record(tmp_path) == make_record()
 
 
 def test_a_file_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch):

@@ -89,7 +89,7 @@ def test_a_model_s_own_stands_in_for_files(own, tmp_path, reads):
 def test_what_is_missing_is_named(ask, says):
     """By the option that gives it."""
     bundle = Bundle("m", {})
-    assert not bundle.has_references
+    assert not bundle.has("references")
     with pytest.raises(UserError) as error:
         ask(bundle)
     assert says in str(error.value)

@@ -19,9 +19,11 @@ from unmemorize.core.errors import UserError
 from unmemorize.core.hooks import checkpointed
 from unmemorize.core.run import load_record
 from unmemorize.core.specs import AttackSpec
+from unmemorize.data.source import read_references
 from unmemorize.jobs import attack as job
 from unmemorize.jobs.attack import run_attack
 from unmemorize.jobs.copies import copy_check
+from unmemorize.jobs.inputs import bundle_of
 from unmemorize.jobs.subjects import choose_subjects, derive
 from unmemorize.mitigate.edit import Edit
 from unmemorize.models.load import load
@@ -161,8 +163,9 @@ def test_json_on_the_command_line(spec, call, tmp_path):
 def test_the_testbed_brings_pictures_and_controls():
     """Eighteen memorable verbatim pictures, as many negatives, and as many that were never trained on."""
     model = load("testbed")
-    check = copy_check(model, "testbed", "")
-    subjects = choose_subjects(model, "testbed", check)
+    bundle = bundle_of(AttackSpec())
+    check = copy_check(model, bundle.references(model.image_size), "testbed")
+    subjects = choose_subjects(model, bundle, check)
     assert [len(part) for part in subjects.groups.values()] == [18, 18, 18]
     assert all(name.startswith("verbatim-") for name in subjects.attacked.names)
     assert all(name.startswith("negative-name-") for name in subjects.control.names)
@@ -177,7 +180,7 @@ def test_what_is_its_own_mirror_image_is_no_unseen_picture(spec):
     """A grey symmetric picture, mirrored and with channels exchanged, is the training picture again."""
     folder = save(Path(spec.targets) / "more", 1)
     Image.new("RGB", (32, 32), (90, 90, 90)).save(folder / "grey.png")
-    check = copy_check(load(spec.model), spec.model, str(folder))
+    check = copy_check(load(spec.model), read_references(folder, (32, 32)), spec.model)
     assert len(derive(check.references, check.match)) == 1
     with pytest.raises(UserError, match="--held-out"):
         derive(check.references[[1]], check.match)

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from unmemorize.data.pictures import save_image
+from unmemorize.data.source import read_references
 from unmemorize.jobs import copies
 from unmemorize.jobs.copies import copy_check
 
@@ -34,7 +35,7 @@ def folder(tmp_path):
 
 def test_pictures_of_a_gpu_are_compared(tiny_model, folder):
     """In half precision and on another device they match as they do on the CPU in single precision."""
-    check = copy_check(tiny_model, "tiny", str(folder))
+    check = copy_check(tiny_model, read_references(folder, (32, 32)), "tiny")
     images = check.references.images[[2, 5]].half()
     there = images.as_subclass(Elsewhere)
     for compared in (check.match(there), check.against(there, check.references[[2, 5]])):
@@ -58,7 +59,7 @@ def test_training_pictures_are_embedded_once(tiny_model, folder, monkeypatch):
 
     monkeypatch.setattr(copies, "load_sscd", load)
     (folder / "network.pt").write_bytes(b"weights")
-    check = copy_check(tiny_model, "tiny", str(folder), str(folder / "network.pt"))
+    check = copy_check(tiny_model, read_references(folder, (32, 32)), "tiny", str(folder / "network.pt"))
     for _ in range(3):
         (found,) = check.match(check.references.images[4:5])
         assert found.nearest == "4.png"
@@ -68,7 +69,7 @@ def test_training_pictures_are_embedded_once(tiny_model, folder, monkeypatch):
 
 def test_training_pictures_are_made_small_once(tiny_model, folder, monkeypatch):
     """Of two calls of one picture the second resizes that picture alone."""
-    check = copy_check(tiny_model, "tiny", str(folder))
+    check = copy_check(tiny_model, read_references(folder, (32, 32)), "tiny")
     image = check.references.images[:1]
     check.match(image)
     resized, resize = [], torch.nn.functional.interpolate

@@ -9,6 +9,7 @@ import torch
 from unmemorize.core.methods import Subject
 from unmemorize.core.sample import Sampler
 from unmemorize.data.pictures import save_image
+from unmemorize.data.source import read_references
 from unmemorize.jobs.copies import copy_check
 from unmemorize.jobs.cured import Judge, Subjects, measure, quality, vae_features
 from unmemorize.metrics.similarity import References
@@ -30,7 +31,7 @@ def judge_with(tiny_model, subjects, tmp_path):
     """A judge with these seeds."""
     for name, image in zip(subjects.ordinary.names, subjects.ordinary.images, strict=True):
         save_image(image, tmp_path / name)
-    copies = copy_check(tiny_model, "tiny", str(tmp_path))
+    copies = copy_check(tiny_model, read_references(tmp_path, (32, 32)), "tiny")
 
     def features(images):
         return vae_features(tiny_model, images)

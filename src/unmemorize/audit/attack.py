@@ -10,31 +10,28 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from unmemorize.attack.extraction import Extraction, Trial, extraction
-from unmemorize.audit.mitigate import COPIED, LOWERING, Copies, Fitting, attack_seeds, copied, mitigations
-from unmemorize.audit.stage import Cost, NotRun
+from unmemorize.audit.inputs import Inputs, NotRun
+from unmemorize.audit.mitigate import COPIED, LOWERING, Copies, Fitting, asked, attack_seeds, copied
+from unmemorize.audit.stage import Cost
 from unmemorize.core.errors import UserError
 from unmemorize.core.methods import Attack, settings
-from unmemorize.core.model import DiffusionModel
 from unmemorize.core.run import Progress, atomic
 from unmemorize.core.sample import sampling_evaluations
 from unmemorize.core.shards import merge_shards, run_shards
 from unmemorize.core.specs import AuditSpec, limited
 from unmemorize.jobs.attack import attack_of
-from unmemorize.jobs.copies import CopyCheck, copy_check
 from unmemorize.jobs.extracted import from_rows, to_rows
-from unmemorize.jobs.inputs import images_folder, ordinary_of, subject_of
 from unmemorize.jobs.pictures import Row, reference_name
-from unmemorize.jobs.subjects import FEWEST, Subjects, spread, trained, with_controls
+from unmemorize.jobs.subjects import FEWEST, Subjects, spread, with_controls
 from unmemorize.metrics.budget import rates
 from unmemorize.metrics.similarity import References
-from unmemorize.models.load import EMBEDDED
 from unmemorize.verdict.findings import UNMITIGATED
 
 SHARD = 8  # pictures: a killed attack loses no more
 MEMORIZED, CONTROLS = "memorized", ("negative", "never trained")
 
 
-def attack_mitigated(model: DiffusionModel, spec: AuditSpec, run: Path, progress: Progress) -> None:
+def attack_mitigated(inputs: Inputs, run: Path, progress: Progress) -> None:
     """Write `scores/attack.parquet`: what each picture gives after so many updates, by mitigation, group and seed.
 
     `attack_knows_it` says whether the attack searched the mitigated model: one that does not act on weights, it never
@@ -44,23 +41,24 @@ def attack_mitigated(model: DiffusionModel, spec: AuditSpec, run: Path, progress
         NotApplicable: Nothing was copied.
         NotRun: No mitigation was tried, no attack is asked for, or no picture can be its control.
     """
+    spec, model = inputs.spec, inputs.model
     if not spec.attack_updates:
         raise NotRun("no attack was asked for: --attack-updates says how long")
-    copies, subjects, check = _subjects(model, spec, run)
+    copies, subjects = _subjects(inputs, run)
     if not (run / "scores" / "mitigated.parquet").exists():
         raise NotRun("no mitigation was tried")
     groups = dict(zip((MEMORIZED, *CONTROLS), subjects.groups.values(), strict=True))
-    tried, subject = mitigations(spec), subject_of(spec, model)
-    fitting = Fitting(subject, spec, run, copies.prompts, progress)
+    tried, subject = asked(inputs), inputs.subject
+    fitting = Fitting(inputs, run, copies.prompts, progress)
     fitted = {name: fitting.fitted(name, text) for name, text in tried.items()}
-    attack = _attack_of(model, spec, subjects)
+    attack = _attack_of(inputs, subjects)
     trial = Trial(curve_of(spec), "prompt", 1, attack_seeds(spec))
 
     def work(shard: Sequence[tuple[str, str, Sequence[int]]]) -> list[Row]:
         ((name, group, rows),) = shard
         applied = fitted[name].applied(subject) if name in fitted else nullcontext(subject)
         with applied as changed, model.counted() as cost:
-            found, _ = extraction(changed, groups[group][rows], attack, check.against, trial)
+            found, _ = extraction(changed, groups[group][rows], attack, inputs.check.against, trial)
         knows = name not in fitted or fitted[name].acts == "weights"
         head = {"mitigation": name, "group": group, "attack_knows_it": knows}
         facts = [head | {"id": f"{group}-{i:04d}"} for i in rows]
@@ -78,12 +76,13 @@ def attack_mitigated(model: DiffusionModel, spec: AuditSpec, run: Path, progress
     merge_shards(run / "shards" / "attack", run / "scores" / "attack.parquet")
 
 
-def _attack_of(model: DiffusionModel, spec: AuditSpec, subjects: Subjects) -> Attack:
-    attack = attack_of(spec.attack_method, spec.attack_updates)
+def _attack_of(inputs: Inputs, subjects: Subjects) -> Attack:
+    model = inputs.model
+    attack = attack_of(inputs.spec.attack_method, inputs.spec.attack_updates)
     if "ordinary" not in attack.needs:
         return attack
     own = model.encode([caption or "" for caption in subjects.attacked.captions])
-    return attack.prepared(prompts=own, ordinary=model.encode(ordinary_of(spec.model, spec.ordinary, spec.column)))
+    return attack.prepared(prompts=own, ordinary=model.encode(inputs.bundle.ordinary()))
 
 
 def curve_of(spec: AuditSpec) -> tuple[int, ...]:
@@ -91,17 +90,16 @@ def curve_of(spec: AuditSpec) -> tuple[int, ...]:
     return tuple(sorted({0, -(-spec.attack_updates // 4), spec.attack_updates}))
 
 
-def _subjects(model: DiffusionModel, spec: AuditSpec, run: Path) -> tuple[Copies, Subjects, CopyCheck]:
-    """What was copied, the copied pictures with their controls, and the comparison."""
-    copies = copied(spec, run, model.image_size)
-    check = copy_check(model, spec.model, spec.references, spec.sscd, spec.recipe)
-    others = trained(spec.model, model.image_size, check) if spec.model in EMBEDDED else check.references[[]]
-    others = others if len(others) else _not_copied(run, check.references)
+def _subjects(inputs: Inputs, run: Path) -> tuple[Copies, Subjects]:
+    """What was copied, and the copied pictures with their controls."""
+    copies, references, bundle = copied(inputs, run), inputs.references, inputs.bundle
+    own = references[[]] if bundle.own is None else bundle.controls(inputs.model.image_size)
+    others = own if len(own) else _not_copied(run, references)
     if not len(others):
         raise NotRun("an attack needs controls: put captions beside training pictures that are not copied")
     try:
         count = 4 * max(len(copies.pictures), FEWEST)
-        return copies, with_controls(model, check, copies.pictures, spread(others, count)), check
+        return copies, with_controls(inputs.model, inputs.check, copies.pictures, spread(others, count))
     except UserError as error:
         raise NotRun(str(error)) from error
 
@@ -114,14 +112,14 @@ def _not_copied(run: Path, references: References) -> References:
     return references[[i for i, n in names if references.captions[i] and reference_name(n) not in copied]]
 
 
-def attack_cost(model: DiffusionModel, spec: AuditSpec, prompts: int) -> Cost:
+def attack_cost(inputs: Inputs) -> Cost:
     """What it costs if a third of the generated prompts give copies."""
-    tried = mitigations(spec)
-    if not tried or not spec.attack_updates or images_folder(spec.model, spec.references) is None:
+    spec, tried = inputs.spec, asked(inputs)
+    if not tried or not spec.attack_updates or not inputs.bundle.has("references"):
         return Cost()
-    pictures = limited(spec.attack, max(limited(spec.generate, prompts) // COPIED, 1))
+    pictures = limited(spec.attack, max(limited(spec.generate, len(inputs.prompts)) // COPIED, 1))
     attacks = (1 + len(tried)) * (pictures + len(CONTROLS) * max(pictures, FEWEST))
-    calls = sampling_evaluations(model, subject_of(spec, model).sampler)
+    calls = sampling_evaluations(inputs.model, inputs.subject.sampler)
     rows = int(settings(attack_of(spec.attack_method, spec.attack_updates)).get("batch", 1))
     judged, updates = attacks * len(curve_of(spec)) * len(attack_seeds(spec)), spec.attack_updates * rows
     guarding = judged // (1 + len(tried)) * LOWERING * ("guard" in tried)

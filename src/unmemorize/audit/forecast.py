@@ -8,13 +8,13 @@ from dataclasses import dataclass
 
 import torch
 
-from unmemorize.audit.inputs import audited
+from unmemorize.audit.inputs import Inputs
 from unmemorize.audit.stage import Cost
 from unmemorize.audit.stages import STAGES
 from unmemorize.core.model import DiffusionModel
 from unmemorize.core.sample import generators
 from unmemorize.core.specs import AuditSpec
-from unmemorize.jobs.inputs import load_as_asked, with_sampling
+from unmemorize.jobs.inputs import bundle_of, load_as_asked, with_sampling
 
 ROWS = 32  # evaluations at once, as the stages do
 BACKWARD = 2  # a gradient costs about two evaluations more
@@ -37,10 +37,12 @@ def forecast(spec: AuditSpec) -> Forecast:
     Raises:
         UserError: The model or the prompts cannot be used.
     """
-    prompts = len(audited(spec))
+    bundle = bundle_of(spec)
+    prompts = len(bundle.prompts)
     model = load_as_asked(spec)
     spec = with_sampling(spec, model)
-    costs = {stage.name: stage.cost(model, spec, prompts) for stage in STAGES}
+    inputs = Inputs(spec, model, bundle)
+    costs = {stage.name: stage.cost(inputs) for stage in STAGES}
     each, decode = _timed(model, spec)
     pictures = sum(cost.pictures for cost in costs.values())
     height, width = model.image_size

@@ -11,21 +11,17 @@ import torch
 from torch import Tensor
 
 from unmemorize.attack.extraction import SEEDS
-from unmemorize.audit.inputs import audited, ordinary
-from unmemorize.audit.stage import UNSEEN, Cost, NotRun
+from unmemorize.audit.inputs import UNSEEN, Inputs, NotRun
+from unmemorize.audit.stage import Cost
 from unmemorize.core.choose import evenly
 from unmemorize.core.errors import NotApplicable, UserError
 from unmemorize.core.methods import Mitigation, Subject
-from unmemorize.core.model import DiffusionModel
 from unmemorize.core.run import Progress
 from unmemorize.core.sample import sampling_evaluations
 from unmemorize.core.shards import merge_shards, run_shards
 from unmemorize.core.specs import AuditSpec, limited
 from unmemorize.data.pictures import load_image, save_image
-from unmemorize.data.source import read_references
-from unmemorize.jobs.copies import copy_check
 from unmemorize.jobs.cured import Judge, copies_of, judge_of, pictures
-from unmemorize.jobs.inputs import images_folder, ordinary_of, prompts_of, subject_of
 from unmemorize.jobs.mitigations import mitigation_of, named_apart
 from unmemorize.jobs.pictures import Row, reference_name
 from unmemorize.jobs.subjects import spread
@@ -35,7 +31,6 @@ from unmemorize.metrics.ranking import share_interval
 from unmemorize.metrics.similarity import References
 from unmemorize.metrics.ssim import scales_for, ssim
 from unmemorize.mitigate.edit import Edit
-from unmemorize.models.load import EMBEDDED
 from unmemorize.verdict.findings import UNMITIGATED
 
 ON_TESTBED, ELSEWHERE = 0.4, 0.1  # of each row that Wanda may take: on the testbed less hides little (docs/pruning.md)
@@ -53,7 +48,7 @@ class Copies:
     pictures: References
 
 
-def mitigations(spec: AuditSpec) -> dict[str, str]:
+def mitigations(spec: AuditSpec, *, testbed: bool = False) -> dict[str, str]:
     """What to try by its short name, as it was asked for.
 
     Raises:
@@ -63,7 +58,7 @@ def mitigations(spec: AuditSpec) -> dict[str, str]:
     if UNMITIGATED in tried:
         raise UserError(f"--mitigation {tried[UNMITIGATED]}: this name stands for no mitigation: rename the folder")
     if tried.get("wanda") == "wanda":
-        tried["wanda"] = f"wanda:sparsity={ON_TESTBED if spec.model in EMBEDDED else ELSEWHERE}"
+        tried["wanda"] = f"wanda:sparsity={ON_TESTBED if testbed else ELSEWHERE}"
     return tried
 
 
@@ -72,15 +67,13 @@ class Fitting:
     """Makes mitigations, each once a run: an edit is kept in `edits/`, what others measure is measured again.
 
     Attributes:
-        subject: The model as it came, and how pictures are drawn from it.
-        spec: What was asked for.
+        inputs: The model as it came, and its prompts.
         run: The run directory.
         prompts: Those that gave copies.
         progress: Told of what is measured.
     """
 
-    subject: Subject
-    spec: AuditSpec
+    inputs: Inputs
     run: Path
     prompts: tuple[str, ...]
     progress: Progress
@@ -90,13 +83,13 @@ class Fitting:
         kept = self.run / "edits" / f"{name}.safetensors"
         if kept.exists():
             return Edit.load(kept)
-        model = self.subject.model
+        model = self.inputs.model
         mitigation = mitigation_of(text, model)
         fitted = mitigation.fitted(
-            self.subject,
+            self.inputs.subject,
             prompts=model.encode(self.prompts),
-            ordinary=model.encode(_calibrating(self.spec)),
-            seeds=self.spec.numbers,
+            ordinary=model.encode(_calibrating(self.inputs)),
+            seeds=self.inputs.spec.numbers,
             progress=self.progress,
         )
         if isinstance(fitted, Edit):
@@ -104,28 +97,32 @@ class Fitting:
         return fitted
 
 
-def _calibrating(spec: AuditSpec) -> list[str]:
+def _calibrating(inputs: Inputs) -> list[str]:
     """The ordinary prompts, those that are audited first."""
-    known, prompts = ordinary(spec), audited(spec)
+    known, prompts = inputs.ordinary, inputs.prompts
     return [*(prompts[place].text for place in known.listed), *(prompt.text for prompt in known.others)]
 
 
-def try_mitigations(model: DiffusionModel, spec: AuditSpec, run: Path, progress: Progress) -> None:
+def asked(inputs: Inputs) -> dict[str, str]:
+    """What to try in this audit."""
+    return mitigations(inputs.spec, testbed=inputs.bundle.own is not None)
+
+
+def try_mitigations(inputs: Inputs, run: Path, progress: Progress) -> None:
     """Write `scores/mitigated.parquet`, a row for the model as it came and for each mitigation; edits go to `edits/`.
 
     Raises:
         NotApplicable: Nothing was copied, or the model lacks what a mitigation acts on.
         NotRun: No mitigation is asked for, or there are no training pictures.
     """
-    tried = mitigations(spec)
+    tried = asked(inputs)
     if not tried:
         raise NotRun("no mitigation was asked for: name one with --mitigation")
-    copies = copied(spec, run, model.image_size)
-    check = copy_check(model, spec.model, spec.references, spec.sscd, spec.recipe)
-    judge = judge_of(model, spec.model, check, attack_seeds(spec))
-    subject = subject_of(spec, model)
-    fitting = Fitting(subject, spec, run, copies.prompts, progress)
-    prompts = _ordinary(spec, ORDINARY)
+    copies = copied(inputs, run)
+    model, subject = inputs.model, inputs.subject
+    judge = judge_of(model, inputs.check, attack_seeds(inputs.spec), testbed=inputs.bundle.own is not None)
+    fitting = Fitting(inputs, run, copies.prompts, progress)
+    prompts = _ordinary(inputs, ORDINARY)
 
     def measured(changed: Subject, name: str, spent: int) -> Row:
         with model.counted() as measuring:
@@ -148,29 +145,28 @@ def try_mitigations(model: DiffusionModel, spec: AuditSpec, run: Path, progress:
     merge_shards(folder, run / "scores" / "mitigated.parquet")
 
 
-def copied(spec: AuditSpec, run: Path, size: tuple[int, int]) -> Copies:
+def copied(inputs: Inputs, run: Path) -> Copies:
     """What the audit found copied: of the pictures the verbatim ones, where there are any, each once, evenly chosen.
 
     Raises:
         NotApplicable: Nothing was copied.
         NotRun: There are no training pictures to compare with.
     """
-    table, folder = run / "scores" / "verify.parquet", images_folder(spec.model, spec.references)
-    if folder is None or not table.exists():
+    table, references = run / "scores" / "verify.parquet", inputs.references
+    if not table.exists():
         raise NotRun(UNSEEN)
     rows = [row for row in pq.read_table(table).to_pylist() if row["verdict"] != "none"]
     if not rows:
         raise NotApplicable("nothing was copied")
-    texts = {p.id: p.text for p in prompts_of(spec.model, spec.prompts, spec.column)}
+    texts = {p.id: p.text for p in inputs.prompts}
     prompts = tuple(dict.fromkeys(texts[row["id"]] for row in rows))
     first: dict[str, str] = {}
     for row in [row for row in rows if row["verdict"] == "verbatim"] or rows:
         if texts[row["id"]] not in first.values():
             first.setdefault(row["nearest"], texts[row["id"]])
-    references = read_references(folder, size)
     place = {reference_name(name): i for i, name in enumerate(references.names)}
     found = replace(references[[place[name] for name in first]], captions=tuple(first.values()))
-    return Copies(prompts, spread(found, limited(spec.attack, len(found))))
+    return Copies(prompts, spread(found, limited(inputs.spec.attack, len(found))))
 
 
 def attack_seeds(spec: AuditSpec) -> tuple[int, ...]:
@@ -178,8 +174,8 @@ def attack_seeds(spec: AuditSpec) -> tuple[int, ...]:
     return tuple(SEEDS[0] + k for k in range(spec.pictures))
 
 
-def _ordinary(spec: AuditSpec, count: int) -> list[str]:
-    texts = ordinary_of(spec.model, spec.ordinary, spec.column)
+def _ordinary(inputs: Inputs, count: int) -> list[str]:
+    texts = inputs.bundle.ordinary()
     return [texts[i] for i in evenly(len(texts), count)]
 
 
@@ -211,17 +207,17 @@ def _saved(folder: Path, count: int) -> Tensor:
     return torch.stack([load_image(folder / f"{k:03d}.png") for k in range(count)])
 
 
-def mitigate_cost(model: DiffusionModel, spec: AuditSpec, prompts: int) -> Cost:
+def mitigate_cost(inputs: Inputs) -> Cost:
     """What it costs if a third of the generated prompts give copies."""
-    tried = mitigations(spec)
-    if not tried or images_folder(spec.model, spec.references) is None:
+    spec, tried = inputs.spec, asked(inputs)
+    if not tried or not inputs.bundle.has("references"):
         return Cost()
-    copies = max(limited(spec.generate, prompts) // COPIED, 1)
-    each = limited(spec.attack, copies) * len(attack_seeds(spec)) + len(_ordinary(spec, ORDINARY))
-    calls = sampling_evaluations(model, subject_of(spec, model).sampler)
+    copies = max(limited(spec.generate, len(inputs.prompts)) // COPIED, 1)
+    each = limited(spec.attack, copies) * len(attack_seeds(spec)) + len(_ordinary(inputs, ORDINARY))
+    calls = sampling_evaluations(inputs.model, inputs.subject.sampler)
     search = (copies + 1) * CALLS * 2 * ("wanda" in tried)
     if "nemo" in tried:
-        search += copies * SEARCH + len(_calibrating(spec)) * len(REFERENCE_SEEDS)
+        search += copies * SEARCH + len(_calibrating(inputs)) * len(REFERENCE_SEEDS)
     guarding = each * LOWERING * ("guard" in tried)
     evaluations = (1 + len(tried)) * each * calls + search + guarding
     return Cost(evaluations, gradients=guarding, pictures=(1 + len(tried)) * each)

@@ -3,29 +3,23 @@
 from __future__ import annotations
 
 import dataclasses
-import json
-import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
 
 from unmemorize.audit.attack import write_outcomes
-from unmemorize.audit.inputs import audited, ordinary, scores_of
-from unmemorize.audit.mitigate import mitigations
+from unmemorize.audit.inputs import Inputs, scores_of
+from unmemorize.audit.mitigate import asked
 from unmemorize.audit.stages import run_stages
 from unmemorize.core.criteria import Criterion
 from unmemorize.core.errors import UserError
 from unmemorize.core.model import DiffusionModel
-from unmemorize.core.run import Progress, RunRecord, Source, digest, open_run, versions, write_json
+from unmemorize.core.run import Progress, Run, RunRecord, Source, digest, versions, write_json
 from unmemorize.core.sample import sampling_evaluations
 from unmemorize.core.specs import AuditSpec, recorded
-from unmemorize.data.source import Prompt, read_references
 from unmemorize.jobs.copies import LARGE, matcher
-from unmemorize.jobs.inputs import images_folder, load_as_asked, prompt_source, subject_of, with_sampling
+from unmemorize.jobs.inputs import bundle_of, load_as_asked, prompt_source, subject_of, with_sampling
 from unmemorize.jobs.mitigations import mitigation_of
 from unmemorize.metrics.similarity import References
 from unmemorize.mitigate.tuned import Tuned
@@ -47,39 +41,39 @@ def run_audit(
     Raises:
         UserError: The model, the prompts, the pictures or the SSCD file cannot be used, or `run` holds another run.
     """
-    prompts = audited(spec)
+    bundle = bundle_of(spec)
+    prompts = bundle.prompts
     criterion, _ = matcher(spec.sscd, spec.recipe)
     model = load_as_asked(spec)
     spec = with_sampling(spec, model)
-    record = _record(spec, model, prompts, criterion)
-    open_run(run, record)
-    states = run_stages(model, spec, run, progress, lambda stage: _timed(run, stage))
-    write_outcomes(run)
-    costs = _evaluations(run, model, spec)
-    summary = summarise(run, prompts, scores_of(run, len(prompts)), states, costs, _basis(model, spec))
-    write_json(run / "summary.json", summary)
-    record.model_copy(update={"status": "finished"}).save(run)
+    inputs = Inputs(spec, model, bundle)
+    with Run.open(run, _record(inputs, criterion)) as opened:
+        states = run_stages(inputs, opened, progress)
+        write_outcomes(run)
+        costs = _evaluations(run, model, spec)
+        summary = summarise(run, prompts, scores_of(run, len(prompts)), states, costs, _basis(inputs))
+        write_json(run / "summary.json", summary)
     build_report(run, evidence=evidence)
     return summary
 
 
-def _record(spec: AuditSpec, model: DiffusionModel, prompts: Sequence[Prompt], criterion: Criterion) -> RunRecord:
-    data = {"prompts": prompt_source(spec.prompts or spec.model, prompts)}
-    others = ordinary(spec).others
+def _record(inputs: Inputs, criterion: Criterion) -> RunRecord:
+    spec, model, bundle = inputs.spec, inputs.model, inputs.bundle
+    data = {"prompts": prompt_source(bundle.source("prompts"), inputs.prompts)}
+    others = inputs.ordinary.others
     if others:
-        data["ordinary"] = prompt_source(spec.ordinary or "plain descriptions", others)
-    folder = images_folder(spec.model, spec.references)
-    if folder and not spec.sscd and max(model.image_size) >= LARGE:
+        data["ordinary"] = prompt_source(bundle.source("ordinary", "plain descriptions"), others)
+    if bundle.has("references") and not spec.sscd and max(model.image_size) >= LARGE:
         raise UserError(
             f"pictures of {max(model.image_size)} px are compared by a copy-detection network: name its file with "
             "--sscd, or leave out --references to score only"
         )
-    if folder:
-        data["references"] = _picture_source(spec.references or spec.model, read_references(folder, model.image_size))
-    if folder and spec.held_out:
-        pictures = read_references(Path(spec.held_out), model.image_size)
-        data["held_out"] = _picture_source(spec.held_out, pictures)
-    for name, text in mitigations(spec).items():
+    if bundle.has("references"):
+        data["references"] = _picture_source(bundle.source("references"), inputs.references)
+        held_out = bundle.held_out(model.image_size)
+        if held_out is not None:
+            data["held_out"] = _picture_source(bundle.source("held_out"), held_out)
+    for name, text in asked(inputs).items():
         mitigation = mitigation_of(text, model)
         if isinstance(mitigation, Tuned):
             data[f"mitigated {name}"] = Source(source=text, sha256=mitigation.fingerprint, count=1)
@@ -93,12 +87,12 @@ def _record(spec: AuditSpec, model: DiffusionModel, prompts: Sequence[Prompt], c
     )
 
 
-def _basis(model: DiffusionModel, spec: AuditSpec) -> Basis:
+def _basis(inputs: Inputs) -> Basis:
     """What generated pictures were compared with. A copy-detection network's verdict knows no templates."""
-    folder = images_folder(spec.model, spec.references)
-    if folder is None:
+    spec = inputs.spec
+    if not inputs.bundle.has("references"):
         return Basis(spec.bound)
-    masks = read_references(folder, model.image_size).masks
+    masks = inputs.references.masks
     return Basis(spec.bound, len(masks), None if spec.sscd else sum(mask is not None for mask in masks))
 
 
@@ -106,21 +100,6 @@ def _picture_source(source: str, pictures: References) -> Source:
     facts = repr((pictures.names, pictures.masks, pictures.captions)).encode(errors="surrogateescape")
     pixels = digest([facts, *(image.numpy().tobytes() for image in pictures.batches(1))])
     return Source(source=source, sha256=pixels, count=len(pictures.names))
-
-
-@contextmanager
-def _timed(run: Path, stage: str) -> Iterator[None]:
-    """Add the wall seconds of a stage to `timing.json`, apart from what is reproducible."""
-    path = run / "timing.json"
-    fresh: dict[str, Any] = {"started": datetime.now(UTC).isoformat(timespec="seconds"), "seconds": {}}
-    timing = json.loads(path.read_text(encoding="utf-8")) if path.exists() else fresh
-    since = time.perf_counter()
-    try:
-        yield
-    finally:
-        seconds = timing["seconds"]
-        seconds[stage] = round(seconds.get(stage, 0) + time.perf_counter() - since, 2)
-        write_json(path, timing)
 
 
 def _evaluations(run: Path, model: DiffusionModel, spec: AuditSpec) -> dict[str, int]:

@@ -1,4 +1,4 @@
-"""What a stage of an audit is, what it costs, and how one says that it lacks something."""
+"""What a stage of an audit is, and what it costs."""
 
 from __future__ import annotations
 
@@ -6,15 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from unmemorize.core.model import DiffusionModel
+from unmemorize.audit.inputs import Inputs
 from unmemorize.core.run import Progress
-from unmemorize.core.specs import AuditSpec
-
-UNSEEN = "no training pictures were given: name their folder with --references"
-
-
-class NotRun(Exception):
-    """A stage lacks what it needs; the message says what to give it."""
 
 
 @dataclass(frozen=True)
@@ -31,13 +24,13 @@ class Stage:
     """A step of the audit: `work` writes `scores/TABLE.parquet`, which is there once the stage is done.
 
     `work` raises NotApplicable where the stage says nothing about this model or data, and NotRun where something is
-    missing. `cost` is what to expect, from the number of prompts.
+    missing. `cost` is what to expect.
     """
 
     name: str
     table: str
-    work: Callable[[DiffusionModel, AuditSpec, Path, Progress], None]
-    cost: Callable[[DiffusionModel, AuditSpec, int], Cost] = lambda model, spec, prompts: Cost()
+    work: Callable[[Inputs, Path, Progress], None]
+    cost: Callable[[Inputs], Cost] = lambda inputs: Cost()
 
     def done(self, run: Path) -> bool:
         """Whether its table is there."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
 from functools import partial
 from pathlib import Path
 
@@ -11,20 +10,17 @@ import pyarrow.parquet as pq
 from torch import Tensor
 
 from unmemorize.audit.attack import attack_cost, attack_mitigated
-from unmemorize.audit.inputs import audited, ordinary, scores_of
+from unmemorize.audit.inputs import Inputs, NotRun, scores_of
 from unmemorize.audit.mitigate import COPIED, mitigate_cost, try_mitigations
-from unmemorize.audit.stage import UNSEEN, Cost, NotRun, Stage
+from unmemorize.audit.stage import Cost, Stage
 from unmemorize.core.errors import NotApplicable
-from unmemorize.core.model import DiffusionModel
-from unmemorize.core.run import Progress
+from unmemorize.core.run import Progress, Run
 from unmemorize.core.sample import sampling_evaluations
 from unmemorize.core.specs import AuditSpec, DetectSpec, ExplainSpec, limited
-from unmemorize.data.source import read_references
 from unmemorize.jobs.calibrate import LEVEL, calibrate_scores
-from unmemorize.jobs.copies import CopyCheck, copy_check, distances, matcher
+from unmemorize.jobs.copies import CopyCheck, distances
 from unmemorize.jobs.detect import score_prompts
 from unmemorize.jobs.explain import explain_prompts
-from unmemorize.jobs.inputs import images_folder, subject_of
 from unmemorize.jobs.pictures import (
     Row,
     choose,
@@ -35,21 +31,15 @@ from unmemorize.jobs.pictures import (
 )
 
 
-def run_stages(
-    model: DiffusionModel,
-    spec: AuditSpec,
-    run: Path,
-    progress: Progress,
-    clock: Callable[[str], AbstractContextManager[None]],
-) -> list[dict[str, str]]:
+def run_stages(inputs: Inputs, run: Run, progress: Progress) -> list[dict[str, str]]:
     """Run the stages that are not done; returns what became of each."""
     states = []
     for stage in STAGES:
         state, reason = "done", ""
         try:
-            if not stage.done(run):
-                with clock(stage.name):
-                    stage.work(model, spec, run, progress)
+            if not stage.done(run.folder):
+                with run.timed(stage.name):
+                    stage.work(inputs, run.folder, progress)
         except NotApplicable as error:
             state, reason = "not applicable", str(error)
         except NotRun as error:
@@ -69,54 +59,49 @@ def _scoring(spec: AuditSpec) -> DetectSpec:
     )
 
 
-def _detect(model: DiffusionModel, spec: AuditSpec, run: Path, progress: Progress) -> None:
-    score_prompts(model, audited(spec), _scoring(spec), run, progress)
+def _detect(inputs: Inputs, run: Path, progress: Progress) -> None:
+    score_prompts(inputs.model, inputs.prompts, _scoring(inputs.spec), run, progress)
 
 
-def _calibrate(model: DiffusionModel, spec: AuditSpec, run: Path, progress: Progress) -> None:
-    prompts = audited(spec)
-    calibrate_scores(model, prompts, scores_of(run, len(prompts)), ordinary(spec), _scoring(spec), run, progress)
+def _calibrate(inputs: Inputs, run: Path, progress: Progress) -> None:
+    prompts, scoring = inputs.prompts, _scoring(inputs.spec)
+    scores = scores_of(run, len(prompts))
+    calibrate_scores(inputs.model, prompts, scores, inputs.ordinary, scoring, run, progress)
 
 
-def _generate(model: DiffusionModel, spec: AuditSpec, run: Path, progress: Progress) -> None:
-    prompts = audited(spec)
+def _generate(inputs: Inputs, run: Path, progress: Progress) -> None:
+    spec, prompts = inputs.spec, inputs.prompts
     chosen = choose(prompts, scores_of(run, len(prompts)), limited(spec.generate, len(prompts)))
     seeds = range(spec.seed, spec.seed + spec.pictures)
-    generate_pictures(subject_of(spec, model), chosen, run, progress, seeds=seeds)
+    generate_pictures(inputs.subject, chosen, run, progress, seeds=seeds)
 
 
-def _verify(model: DiffusionModel, spec: AuditSpec, run: Path, progress: Progress) -> None:
-    folder = images_folder(spec.model, spec.references)
-    if folder is None:
-        raise NotRun(UNSEEN)
-    _, match = matcher(spec.sscd, spec.recipe, model.device)
-    verify_pictures(run, read_references(folder, model.image_size), match)
+def _verify(inputs: Inputs, run: Path, progress: Progress) -> None:
+    verify_pictures(run, inputs.check)
 
 
-def _held_out(model: DiffusionModel, spec: AuditSpec, run: Path, progress: Progress) -> None:
-    folder = images_folder(spec.model, spec.references)
-    if folder is None:
-        raise NotRun(UNSEEN)
-    references = read_references(folder, model.image_size)
-    other = read_references(Path(spec.held_out), model.image_size).pixels if spec.held_out else None
-    compare_held_out(run, references, other, distances(spec.sscd, spec.recipe, model.device), _control(spec, run))
+def _held_out(inputs: Inputs, run: Path, progress: Progress) -> None:
+    spec, references = inputs.spec, inputs.references
+    other = inputs.bundle.held_out(inputs.model.image_size)
+    plain = distances(spec.sscd, spec.recipe, inputs.model.device)
+    compare_held_out(run, references, None if other is None else other.pixels, plain, _control(inputs, run))
 
 
-def _control(spec: AuditSpec, run: Path) -> set[str]:
+def _control(inputs: Inputs, run: Path) -> set[str]:
     """Prompts known to be ordinary; where none is, those whose score ordinary prompts reach easily."""
-    known = {p.id for p in audited(spec) if p.memorable is False}
+    known = {p.id for p in inputs.prompts if p.memorable is False}
     calibrated = run / "scores" / "calibrated.parquet"
     if known or not calibrated.exists():
         return known
     return {row["id"] for row in pq.read_table(calibrated).to_pylist() if row["p_value"] > LEVEL}
 
 
-def _explain(model: DiffusionModel, spec: AuditSpec, run: Path, progress: Progress) -> None:
-    prompts = audited(spec)
+def _explain(inputs: Inputs, run: Path, progress: Progress) -> None:
+    spec, prompts = inputs.spec, inputs.prompts
     means = scores_of(run, len(prompts)).mean(axis=1)
     verified = run / "scores" / "verify.parquet"
     rows = pq.read_table(verified).to_pylist() if verified.exists() else []
-    copies = _copies(model, spec, [row for row in rows if row["verdict"] != "none"])
+    copies = _copies(inputs, [row for row in rows if row["verdict"] != "none"])
     order = sorted(range(len(prompts)), key=lambda i: (prompts[i].id not in copies, -means[i]))
     chosen = [prompts[i] for i in order[: limited(spec.explain, len(order))]]
     explaining = ExplainSpec(
@@ -127,14 +112,14 @@ def _explain(model: DiffusionModel, spec: AuditSpec, run: Path, progress: Progre
         steps=spec.steps,
         guidance=spec.guidance,
     )
-    explain_prompts(model, chosen, run, progress, spec=explaining, copies=copies)
+    explain_prompts(inputs.model, chosen, run, progress, spec=explaining, copies=copies)
 
 
-def _copies(model: DiffusionModel, spec: AuditSpec, rows: Sequence[Row]) -> dict[str, Callable[[Tensor], list[bool]]]:
+def _copies(inputs: Inputs, rows: Sequence[Row]) -> dict[str, Callable[[Tensor], list[bool]]]:
     """By prompt: which of some pictures are copies of the picture that the prompt's first copy is one of."""
     if not rows:
         return {}
-    check = copy_check(model, spec.model, spec.references, spec.sscd, spec.recipe)
+    check = inputs.check
     place = {reference_name(name): i for i, name in enumerate(check.references.names)}
     nearest: dict[str, str] = {}
     for row in rows:
@@ -147,29 +132,30 @@ def _are_copies(check: CopyCheck, target: int, images: Tensor) -> list[bool]:
     return [match.verdict != "none" for match in matches]
 
 
-def _detect_cost(model: DiffusionModel, spec: AuditSpec, prompts: int) -> Cost:
-    return Cost(spec.seeds * (prompts + 1))
+def _detect_cost(inputs: Inputs) -> Cost:
+    return Cost(inputs.spec.seeds * (len(inputs.prompts) + 1))
 
 
-def _calibrate_cost(model: DiffusionModel, spec: AuditSpec, prompts: int) -> Cost:
-    others = len(ordinary(spec).others)
-    return Cost(spec.seeds * (others + 1) if others else 0)
+def _calibrate_cost(inputs: Inputs) -> Cost:
+    others = len(inputs.ordinary.others)
+    return Cost(inputs.spec.seeds * (others + 1) if others else 0)
 
 
-def _generate_cost(model: DiffusionModel, spec: AuditSpec, prompts: int) -> Cost:
-    pictures = limited(spec.generate, prompts) * spec.pictures
-    calls = sampling_evaluations(model, subject_of(spec, model).sampler)
+def _generate_cost(inputs: Inputs) -> Cost:
+    pictures = limited(inputs.spec.generate, len(inputs.prompts)) * inputs.spec.pictures
+    calls = sampling_evaluations(inputs.model, inputs.subject.sampler)
     return Cost(pictures * calls, pictures=pictures)
 
 
-def _explain_cost(model: DiffusionModel, spec: AuditSpec, prompts: int) -> Cost:
+def _explain_cost(inputs: Inputs) -> Cost:
     """What it costs if a third of the generated prompts give copies: these are generated with and without a word."""
+    spec, prompts = inputs.spec, len(inputs.prompts)
     explained, seeds = limited(spec.explain, prompts), spec.seeds
     evaluations, pictures = 2 * seeds * explained, 0
-    if images_folder(spec.model, spec.references) is not None:
+    if inputs.bundle.has("references"):
         copied = min(explained, max(limited(spec.generate, prompts) // COPIED, 1))
         pictures = 2 * seeds * copied
-        calls = sampling_evaluations(model, subject_of(spec, model).sampler)
+        calls = sampling_evaluations(inputs.model, inputs.subject.sampler)
         evaluations += pictures * calls + 3 * seeds * copied  # the last are the magnitudes of both texts
     return Cost(evaluations, gradients=seeds * explained, pictures=pictures)
 

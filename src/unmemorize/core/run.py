@@ -135,15 +135,6 @@ class Run:
             write_json(path, timing)
 
 
-def open_run(run: Path, record: RunRecord) -> None:
-    """Start a run in a new directory, or continue the one that is there.
-
-    Raises:
-        UserError: The directory holds something else, or a run of other settings, inputs or versions.
-    """
-    _opened(run, record)
-
-
 def _opened(run: Path, record: RunRecord) -> RunRecord:
     """The record of the run that is begun, or continued: then it is the one that is there."""
     if run.exists() and not run.is_dir():

@@ -82,10 +82,18 @@ class Bundle:
         """
         return ordinary_prompts(count) if self._ordinary is None else self._ordinary
 
-    @property
-    def has_references(self) -> bool:
-        """Whether there are training pictures to compare with."""
-        return "references" in self.files or self.own is not None
+    def has(self, option: str) -> bool:
+        """Whether what an option gives is named, or the model brings its own."""
+        return option in self.files or self.own is not None
+
+    def place(self, option: str) -> Path:
+        """Where the pictures of an option lie: its file, or the model's own folder."""
+        own = Path() if self.own is None else self.own.pictures
+        return Path(self.files.get(option, own))
+
+    def source(self, option: str, plain: str = "") -> str:
+        """Where what an option gives comes from, for a run's record: its file, the model, or what stands in."""
+        return self.files.get(option, plain or self.model)
 
     def references(self, size: Size) -> References:
         """The training pictures to compare with.
@@ -93,7 +101,7 @@ class Bundle:
         Raises:
             UserError: They cannot be read, or there are none.
         """
-        return self._pictures("references", size, None, "copies of what? name the training pictures")
+        return self._pictures("references", size, None, "copies of what? name the folder of training pictures")
 
     def targets(self, size: Size) -> References:
         """The pictures to extract or to forget; of the model's own those that were planted often, each as it is.
@@ -101,7 +109,7 @@ class Bundle:
         Raises:
             UserError: They cannot be read, or there are none.
         """
-        return self._pictures("targets", size, is_target, "which pictures? name pictures with captions")
+        return self._pictures("targets", size, is_target, "which pictures? name a folder of pictures with captions")
 
     def controls(self, size: Size) -> References:
         """Training pictures that are not memorized; of the model's own those that were trained on once.
@@ -109,7 +117,8 @@ class Bundle:
         Raises:
             UserError: They cannot be read, or there are none.
         """
-        return self._pictures("controls", size, is_control, "what is not memorized? name pictures trained on")
+        missing = "which pictures are not memorized? name a folder of training pictures that are not believed to be"
+        return self._pictures("controls", size, is_control, missing)
 
     def held_out(self, size: Size) -> References | None:
         """Pictures that were never trained on, where some are named.

@@ -14,17 +14,16 @@ from unmemorize.attack.extraction import CURVE, SEEDS, Judge, Trial, extraction,
 from unmemorize.core.errors import UserError
 from unmemorize.core.hooks import checkpointed
 from unmemorize.core.methods import Attack, Subject, parse
-from unmemorize.core.run import Progress, RunRecord, Source, atomic, digest, open_run, quiet, versions, write_json
+from unmemorize.core.run import Progress, Run, RunRecord, Source, atomic, digest, quiet, versions, write_json
 from unmemorize.core.shards import merge_shards, run_shards
 from unmemorize.core.specs import AttackSpec, recorded
 from unmemorize.data.pictures import save_image
 from unmemorize.jobs.copies import CopyCheck, copy_check
 from unmemorize.jobs.extracted import Row, from_rows, summarise, to_rows
-from unmemorize.jobs.inputs import load_as_asked, ordinary_of, subject_of, with_sampling
+from unmemorize.jobs.inputs import bundle_of, load_as_asked, subject_of, with_sampling
 from unmemorize.jobs.mitigations import mitigation_of
 from unmemorize.jobs.subjects import Subjects, choose_subjects
 from unmemorize.metrics.similarity import References
-from unmemorize.models.load import EMBEDDED
 from unmemorize.report.attack import draw_curves, draw_sheet
 
 SHARD = 8  # pictures: a killed attack loses no more
@@ -42,14 +41,15 @@ def run_attack(spec: AttackSpec, run: Path, progress: Progress = quiet) -> Row:
     spec = with_sampling(spec, model)
     hashed = model.fingerprint
     mitigation = mitigation_of(spec.mitigation, model) if spec.mitigation else None
-    references = spec.references or ("" if spec.model in EMBEDDED else spec.targets)
-    check = copy_check(model, spec.model, references, spec.sscd, spec.recipe)
-    named = {"targets": spec.targets, "controls": spec.controls, "held_out": spec.held_out}
-    subjects = choose_subjects(model, spec.model, check, **named, limit=spec.limit)
+    bundle = bundle_of(spec)
+    compared = "references" if bundle.has("references") else "targets"
+    references = getattr(bundle, compared)(model.image_size)
+    check = copy_check(model, references, bundle.source(compared), spec.sscd, spec.recipe)
+    subjects = choose_subjects(model, bundle, check, limit=spec.limit)
     for pictures in subjects.groups.values() if spec.init == "prompt" else ():
         require_prompts(pictures)
     subject = subject_of(spec, model)
-    ordinary = ordinary_of(spec.model, spec.ordinary)
+    ordinary = bundle.ordinary()
     own = model.encode([caption or "" for caption in subjects.attacked.captions])
     if "ordinary" in attack.needs:
         attack = attack.prepared(prompts=own, ordinary=model.encode(ordinary))
@@ -57,18 +57,17 @@ def run_attack(spec: AttackSpec, run: Path, progress: Progress = quiet) -> Row:
         mitigation = mitigation.fitted(
             subject, prompts=own, ordinary=model.encode(ordinary), seeds=range(len(ordinary)), progress=progress
         )
-    open_run(run, record := _record(spec, hashed, subjects, check))
-    applied = mitigation.applied(subject) if mitigation else nullcontext(subject)
-    with applied as attacked, checkpointed(model.denoiser, spec.checkpointing):
-        trial = Trial(_curve(attack), spec.init, spec.restarts, tuple(range(SEEDS[0], SEEDS[0] + spec.pictures)))
-        table = _attack(attacked, subjects, attack, check.against, trial, ordinary, run, progress)
-    found = {group: from_rows([row for row in table if row["group"] == group]) for group in subjects.groups}
-    facts = {"method": attack.name, "init": spec.init, "restarts": spec.restarts, "unseen_from": subjects.unseen_from}
-    summary = summarise(found, check.criterion, spec.bound) | facts
-    write_json(run / "summary.json", summary)
-    draw_curves(summary["curve"], run / "curves.svg")
-    draw_sheet(_sheet(table), run)
-    record.model_copy(update={"status": "finished"}).save(run)
+    with Run.open(run, _record(spec, hashed, subjects, check)):
+        applied = mitigation.applied(subject) if mitigation else nullcontext(subject)
+        with applied as attacked, checkpointed(model.denoiser, spec.checkpointing):
+            trial = Trial(_curve(attack), spec.init, spec.restarts, tuple(range(SEEDS[0], SEEDS[0] + spec.pictures)))
+            table = _attack(attacked, subjects, attack, check.against, trial, ordinary, run, progress)
+        found = {group: from_rows([row for row in table if row["group"] == group]) for group in subjects.groups}
+        facts = {"method": attack.name, "init": spec.init, "restarts": spec.restarts}
+        summary = summarise(found, check.criterion, spec.bound) | facts | {"unseen_from": subjects.unseen_from}
+        write_json(run / "summary.json", summary)
+        draw_curves(summary["curve"], run / "curves.svg")
+        draw_sheet(_sheet(table), run)
     return summary
 
 
@@ -93,7 +92,7 @@ def _checked(spec: AttackSpec) -> Attack:
     Raises:
         UserError: A setting, the precision or the number of restarts is out of range.
     """
-    if not spec.targets and spec.model not in EMBEDDED:
+    if not bundle_of(spec).has("targets"):
         raise UserError(f"{spec.model}: attack which pictures? name a folder of training pictures with --targets")
     if spec.restarts <= 0:
         raise UserError(f"--restarts {spec.restarts}: it has to be above 0")

@@ -17,8 +17,6 @@ from unmemorize.core.errors import UserError
 from unmemorize.core.model import DiffusionModel
 from unmemorize.core.results import Match
 from unmemorize.core.run import Source, digest
-from unmemorize.data.source import read_references
-from unmemorize.jobs.inputs import images_folder
 from unmemorize.metrics.duplicates import duplicate_groups
 from unmemorize.metrics.similarity import (
     PIXELS,
@@ -115,28 +113,23 @@ def distances(sscd: str, recipe: str, device: torch.device | str = "cpu") -> Dis
 
 
 def copy_check(
-    model: DiffusionModel, name: str, folder: str = "", sscd: str = "", recipe: str = "sscd-320"
+    model: DiffusionModel, references: References, source: str, sscd: str = "", recipe: str = "sscd-320"
 ) -> CopyCheck:
-    """Comparison with the pictures in a folder, or with an embedded model's own.
+    """Comparison with training pictures; `source` says in a run's record where they come from.
 
     Raises:
-        UserError: There are no pictures to compare with, they cannot be read, or they need an SSCD file.
+        UserError: They need an SSCD file, or it cannot be used.
     """
-    place = images_folder(name, folder)
-    if place is None:
-        raise UserError(f"{name}: copies of what? name the folder of training pictures with --references")
     if not sscd and max(model.image_size) >= LARGE:
         raise UserError(
             f"pictures of {max(model.image_size)} px are compared by a copy-detection network: "
             "name its file with --sscd"
         )
-    references = read_references(place, model.image_size)
     pixels = digest(image.numpy().tobytes() for image in references.batches(1))
-    source = Source(source=folder or name, sha256=pixels, count=len(references.names))
     criterion, match, against = _comparisons(sscd, recipe, model.device)
     return CopyCheck(
         criterion,
-        source,
+        Source(source=source, sha256=pixels, count=len(references.names)),
         references,
         lambda images: match(_on_cpu(images), references),
         lambda images, targets: against(_on_cpu(images), targets, references),

@@ -17,7 +17,6 @@ from unmemorize.jobs.copies import CopyCheck
 from unmemorize.metrics.quality import Change, compare, fid, kid, mean_of
 from unmemorize.metrics.ranking import share_interval
 from unmemorize.metrics.similarity import References, unit
-from unmemorize.models.load import EMBEDDED
 from unmemorize.models.pipeline import PipelineModel
 from unmemorize.testbed.alignment import Alignment
 
@@ -48,9 +47,9 @@ class Judge:
     seeds: tuple[int, ...]
 
 
-def judge_of(model: DiffusionModel, name: str, copies: CopyCheck, seeds: tuple[int, ...]) -> Judge:
+def judge_of(model: DiffusionModel, copies: CopyCheck, seeds: tuple[int, ...], *, testbed: bool) -> Judge:
     """The testbed's own picture model for an embedded model; latents of the model's VAE, pooled to 4×4, for others."""
-    if name in EMBEDDED:
+    if testbed:
         assert isinstance(model, PipelineModel)  # as every embedded model is
         clip = Alignment(model)
         return Judge(copies, clip.pictures, clip, seeds)

@@ -14,11 +14,11 @@ from unmemorize.core.methods import Detector, parse
 from unmemorize.core.model import DiffusionModel
 from unmemorize.core.plain import to_json
 from unmemorize.core.results import Scores
-from unmemorize.core.run import Progress, RunRecord, atomic, open_run, versions
+from unmemorize.core.run import Progress, Run, RunRecord, atomic, versions
 from unmemorize.core.shards import merge_shards, run_shards
 from unmemorize.core.specs import DetectSpec, recorded
 from unmemorize.data.source import Prompt
-from unmemorize.jobs.inputs import load_as_asked, prompt_source, prompts_of, subject_of, with_sampling
+from unmemorize.jobs.inputs import bundle_of, load_as_asked, prompt_source, subject_of, with_sampling
 
 Row = dict[str, Any]
 
@@ -30,7 +30,8 @@ def detect(spec: DetectSpec, run: Path, progress: Progress) -> list[Row]:
         UserError: The model, the prompts or the method cannot be used, or `run` holds another run.
     """
     parse("detector", spec.method)
-    prompts = prompts_of(spec.model, spec.prompts, spec.column)
+    bundle = bundle_of(spec)
+    prompts = bundle.prompts
     model = load_as_asked(spec)
     spec = with_sampling(spec, model)
     record = RunRecord(
@@ -38,11 +39,10 @@ def detect(spec: DetectSpec, run: Path, progress: Progress) -> list[Row]:
         spec=recorded(spec),
         versions=versions(),
         model={"name": model.name, "fingerprint": model.fingerprint},
-        data={"prompts": prompt_source(spec.prompts or spec.model, prompts)},
+        data={"prompts": prompt_source(bundle.source("prompts"), prompts)},
     )
-    open_run(run, record)
-    table = score_prompts(model, prompts, spec, run, progress)
-    record.model_copy(update={"status": "finished"}).save(run)
+    with Run.open(run, record):
+        table = score_prompts(model, prompts, spec, run, progress)
     scores = table["score"].to_numpy().reshape(len(prompts), -1).mean(axis=1)
     spent = table["evaluations"].to_numpy().reshape(len(prompts), -1).sum(axis=1)
     rows = [

@@ -11,7 +11,7 @@ from unmemorize.core.methods import Detector, parse
 from unmemorize.core.model import DiffusionModel
 from unmemorize.core.specs import DetectSpec, TriggerSpec
 from unmemorize.explain.words import measure
-from unmemorize.jobs.inputs import load_as_asked, prompts_of, subject_of, with_sampling
+from unmemorize.jobs.inputs import bundle_of, load_as_asked, subject_of, with_sampling
 from unmemorize.jobs.triggers import texts_of
 
 Item = TypeVar("Item")
@@ -33,7 +33,7 @@ def forecast_detect(spec: DetectSpec) -> Expected:
         UserError: The model, the prompts or the method cannot be used.
     """
     detector: Detector = parse("detector", spec.method)
-    prompts = [prompt.text for prompt in prompts_of(spec.model, spec.prompts, spec.column)]
+    prompts = [prompt.text for prompt in bundle_of(spec).prompts]
     model = load_as_asked(spec)
     subject = subject_of(with_sampling(spec, model), model)
     score = detector.ready(subject, seeds=spec.numbers)

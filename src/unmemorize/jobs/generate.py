@@ -15,7 +15,7 @@ from unmemorize.core.sample import generate as sample_pictures
 from unmemorize.core.sample import generators, sampling_start
 from unmemorize.core.specs import GenerateSpec
 from unmemorize.data.pictures import save_image
-from unmemorize.jobs.inputs import load_as_asked, ordinary_of, subject_of, with_sampling
+from unmemorize.jobs.inputs import bundle_of, load_as_asked, subject_of, with_sampling
 from unmemorize.jobs.mitigations import mitigation_of
 
 Row = dict[str, Any]
@@ -36,7 +36,7 @@ def generate(spec: GenerateSpec, out: Path, progress: Progress = quiet) -> list[
         _write(subject, cond, seeds, rows)
         return rows
     mitigation = mitigation_of(spec.mitigation, model)
-    ordinary = model.encode(ordinary_of(spec.model, spec.ordinary))
+    ordinary = model.encode(bundle_of(spec).ordinary())
     prompt = cond[:1]
     # Each ordinary prompt at a seed of its own.
     fitted = mitigation.fitted(

@@ -1,10 +1,9 @@
-"""What commands are given: prompts from a file, or the testbed's own."""
+"""What commands are given: a model, prompts and pictures."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
@@ -14,9 +13,8 @@ from unmemorize.core.methods import Subject
 from unmemorize.core.model import DiffusionModel
 from unmemorize.core.run import Source, digest
 from unmemorize.core.sample import Sampler
-from unmemorize.core.specs import require_prompts
-from unmemorize.data.ordinary import ordinary_prompts
-from unmemorize.data.source import Prompt, read_prompts
+from unmemorize.data.bundle import Bundle
+from unmemorize.data.source import Prompt
 from unmemorize.models.load import EMBEDDED, load
 from unmemorize.models.pipeline import PipelineModel
 from unmemorize.testbed import embedded
@@ -24,34 +22,9 @@ from unmemorize.testbed import embedded
 Spec = TypeVar("Spec", bound=Any)
 
 
-def prompts_of(model: str, file: str = "", column: str = "") -> list[Prompt]:
-    """The prompts in `file`, or those of an embedded model's plan.
-
-    Raises:
-        UserError: The file cannot be used, or there is none and the model has no prompts of its own.
-    """
-    if file:
-        return read_prompts(Path(file), column or None)
-    require_prompts(model, file)
-    return embedded.prompts(embedded.shipped_plan())
-
-
-def images_folder(model: str, references: str = "") -> Path | None:
-    """The folder of training pictures: the named one, an embedded model's own, or None."""
-    return Path(references) if references else embedded.IMAGES if model in EMBEDDED else None
-
-
-def ordinary_of(model: str, file: str = "", column: str = "", count: int = 150) -> list[str]:
-    """Ordinary prompts to calibrate on: those in `file`, an embedded model's negatives, or `count` plain descriptions.
-
-    Raises:
-        UserError: The file cannot be used.
-    """
-    if file:
-        return [p.text for p in read_prompts(Path(file), column or None)]
-    if model in EMBEDDED:
-        return [p.text for p in prompts_of(model) if p.kind == "negative"]
-    return ordinary_prompts(count)
+def bundle_of(spec: Any) -> Bundle:
+    """The prompts and pictures that a command's settings name, or the testbed's."""
+    return Bundle.of(spec, embedded.own() if spec.model in EMBEDDED else None)
 
 
 def load_as_asked(spec: Any) -> PipelineModel:

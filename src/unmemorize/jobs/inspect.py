@@ -18,11 +18,10 @@ from unmemorize.core.results import Explanation, Match
 from unmemorize.core.run import Progress
 from unmemorize.core.sample import generators
 from unmemorize.core.specs import InspectSpec
-from unmemorize.data.source import read_references
 from unmemorize.detect.noise import NoiseGap
 from unmemorize.explain.gradient import Gradient
 from unmemorize.jobs.guard import Guard, Outcome
-from unmemorize.jobs.inputs import images_folder, load_as_asked, ordinary_of, subject_of, with_sampling
+from unmemorize.jobs.inputs import bundle_of, load_as_asked, subject_of, with_sampling
 from unmemorize.metrics.calibrate import conformal_threshold
 from unmemorize.metrics.similarity import References, match_pixels
 from unmemorize.models.pipeline import PipelineModel
@@ -201,11 +200,11 @@ def open_inspector(spec: InspectSpec, progress: Progress) -> Inspector:
         UserError: The model, the pictures or the ordinary prompts cannot be used.
         NotApplicable: There are too few ordinary prompts.
     """
-    ordinary = ordinary_of(spec.model, spec.ordinary)
+    bundle = bundle_of(spec)
+    ordinary = bundle.ordinary()
     model = load_as_asked(spec)
     spec = with_sampling(spec, model)
-    folder = images_folder(spec.model, spec.references)
-    references = read_references(folder, model.image_size) if folder else None
+    references = bundle.references(model.image_size) if bundle.has("references") else None
     return Inspector(model, ordinary, spec, references=references, progress=progress)
 
 

@@ -22,13 +22,14 @@ from unmemorize.core.errors import UserError
 from unmemorize.core.methods import Subject
 from unmemorize.core.model import Condition, DiffusionModel, joined
 from unmemorize.core.results import Match
-from unmemorize.core.run import Progress, RunRecord, Source, atomic, digest, open_run, quiet, versions, write_json
+from unmemorize.core.run import Progress, Run, RunRecord, Source, atomic, digest, quiet, versions, write_json
 from unmemorize.core.sample import Sampler, generate, generators
 from unmemorize.core.shards import merge_shards, run_shards
 from unmemorize.core.specs import LocalitySpec, limited, recorded
+from unmemorize.data.bundle import Bundle
 from unmemorize.data.source import Prompt
 from unmemorize.jobs.copies import CopyCheck, copy_check
-from unmemorize.jobs.inputs import images_folder, load_as_asked, ordinary_of, prompt_source, prompts_of, with_sampling
+from unmemorize.jobs.inputs import bundle_of, load_as_asked, prompt_source, with_sampling
 from unmemorize.localize.locality import (
     Floats,
     Units,
@@ -99,50 +100,50 @@ def locality(spec: LocalitySpec, run: Path, progress: Progress = quiet) -> Row:
         raise UserError(
             "locality compares embeddings in pairs: name two inits or more, and a picture and an update at least"
         )
-    prompts, ordinary = _memorized(spec), ordinary_of(spec.model, spec.ordinary, spec.column)
+    bundle = bundle_of(spec)
+    prompts, ordinary = _memorized(spec, bundle.prompts), bundle.ordinary()
     model = load_as_asked(spec)
     spec = with_sampling(spec, model)
     layers = layer_units(model, spec.layers)  # before anything is computed: a model may lack them
-    study = _Study(spec, model, copy_check(model, spec.model, spec.references, spec.sscd, spec.recipe), run, progress)
-    target = _target(spec, study.copied.references)
-    record = _record(study, prompts, ordinary)
-    open_run(run, record)
-    attacked, groups = _groups(study, target, prompts, ordinary)
-    spread, chosen = _distances(study, groups), _selections(study, groups, ordinary)
-    copies = [row["copies"] for row in attacked]
-    result = {
-        "image": target,
-        "inits": spec.inits,
-        "copy_rate": dataclasses.asdict(rate_interval(copies, [spec.pictures] * len(copies))),
-        "embeddings": {group: len(cond) for group, cond in groups.items()},
-        "moved": dataclasses.asdict(mean_over(_moved(groups))),
-        **dataclasses.asdict(measure(spread, chosen, layers)),
-        "steps": spec.updates,
-        "evaluations": sum(row["evaluations"] for row in attacked),
-    }
-    points = _map(groups, run / "map.parquet")
-    with atomic(run / "locality.svg") as temporary:
-        temporary.write_text(draw(result, points), encoding="utf-8")
-    write_json(run / "locality.json", result)
-    record.model_copy(update={"status": "finished"}).save(run)
+    references = bundle.references(model.image_size)
+    copied = copy_check(model, references, bundle.source("references"), spec.sscd, spec.recipe)
+    study = _Study(spec, model, copied, run, progress)
+    target = _target(spec, bundle, references)
+    with Run.open(run, _record(study, prompts, ordinary)):
+        attacked, groups = _groups(study, target, prompts, ordinary)
+        spread, chosen = _distances(study, groups), _selections(study, groups, ordinary)
+        copies = [row["copies"] for row in attacked]
+        result = {
+            "image": target,
+            "inits": spec.inits,
+            "copy_rate": dataclasses.asdict(rate_interval(copies, [spec.pictures] * len(copies))),
+            "embeddings": {group: len(cond) for group, cond in groups.items()},
+            "moved": dataclasses.asdict(mean_over(_moved(groups))),
+            **dataclasses.asdict(measure(spread, chosen, layers)),
+            "steps": spec.updates,
+            "evaluations": sum(row["evaluations"] for row in attacked),
+        }
+        points = _map(groups, run / "map.parquet")
+        with atomic(run / "locality.svg") as temporary:
+            temporary.write_text(draw(result, points), encoding="utf-8")
+        write_json(run / "locality.json", result)
     return result
 
 
-def _memorized(spec: LocalitySpec) -> list[Prompt]:
+def _memorized(spec: LocalitySpec, prompts: Sequence[Prompt]) -> list[Prompt]:
     """The prompts in the file, or the embedded model's memorable ones; one of each cluster, evenly spread."""
-    given = [p for p in prompts_of(spec.model, spec.prompts, spec.column) if spec.prompts or p.memorable]
+    given = [p for p in prompts if spec.prompts or p.memorable]
     unrelated = list({p.cluster or p.id: p for p in reversed(given)}.values())[::-1]
     return [unrelated[i] for i in evenly(len(unrelated), limited(spec.limit, len(unrelated)))]
 
 
-def _target(spec: LocalitySpec, references: References) -> str:
+def _target(spec: LocalitySpec, bundle: Bundle, references: References) -> str:
     """The picture's name among the training pictures.
 
     Raises:
         UserError: It is not one of them.
     """
-    folder = images_folder(spec.model, spec.references)
-    assert folder is not None  # or there would be no references
+    folder = bundle.place("references")
     path = Path(spec.target).resolve()
     inside = path.is_file() and path.is_relative_to(folder.resolve())
     name = str(path.relative_to(folder.resolve())) if inside else spec.target

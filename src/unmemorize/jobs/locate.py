@@ -9,9 +9,10 @@ from unmemorize.core.methods import Localizer, Subject, parse
 from unmemorize.core.results import Localization
 from unmemorize.core.run import Progress, new_folder, quiet, require_new
 from unmemorize.core.specs import LocateSpec
-from unmemorize.jobs.inputs import load_as_asked, ordinary_of, prompts_of
+from unmemorize.data.bundle import Bundle
+from unmemorize.jobs.inputs import bundle_of, load_as_asked
 from unmemorize.mitigate.edit import Edit, check_name
-from unmemorize.models.load import EMBEDDED, load
+from unmemorize.models.load import load
 
 
 def locate(spec: LocateSpec, out: Path, progress: Progress = quiet) -> tuple[Localization, Edit]:
@@ -23,8 +24,9 @@ def locate(spec: LocateSpec, out: Path, progress: Progress = quiet) -> tuple[Loc
     """
     check_name(out)
     localizer: Localizer = parse("localizer", spec.method)
-    prompts = memorized_prompts(spec)
-    ordinary = ordinary_prompts(spec) if "ordinary" in localizer.needs else []
+    bundle = bundle_of(spec)
+    prompts = [p.text for p in bundle.prompts if spec.prompts or p.memorable]
+    ordinary = _ordinary(spec, bundle) if "ordinary" in localizer.needs else []
     model = load_as_asked(spec)
     usual = model.encode(ordinary) if ordinary else None
     found = localizer.find(Subject(model), model.encode(prompts), ordinary=usual, progress=progress)
@@ -33,24 +35,18 @@ def locate(spec: LocateSpec, out: Path, progress: Progress = quiet) -> tuple[Loc
     return found, edit
 
 
-def memorized_prompts(spec: LocateSpec) -> list[str]:
-    """The prompts in the file, or the embedded model's memorable ones."""
-    chosen = prompts_of(spec.model, spec.prompts, spec.column)
-    return [p.text for p in chosen if spec.prompts or p.memorable]
-
-
-def ordinary_prompts(spec: LocateSpec) -> list[str]:
-    """The prompts in the file, or the embedded model's negatives.
+def _ordinary(spec: LocateSpec, bundle: Bundle) -> list[str]:
+    """The prompts known to be ordinary.
 
     Raises:
         UserError: No file is given and the model has none.
     """
-    if not spec.ordinary and spec.model not in EMBEDDED:
+    if not bundle.has("ordinary"):
         raise UserError(
             f"{spec.model}: {spec.method} compares with ordinary prompts: name a file of captions that are not "
             "memorized with --ordinary, the more the better"
         )
-    return ordinary_of(spec.model, spec.ordinary, spec.column)
+    return bundle.ordinary()
 
 
 def apply_edit(model: str, edit: Path, out: Path, *, force: bool = False) -> Edit:

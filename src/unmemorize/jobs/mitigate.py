@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,12 +21,12 @@ from unmemorize.core.model import DiffusionModel
 from unmemorize.core.results import Surrogates, Trained
 from unmemorize.core.run import (
     Progress,
+    Run,
     RunRecord,
     Source,
     atomic,
     digest,
     new_folder,
-    open_run,
     quiet,
     require_new,
     versions,
@@ -44,7 +45,7 @@ from unmemorize.jobs.cured import (
     quality,
     rate_of,
 )
-from unmemorize.jobs.inputs import subject_of, with_sampling
+from unmemorize.jobs.inputs import bundle_of, subject_of, with_sampling
 from unmemorize.jobs.pairs import Split, captions_of, hashes, memorized_pictures, ordinary_pictures
 from unmemorize.jobs.unlearning import pairs_of, surrogates_of, unlearner_of
 from unmemorize.metrics.neighbours import neighbours
@@ -97,55 +98,58 @@ def mitigate(spec: MitigateSpec, out: Path, run: Path, progress: Progress = quie
     team = Team("cuda" if torch.cuda.is_available() else "cpu")
     model = load(spec.model, dtype=torch.float32, device=str(team.device))
     spec = with_sampling(spec, model)
-    job = _job(spec, run, subject_of(spec, model), team, progress)
+    subjects, judge, split = measures(spec, model)
+    job = _Job(spec, run, subject_of(spec, model), team, judge, subjects, split, progress)
+    with Run.open(run, _record(job)) if team.first else nullcontext():
+        team.wait()
+        return _mitigate(job, unlearner, out)
+
+
+def _mitigate(job: _Job, unlearner: Unlearner, out: Path) -> dict[str, Any]:
+    spec, model = job.spec, job.subject.model
     before = job.once("before", lambda: measure(job.subject, job.subjects, job.judge))
     memorized = before["copies"].any(dim=1).nonzero()[:, 0].tolist()
     if not memorized:
         raise UserError(f"{spec.targets}: the model copies none of them for their captions: nothing to remove")
     targets = job.subjects.memorized[memorized]
     training = Training(
-        run / "checkpoints",
+        job.run / "checkpoints",
         surrogates=lambda: _surrogates(job),
         check=lambda update: _held_out_rate(job, targets, update),
-        progress=progress,
+        progress=job.progress,
     )
     forget, keep = pairs_of(model, job.subjects.memorized), pairs_of(model, job.split.train)
     made = unlearner.train(job.subject, forget, keep, training)
     results = _results(job, unlearner, targets, before, made)
-    if team.first:
-        write_json(run / "results.json", results)
+    if job.team.first:
+        write_json(job.run / "results.json", results)
         _export(spec, unlearner, model, out, results, targets)
-    team.wait()
+    job.team.wait()
     return results
 
 
-def _job(spec: MitigateSpec, run: Path, subject: Subject, team: Team, progress: Progress) -> _Job:
-    """Read everything and open the run."""
-    model = subject.model
-    subjects, judge, split = measures(spec, model)
-    if team.first:
-        data = {"targets": (spec.targets, subjects.memorized), "controls": (spec.controls, split.train)}
-        record = RunRecord(
-            status="running",
-            spec=recorded(spec),
-            versions=versions(),
-            model={"name": spec.model, "fingerprint": model.fingerprint},
-            data={name: _source(*parts) for name, parts in data.items()},
-            criterion=dataclasses.asdict(judge.copies.criterion),
-        )
-        open_run(run, record)
-    team.wait()
-    return _Job(spec, run, subject, team, judge, subjects, split, progress)
+def _record(job: _Job) -> RunRecord:
+    spec = job.spec
+    data = {"targets": (spec.targets, job.subjects.memorized), "controls": (spec.controls, job.split.train)}
+    return RunRecord(
+        status="running",
+        spec=recorded(spec),
+        versions=versions(),
+        model={"name": spec.model, "fingerprint": job.subject.model.fingerprint},
+        data={name: _source(*parts) for name, parts in data.items()},
+        criterion=dataclasses.asdict(job.judge.copies.criterion),
+    )
 
 
 def measures(spec: MitigateSpec, model: DiffusionModel) -> tuple[Subjects, Judge, Split]:
     """What is measured, how, and the ordinary pictures that are trained on or held out."""
-    memorized = memorized_pictures(model, spec.model, spec.targets)
-    split = ordinary_pictures(model, spec.model, spec.controls)
-    folder = spec.references or spec.targets
-    copies = copy_check(model, spec.model, folder, spec.sscd, spec.recipe)
+    bundle, size = bundle_of(spec), model.image_size
+    memorized, split = memorized_pictures(bundle, size), ordinary_pictures(bundle, size)
+    compared = "targets" if "targets" in bundle.files and "references" not in bundle.files else "references"
+    references = getattr(bundle, compared)(size)
+    copies = copy_check(model, references, bundle.source(compared), spec.sscd, spec.recipe)
     near = neighbours(model, captions_of(split.held_out), captions_of(memorized))
-    judge = judge_of(model, spec.model, copies, tuple(range(spec.pictures)))
+    judge = judge_of(model, copies, tuple(range(spec.pictures)), testbed=bundle.own is not None)
     return Subjects(memorized, split.held_out, split.clusters, near), judge, split
 
 

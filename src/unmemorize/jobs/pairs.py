@@ -4,20 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import random
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 from unmemorize.core.errors import UserError
-from unmemorize.core.model import DiffusionModel
-from unmemorize.data.source import read_references
+from unmemorize.data.bundle import Bundle
+from unmemorize.data.source import Prompt
 from unmemorize.metrics.related import related
 from unmemorize.metrics.similarity import References
-from unmemorize.models.load import EMBEDDED
-from unmemorize.testbed import embedded
-from unmemorize.testbed.plan import Planted
 
 HELD_OUT = 128  # ordinary pictures that quality is measured on, at most
 FEWEST = 3  # fewer have no spread to measure
@@ -32,31 +28,28 @@ class Split:
     clusters: tuple[str, ...]
 
 
-def memorized_pictures(model: DiffusionModel, name: str, folder: str) -> References:
-    """The pictures in a folder, or the testbed's verbatim ones that were planted a hundred times or more.
+def memorized_pictures(bundle: Bundle, size: tuple[int, int]) -> References:
+    """The pictures to forget: those named, or the testbed's verbatim ones that were planted a hundred times or more.
 
     Raises:
         UserError: There are none, they cannot be read, or one has no caption.
     """
-    if not folder:
-        return _planted(model, name, lambda e: e.kind == "verbatim" and e.memorable, "--targets")
-    return _captioned(Path(folder), model)
+    return _captioned(bundle.targets(size), bundle.source("targets"))
 
 
-def ordinary_pictures(model: DiffusionModel, name: str, folder: str) -> Split:
-    """The pictures in a folder, or the testbed's that were planted rarely; every other cluster of captions is held out.
+def ordinary_pictures(bundle: Bundle, size: tuple[int, int]) -> Split:
+    """The pictures to keep, or the testbed's that were planted rarely; every other cluster of captions is held out.
 
     Raises:
         UserError: There are too few, they cannot be read, or one has no caption.
     """
-    if not folder:
-        held = _planted(model, name, lambda e: e.kind == "negative", "--controls")
-        families = {entry.id: entry.family for entry in embedded.shipped_plan().planted}
-        clusters = [families[file.rsplit("-", 1)[0]] for file in held.names]
-        more = _planted(model, name, lambda e: e.kind == "caption-only" or _rare(e), "--controls")
+    folder = bundle.source("controls")
+    if bundle.own is None or "controls" in bundle.files:
+        held, more = _captioned(bundle.controls(size), folder), None
+        clusters = related(captions_of(held))
     else:
-        held, more = _captioned(Path(folder), model), None
-        clusters = related([c or "" for c in held.captions])
+        held, more = bundle.own_pictures(size, lambda known: known.kind == "negative"), bundle.own_pictures(size, _rare)
+        clusters = [str(bundle.own.known[name].cluster) for name in held.names]
     names = sorted(set(clusters))
     random.Random(0).shuffle(names)
     chosen = set(names[::2])
@@ -70,24 +63,17 @@ def ordinary_pictures(model: DiffusionModel, name: str, folder: str) -> Split:
     return Split(joined(train, more) if more else train, held[rows], tuple(clusters[i] for i in rows))
 
 
-def _rare(entry: Planted) -> bool:
-    return entry.kind == "verbatim" and entry.copies <= 3
+def _rare(known: Prompt) -> bool:
+    return known.kind == "caption-only" or (known.kind == "verbatim" and (known.copies or 0) <= 3)
 
 
-def _planted(model: DiffusionModel, name: str, keep: Callable[[Planted], bool], option: str) -> References:
-    if name not in EMBEDDED:
-        raise UserError(f"{name}: which pictures? name a folder of pictures with captions with {option}")
-    return read_references(embedded.IMAGES, model.image_size).named(embedded.planted_files(keep))
-
-
-def _captioned(folder: Path, model: DiffusionModel) -> References:
-    found = read_references(folder, model.image_size)
-    for name, caption in zip(found.names, found.captions, strict=True):
+def _captioned(pictures: References, folder: str) -> References:
+    for name, caption in zip(pictures.names, pictures.captions, strict=True):
         if not caption:
             raise UserError(
-                f"{folder / name}: no caption: write it to a .txt file of the same name, or to metadata.jsonl"
+                f"{Path(folder) / name}: no caption: write it to a .txt file of the same name, or to metadata.jsonl"
             )
-    return found
+    return pictures
 
 
 def joined(first: References, second: References) -> References:

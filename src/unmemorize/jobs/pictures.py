@@ -24,7 +24,7 @@ from unmemorize.core.sample import trajectory
 from unmemorize.core.shards import merge_shards, run_shards
 from unmemorize.data.pictures import pixels_of, read_image, save_image
 from unmemorize.data.source import Prompt
-from unmemorize.jobs.copies import Distances, Matcher
+from unmemorize.jobs.copies import CopyCheck, Distances
 from unmemorize.metrics.permutation import nearness_test
 from unmemorize.metrics.similarity import References, small
 
@@ -81,13 +81,13 @@ def _sampled(subject: Subject, cond: Condition, seeds: Sequence[int]) -> tuple[T
     return images, torch.stack(curves, dim=1).tolist() if curves else [None] * len(seeds)
 
 
-def verify_pictures(run: Path, references: References, match: Matcher) -> None:
+def verify_pictures(run: Path, check: CopyCheck) -> None:
     """Compare the generated pictures with the training pictures: `scores/verify.parquet` and `references/`.
 
     What is kept of a training picture is what was compared: its upright centre at the model's size.
     """
     rows = _generated(run)
-    matches = match(_pixels(run, rows), references)
+    references, matches = check.references, check.match(_pixels(run, rows))
     captions = dict(zip(references.names, references.captions, strict=True))
     found = [row | _match_row(match, captions[match.nearest]) for row, match in zip(rows, matches, strict=True)]
     place = {name: row for row, name in enumerate(references.names)}

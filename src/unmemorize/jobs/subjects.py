@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -13,11 +12,9 @@ from unmemorize.core.choose import evenly
 from unmemorize.core.errors import UserError
 from unmemorize.core.model import DiffusionModel
 from unmemorize.core.results import Match
-from unmemorize.data.source import read_references
+from unmemorize.data.bundle import Bundle
 from unmemorize.jobs.copies import CopyCheck
 from unmemorize.metrics.similarity import References
-from unmemorize.models.load import EMBEDDED
-from unmemorize.testbed import embedded
 
 FEWEST = 6  # controls, however few pictures are attacked: one alone says little
 ROWS = 16  # pictures that the VAE codes together
@@ -39,54 +36,48 @@ class Subjects:
         return {"attacked": self.attacked, "control": self.control, "unseen": self.unseen}
 
 
-def choose_subjects(
-    model: DiffusionModel,
-    name: str,
-    check: CopyCheck,
-    *,
-    targets: str = "",
-    controls: str = "",
-    held_out: str = "",
-    limit: int = 0,
-) -> Subjects:
+def choose_subjects(model: DiffusionModel, bundle: Bundle, check: CopyCheck, *, limit: int = 0) -> Subjects:
     """Pictures to attack, and as many of either control; an even spread where there are more.
 
     A picture that the model's VAE does not give back recognisably could never be copied: it is no control.
 
     Args:
         model: The model.
-        name: What it was loaded by: an embedded one brings pictures and controls.
+        bundle: Has the pictures to attack, training pictures that are not believed memorized, and where there are some
+            pictures never trained on, which are made from the controls by default.
         check: The copy check, which tells derived pictures from training pictures.
-        targets: Folder of pictures to attack; an embedded model's memorable verbatim ones by default.
-        controls: Folder of training pictures that are not believed memorized.
-        held_out: Folder of pictures never trained on; made from the controls by default.
         limit: The largest number of pictures to attack; 0 for all.
 
     Raises:
         UserError: There are no pictures, or no controls, or they cannot be read.
     """
     size = model.image_size
-    attacked = read_references(Path(targets), size) if targets else _planted(check.references)
+    attacked = bundle.targets(size)
     attacked = spread(attacked, limit or len(attacked))
-    others = _without(trained(name, size, check, controls), attacked)
+    others = _without(bundle.controls(size), attacked)
     if not len(others):
-        raise UserError(f"{controls}: holds attacked pictures only: name other training pictures with --controls")
-    return with_controls(model, check, attacked, others, held_out)
+        source = bundle.source("controls")
+        raise UserError(f"{source}: holds attacked pictures only: name other training pictures with --controls")
+    return with_controls(model, check, attacked, others, bundle)
 
 
 def with_controls(
-    model: DiffusionModel, check: CopyCheck, attacked: References, others: References, held_out: str = ""
+    model: DiffusionModel, check: CopyCheck, attacked: References, others: References, bundle: Bundle | None = None
 ) -> Subjects:
     """Attacked pictures with as many of either control: from other training pictures, and never trained on.
+
+    Those never trained on are the bundle's held-out pictures; made from the others where it has none, or is not given.
 
     Raises:
         UserError: The held-out pictures cannot be read, or there are none and none can be made.
     """
     count = max(len(attacked), FEWEST)
     others = _within_reach(model, others, check)
-    unseen = read_references(Path(held_out), model.image_size) if held_out else derive(others, check.match)
+    held_out = None if bundle is None else bundle.held_out(model.image_size)
+    unseen_from = DERIVED if bundle is None else bundle.source("held_out", DERIVED)
+    unseen = derive(others, check.match) if held_out is None else held_out
     unseen = spread(_within_reach(model, unseen, check), count)
-    return Subjects(attacked, spread(others, count), unseen, held_out or DERIVED)
+    return Subjects(attacked, spread(others, count), unseen, unseen_from)
 
 
 @torch.no_grad()
@@ -113,23 +104,6 @@ def derive(pictures: References, match: Callable[[Tensor], Sequence[Match]]) -> 
         raise UserError("no control differs enough from its mirror image: name pictures never trained on: --held-out")
     names = tuple(f"derived from {name}" for name in pictures.names)
     return References(names, pixels, (None,) * len(names), pictures.captions)[left]
-
-
-def _planted(references: References) -> References:
-    """The embedded model's memorable verbatim pictures."""
-    return references.named(embedded.planted_files(lambda e: e.kind == "verbatim" and e.memorable))
-
-
-def trained(model: str, size: tuple[int, int], check: CopyCheck, controls: str = "") -> References:
-    """Training pictures that are not memorized: those named, or negatives whose prompt is a name."""
-    if controls:
-        return read_references(Path(controls), size)
-    if model not in EMBEDDED:
-        raise UserError(
-            f"{model}: an attack says nothing without a control: name a folder of training pictures that are not "
-            "believed memorized with --controls"
-        )
-    return check.references.named(embedded.planted_files(lambda e: e.id.startswith("negative-name")))
 
 
 def _without(pictures: References, attacked: References) -> References:

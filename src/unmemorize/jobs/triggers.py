@@ -14,15 +14,15 @@ import pyarrow.parquet as pq
 
 from unmemorize.core.choose import evenly
 from unmemorize.core.model import DiffusionModel
-from unmemorize.core.run import Progress, RunRecord, atomic, open_run, quiet, versions, write_json
+from unmemorize.core.run import Progress, Run, RunRecord, atomic, quiet, versions, write_json
 from unmemorize.core.shards import merge_shards, run_shards
 from unmemorize.core.specs import TriggerSpec, limited, recorded
 from unmemorize.core.text import normalise, spans
+from unmemorize.data.bundle import Bundle
 from unmemorize.data.source import Prompt
 from unmemorize.explain.words import MARGIN, SHARE, Outcome, Variant, measure, variants, word_effects
 from unmemorize.jobs.copies import CopyCheck, copy_check
-from unmemorize.jobs.inputs import load_as_asked, ordinary_of, prompt_source, prompts_of, subject_of, with_sampling
-from unmemorize.models.load import EMBEDDED
+from unmemorize.jobs.inputs import bundle_of, load_as_asked, prompt_source, subject_of, with_sampling
 
 CONTEXTS = 2  # unrelated prompts a word is moved into
 NEUTRAL = ("a photograph of a street", "an oil painting of a river", "a drawing of a chair")
@@ -34,27 +34,27 @@ def probe(spec: TriggerSpec, run: Path, progress: Progress = quiet) -> dict[str,
     Raises:
         UserError: The model, the prompts or the pictures cannot be used, or `run` holds another run.
     """
-    given = _prompts(spec)
-    chosen = [given[i] for i in evenly(len(given), limited(spec.limit, len(given)))]
+    bundle = bundle_of(spec)
+    given = _given(spec, bundle)
+    chosen = _chosen(spec, given)
     model = load_as_asked(spec)
     spec = with_sampling(spec, model)
-    copied = copy_check(model, spec.model, spec.references, spec.sscd, spec.recipe)
-    open_run(run, record := _record(spec, model, chosen, copied))
-    tried = _variants(chosen, _unrelated(spec, given), spec.repeats)
-    with model.counted() as cost:
+    references = bundle.references(model.image_size)
+    copied = copy_check(model, references, bundle.source("references"), spec.sscd, spec.recipe)
+    tried = _variants(chosen, _unrelated(bundle, given), spec.repeats)
+    with Run.open(run, _record(spec, model, chosen, copied)), model.counted() as cost:
         outcomes = _measure(model, tried, copied, spec, run, progress)
-    effects = [dataclasses.asdict(effect) for effect in word_effects(tried, outcomes)]
-    result = {
-        "triggers": [e for e in effects if e["trigger"]],
-        "words": effects,
-        "rule": {"share": SHARE, "margin": MARGIN},
-        "prompts": len(chosen),
-        "prompts_given": len(given),
-        "texts": len(outcomes),
-        "evaluations": cost.forward,
-    }
-    write_json(run / "triggers.json", result)
-    record.model_copy(update={"status": "finished"}).save(run)
+        effects = [dataclasses.asdict(effect) for effect in word_effects(tried, outcomes)]
+        result = {
+            "triggers": [e for e in effects if e["trigger"]],
+            "words": effects,
+            "rule": {"share": SHARE, "margin": MARGIN},
+            "prompts": len(chosen),
+            "prompts_given": len(given),
+            "texts": len(outcomes),
+            "evaluations": cost.forward,
+        }
+        write_json(run / "triggers.json", result)
     return result
 
 
@@ -64,9 +64,9 @@ def texts_of(spec: TriggerSpec) -> list[str]:
     Raises:
         UserError: The prompts cannot be used.
     """
-    given = _prompts(spec)
-    chosen = [given[i] for i in evenly(len(given), limited(spec.limit, len(given)))]
-    return _texts(_variants(chosen, _unrelated(spec, given), spec.repeats))
+    bundle = bundle_of(spec)
+    given = _given(spec, bundle)
+    return _texts(_variants(_chosen(spec, given), _unrelated(bundle, given), spec.repeats))
 
 
 def _texts(tried: dict[str, list[Variant]]) -> list[str]:
@@ -74,16 +74,17 @@ def _texts(tried: dict[str, list[Variant]]) -> list[str]:
     return list(dict.fromkeys(v.text for found in tried.values() for v in found))
 
 
-def _prompts(spec: TriggerSpec) -> list[Prompt]:
-    found = prompts_of(spec.model, spec.prompts, spec.column)
-    return found if spec.prompts else [p for p in found if p.kind == "word"]
+def _given(spec: TriggerSpec, bundle: Bundle) -> list[Prompt]:
+    return bundle.prompts if spec.prompts else [p for p in bundle.prompts if p.kind == "word"]
 
 
-def _unrelated(spec: TriggerSpec, given: Sequence[Prompt]) -> list[str]:
+def _chosen(spec: TriggerSpec, given: Sequence[Prompt]) -> list[Prompt]:
+    return [given[i] for i in evenly(len(given), limited(spec.limit, len(given)))]
+
+
+def _unrelated(bundle: Bundle, given: Sequence[Prompt]) -> list[str]:
     """Prompts that words are moved into, and whose words are the random ones."""
-    if spec.model in EMBEDDED:
-        return ordinary_of(spec.model)
-    return [p.text for p in given]
+    return [p.text for p in given] if bundle.own is None else bundle.ordinary()
 
 
 def _words(text: str) -> set[str]:

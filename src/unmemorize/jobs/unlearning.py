@@ -17,12 +17,12 @@ from unmemorize.core.run import Progress
 from unmemorize.core.specs import MitigateSpec
 from unmemorize.jobs.copies import CopyCheck
 from unmemorize.jobs.cured import latents_of
+from unmemorize.jobs.inputs import bundle_of
 from unmemorize.jobs.mitigations import mitigation_of
 from unmemorize.jobs.pairs import captions_of
 from unmemorize.localize.wanda import Wanda
 from unmemorize.metrics.similarity import References
 from unmemorize.mitigate.edit import Edit
-from unmemorize.models.load import EMBEDDED
 from unmemorize.unlearn.finetune import Finetuning
 from unmemorize.unlearn.surrogates import make_surrogates
 
@@ -40,7 +40,7 @@ def unlearner_of(spec: MitigateSpec) -> Unlearner:
     changes: dict[str, int | float] = {}
     if spec.updates is not None:
         changes["updates"] = spec.updates
-    if spec.model in EMBEDDED and isinstance(unlearner, Finetuning) and not unlearner.lr:
+    if bundle_of(spec).own is not None and isinstance(unlearner, Finetuning) and not unlearner.lr:
         changes["lr"] = TESTBED_RATE * unlearner.usual_lr
     try:
         return dataclasses.replace(unlearner, **changes)  # type: ignore[type-var]
