@@ -118,12 +118,12 @@ def test_evaluations_are_those_of_the_denoiser(inputs, tiny_folder, tmp_path, mo
     """The reported cost is what a hook on the UNet counts, row by row, and what was forecast."""
     calls = []
 
-    def counted(name):
-        model = load(name)
+    def counted(spec):
+        model = load(spec.model)
         model.denoiser.register_forward_hook(lambda _m, args, _o: calls.append(len(args[0])))
         return model
 
-    monkeypatch.setattr("unmemorize.audit.run.load", counted)
+    monkeypatch.setattr("unmemorize.audit.run.load_as_asked", counted)
     summary = run_audit(spec(inputs, tiny_folder), tmp_path / "run")
     spent = summary["evaluations"]
     assert sum(spent.values()) == sum(calls)
@@ -263,7 +263,7 @@ def test_mitigations_without_a_name_of_their_own_are_refused(asked, tmp_path, mo
     monkeypatch.chdir(tmp_path)
     for name in ("a/x", "b/x", "a/none", "a/guard"):
         (tmp_path / name).mkdir(parents=True)
-    with pytest.raises(UserError, match="--mitigation"):
+    with pytest.raises(UserError, match=r"--mitigation|no such mitigation"):
         mitigations(AuditSpec(mitigation=asked))
 
 
