@@ -32,7 +32,7 @@ def model(tiny_folder):
 def pictures_folder(model, tmp_path_factory):
     """Training pictures: the first is what the prompt gives at seed 0, the others are noise."""
     folder = tmp_path_factory.mktemp("images")
-    save_image(generate(model, model.encode([PROMPT]), seeds=[0], steps=STEPS)[0], folder / "made.png")
+    save_image(generate(model, model.encode([PROMPT]), seeds=[0], sampler=Sampler(STEPS))[0], folder / "made.png")
     (folder / "made.txt").write_text("what it made")
     for seed in range(3):
         noise = torch.rand(3, 32, 32, generator=torch.Generator().manual_seed(seed))
