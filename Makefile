@@ -3,17 +3,24 @@
 
 PYTHON ?= python3
 BIN := .venv/bin
-READY := .venv/.stamp
+CORE := .venv/.core
+READY := .venv/.dev
+INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-$(READY): pyproject.toml constraints.txt
+# An audit needs the package alone; pages, browsers and documentation tools come with the first other target.
+$(CORE): pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev,testbed]"
+	$(INSTALL) -e .
 	@touch $@
 
-audit: $(READY) ## Audit the shipped testbed model into runs/testbed
+$(READY): $(CORE)
+	$(INSTALL) -e ".[dev,testbed]"
+	@touch $@
+
+audit: $(CORE) ## Audit the shipped testbed model into runs/testbed
 	$(BIN)/unmemorize audit --run runs/testbed
 
 # The system's package where this may install it, for its libraries; else a build of its own in the user's cache.
