@@ -50,7 +50,11 @@ def attack_mitigated(inputs: Inputs, run: Path, progress: Progress) -> None:
     groups = dict(zip((MEMORIZED, *CONTROLS), subjects.groups.values(), strict=True))
     tried, subject = asked(inputs), inputs.subject
     fitting = Fitting(inputs, run, copies.prompts, progress)
-    fitted = {name: fitting.fitted(name, text) for name, text in tried.items()}
+    fitted, fits = {}, {}
+    for name, text in tried.items():
+        with model.counted() as cost:
+            fitted[name] = fitting.fitted(name, text)
+        fits[name] = cost.forward
     attack = _attack_of(inputs, subjects)
     trial = Trial(curve_of(spec), "prompt", 1, attack_seeds(spec))
 
@@ -63,7 +67,9 @@ def attack_mitigated(inputs: Inputs, run: Path, progress: Progress) -> None:
         head = {"mitigation": name, "group": group, "attack_knows_it": knows}
         facts = [head | {"id": f"{group}-{i:04d}"} for i in rows]
         made = to_rows(found, facts)
-        return [row | {"spent": cost.forward / len(made)} for row in made]
+        first = group == MEMORIZED and 0 in rows  # with which a mitigation's fit is counted
+        spent = cost.forward + (fits.get(name, 0) if first else 0)
+        return [row | {"spent": spent / len(made)} for row in made]
 
     items = [
         (name, group, range(i, min(i + SHARD, len(targets))))
