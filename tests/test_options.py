@@ -282,3 +282,18 @@ def test_a_dry_run_forecasts_what_the_run_takes(command, call, tiny_folder, tmp_
     ((stage, count),) = expected["evaluations"].items()
     assert spent <= count <= spent * 1.5
     assert expected["seconds"][stage] > 0
+
+
+def test_a_dry_run_of_an_attack_forecasts_it(call, tmp_path):
+    """On the testbed: as many evaluations as are then counted, by one picture's one update."""
+    given = ("attack", "testbed", "--limit", 1, "--updates", 2, "--pictures", 1, "--steps", 2, "--restarts", 2)
+    code, out, err = call(*given, "--run", tmp_path / "run", "--dry-run", "--json")
+    assert code == 0, err
+    expected = json.loads(out)
+    assert expected["items"] == 13  # a picture, and six of either control
+    # Each picture: two restarts of two updates of eight rows; four pictures of four evaluations, and its own prompt's.
+    assert expected["evaluations"] == {"attack": 13 * (2 * 2 * 8 + (2 * 2 + 1) * 4)}
+    assert not (tmp_path / "run").exists()
+    code, _, err = call("attack", "testbed", "--method", "adaptive", "--dry-run")
+    assert code == 2
+    assert "adaptive has no update to time" in complaints(err)[0]

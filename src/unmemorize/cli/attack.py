@@ -6,9 +6,9 @@ from typing import Any
 
 from rich.table import Table
 
-from unmemorize.cli.app import PROVE, Json, Run, command
+from unmemorize.cli.app import PROVE, DryRun, Json, Run, command
 from unmemorize.cli.checks import check
-from unmemorize.cli.terminal import add_row, next_step, out, print_json, say, working
+from unmemorize.cli.terminal import add_row, next_step, out, print_json, say, show_expected, working
 from unmemorize.core.outputs import Output
 from unmemorize.core.run import default_run
 from unmemorize.core.specs import AttackSpec
@@ -22,11 +22,17 @@ GROUPS = {"attacked": "attacked", "control": "trained on, not memorized", "unsee
     "unmemorize attack testbed --limit 3 --run runs/attack",
     "unmemorize attack MODEL --targets memorized/ --controls others/ --mitigation edit.safetensors",
 )
-def attack(spec: AttackSpec, *, run: Run = "", json: Json = False) -> None:
+def attack(spec: AttackSpec, *, run: Run = "", dry_run: DryRun = False, json: Json = False) -> None:
     """Search for what brings training pictures back, under a mitigation or without, always beside controls."""
     folder = default_run(run, spec.model, "attack")
 
-    check(spec, Output("--run", folder, "run"))
+    check(spec, *([] if dry_run else [Output("--run", folder, "run")]))
+
+    if dry_run:
+        from unmemorize.jobs.forecast import forecast_attack
+
+        show_expected(forecast_attack(spec), json)
+        return
 
     from unmemorize.jobs.attack import run_attack
 

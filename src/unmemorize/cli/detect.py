@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import tempfile
-from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -11,7 +10,7 @@ from rich.table import Table
 
 from unmemorize.cli.app import FIND, DryRun, Json, Run, command, option
 from unmemorize.cli.checks import check
-from unmemorize.cli.terminal import add_row, next_step, out, print_forecast, print_json, say, working
+from unmemorize.cli.terminal import add_row, next_step, out, print_json, say, show_expected, working
 from unmemorize.core.outputs import Output
 from unmemorize.core.specs import Count, DetectSpec
 
@@ -38,11 +37,7 @@ def detect(
     if dry_run:
         from unmemorize.jobs.forecast import forecast_detect
 
-        expected = forecast_detect(spec)
-        if json:
-            print_json(asdict(expected))
-        else:
-            print_forecast(expected.evaluations, expected.seconds)
+        show_expected(forecast_detect(spec), json)
         return
 
     from unmemorize.jobs.detect import detect as run_detect

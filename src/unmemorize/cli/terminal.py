@@ -7,8 +7,9 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -16,6 +17,9 @@ from rich.table import Table
 from rich.text import Text
 
 from unmemorize.core.plain import printable, shortened, to_json
+
+if TYPE_CHECKING:
+    from unmemorize.jobs.forecast import Expected
 
 SCHEMA_VERSION = 1  # of what --json prints
 LONGEST = 200  # characters of a name or a prompt
@@ -69,6 +73,14 @@ def print_forecast(evaluations: dict[str, int], seconds: dict[str, float]) -> No
     if len(evaluations) > 1:
         add_row(table, "all", f"{sum(evaluations.values()):,}", f"{sum(seconds.values()):.1f}")
     out.print(table)
+
+
+def show_expected(expected: Expected, as_json: bool) -> None:
+    """Print a forecast, as JSON or for people."""
+    if as_json:
+        print_json(asdict(expected))
+    else:
+        print_forecast(expected.evaluations, expected.seconds)
 
 
 @contextmanager

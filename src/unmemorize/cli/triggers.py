@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from typing import Any
 
 from rich.table import Table
 
 from unmemorize.cli.app import EXPLAIN, DryRun, Json, Run, command
 from unmemorize.cli.checks import check
-from unmemorize.cli.terminal import add_row, next_step, out, print_forecast, print_json, say, working
+from unmemorize.cli.terminal import add_row, next_step, out, print_json, say, show_expected, working
 from unmemorize.core.outputs import Output
 from unmemorize.core.run import default_run
 from unmemorize.core.specs import TriggerSpec
@@ -30,11 +29,7 @@ def triggers(spec: TriggerSpec, *, run: Run = "", dry_run: DryRun = False, json:
     if dry_run:
         from unmemorize.jobs.forecast import forecast_triggers
 
-        expected = forecast_triggers(spec)
-        if json:
-            print_json(asdict(expected))
-        else:
-            print_forecast(expected.evaluations, expected.seconds)
+        show_expected(forecast_triggers(spec), json)
         return
 
     from unmemorize.jobs.triggers import probe

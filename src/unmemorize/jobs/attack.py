@@ -14,9 +14,11 @@ from unmemorize.attack.extraction import CURVE, SEEDS, Judge, Trial, extraction,
 from unmemorize.core.errors import UserError
 from unmemorize.core.hooks import checkpointed
 from unmemorize.core.methods import Attack, Subject, parse
+from unmemorize.core.model import DiffusionModel
 from unmemorize.core.run import Progress, Run, RunRecord, Source, atomic, digest, quiet, versions, write_json
 from unmemorize.core.shards import merge_shards, run_shards
 from unmemorize.core.specs import AttackSpec, recorded
+from unmemorize.data.bundle import Bundle
 from unmemorize.data.pictures import save_image
 from unmemorize.jobs.copies import CopyCheck, copy_check
 from unmemorize.jobs.extracted import Row, from_rows, summarise, to_rows
@@ -36,18 +38,13 @@ def run_attack(spec: AttackSpec, run: Path, progress: Progress = quiet) -> Row:
         UserError: The model, the mitigation or the pictures cannot be used, a setting is out of range, a prompt to
             start from is not known, or `run` holds another run.
     """
-    attack = _checked(spec)
+    attack = checked_attack(spec)
     model = load_as_asked(spec)
     spec = with_sampling(spec, model)
     hashed = model.fingerprint
     mitigation = mitigation_of(spec.mitigation, model) if spec.mitigation else None
     bundle = bundle_of(spec)
-    compared = "references" if bundle.has("references") else "targets"
-    references = getattr(bundle, compared)(model.image_size)
-    check = copy_check(model, references, bundle.source(compared), spec.sscd, spec.recipe)
-    subjects = choose_subjects(model, bundle, check, limit=spec.limit)
-    for pictures in subjects.groups.values() if spec.init == "prompt" else ():
-        require_prompts(pictures)
+    check, subjects = chosen_subjects(spec, model, bundle)
     subject = subject_of(spec, model)
     ordinary = bundle.ordinary()
     own = model.encode([caption or "" for caption in subjects.attacked.captions])
@@ -60,7 +57,7 @@ def run_attack(spec: AttackSpec, run: Path, progress: Progress = quiet) -> Row:
     with Run.open(run, _record(spec, hashed, subjects, check)):
         applied = mitigation.applied(subject) if mitigation else nullcontext(subject)
         with applied as attacked, checkpointed(model.denoiser, spec.checkpointing):
-            trial = Trial(_curve(attack), spec.init, spec.restarts, tuple(range(SEEDS[0], SEEDS[0] + spec.pictures)))
+            trial = Trial(curve_of(attack), spec.init, spec.restarts, tuple(range(SEEDS[0], SEEDS[0] + spec.pictures)))
             table = _attack(attacked, subjects, attack, check.against, trial, ordinary, run, progress)
         found = {group: from_rows([row for row in table if row["group"] == group]) for group in subjects.groups}
         facts = {"method": attack.name, "init": spec.init, "restarts": spec.restarts}
@@ -69,6 +66,17 @@ def run_attack(spec: AttackSpec, run: Path, progress: Progress = quiet) -> Row:
         draw_curves(summary["curve"], run / "curves.svg")
         draw_sheet(_sheet(table), run)
     return summary
+
+
+def chosen_subjects(spec: AttackSpec, model: DiffusionModel, bundle: Bundle) -> tuple[CopyCheck, Subjects]:
+    """The comparison, and the pictures with their controls."""
+    compared = "references" if bundle.has("references") else "targets"
+    references = getattr(bundle, compared)(model.image_size)
+    check = copy_check(model, references, bundle.source(compared), spec.sscd, spec.recipe)
+    subjects = choose_subjects(model, bundle, check, limit=spec.limit)
+    for pictures in subjects.groups.values() if spec.init == "prompt" else ():
+        require_prompts(pictures)
+    return check, subjects
 
 
 def attack_of(method: str, updates: int | None) -> Attack:
@@ -86,7 +94,7 @@ def attack_of(method: str, updates: int | None) -> Attack:
         raise UserError(f"--updates {updates}: {error}") from error
 
 
-def _checked(spec: AttackSpec) -> Attack:
+def checked_attack(spec: AttackSpec) -> Attack:
     """The attack; what cannot be is refused before anything is read.
 
     Raises:
@@ -102,7 +110,7 @@ def _checked(spec: AttackSpec) -> Attack:
     return attack
 
 
-def _curve(attack: Attack) -> tuple[int, ...]:
+def curve_of(attack: Attack) -> tuple[int, ...]:
     """Numbers of updates after which pictures are made."""
     return (*(update for update in CURVE if update < attack.updates), attack.updates)
 
