@@ -311,7 +311,7 @@ def test_schedulers_that_no_seed_fixes_are_refused(family, scheduler, reason):
 @pytest.mark.parametrize("family", [family for family in ALL if family != "sd"])
 def test_the_guard_of_a_pipelines_calls_knows_stable_diffusion_alone(family):
     """Other pipelines are refused before a call, and told what to use instead."""
-    with pytest.raises(NotApplicable, match="generate --guard wen"):
+    with pytest.raises(NotApplicable, match="generate --mitigation guard"):
         guard(tiny(family))
 
 

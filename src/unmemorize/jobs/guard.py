@@ -62,8 +62,8 @@ class Guard:
     ) -> None:
         if type(pipe).__name__ != "StableDiffusionPipeline":
             raise NotApplicable(
-                f"a guard cannot watch the calls of a {type(pipe).__name__}: generate through the guard of "
-                "`unmemorize generate --guard wen`, which every family has"
+                f"a guard cannot watch the calls of a {type(pipe).__name__}: generate with the guard as a mitigation, "
+                "`unmemorize generate --mitigation guard`, which every family has"
             )
         self.pipe = pipe
         self.outcome: Outcome | None = None

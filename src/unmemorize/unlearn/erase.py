@@ -10,6 +10,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from unmemorize.core.errors import NotApplicable
 from unmemorize.core.hooks import replaced
 from unmemorize.core.methods import Attack, Subject, Training, method, parse
 from unmemorize.core.model import Condition, DiffusionModel, Prediction, typed
@@ -92,11 +93,20 @@ class Erase(Finetuning):
 
         What a model makes of words is a prediction like any other: it can be kept without a picture that shows it.
         """
-        words = Words(typed(model), {word for caption in memorized for word in re.findall(r"\w+", caption)}).words
+        words = _words(model, ordinary, {word for caption in memorized for word in re.findall(r"\w+", caption)})
         draw = random.Random(self.seed)
         texts = ordinary + [" ".join(draw.choices(words, k=2)) for _ in range(WORD_PAIRS)]
         near = neighbours(model, texts, memorized)
         return texts + 2 * [text for text, is_near in zip(texts, near, strict=True) if is_near]
+
+
+def _words(model: DiffusionModel, captions: list[str], forbidden: set[str]) -> list[str]:
+    """Words that are one token each; where the text encoder has no list of such, those of the captions."""
+    try:
+        return Words(typed(model), forbidden).words
+    except NotApplicable:
+        found = {word for caption in captions for word in re.findall(r"\w+", caption)}
+        return sorted(found - forbidden) or sorted(found)
 
 
 class Erasing:

@@ -410,7 +410,8 @@ def _add_lora(network: Any, rank: int, seed: int) -> None:
 
 def gradients(loss: Tensor, parameters: Sequence[nn.Parameter], team: Team, *, again: bool = False) -> list[Tensor]:
     """The gradient of a loss, averaged over processes; `again` if another one of the same graph is wanted after it."""
-    found = torch.autograd.grad(loss, parameters, retain_graph=again)
+    # Zeros for parameters that a prediction does not use, such as those of the last text layer of some transformers.
+    found = torch.autograd.grad(loss, parameters, retain_graph=again, materialize_grads=True)
     result = [g.clone() for g in found]
     team.average(result)
     return result
