@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -12,7 +14,8 @@ import pytest
 from PIL import Image
 from safetensors.numpy import save_file
 
-from golden import Difference, Renamed, compare, main
+from golden import COMMANDS, HERE, Difference, Program, Renamed, compare, main
+from unmemorize.cli import app
 
 NOTHING = Renamed({}, {}, {})
 
@@ -174,3 +177,10 @@ def test_another_checkout_than_the_named_one_is_refused(tmp_path):
     """Where the folder holds no package, Python would run the installed one."""
     with pytest.raises(SystemExit, match="does not run"):
         main(["record", str(tmp_path / "recording"), "--src", str(tmp_path)])
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_can_be_typed(name):
+    """With the names of this checkout, by this checkout's own command line."""
+    program = Program("python", Path("src"), Renamed.load(HERE / "renamed.json").options)
+    app.parse_args(shlex.split(program.renamed(COMMANDS[name])), exit_on_error=False, print_error=False)
