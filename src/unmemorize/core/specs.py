@@ -18,7 +18,6 @@ Seed = Annotated[int, Interval(ge=0, le=2**62)]
 SamplingSteps = Annotated[int, Interval(ge=0, le=1000)]
 Share = Annotated[float, Interval(ge=0, le=1)]
 Scale = Annotated[float, Interval(ge=0, le=1e6)]
-Number = Annotated[float, Interval(ge=-1e30, le=1e30)]  # finite, and no more is known of it
 
 EMBEDDED = ("testbed", "testbed-twin")  # the models that are shipped
 
