@@ -40,30 +40,7 @@ lint: $(READY) ## Check style, types, and imports between layers
 	$(BIN)/lint-imports
 
 results: $(READY) ## Measure the published numbers again
-	$(BIN)/python benchmarks/testbed.py
-	$(BIN)/python benchmarks/detection.py
-	$(BIN)/python benchmarks/explanation.py
-	$(BIN)/python benchmarks/mitigation.py
-	$(BIN)/python benchmarks/pruning.py
-	$(BIN)/python benchmarks/twin_swap.py
-	$(BIN)/python benchmarks/locality.py
-	$(BIN)/python benchmarks/attack.py
-	$(BIN)/python benchmarks/erase.py
-	$(BIN)/python benchmarks/untrained.py
-	$(BIN)/python benchmarks/relearn.py
-	$(BIN)/python benchmarks/stronger.py
-	$(BIN)/python benchmarks/prompt_search.py
-	$(BIN)/python benchmarks/nemo.py
-	$(BIN)/python benchmarks/training_filter.py
-	$(BIN)/python benchmarks/detection_speed.py
-	$(BIN)/python benchmarks/attack_speed.py
-	$(BIN)/python benchmarks/triggers.py $(if $(wildcard testbed-data/pictures.parquet),--data testbed-data)
-	$(BIN)/python benchmarks/data_scale.py
-	$(BIN)/python benchmarks/audit.py
-	$(BIN)/python benchmarks/error_rates.py
-	$(BIN)/python benchmarks/mitigations.py
-	$(BIN)/python benchmarks/families.py
-	$(BIN)/python benchmarks/page.py
+	$(BIN)/python benchmarks
 
 docs: $(READY) ## Build the documentation into docs/_build
 	$(BIN)/sphinx-build --quiet --fail-on-warning --keep-going docs docs/_build

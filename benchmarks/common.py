@@ -1,37 +1,54 @@
-"""What the measurements on the testbed share: its prompts, its pictures, and how results are written."""
+"""What measurements on the testbed share: its prompts and pictures, what is a copy, and what is attacked."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
-from pathlib import Path
-from typing import Any
+from functools import cache
 
+import numpy as np
 import torch
+from harness import numbers_of
 
+from unmemorize.core.choose import evenly
 from unmemorize.core.model import DiffusionModel
-from unmemorize.core.results import Interval, Match
-from unmemorize.core.run import atomic
+from unmemorize.core.results import Match
 from unmemorize.core.sample import Sampler, generate
-from unmemorize.data.source import Prompt, read_references
-from unmemorize.metrics.similarity import match_pixels, match_targets
-from unmemorize.testbed.embedded import IMAGES, SHIPPED, own, shipped_plan
+from unmemorize.data.bundle import Bundle
+from unmemorize.data.source import Prompt
+from unmemorize.jobs.subjects import derive
+from unmemorize.metrics.ranking import rate_interval
+from unmemorize.metrics.similarity import References, match_pixels, match_targets
+from unmemorize.testbed.embedded import SHIPPED, own, shipped_plan
 
-OUT = Path("docs/results")
 STEPS, GUIDANCE = 16, 7.5
 SAMPLER = Sampler(STEPS, GUIDANCE)
-REFERENCES = read_references(IMAGES, (64, 64))
-Row = dict[str, Any]
+TESTBED = Bundle("testbed", {}, own=own())
+GROUPS = ("memorized", "trained on once", "never trained on")  # what is attacked
+
+
+def references() -> References:
+    """The shipped training pictures."""
+    return TESTBED.references((64, 64))
 
 
 def planted(keep: Callable[[Prompt], bool]) -> list[Prompt]:
     """The plan's prompts that `keep` says yes to."""
-    return [p for p in own().prompts if keep(p)]
+    return [p for p in TESTBED.prompts if keep(p)]
+
+
+def of_kind(kind: str) -> list[Prompt]:
+    """The plan's prompts of a kind."""
+    return planted(lambda p: p.kind == kind)
 
 
 def often(p: Prompt) -> bool:
     """Whether a prompt belongs to the pictures planted a hundred times or more."""
     return p.kind == "verbatim" and (p.copies or 0) >= 100
+
+
+def memorized_prompts() -> list[str]:
+    """The prompts of the pictures planted a hundred times or more."""
+    return [p.text for p in planted(often)]
 
 
 def halves(prompts: Sequence[Prompt]) -> tuple[list[Prompt], list[Prompt]]:
@@ -43,33 +60,39 @@ def halves(prompts: Sequence[Prompt]) -> tuple[list[Prompt], list[Prompt]]:
 
 def pictures(model: DiffusionModel, prompts: Sequence[str], seeds: Sequence[int], batch: int = 16) -> torch.Tensor:
     """One picture a prompt, with the seed beside it."""
-    parts = [
-        generate(model, model.encode(prompts[i : i + batch]), seeds=seeds[i : i + batch], sampler=SAMPLER, batch=batch)
-        for i in range(0, len(prompts), batch)
-    ]
+    parts = []
+    for i in range(0, len(prompts), batch):
+        cond = model.encode(prompts[i : i + batch])
+        parts.append(generate(model, cond, seeds=seeds[i : i + batch], sampler=SAMPLER, batch=batch))
     return torch.cat(parts)
 
 
+def each_at(prompts: Sequence[str], seeds: Sequence[int]) -> tuple[list[str], list[int]]:
+    """Every prompt at every seed: all seeds of the first prompt, then of the second."""
+    return [prompt for prompt in prompts for _ in seeds], list(seeds) * len(prompts)
+
+
+@cache
 def own_pictures() -> dict[str, list[int]]:
-    """The places in REFERENCES of the pictures that a prompt was trained with, by prompt."""
-    place = {name: i for i, name in enumerate(REFERENCES.names)}
-    own = {}
+    """The places among the references of the pictures that a prompt was trained with, by prompt."""
+    place = {name: i for i, name in enumerate(references().names)}
+    places = {}
     for entry in shipped_plan().planted:
         files = [entry.file(k) for k in range(len(entry.pictures))][: SHIPPED.get(entry.kind)]
         for prompt in entry.prompts:
-            own[prompt] = [place[file] for file in files]
-    return own
+            places[prompt] = [place[file] for file in files]
+    return places
 
 
 def match_own(images: torch.Tensor, prompts: Sequence[str]) -> list[Match]:
     """Each picture beside its own prompt's training picture; of several the closest, copies first."""
-    own = own_pictures()
     rows, places = [], []
     for row, prompt in enumerate(prompts):
-        rows += [row] * len(own[prompt])
-        places += own[prompt]
+        own_places = own_pictures()[prompt]
+        rows += [row] * len(own_places)
+        places += own_places
     closest: dict[int, Match] = {}
-    for row, match in zip(rows, match_targets(images[rows], REFERENCES[places], REFERENCES), strict=True):
+    for row, match in zip(rows, match_targets(images[rows], references()[places], references()), strict=True):
         rivals = [match, closest[row]] if row in closest else [match]
         closest[row] = min(rivals, key=lambda rival: (rival.verdict == "none", rival.value))
     return list(closest.values())
@@ -77,7 +100,7 @@ def match_own(images: torch.Tensor, prompts: Sequence[str]) -> list[Match]:
 
 def match_any(images: torch.Tensor) -> list[Match]:
     """Each picture beside the training picture that is nearest, whichever prompt's it is."""
-    return match_pixels(images, REFERENCES)
+    return match_pixels(images, references())
 
 
 def are_copies(matches: Sequence[Match]) -> list[bool]:
@@ -85,9 +108,10 @@ def are_copies(matches: Sequence[Match]) -> list[bool]:
     return [match.verdict != "none" for match in matches]
 
 
-def similarity(match: Match) -> float:
-    """1 - distance ratio, 0 or more: from 0.5 on it is a copy."""
-    return max(1 - match.value, 0.0)
+def rate_of(hits: Sequence[bool], each: int, clusters: Sequence[str] | None = None) -> list[float]:
+    """The share of hits with its interval over prompts, which have `each` of them in turn."""
+    by_prompt = np.reshape(hits, (-1, each)).sum(axis=1).tolist()
+    return numbers_of(rate_interval(by_prompt, [each] * len(by_prompt), clusters))
 
 
 def both_rates(own: str, nearest: str) -> str:
@@ -95,29 +119,25 @@ def both_rates(own: str, nearest: str) -> str:
     return own if own == nearest else f"{own} (any picture: {nearest})"
 
 
-def show(interval: Interval | None, digits: int = 3) -> str:
-    """A value with its interval."""
-    if interval is None:
-        return "–"
-    return f"{interval.value:.{digits}f} [{interval.low:.{digits}f}, {interval.high:.{digits}f}]"
+def attacked_pictures(model: DiffusionModel, count: int, *, half: bool = True) -> dict[str, References]:
+    """Memorized pictures, by default of the half that nothing was chosen on, and pictures of either control.
+
+    One that the VAE alone cannot bring back near itself is left out: nothing could count as its copy.
+    """
+    every = planted(often)
+    captions = {p.text for p in (halves(every)[1] if half else every)}
+    memorized, once = (_captioned(some) for some in (captions, {p.text for p in of_kind("negative")}))
+    unseen = derive(once, match_any)
+    return {g: _spread(some, count, model) for g, some in zip(GROUPS, (memorized, once, unseen), strict=True)}
 
 
-def write(name: str, numbers: Any, page: Sequence[str]) -> None:
-    """Write docs/results/NAME.json and NAME.md, and print the page."""
-    text = "\n".join(page) + "\n"
-    for ending, content in (("json", json.dumps(numbers, indent=1) + "\n"), ("md", text)):
-        with atomic(OUT / f"{name}.{ending}") as temporary:
-            temporary.write_text(content, encoding="utf-8")
-    print(text)
+def _captioned(captions: set[str]) -> References:
+    return references()[[i for i, caption in enumerate(references().captions) if caption in captions]]
 
 
-def kept(name: str, same: Row) -> Row:
-    """What docs/results/NAME.json holds, if it was measured under the same conditions; else these and no settings."""
-    path = OUT / f"{name}.json"
-    before = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    return before if all(before.get(key) == value for key, value in same.items()) else same | {"settings": {}}
-
-
-def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    """A table in Markdown."""
-    return [f"| {' | '.join(line)} |" for line in (columns, ["---"] * len(columns), *rows)]
+def _spread(some: References, count: int, model: DiffusionModel) -> References:
+    some = some[evenly(len(some), 3 * count)]
+    with torch.no_grad():
+        again = match_targets(model.decode(model.invert(some.images)), some, references())
+    near = [i for i, copied in enumerate(are_copies(again)) if copied]
+    return some[near[:: max(len(near) // count, 1)][:count]]

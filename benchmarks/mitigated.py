@@ -1,18 +1,19 @@
-"""The testbed under each of its mitigations, by name: what is changed in its weights or in sampling."""
+"""The testbed under each of its mitigations, by name: what is changed in its weights or in sampling.
+
+Fine-tuned models are made by `python benchmarks mitigations`; without their folders what attacks them is left out.
+"""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
-from common import Row
-from erase import SPECS, folder
+from common import TESTBED, memorized_prompts
+from harness import Row
 
 from unmemorize.core.methods import Localizer, Mitigation, Subject
-from unmemorize.core.specs import LocateSpec
 from unmemorize.data.ordinary import ordinary_prompts
-from unmemorize.jobs.inputs import bundle_of
 from unmemorize.jobs.mitigations import tuned_model
 from unmemorize.localize.nemo import Nemo
 from unmemorize.localize.reference import cache_folder, cached_reference
@@ -29,9 +30,22 @@ NEMO = {
 }
 SAMPLED = {
     "guard": Guard(),
-    "embedding noise": EmbeddingNoise(scale=2.0),  # less hides nothing on the testbed (benchmarks/mitigation.py)
+    "embedding noise": EmbeddingNoise(scale=2.0),  # less hides nothing on the testbed: see cases/mitigation.py
+}
+UNLEARNERS = {
+    "erase": "erase:check_every=0",
+    "erase, seed 1": "erase:check_every=0,seed=1",
+    "erase, seed 2": "erase:check_every=0,seed=2",
+    # Half as many evaluations as erase.
+    "adversarial fine-tuning": "adversarial-finetune:check_every=0,updates=48",
+    "adversarial fine-tuning, LoRA": "adversarial-finetune:check_every=0,updates=24,lora=8,lr=0.001",
+    "fine-tuning, no adversary": "finetune",
+    "SISS": "siss",
+    "NegGrad": "neggrad",
+    "naive deletion": "deletion",
 }
 UNTRAINED = ("none", *SAMPLED, *PRUNED, *NEMO)
+NAMES = ("none", *SAMPLED, *reversed(PRUNED), *NEMO, *UNLEARNERS)
 
 
 @dataclass(frozen=True)
@@ -52,22 +66,22 @@ class Mitigated:
         return self.mitigations.get(caption or "") or list(self.mitigations.values())[place % len(self.mitigations)]
 
 
-def mitigated(subject: Subject, name: str, prompts: Sequence[str]) -> Mitigated:
-    """One of UNTRAINED, or a model of benchmarks/erase.py."""
+def mitigated(subject: Subject, name: str) -> Mitigated:
+    """The testbed under one of NAMES; what has to be located is that of the memorized prompts."""
     localizer: Localizer | None = PRUNED.get(name) or NEMO.get(name)
     if isinstance(localizer, Nemo):
         # What is usual is found once, whatever is pruned then: no cost of one.
-        ordinary = subject.model.encode(bundle_of(LocateSpec()).ordinary())
+        ordinary = subject.model.encode(TESTBED.ordinary())
         localizer = replace(localizer, reference=cached_reference(subject.model, ordinary, cache_folder()))
     since = time.perf_counter()
     with subject.model.counted() as cost:
-        mitigations = located(subject, localizer, prompts) if localizer else {"all": made(subject, name)}
+        mitigations = located(subject, localizer) if localizer else {"all": made(subject, name)}
     return Mitigated(mitigations, cost.forward, time.perf_counter() - since)
 
 
-def located(subject: Subject, localizer: Localizer, prompts: Sequence[str]) -> dict[str, Mitigation]:
+def located(subject: Subject, localizer: Localizer) -> dict[str, Mitigation]:
     """What a localizer finds, set to zero for all prompts, or each prompt's own for itself."""
-    found, hashed = localizer.find(subject, subject.model.encode(prompts)), subject.model.fingerprint
+    found, hashed = localizer.find(subject, subject.model.encode(memorized_prompts())), subject.model.fingerprint
     if localizer == NEMO["NeMo, θ ≥ 0.25"]:
         return {prompt.prompt: Edit.of(found, hashed, prompt=prompt) for prompt in found.per_prompt}
     return {"all": Edit.of(found, hashed)}
@@ -75,24 +89,28 @@ def located(subject: Subject, localizer: Localizer, prompts: Sequence[str]) -> d
 
 def made(subject: Subject, name: str) -> Mitigation:
     """One that looks for nothing: a model that was tuned, a change of sampling, or none at all."""
-    if name in SPECS:
+    if name in UNLEARNERS:
         return tuned_model(str(folder(name) / "model"), subject.model)
     if name in SAMPLED:
         return SAMPLED[name].fitted(subject, ordinary=subject.model.encode(ordinary_prompts()))
     return Edit({}, {}, subject.model.fingerprint)
 
 
+def folder(name: str) -> Path:
+    """Where the run and the model of an unlearner are."""
+    return Path("runs/erase") / name.replace(",", "").replace(" ", "-")
+
+
 def at_hand(name: str) -> bool:
-    """Whether a model can be attacked: fine-tuned ones are made by benchmarks/erase.py."""
-    return name not in SPECS or (folder(name) / "model").exists()
+    """Whether a model can be attacked."""
+    return name not in UNLEARNERS or (folder(name) / "model").exists()
 
 
 def forget_retrained(results: Row) -> None:
-    """Drop the settings, "MODEL | …", of models that have been trained anew since they were measured."""
+    """Drop the rows, "MODEL | …", of models that have been trained anew since they were measured."""
     known = results.setdefault("models", {})
-    for name in filter(at_hand, SPECS):
+    for name in filter(at_hand, UNLEARNERS):
         hashed = load(str(folder(name) / "model")).fingerprint
         if known.get(name) != hashed:
-            left = {k: v for k, v in results["settings"].items() if not k.startswith(f"{name} | ")}
-            results["settings"] = left
+            results["settings"] = {k: v for k, v in results["settings"].items() if not k.startswith(f"{name} | ")}
             known[name] = hashed

@@ -1,4 +1,4 @@
-"""The shipped model's dose-response curve, as `benchmarks/testbed.py` measured it."""
+"""The shipped model's dose-response curve, as `python benchmarks testbed` measured it."""
 
 from __future__ import annotations
 
