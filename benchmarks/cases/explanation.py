@@ -136,11 +136,11 @@ def by_family(clusters: Sequence[str | None], hits: Sequence[int], trials: int) 
     return numbers_of(rate_interval([hit for hit, _ in sums.values()], [trial for _, trial in sums.values()]))
 
 
-def explained(model: DiffusionModel, rows: Sequence[Row]) -> dict[str, Row]:
+def explained(model: str, rows: Row) -> dict[str, Row]:
     """The values of each explainer for the words of each prompt, by explainer and prompt."""
-    subject = Subject(model, SAMPLER)
+    subject = Subject(load(model), SAMPLER)
     values: dict[str, Row] = {name: {} for name in EXPLAINERS}
-    for row in tqdm(rows, model.name):
+    for row in tqdm(chosen(rows["truth"]["copied"]), model):
         for name, (explainer, seeds) in EXPLAINERS.items():
             explanation = explainer.explain(subject, row["prompt"], seeds=seeds)
             values[name][row["id"]] = {
@@ -230,11 +230,9 @@ def ranks(rows: Row) -> Row:
 
 def cases(options: Options) -> Cases:
     """The truth, what explainers say of it on both models, and how well that fits."""
-    explain = {
-        name: partial(lambda name, rows: explained(load(name), chosen(rows["truth"]["copied"])), name)
-        for name in MODELS
-    }
-    return Cases({"seeds": list(SEEDS), "steps": STEPS}, {"truth": found} | explain | {"ranks": ranks})
+    measures: dict[str, Callable[[Row], Row]] = {"truth": found}
+    measures |= {name: partial(explained, name) for name in MODELS}
+    return Cases({"seeds": list(SEEDS), "steps": STEPS}, measures | {"ranks": ranks})
 
 
 def page(numbers: Row) -> Iterator[str]:
