@@ -101,7 +101,7 @@ def run(name: str, arguments: Sequence[str]) -> None:
     numbers = study.measure(options)
     if isinstance(numbers, Cases):
         numbers = _each(name, study, numbers, options)
-    write(name, study, numbers)
+    print(write(name, study, numbers))
     study.figures(numbers)
 
 
@@ -131,14 +131,16 @@ def read(name: str) -> Any:
     return json.loads((OUT / f"{name}.json").read_text(encoding="utf-8"))
 
 
-def write(name: str, study: Study, numbers: Any) -> None:
-    """Write docs/results/NAME.json, where there are numbers, and the page."""
-    texts = {study.path or OUT / f"{name}.md": "\n".join(study.page(numbers)) + "\n"}
+def write(name: str, study: Study, numbers: Any) -> str:
+    """Write docs/results/NAME.json, where there are numbers, and the page, which is returned."""
+    page = "\n".join(study.page(numbers)) + "\n"
+    texts = {study.path or OUT / f"{name}.md": page}
     if numbers is not None:
         texts[OUT / f"{name}.json"] = json.dumps(numbers, indent=1, ensure_ascii=False) + "\n"
     for path, text in texts.items():
         with atomic(path) as temporary:
             temporary.write_text(text, encoding="utf-8")
+    return page
 
 
 def write_results(names: Iterable[str]) -> None:
