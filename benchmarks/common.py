@@ -15,9 +15,9 @@ from unmemorize.core.results import Match
 from unmemorize.core.sample import Sampler, generate
 from unmemorize.data.bundle import Bundle
 from unmemorize.data.source import Prompt
-from unmemorize.jobs.subjects import derive
 from unmemorize.metrics.ranking import rate_interval
 from unmemorize.metrics.similarity import References, match_pixels, match_targets
+from unmemorize.study.controls import derive
 from unmemorize.testbed.embedded import SHIPPED, own, shipped_plan
 
 STEPS, GUIDANCE = 16, 7.5

@@ -14,7 +14,6 @@ from harness import Row
 
 from unmemorize.core.methods import Localizer, Mitigation, Subject
 from unmemorize.data.ordinary import ordinary_prompts
-from unmemorize.jobs.mitigations import tuned_model
 from unmemorize.localize.nemo import Nemo
 from unmemorize.localize.reference import cache_folder, cached_reference
 from unmemorize.localize.wanda import Wanda
@@ -22,6 +21,7 @@ from unmemorize.mitigate.edit import Edit
 from unmemorize.mitigate.guard import Guard
 from unmemorize.mitigate.perturb import EmbeddingNoise
 from unmemorize.models.load import load
+from unmemorize.stages.mitigations import tuned_model
 
 PRUNED = {"Wanda 1%": Wanda(sparsity=0.01), "Wanda 10%": Wanda(sparsity=0.1), "Wanda 40%": Wanda(sparsity=0.4)}
 NEMO = {

@@ -15,7 +15,6 @@ import torch
 from scipy.stats import false_discovery_control
 
 from unmemorize.audit import AuditSpec, forecast, run_audit
-from unmemorize.audit.mitigate import mitigations
 from unmemorize.core.errors import UserError
 from unmemorize.core.methods import Subject
 from unmemorize.core.sample import Sampler, generate
@@ -23,11 +22,12 @@ from unmemorize.data import bundle
 from unmemorize.data.pictures import save_image
 from unmemorize.data.source import Prompt, read_references
 from unmemorize.explain.gradient import Gradient
-from unmemorize.jobs.mitigations import tuned_model
-from unmemorize.jobs.pictures import choose, reference_name
 from unmemorize.metrics.similarity import match_targets
 from unmemorize.mitigate.edit import Edit
 from unmemorize.models.load import load
+from unmemorize.stages.mitigate import mitigations
+from unmemorize.stages.mitigations import tuned_model
+from unmemorize.stages.pictures import choose, reference_name
 
 STEPS = 3
 
@@ -185,7 +185,7 @@ def test_a_model_mitigated_before_is_judged_in_the_same_way(inputs, tiny_folder,
     same.symlink_to(tiny_folder)
     read = []
     monkeypatch.setattr(
-        "unmemorize.jobs.mitigations.load",
+        "unmemorize.stages.mitigations.load",
         lambda path, **how: (read.append((path, how["device"])), load(path, **how))[1],
     )
     own = {"mitigation": (str(tmp_path / "cured"),), "generate": 2, "explain": 1}

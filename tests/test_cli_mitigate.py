@@ -90,7 +90,7 @@ def test_every_method_runs(call, options, tmp_path, method):
 def test_a_stopped_run_goes_on_to_the_same_bytes(options, folders, tiny_folder, tmp_path):
     """Stopped in training; the folder appears when it is whole, with the weights of an uninterrupted run."""
     from unmemorize.core.specs import MitigateSpec
-    from unmemorize.jobs.mitigate import mitigate
+    from unmemorize.stages.unlearn import mitigate
 
     spec = MitigateSpec(
         model=str(tiny_folder),

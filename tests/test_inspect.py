@@ -14,9 +14,9 @@ from unmemorize.core.specs import InspectSpec
 from unmemorize.data.pictures import save_image
 from unmemorize.detect.noise import NoiseGap
 from unmemorize.explain.gradient import Gradient
-from unmemorize.jobs.inspect import KEPT, open_inspector
 from unmemorize.metrics.calibrate import conformal_threshold
 from unmemorize.models.load import load
+from unmemorize.stages.inspect import KEPT, open_inspector
 
 PROMPT = "a green bicycle"
 SEEDS, STEPS = (0, 1), 3

@@ -19,11 +19,11 @@ from matplotlib.figure import Figure
 
 from unmemorize.core.run import atomic
 from unmemorize.core.specs import AttackSpec, LocateSpec
-from unmemorize.jobs.attack import run_attack
-from unmemorize.jobs.locate import locate
 from unmemorize.models.load import load
 from unmemorize.report.attack import draw_copies
 from unmemorize.report.drawing import STYLE
+from unmemorize.stages.attack import run_attack
+from unmemorize.stages.locate import locate
 
 RUNS = Path("runs/attack-results")
 EDITS = {

@@ -16,8 +16,8 @@ from tqdm import tqdm
 
 from unmemorize.core.run import atomic
 from unmemorize.core.specs import LocalitySpec
-from unmemorize.jobs.locality import locality
 from unmemorize.report.locality import short
+from unmemorize.stages.locality import locality
 
 RUNS = Path("runs/locality")
 PICTURES = ("verbatim-0100-00-00.png", "verbatim-1000-00-00.png")

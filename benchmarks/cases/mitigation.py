@@ -33,11 +33,11 @@ from unmemorize.core.methods import Mitigation, Subject
 from unmemorize.core.model import Condition
 from unmemorize.core.sample import first_unconditional, generate, generators
 from unmemorize.detect.noise import NoiseGap
-from unmemorize.jobs.guard import Guard
 from unmemorize.mitigate.edit import Edit
 from unmemorize.mitigate.guard import lower_at_start
 from unmemorize.mitigate.perturb import EmbeddingNoise, Perturbation, RandomNumbers, RandomWords, RepeatedWords
 from unmemorize.models.load import load
+from unmemorize.stages.guard import Guard
 from unmemorize.testbed.alignment import Alignment
 
 SEEDS = (300, 301)

@@ -24,12 +24,12 @@ from tqdm import tqdm
 from unmemorize.attack.dori import Dori
 from unmemorize.core.methods import Subject
 from unmemorize.core.specs import MitigateSpec
-from unmemorize.jobs.cured import Judge, Subjects, attacked_from_both, copies_of, measure, quality, rate_of
-from unmemorize.jobs.mitigate import TEST_SEED, measures, mitigate
-from unmemorize.jobs.pairs import captions_of
 from unmemorize.metrics.ranking import share_interval
 from unmemorize.metrics.similarity import References
 from unmemorize.models.load import load
+from unmemorize.stages.unlearn import TEST_SEED, measures, mitigate
+from unmemorize.study.effects import Judge, Subjects, attacked_from_both, copies_of, measure, quality, rate_of
+from unmemorize.study.pairs import captions_of
 
 SPECS = {name: MitigateSpec(method=method, pictures=4) for name, method in UNLEARNERS.items()}
 BEFORE = "adaptive, own prompt not from noise"

@@ -19,12 +19,12 @@ from mitigated import PRUNED, at_hand, folder, forget_retrained
 from unmemorize.attack.dori import Dori
 from unmemorize.core.methods import Subject
 from unmemorize.core.model import DiffusionModel
-from unmemorize.jobs.copies import copy_check
-from unmemorize.jobs.cured import attacked_from_both, copies_of, judge_of, rate_of
-from unmemorize.jobs.pairs import captions_of, memorized_pictures, ordinary_pictures
-from unmemorize.jobs.unlearning import pairs_of
 from unmemorize.mitigate.edit import Edit
 from unmemorize.models.load import load
+from unmemorize.stages.unlearner import pairs_of
+from unmemorize.study.copies import copy_check
+from unmemorize.study.effects import attacked_from_both, copies_of, judge_of, rate_of
+from unmemorize.study.pairs import captions_of, memorized_pictures, ordinary_pictures
 from unmemorize.unlearn.deletion import Ordinary
 from unmemorize.unlearn.finetune import Finetune, finetune
 

@@ -33,10 +33,10 @@ from unmemorize.data.repeats import SLOT
 from unmemorize.data.words import CAPTIONS
 from unmemorize.detect.noise import NoiseGap
 from unmemorize.explain.words import again
-from unmemorize.jobs.data import audit_data
 from unmemorize.metrics.ranking import rate_interval
 from unmemorize.metrics.similarity import match_targets
 from unmemorize.models.load import load
+from unmemorize.stages.data import audit_data
 from unmemorize.testbed import dataset
 from unmemorize.testbed.dataset import Composition, Picture, compose, drawing, well_known
 from unmemorize.testbed.embedded import IMAGES, shipped_plan

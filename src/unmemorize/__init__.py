@@ -11,9 +11,9 @@ if TYPE_CHECKING:
     from unmemorize.audit import run_audit
     from unmemorize.core.sample import generate, trajectory
     from unmemorize.core.specs import AuditSpec
-    from unmemorize.jobs.guard import Guard as guard
     from unmemorize.mitigate.edit import Edit
     from unmemorize.models.load import load, wrap
+    from unmemorize.stages.guard import Guard as guard
 
 __version__ = "0.1.0"
 _HOMES = {
@@ -21,7 +21,7 @@ _HOMES = {
     "Edit": "unmemorize.mitigate.edit",
     "run_audit": "unmemorize.audit",
     "generate": "unmemorize.core.sample",
-    "guard": "unmemorize.jobs.guard",
+    "guard": "unmemorize.stages.guard",
     "load": "unmemorize.models.load",
     "trajectory": "unmemorize.core.sample",
     "wrap": "unmemorize.models.load",
@@ -70,7 +70,7 @@ class _Detect(ModuleType):
         """
         from unmemorize.core.run import default_run
         from unmemorize.core.specs import DetectSpec
-        from unmemorize.jobs.detect import detect
+        from unmemorize.stages.detect import detect
 
         return detect(DetectSpec(model=model, **settings), default_run(run, model, "detect"), lambda *done: None)
 

@@ -12,8 +12,8 @@ from pipelines import NOISE, tiny
 from unmemorize.core.errors import NotApplicable, UserError
 from unmemorize.core.hooks import patched
 from unmemorize.core.model import Condition, joined
-from unmemorize.jobs.guard import guard
 from unmemorize.models.load import wrap
+from unmemorize.stages.guard import guard
 
 PROMPTS = ["a lighthouse at dusk", "an owl on a fence, and two red kites over a field", ""]
 TYPED = ["sd", "sdxl"]

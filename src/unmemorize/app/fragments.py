@@ -11,7 +11,7 @@ from torch import Tensor
 
 from unmemorize.core.results import Explanation
 from unmemorize.data.pictures import png
-from unmemorize.jobs.inspect import FALSE_ALARMS, Inspector, Picture, Pictures, Score
+from unmemorize.stages.inspect import FALSE_ALARMS, Inspector, Picture, Pictures, Score
 
 SCALE = 2.5  # the gauge ends at this many thresholds
 VERDICTS = {"verbatim": "verbatim copy", "template": "copy of a template", "none": "no copy"}

@@ -12,7 +12,7 @@ from typing import Any
 from unmemorize.app.fragments import gallery, heading, history, verdict, words
 from unmemorize.app.gate import Gate
 from unmemorize.core.errors import MissingExtra, UserError
-from unmemorize.jobs.inspect import Inspector, Score
+from unmemorize.stages.inspect import Inspector, Score
 
 try:
     import gradio as gr

@@ -8,13 +8,12 @@ from dataclasses import dataclass
 
 import torch
 
-from unmemorize.audit.inputs import Inputs
-from unmemorize.audit.stage import Cost
-from unmemorize.audit.stages import STAGES
+from unmemorize.audit.plan import STAGES
 from unmemorize.core.model import DiffusionModel
 from unmemorize.core.sample import generators
 from unmemorize.core.specs import AuditSpec
-from unmemorize.jobs.inputs import bundle_of, load_as_asked, with_sampling
+from unmemorize.stages.inputs import Inputs, bundle_of, load_as_asked, with_sampling
+from unmemorize.stages.stage import Cost
 
 ROWS = 32  # evaluations at once, as the stages do
 BACKWARD = 2  # a gradient costs about two evaluations more

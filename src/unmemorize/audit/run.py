@@ -8,22 +8,30 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from unmemorize.audit.attack import write_outcomes
-from unmemorize.audit.inputs import Inputs, scores_of
-from unmemorize.audit.mitigate import asked
-from unmemorize.audit.stages import run_stages
+from unmemorize.audit.plan import STAGES
 from unmemorize.core.criteria import Criterion
 from unmemorize.core.errors import UserError
 from unmemorize.core.model import DiffusionModel
 from unmemorize.core.run import Progress, Run, RunRecord, Source, digest, versions, write_json
 from unmemorize.core.sample import sampling_evaluations
 from unmemorize.core.specs import AuditSpec, recorded
-from unmemorize.jobs.copies import LARGE, matcher
-from unmemorize.jobs.inputs import bundle_of, load_as_asked, prompt_source, subject_of, with_sampling
-from unmemorize.jobs.mitigations import mitigation_of
 from unmemorize.metrics.similarity import References
 from unmemorize.mitigate.tuned import Tuned
 from unmemorize.report.build import Evidence, build_report
+from unmemorize.stages.attack_mitigated import write_outcomes
+from unmemorize.stages.inputs import (
+    Inputs,
+    bundle_of,
+    load_as_asked,
+    prompt_source,
+    scores_of,
+    subject_of,
+    with_sampling,
+)
+from unmemorize.stages.mitigate import asked
+from unmemorize.stages.mitigations import mitigation_of
+from unmemorize.stages.stage import run_stages
+from unmemorize.study.copies import LARGE, matcher
 from unmemorize.verdict.summary import Basis, summarise
 
 
@@ -48,7 +56,7 @@ def run_audit(
     spec = with_sampling(spec, model)
     inputs = Inputs(spec, model, bundle)
     with Run.open(run, _record(inputs, criterion)) as opened:
-        states = run_stages(inputs, opened, progress)
+        states = run_stages(STAGES, inputs, opened, progress)
         write_outcomes(run)
         costs = _evaluations(run, model, spec)
         summary = summarise(run, prompts, scores_of(run, len(prompts)), states, costs, _basis(inputs))

@@ -29,12 +29,12 @@ def attack(spec: AttackSpec, *, run: Run = "", dry_run: DryRun = False, json: Js
     check(spec, *([] if dry_run else [Output("--run", folder, "run")]))
 
     if dry_run:
-        from unmemorize.jobs.forecast import forecast_attack
+        from unmemorize.stages.forecast import forecast_attack
 
         show_expected(forecast_attack(spec), json)
         return
 
-    from unmemorize.jobs.attack import run_attack
+    from unmemorize.stages.attack import run_attack
 
     with working(folder) as progress:
         summary = run_attack(spec, folder, progress)

@@ -21,7 +21,7 @@ def data(spec: DataSpec, *, run: Run = "", json: Json = False) -> None:
     """Find duplicates and trigger words in a training set, before training."""
     folder = Path(run or Path("runs") / f"data-{Path(spec.source).resolve().stem}")
 
-    from unmemorize.jobs.data import audit_data
+    from unmemorize.stages.data import audit_data
 
     with working(folder) as progress:
         summary = audit_data(spec, folder, progress)

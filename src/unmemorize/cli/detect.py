@@ -35,13 +35,13 @@ def detect(
     check(spec, *([Output("--run", Path(run), "run")] if run and not dry_run else []))
 
     if dry_run:
-        from unmemorize.jobs.forecast import forecast_detect
+        from unmemorize.stages.forecast import forecast_detect
 
         show_expected(forecast_detect(spec), json)
         return
 
-    from unmemorize.jobs.detect import detect as run_detect
-    from unmemorize.jobs.detect import wen_lines
+    from unmemorize.stages.detect import detect as run_detect
+    from unmemorize.stages.detect import wen_lines
 
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(run or scratch)

@@ -27,7 +27,7 @@ def explain(spec: ExplainSpec, *, json: Json = False) -> None:
     require_prompt("explain", spec.model, spec.prompt)
     check(spec)
 
-    from unmemorize.jobs.explain import explain as run_explain
+    from unmemorize.stages.explain import explain as run_explain
 
     with working():
         found = run_explain(spec)

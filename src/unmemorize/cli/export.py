@@ -21,7 +21,7 @@ def export(
     """Write what an audit found copied in the form that locate, attack and mitigate take."""
     check_outputs([Output("--out", Path(out), "new")], [run])
 
-    from unmemorize.jobs.export import export_copied
+    from unmemorize.stages.export import export_copied
 
     counts = export_copied(Path(run), Path(out))
     if json:

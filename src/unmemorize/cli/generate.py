@@ -30,7 +30,7 @@ def generate(
     require_prompt("generate", spec.model, spec.prompt)
     check(spec, Output("--out", Path(out_), "new"))
 
-    from unmemorize.jobs.generate import generate as run_generate
+    from unmemorize.stages.generate import generate as run_generate
 
     with working():
         rows = run_generate(spec, Path(out_))

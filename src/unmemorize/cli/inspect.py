@@ -28,7 +28,7 @@ def inspect(
     check(spec)
 
     from unmemorize.app.page import is_local, listen, serve
-    from unmemorize.jobs.inspect import open_inspector
+    from unmemorize.stages.inspect import open_inspector
 
     with listen(host, port) as listener:
         with working() as progress:

@@ -32,7 +32,7 @@ def locality(spec: LocalitySpec, *, run: Run = "", json: Json = False) -> None:
     folder = Path(run or Path("runs") / f"locality-{Path(spec.model).name}-{Path(spec.target).stem}")
     check(spec, Output("--run", folder, "run"), left_out=("batch",))
 
-    from unmemorize.jobs.locality import locality as run_locality
+    from unmemorize.stages.locality import locality as run_locality
 
     with working(folder) as progress:
         result = run_locality(spec, folder, progress)

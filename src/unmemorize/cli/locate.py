@@ -31,7 +31,7 @@ def locate(
     files = [Output("--out", path, "file") for path in (Path(edit), Path(edit).with_suffix(".json"))]
     check(spec, *files)
 
-    from unmemorize.jobs.locate import locate as run_locate
+    from unmemorize.stages.locate import locate as run_locate
 
     with working() as progress:
         found, _ = run_locate(spec, Path(edit), progress)
@@ -72,7 +72,7 @@ def apply(
     check_outputs([Output("--out", Path(folder), "new")], [model, edit])
     say(f"loading {model} …", to=errors)
 
-    from unmemorize.jobs.locate import apply_edit
+    from unmemorize.stages.locate import apply_edit
 
     apply_edit(model, Path(edit), Path(folder), force=force)
     if json:

@@ -33,7 +33,7 @@ def mitigate(
     checkpoints = Path(run or f"{Path(folder)}.run")
     check(spec, Output("--out", Path(folder), "new"), Output("--run", checkpoints, "run"))
 
-    from unmemorize.jobs.mitigate import mitigate as run_mitigate
+    from unmemorize.stages.unlearn import mitigate as run_mitigate
 
     with working(checkpoints) as progress:
         found = run_mitigate(spec, Path(folder), checkpoints, progress)

@@ -19,7 +19,7 @@ from rich.text import Text
 from unmemorize.core.plain import printable, shortened, to_json
 
 if TYPE_CHECKING:
-    from unmemorize.jobs.forecast import Expected
+    from unmemorize.stages.forecast import Expected
 
 SCHEMA_VERSION = 1  # of what --json prints
 LONGEST = 200  # characters of a name or a prompt

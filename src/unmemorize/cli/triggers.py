@@ -27,12 +27,12 @@ def triggers(spec: TriggerSpec, *, run: Run = "", dry_run: DryRun = False, json:
     check(spec, *([] if dry_run else [Output("--run", folder, "run")]))
 
     if dry_run:
-        from unmemorize.jobs.forecast import forecast_triggers
+        from unmemorize.stages.forecast import forecast_triggers
 
         show_expected(forecast_triggers(spec), json)
         return
 
-    from unmemorize.jobs.triggers import probe
+    from unmemorize.stages.triggers import probe
 
     with working(folder) as progress:
         result = probe(spec, folder, progress)

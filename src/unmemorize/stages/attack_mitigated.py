@@ -1,0 +1,195 @@
+"""The stage that attacks the model as it came and under every mitigation, each time beside the same two controls."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from unmemorize.attack.extraction import Extraction, Trial, extraction
+from unmemorize.core.errors import UserError
+from unmemorize.core.methods import Attack, settings
+from unmemorize.core.run import Progress, atomic
+from unmemorize.core.sample import sampling_evaluations
+from unmemorize.core.shards import merge_shards, run_shards
+from unmemorize.core.specs import AuditSpec, limited
+from unmemorize.metrics.budget import rates
+from unmemorize.metrics.similarity import References
+from unmemorize.stages.attack import attack_of
+from unmemorize.stages.inputs import Inputs, NotRun
+from unmemorize.stages.mitigate import LOWERING, Copies, Fitting, asked, attack_seeds, copied
+from unmemorize.stages.pictures import Row
+from unmemorize.stages.stage import COPIED, Cost, Stage
+from unmemorize.stages.verify import reference_name
+from unmemorize.study.controls import FEWEST, Subjects, spread, with_controls
+from unmemorize.study.extracted import from_rows, to_rows
+from unmemorize.verdict.findings import UNMITIGATED
+
+SHARD = 8  # pictures: a killed attack loses no more
+MEMORIZED, CONTROLS = "memorized", ("negative", "never trained")
+
+
+def _work(inputs: Inputs, run: Path, progress: Progress) -> None:
+    """Write `scores/attack.parquet`: what each picture gives after so many updates, by mitigation, group and seed.
+
+    `attack_knows_it` says whether the attack searched the mitigated model: one that does not act on weights, it never
+    meets.
+
+    Raises:
+        NotApplicable: Nothing was copied.
+        NotRun: No mitigation was tried, no attack is asked for, or no picture can be its control.
+    """
+    spec, model = inputs.spec, inputs.model
+    if not spec.attack_updates:
+        raise NotRun("no attack was asked for: --attack-updates says how long")
+    copies, subjects = _subjects(inputs, run)
+    if not (run / "scores" / "mitigated.parquet").exists():
+        raise NotRun("no mitigation was tried")
+    groups = dict(zip((MEMORIZED, *CONTROLS), subjects.groups.values(), strict=True))
+    tried, subject = asked(inputs), inputs.subject
+    fitting = Fitting(inputs, run, copies.prompts, progress)
+    fitted, fits = {}, {}
+    for name, text in tried.items():
+        with model.counted() as cost:
+            fitted[name] = fitting.fitted(name, text)
+        fits[name] = cost.forward
+    attack = _attack_of(inputs, subjects)
+    trial = Trial(curve_of(spec), "prompt", 1, attack_seeds(spec))
+
+    def work(shard: Sequence[tuple[str, str, Sequence[int]]]) -> list[Row]:
+        ((name, group, rows),) = shard
+        applied = fitted[name].applied(subject) if name in fitted else nullcontext(subject)
+        with applied as changed, model.counted() as cost:
+            found, _ = extraction(changed, groups[group][rows], attack, inputs.check.against, trial)
+        knows = name not in fitted or fitted[name].acts == "weights"
+        head = {"mitigation": name, "group": group, "attack_knows_it": knows}
+        facts = [head | {"id": f"{group}-{i:04d}"} for i in rows]
+        made = to_rows(found, facts)
+        first = group == MEMORIZED and 0 in rows  # with which a mitigation's fit is counted
+        spent = cost.forward + (fits.get(name, 0) if first else 0)
+        return [row | {"spent": spent / len(made)} for row in made]
+
+    items = [
+        (name, group, range(i, min(i + SHARD, len(targets))))
+        for name in (UNMITIGATED, *tried)
+        for group, targets in groups.items()
+        for i in range(0, len(targets), SHARD)
+    ]
+    for done in run_shards(items, work, folder=run / "shards" / "attack", size=1):
+        progress("attack", done, len(items))
+    merge_shards(run / "shards" / "attack", run / "scores" / "attack.parquet")
+
+
+def _attack_of(inputs: Inputs, subjects: Subjects) -> Attack:
+    model = inputs.model
+    attack = attack_of(inputs.spec.attack_method, inputs.spec.attack_updates)
+    if "ordinary" not in attack.needs:
+        return attack
+    own = model.encode([caption or "" for caption in subjects.attacked.captions])
+    return attack.prepared(prompts=own, ordinary=model.encode(inputs.bundle.ordinary()))
+
+
+def curve_of(spec: AuditSpec) -> tuple[int, ...]:
+    """Numbers of updates after which pictures are made."""
+    return tuple(sorted({0, -(-spec.attack_updates // 4), spec.attack_updates}))
+
+
+def _subjects(inputs: Inputs, run: Path) -> tuple[Copies, Subjects]:
+    """What was copied, and the copied pictures with their controls."""
+    copies, references, bundle = copied(inputs, run), inputs.references, inputs.bundle
+    own = references[[]] if bundle.own is None else bundle.controls(inputs.model.image_size)
+    others = own if len(own) else _not_copied(run, references)
+    if not len(others):
+        raise NotRun("an attack needs controls: put captions beside training pictures that are not copied")
+    try:
+        count = 4 * max(len(copies.pictures), FEWEST)
+        return copies, with_controls(inputs.model, inputs.check, copies.pictures, spread(others, count))
+    except UserError as error:
+        raise NotRun(str(error)) from error
+
+
+def _not_copied(run: Path, references: References) -> References:
+    """Training pictures with a caption that no generated picture copies."""
+    rows = pq.read_table(run / "scores" / "verify.parquet").to_pylist()
+    copied = {row["nearest"] for row in rows if row["verdict"] != "none"}
+    names = enumerate(references.names)
+    return references[[i for i, n in names if references.captions[i] and reference_name(n) not in copied]]
+
+
+def _cost(inputs: Inputs) -> Cost:
+    """What it costs if a third of the generated prompts give copies."""
+    spec, tried = inputs.spec, asked(inputs)
+    if not tried or not spec.attack_updates or not inputs.bundle.has("references"):
+        return Cost()
+    pictures = limited(spec.attack, max(limited(spec.generate, len(inputs.prompts)) // COPIED, 1))
+    attacks = (1 + len(tried)) * (pictures + len(CONTROLS) * max(pictures, FEWEST))
+    calls = sampling_evaluations(inputs.model, inputs.subject.sampler)
+    rows = int(settings(attack_of(spec.attack_method, spec.attack_updates)).get("batch", 1))
+    judged, updates = attacks * len(curve_of(spec)) * len(attack_seeds(spec)), spec.attack_updates * rows
+    guarding = judged // (1 + len(tried)) * LOWERING * ("guard" in tried)
+    gradients = attacks * updates + guarding
+    return Cost(gradients + judged * calls, gradients=gradients, pictures=judged)
+
+
+ATTACK = Stage("attack", "attack", _work, _cost)
+
+
+def write_outcomes(run: Path) -> None:
+    """Join what mitigations and attacks did: `scores/mitigations.parquet` and, of attacks, `attack_curve.parquet`."""
+    if not (run / "scores" / "mitigated.parquet").exists():
+        return
+    rows = pq.read_table(run / "scores" / "mitigated.parquet").to_pylist()
+    path = run / "scores" / "attack.parquet"
+    if path.exists():
+        attacked = pq.read_table(path).to_pylist()
+        found = {row["name"]: _by_group([r for r in attacked if r["mitigation"] == row["name"]]) for row in rows}
+        knows = {row["mitigation"]: row["attack_knows_it"] for row in attacked}
+        rows = [row | _after_attack(found[row["name"]], knows[row["name"]]) for row in rows]
+        _write(run, "attack_curve", [point for name, groups in found.items() for point in _curve(name, groups)])
+    _write(run, "mitigations", rows)
+
+
+def _by_group(rows: Sequence[Row]) -> dict[str, Extraction]:
+    return {group: from_rows([r for r in rows if r["group"] == group]) for group in (MEMORIZED, *CONTROLS)}
+
+
+def _after_attack(found: Mapping[str, Extraction], knows_it: bool) -> Row:
+    """The last copy rates, of memorized pictures and of the harder control, and in how many pictures copies are."""
+    control = max(CONTROLS, key=lambda group: _share(found[group]))
+    counts = {
+        "attack_knows_it": knows_it,
+        "pictures_copied_attacked": _copied(found[MEMORIZED]),
+        "control": control,
+        "control_pictures": len(found[control].names),
+        "control_pictures_copied": _copied(found[control]),
+    }
+    last = {"copy_rate_attacked": rates(found[MEMORIZED].copied)[-1], "control_rate": rates(found[control].copied)[-1]}
+    ends = {"": "value", "_low": "low", "_high": "high"}
+    return counts | {key + end: getattr(rate, name) for key, rate in last.items() for end, name in ends.items()}
+
+
+def _copied(found: Extraction) -> int:
+    """Pictures with a copy at any seed after the last update."""
+    return int(found.copied[:, :, -1].any(axis=(1, 2)).sum())
+
+
+def _share(found: Extraction) -> tuple[float, float]:
+    """How hard a control is: the share of its pictures with a copy, then that of all its generated pictures."""
+    return _copied(found) / len(found.names), float(found.copied[:, :, -1].mean())
+
+
+def _curve(name: str, found: Mapping[str, Extraction]) -> list[Row]:
+    return [
+        {"mitigation": name, "group": group, "steps": step, "copy_rate": rate.value}
+        | {"low": rate.low, "high": rate.high, "ratio": float(part.values[:, :, s].mean())}
+        for group, part in found.items()
+        for s, (step, rate) in enumerate(zip(part.steps, rates(part.copied), strict=True))
+    ]
+
+
+def _write(run: Path, name: str, rows: Sequence[Row]) -> None:
+    with atomic(run / "scores" / f"{name}.parquet") as temporary:
+        pq.write_table(pa.Table.from_pylist(list(rows)), temporary)

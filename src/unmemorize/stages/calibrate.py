@@ -1,0 +1,78 @@
+"""What a score means: how often ordinary prompts score as high."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from unmemorize.core.errors import NotApplicable
+from unmemorize.core.methods import Detector, parse
+from unmemorize.core.run import Progress, atomic, write_json
+from unmemorize.data.source import Prompt
+from unmemorize.metrics.calibrate import check_calibration, conformal_p_values
+from unmemorize.metrics.discovery import benjamini_hochberg
+from unmemorize.metrics.related import related
+from unmemorize.stages.detect import score_into
+from unmemorize.stages.inputs import Inputs, Ordinary, scores_of
+from unmemorize.stages.stage import Cost, Stage
+
+LEVEL = 0.05
+ENOUGH = 20  # ordinary prompts, below which no p-value is under the level
+
+
+def _work(inputs: Inputs, run: Path, progress: Progress) -> None:
+    """Write `scores/calibrated.parquet`: p-values of the audited prompts, adjusted for how many there are.
+
+    Those that are ordinary themselves have none: they are what the others are compared with. Ordinary prompts that are
+    not audited are scored into `scores/ordinary.parquet`. `calibration.json` says how well it held on ordinary prompts
+    that were left out.
+
+    Raises:
+        NotApplicable: There are too few ordinary prompts.
+    """
+    prompts, ordinary, seeds = inputs.prompts, inputs.ordinary, inputs.spec.numbers
+    scores = scores_of(run, len(prompts))
+    count = len(ordinary.listed) + len(ordinary.others)
+    if count < ENOUGH:
+        raise NotApplicable(
+            f"{count} ordinary prompts were given and p-values need {ENOUGH}: name a file of more with --ordinary"
+        )
+    known = scores[list(ordinary.listed)].mean(axis=1)
+    if ordinary.others:
+        detector: Detector = parse("detector", inputs.spec.method)
+        table = score_into("ordinary", inputs.subject, detector, ordinary.others, run, progress, seeds=seeds)
+        known = np.r_[known, table["score"].to_numpy().reshape(len(ordinary.others), -1).mean(axis=1)]
+    tested = sorted(set(range(len(prompts))) - set(ordinary.listed))
+    p = conformal_p_values(scores[tested].mean(axis=1), known)
+    _write_check(run, scores[tested].mean(axis=1), known, _clusters(prompts, ordinary))
+    rows = [
+        {"id": prompts[i].id, "p_value": float(a), "q_value": float(b)}
+        for i, a, b in zip(tested, p, benjamini_hochberg(p), strict=True)
+    ]
+    schema = pa.schema([("id", pa.string()), ("p_value", pa.float64()), ("q_value", pa.float64())])
+    with atomic(run / "scores" / "calibrated.parquet") as temporary:
+        pq.write_table(pa.Table.from_pylist(rows, schema), temporary)
+
+
+def _clusters(prompts: Sequence[Prompt], ordinary: Ordinary) -> list[str]:
+    chosen = [*(prompts[i] for i in ordinary.listed), *ordinary.others]
+    return [str(p.cluster) for p in chosen] if all(p.cluster for p in chosen) else related([p.text for p in chosen])
+
+
+def _write_check(run: Path, scores: np.ndarray, known: np.ndarray, clusters: Sequence[str]) -> None:
+    check = check_calibration(scores.tolist(), known.tolist(), clusters, level=LEVEL)
+    facts = {"level": LEVEL, "ordinary": len(known), "smallest_p": 1 / (len(known) + 1), "tested": len(scores)}
+    write_json(run / "calibration.json", facts | dataclasses.asdict(check))
+
+
+def _cost(inputs: Inputs) -> Cost:
+    others = len(inputs.ordinary.others)
+    return Cost(inputs.spec.seeds * (others + 1) if others else 0)
+
+
+CALIBRATE = Stage("calibrate", "calibrated", _work, _cost)

@@ -1,0 +1,165 @@
+"""Which words of a prompt carry its memory, by several methods, and copies without the first of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+from torch import Tensor
+
+from unmemorize.core.errors import NotApplicable, UserError
+from unmemorize.core.methods import Explainer, Subject, parse
+from unmemorize.core.results import Explanation
+from unmemorize.core.run import Progress
+from unmemorize.core.sample import sampling_evaluations
+from unmemorize.core.shards import merge_shards, run_shards
+from unmemorize.core.specs import ExplainSpec, limited
+from unmemorize.data.source import Prompt
+from unmemorize.explain.leave_one_out import LeaveOneOut
+from unmemorize.explain.tokens import rank_agreement
+from unmemorize.explain.words import measure, occurrences, without
+from unmemorize.stages.inputs import Inputs, load_as_asked, scores_of, subject_of
+from unmemorize.stages.stage import COPIED, Cost, Stage
+from unmemorize.stages.verify import reference_name
+from unmemorize.study.copies import CopyCheck
+
+Row = dict[str, Any]
+SPECIAL = ("begin", "end", "padding")  # tokens that are no words
+
+
+def explain(spec: ExplainSpec) -> Row:
+    """The value of every word and special token of the prompt.
+
+    Raises:
+        UserError: The prompt holds no word, or the model or the method cannot be used.
+    """
+    prompt = spec.prompt
+    if not prompt.strip():
+        raise UserError("the prompt is empty: name one with at least a word")
+    explainer: Explainer = parse("explainer", spec.method)
+    subject = subject_of(spec, load_as_asked(spec))
+    explanation = explainer.explain(subject, prompt, seeds=spec.numbers)
+    words: list[Row] = []
+    for word, value in zip(explanation.words, explanation.significance, strict=True):
+        words.append({"word": word, "significance": value})
+    result: Row = {"method": explainer.name, "words": words}
+    result |= {"special": explanation.special, "evaluations": explanation.evaluations}
+    if spec.check:
+        second = LeaveOneOut().explain(subject, prompt, seeds=spec.numbers)
+        for row, value in zip(words, second.significance, strict=True):
+            row["magnitude_lost_without"] = value
+        result["rank_agreement"] = rank_agreement(explanation.significance, second.significance)
+        result["evaluations"] += second.evaluations
+    return result
+
+
+def explain_prompts(
+    subject: Subject,
+    explainer: Explainer,
+    prompts: Sequence[Prompt],
+    run: Path,
+    progress: Progress,
+    *,
+    seeds: Sequence[int],
+    copies: Mapping[str, Callable[[Tensor], list[bool]]],
+) -> None:
+    """Write `scores/explain.parquet`: the words of each prompt, their significance, and copies without the first word.
+
+    Args:
+        subject: The model, drawn from as the pictures with and without a word are to be.
+        explainer: What explains.
+        prompts: What to explain.
+        run: The run directory.
+        progress: Told of prompts that are done.
+        seeds: Of the explanations and of the pictures.
+        copies: By id of a prompt that gave a copy: which of some pictures (n, 3, h, w) are copies of that picture.
+
+    Raises:
+        NotApplicable: No prompt holds a word.
+    """
+    worded = [p for p in prompts if p.text.strip()]
+    if not worded:
+        raise NotApplicable("no prompt holds a word")
+
+    def work(shard: Sequence[Prompt]) -> list[Row]:
+        rows = []
+        for prompt in shard:
+            with subject.model.counted() as cost:
+                explanation = explainer.explain(subject, prompt.text, seeds=seeds)
+                row = _row(prompt.id, explanation)
+                if prompt.id in copies and len(explanation.words) > 1:
+                    row |= _without_first(subject, explanation, seeds, copies[prompt.id])
+            rows.append(row | {"evaluations": cost.forward})
+        return rows
+
+    for done in run_shards(worded, work, folder=run / "shards" / "explain", size=4):
+        progress("explain", done, len(worded))
+    merge_shards(run / "shards" / "explain", run / "scores" / "explain.parquet")
+
+
+def _without_first(
+    subject: Subject, explanation: Explanation, seeds: Sequence[int], copied: Callable[[Tensor], list[bool]]
+) -> Row:
+    """The word of highest significance, and copies among the pictures of the prompt with and without it."""
+    prompt = explanation.prompt
+    first = max(range(len(explanation.words)), key=explanation.significance.__getitem__)
+    left_out = without(prompt, occurrences(prompt, explanation.spans[first]))
+    whole, rest = measure(subject, [prompt, left_out], copied, seeds=seeds)
+    copies = {"copies_with": whole.copies, "copies_without": rest.copies}
+    return {"omitted": first, "pictures": len(seeds)} | copies
+
+
+def _row(name: str, explanation: Explanation) -> Row:
+    starts = [start for start, _ in explanation.spans]
+    stops = [stop for _, stop in explanation.spans]
+    row: Row = {"id": name, "starts": starts, "stops": stops, "significance": list(explanation.significance)}
+    row |= dict.fromkeys(SPECIAL) | explanation.special
+    return row | dict.fromkeys(("omitted", "pictures", "copies_with", "copies_without"))
+
+
+def _work(inputs: Inputs, run: Path, progress: Progress) -> None:
+    spec, prompts = inputs.spec, inputs.prompts
+    means = scores_of(run, len(prompts)).mean(axis=1)
+    verified = run / "scores" / "verify.parquet"
+    rows = pq.read_table(verified).to_pylist() if verified.exists() else []
+    copies = _copies(inputs, [row for row in rows if row["verdict"] != "none"])
+    order = sorted(range(len(prompts)), key=lambda i: (prompts[i].id not in copies, -means[i]))
+    chosen = [prompts[i] for i in order[: limited(spec.explain, len(order))]]
+    explainer: Explainer = parse("explainer", spec.explainer)
+    explain_prompts(inputs.subject, explainer, chosen, run, progress, seeds=spec.numbers, copies=copies)
+
+
+def _copies(inputs: Inputs, rows: Sequence[Row]) -> dict[str, Callable[[Tensor], list[bool]]]:
+    """By prompt: which of some pictures are copies of the picture that the prompt's first copy is one of."""
+    if not rows:
+        return {}
+    check = inputs.check
+    place = {reference_name(name): i for i, name in enumerate(check.references.names)}
+    nearest: dict[str, str] = {}
+    for row in rows:
+        nearest.setdefault(row["id"], row["nearest"])
+    return {key: partial(_are_copies, check, place[name]) for key, name in nearest.items()}
+
+
+def _are_copies(check: CopyCheck, target: int, images: Tensor) -> list[bool]:
+    matches = check.against(images, check.references[[target] * len(images)])
+    return [match.verdict != "none" for match in matches]
+
+
+def _cost(inputs: Inputs) -> Cost:
+    """What it costs if a third of the generated prompts give copies: these are generated with and without a word."""
+    spec, prompts = inputs.spec, len(inputs.prompts)
+    explained, seeds = limited(spec.explain, prompts), spec.seeds
+    evaluations, pictures = 2 * seeds * explained, 0
+    if inputs.bundle.has("references"):
+        copied = min(explained, max(limited(spec.generate, prompts) // COPIED, 1))
+        pictures = 2 * seeds * copied
+        calls = sampling_evaluations(inputs.model, inputs.subject.sampler)
+        evaluations += pictures * calls + 3 * seeds * copied  # the last are the magnitudes of both texts
+    return Cost(evaluations, gradients=seeds * explained, pictures=pictures)
+
+
+EXPLAIN = Stage("explain", "explain", _work, _cost)

@@ -1,0 +1,70 @@
+"""Generate pictures of a prompt, with or without a mitigation."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from unmemorize.core.methods import Subject
+from unmemorize.core.model import Condition
+from unmemorize.core.run import Progress, quiet, require_new
+from unmemorize.core.sample import generate as sample_pictures
+from unmemorize.core.sample import generators, sampling_start
+from unmemorize.core.specs import GenerateSpec
+from unmemorize.data.pictures import save_image
+from unmemorize.stages.inputs import bundle_of, load_as_asked, subject_of, with_sampling
+from unmemorize.stages.mitigations import mitigation_of
+
+Row = dict[str, Any]
+
+
+def generate(spec: GenerateSpec, out: Path, progress: Progress = quiet) -> list[Row]:
+    """Write one PNG a seed to `out`; returns what was made and, under a mitigation, what it did to the prompt.
+
+    Raises:
+        UserError: The folder is not empty, or the model, the prompt or the mitigation cannot be used.
+    """
+    require_new(out)
+    model = load_as_asked(spec)
+    subject = subject_of(with_sampling(spec, model), model)
+    cond, seeds = model.encode([spec.prompt] * spec.pictures), range(spec.pictures)
+    rows: list[Row] = [{"seed": seed, "image": str(out / f"{seed}.png")} for seed in seeds]
+    if not spec.mitigation:
+        _write(subject, cond, seeds, rows)
+        return rows
+    mitigation = mitigation_of(spec.mitigation, model)
+    ordinary = model.encode(bundle_of(spec).ordinary())
+    prompt = cond[:1]
+    # Each ordinary prompt at a seed of its own.
+    fitted = mitigation.fitted(
+        subject, prompts=prompt, ordinary=ordinary, seeds=range(len(ordinary)), progress=progress
+    )
+    with fitted.applied(subject) as mitigated:
+        _write(mitigated, cond, seeds, rows)
+        done = _done(subject, mitigated, cond, seeds)
+    return [row | more for row, more in zip(rows, done, strict=True)]
+
+
+def _write(subject: Subject, cond: Condition, seeds: Sequence[int], rows: Sequence[Row]) -> None:
+    pictures = sample_pictures(subject.model, cond, seeds=seeds, sampler=subject.sampler)
+    for row, picture in zip(rows, pictures, strict=True):
+        save_image(picture.float(), Path(row["image"]))
+
+
+def _done(subject: Subject, mitigated: Subject, cond: Condition, seeds: Sequence[int]) -> list[Row]:
+    """Whether the prompt was changed at the start, and its magnitude there before and after."""
+    model = subject.model
+    noise = model.noise(generators(seeds))
+    changed, _ = mitigated.sampler.start(model, cond, noise, seeds)
+    x, t = sampling_start(model, noise, subject.steps)
+    with torch.no_grad():
+        empty = model.predict(x, t, model.unconditional(len(x)))
+        before, after = (model.predict(x, t, rows).gap(empty).tolist() for rows in (cond, changed))
+    acted = [not torch.equal(a, b) for a, b in zip(cond.embeds, changed.embeds, strict=True)]
+    return [
+        {"acted": one, "magnitude": first, "magnitude_after": last}
+        for one, first, last in zip(acted, before, after, strict=True)
+    ]

@@ -1,0 +1,151 @@
+"""What a command is given: a model, and prompts and pictures, each read once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import pyarrow.parquet as pq
+import torch
+
+from unmemorize.core.errors import UserError
+from unmemorize.core.methods import Subject
+from unmemorize.core.model import DiffusionModel
+from unmemorize.core.run import Source, digest
+from unmemorize.core.sample import Sampler
+from unmemorize.core.specs import AuditSpec
+from unmemorize.data.bundle import Bundle
+from unmemorize.data.source import Prompt
+from unmemorize.metrics.similarity import References
+from unmemorize.models.load import EMBEDDED, load
+from unmemorize.models.pipeline import PipelineModel
+from unmemorize.study.copies import CopyCheck, copy_check
+from unmemorize.testbed import embedded
+
+Spec = TypeVar("Spec", bound=Any)
+UNSEEN = "no training pictures were given: name their folder with --references"
+PLAIN = 600  # plain descriptions that stand in for ordinary prompts where none are given
+
+
+class NotRun(Exception):
+    """A stage lacks what it needs; the message says what to give it."""
+
+
+@dataclass(frozen=True)
+class Ordinary:
+    """The ordinary prompts: those that are in the audited list, by position there, and those that are not."""
+
+    listed: tuple[int, ...]
+    others: tuple[Prompt, ...]
+
+
+def split_ordinary(prompts: Sequence[Prompt], ordinary: Sequence[str]) -> Ordinary:
+    """Which of the audited prompts are ordinary, and the ordinary ones that are not audited."""
+    place = {p.text: i for i, p in enumerate(prompts)}
+    others = [text for text in dict.fromkeys(ordinary) if text not in place]
+    listed = sorted(place[text] for text in set(ordinary) if text in place)
+    return Ordinary(tuple(listed), tuple(Prompt(f"ordinary-{i:05d}", text) for i, text in enumerate(others)))
+
+
+@dataclass(frozen=True, eq=False)
+class Inputs:
+    """The settings, the model, and the bundle; what follows from them is made once."""
+
+    spec: AuditSpec
+    model: DiffusionModel
+    bundle: Bundle
+
+    @property
+    def prompts(self) -> list[Prompt]:
+        """The prompts that are audited."""
+        return self.bundle.prompts
+
+    @cached_property
+    def ordinary(self) -> Ordinary:
+        """The prompts that calibrate the scores."""
+        return split_ordinary(self.prompts, self.bundle.ordinary(PLAIN))
+
+    @property
+    def subject(self) -> Subject:
+        """The model, drawn from as the settings say."""
+        return subject_of(self.spec, self.model)
+
+    @property
+    def references(self) -> References:
+        """The training pictures.
+
+        Raises:
+            NotRun: There are none.
+        """
+        if not self.bundle.has("references"):
+            raise NotRun(UNSEEN)
+        return self.bundle.references(self.model.image_size)
+
+    @cached_property
+    def check(self) -> CopyCheck:
+        """The comparison with the training pictures.
+
+        Raises:
+            NotRun: There are none.
+        """
+        source = self.bundle.source("references")
+        return copy_check(self.model, self.references, source, self.spec.sscd, self.spec.recipe)
+
+
+def scores_of(run: Path, prompts: int) -> np.ndarray:
+    """The recorded scores: (prompts, seeds)."""
+    scores: np.ndarray = pq.read_table(run / "scores" / "detect.parquet")["score"].to_numpy()
+    return scores.reshape(prompts, -1)
+
+
+def bundle_of(spec: Any) -> Bundle:
+    """The prompts and pictures that a command's settings name, or the testbed's."""
+    return Bundle.of(spec, embedded.own() if spec.model in EMBEDDED else None)
+
+
+def load_as_asked(spec: Any) -> PipelineModel:
+    """The model that the settings name, as `core.specs.Loaded` says.
+
+    Raises:
+        UserError: It cannot be loaded, or there is no such device or precision here.
+    """
+    if spec.device:
+        _check_device(spec.device)
+    return load(
+        spec.model,
+        device=spec.device or None,
+        dtype=spec.dtype or None,
+        variant=spec.variant or None,
+        config=spec.config or None,
+        lora=spec.lora,
+        embedding=spec.embedding,
+    )
+
+
+def _check_device(device: str) -> None:
+    try:
+        kind = torch.device(device).type
+    except RuntimeError as error:
+        raise UserError(f"--device {device}: no such device: name cpu or cuda") from error
+    if kind == "cuda" and not torch.cuda.is_available():
+        raise UserError(f"--device {device}: torch sees no GPU here: leave it out, or name cpu")
+
+
+def with_sampling(spec: Spec, model: DiffusionModel) -> Spec:
+    """The settings with the model's own number of sampling steps and guidance scale where none were named."""
+    guidance = model.guidance if spec.guidance is None else spec.guidance
+    return replace(spec, steps=spec.steps or model.steps, guidance=guidance)
+
+
+def subject_of(spec: Any, model: DiffusionModel) -> Subject:
+    """The model, drawn from as the settings say."""
+    return Subject(model, Sampler(spec.steps or None, spec.guidance))
+
+
+def prompt_source(source: str, prompts: Sequence[Prompt]) -> Source:
+    """Where prompts came from, for a run's record."""
+    return Source(source=source, sha256=digest(p.text.encode() for p in prompts), count=len(prompts))

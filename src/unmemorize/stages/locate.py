@@ -1,0 +1,64 @@
+"""Find what a model memorized in its weights, keep it as an edit, and apply edits."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from unmemorize.core.errors import UserError
+from unmemorize.core.methods import Localizer, Subject, parse
+from unmemorize.core.results import Localization
+from unmemorize.core.run import Progress, new_folder, quiet, require_new
+from unmemorize.core.specs import LocateSpec
+from unmemorize.data.bundle import Bundle
+from unmemorize.mitigate.edit import Edit, check_name
+from unmemorize.models.load import load
+from unmemorize.stages.inputs import bundle_of, load_as_asked
+
+
+def locate(spec: LocateSpec, out: Path, progress: Progress = quiet) -> tuple[Localization, Edit]:
+    """Locate what the prompts' memories are held by, and save the edit that removes it to `out`.
+
+    Raises:
+        UserError: The model, the prompts, the method or the name of the edit cannot be used.
+        NotApplicable: The model lacks the layers that the method looks at.
+    """
+    check_name(out)
+    localizer: Localizer = parse("localizer", spec.method)
+    bundle = bundle_of(spec)
+    prompts = [p.text for p in bundle.prompts if spec.prompts or p.memorable]
+    ordinary = _ordinary(spec, bundle) if "ordinary" in localizer.needs else []
+    model = load_as_asked(spec)
+    usual = model.encode(ordinary) if ordinary else None
+    found = localizer.find(Subject(model), model.encode(prompts), ordinary=usual, progress=progress)
+    edit = Edit.of(found, model.fingerprint)
+    edit.save(out)
+    return found, edit
+
+
+def _ordinary(spec: LocateSpec, bundle: Bundle) -> list[str]:
+    """The prompts known to be ordinary.
+
+    Raises:
+        UserError: No file is given and the model has none.
+    """
+    if not bundle.has("ordinary"):
+        raise UserError(
+            f"{spec.model}: {spec.method} compares with ordinary prompts: name a file of captions that are not "
+            "memorized with --ordinary, the more the better"
+        )
+    return bundle.ordinary()
+
+
+def apply_edit(model: str, edit: Path, out: Path, *, force: bool = False) -> Edit:
+    """Write the model with the edit to a new folder, which `from_pretrained` loads.
+
+    Raises:
+        UserError: The model or the edit cannot be used, they do not belong together, or the folder is not new.
+    """
+    require_new(out)
+    change = Edit.load(edit)
+    loaded = load(model)
+    change.apply(loaded, force=force)
+    with new_folder(out) as temporary:
+        loaded.save(temporary)
+    return change

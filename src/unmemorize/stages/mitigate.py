@@ -1,0 +1,226 @@
+"""The stage that mitigates: every mitigation tried with the prompts that gave copies, and with ordinary ones."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import torch
+from torch import Tensor
+
+from unmemorize.attack.extraction import SEEDS
+from unmemorize.core.choose import evenly
+from unmemorize.core.errors import NotApplicable, UserError
+from unmemorize.core.methods import Mitigation, Subject
+from unmemorize.core.run import Progress
+from unmemorize.core.sample import sampling_evaluations
+from unmemorize.core.shards import merge_shards, run_shards
+from unmemorize.core.specs import AuditSpec, limited
+from unmemorize.data.pictures import load_image, save_image
+from unmemorize.localize.reference import SEEDS as REFERENCE_SEEDS
+from unmemorize.localize.wanda import CALLS
+from unmemorize.metrics.ranking import share_interval
+from unmemorize.metrics.similarity import References
+from unmemorize.metrics.ssim import scales_for, ssim
+from unmemorize.mitigate.edit import Edit
+from unmemorize.stages.inputs import UNSEEN, Inputs, NotRun
+from unmemorize.stages.mitigations import mitigation_of, named_apart
+from unmemorize.stages.pictures import Row
+from unmemorize.stages.stage import COPIED, Cost, Stage
+from unmemorize.stages.verify import reference_name
+from unmemorize.study.controls import spread
+from unmemorize.study.effects import Judge, copies_of, judge_of, pictures
+from unmemorize.verdict.findings import UNMITIGATED
+
+ON_TESTBED, ELSEWHERE = 0.4, 0.1  # of each row that Wanda may take: on the testbed less hides little (docs/pruning.md)
+ORDINARY = 12  # pictures of ordinary prompts, by which quality is compared
+SEARCH = 2000  # evaluations of NeMo a prompt, about
+LOWERING = 10  # updates of an embedding by the guard, at most
+
+
+@dataclass(frozen=True)
+class Copies:
+    """The prompts that gave copies, and the copied pictures to look at, each with such a prompt as its caption."""
+
+    prompts: tuple[str, ...]
+    pictures: References
+
+
+def mitigations(spec: AuditSpec, *, testbed: bool = False) -> dict[str, str]:
+    """What to try by its short name, as it was asked for.
+
+    Raises:
+        UserError: Two have one name, or that of the model as it came.
+    """
+    tried = named_apart(spec.mitigation)
+    if UNMITIGATED in tried:
+        raise UserError(f"--mitigation {tried[UNMITIGATED]}: this name stands for no mitigation: rename the folder")
+    if tried.get("wanda") == "wanda":
+        tried["wanda"] = f"wanda:sparsity={ON_TESTBED if testbed else ELSEWHERE}"
+    return tried
+
+
+@dataclass(frozen=True)
+class Fitting:
+    """Makes mitigations, each once a run: an edit is kept in `edits/`, what others measure is measured again.
+
+    Attributes:
+        inputs: The model as it came, and its prompts.
+        run: The run directory.
+        prompts: Those that gave copies.
+        progress: Told of what is measured.
+    """
+
+    inputs: Inputs
+    run: Path
+    prompts: tuple[str, ...]
+    progress: Progress
+
+    def fitted(self, name: str, text: str) -> Mitigation:
+        """The mitigation of that name, ready to be applied."""
+        kept = self.run / "edits" / f"{name}.safetensors"
+        if kept.exists():
+            return Edit.load(kept)
+        model = self.inputs.model
+        mitigation = mitigation_of(text, model)
+        fitted = mitigation.fitted(
+            self.inputs.subject,
+            prompts=model.encode(self.prompts),
+            ordinary=model.encode(_calibrating(self.inputs)),
+            seeds=self.inputs.spec.numbers,
+            progress=self.progress,
+        )
+        if isinstance(fitted, Edit):
+            fitted.save(kept)
+        return fitted
+
+
+def _calibrating(inputs: Inputs) -> list[str]:
+    """The ordinary prompts, those that are audited first."""
+    known, prompts = inputs.ordinary, inputs.prompts
+    return [*(prompts[place].text for place in known.listed), *(prompt.text for prompt in known.others)]
+
+
+def asked(inputs: Inputs) -> dict[str, str]:
+    """What to try in this audit."""
+    return mitigations(inputs.spec, testbed=inputs.bundle.own is not None)
+
+
+def _work(inputs: Inputs, run: Path, progress: Progress) -> None:
+    """Write `scores/mitigated.parquet`, a row for the model as it came and for each mitigation; edits go to `edits/`.
+
+    Raises:
+        NotApplicable: Nothing was copied, or the model lacks what a mitigation acts on.
+        NotRun: No mitigation is asked for, or there are no training pictures.
+    """
+    tried = asked(inputs)
+    if not tried:
+        raise NotRun("no mitigation was asked for: name one with --mitigation")
+    copies = copied(inputs, run)
+    model, subject = inputs.model, inputs.subject
+    judge = judge_of(model, inputs.check, attack_seeds(inputs.spec), testbed=inputs.bundle.own is not None)
+    fitting = Fitting(inputs, run, copies.prompts, progress)
+    prompts = _ordinary(inputs, ORDINARY)
+
+    def measured(changed: Subject, name: str, spent: int) -> Row:
+        with model.counted() as measuring:
+            row = _measured(changed, copies.pictures, prompts, judge, run / "mitigated", name)
+        return {"name": name} | row | {"evaluations": spent, "measuring": measuring.forward}
+
+    def work(shard: Sequence[str]) -> list[Row]:
+        (name,) = shard
+        if name == UNMITIGATED:
+            return [measured(subject, name, 0)]
+        with model.counted() as cost:
+            mitigation = fitting.fitted(name, tried[name])
+        with mitigation.applied(subject) as changed:
+            return [measured(changed, name, cost.forward)]
+
+    names = [UNMITIGATED, *tried]
+    folder = run / "shards" / "mitigate"
+    for done in run_shards(names, work, folder=folder, size=1, in_order=True):  # all need the pictures of the first
+        progress("mitigate", done, len(names))
+    merge_shards(folder, run / "scores" / "mitigated.parquet")
+
+
+def copied(inputs: Inputs, run: Path) -> Copies:
+    """What the audit found copied: of the pictures the verbatim ones, where there are any, each once, evenly chosen.
+
+    Raises:
+        NotApplicable: Nothing was copied.
+        NotRun: There are no training pictures to compare with.
+    """
+    table, references = run / "scores" / "verify.parquet", inputs.references
+    if not table.exists():
+        raise NotRun(UNSEEN)
+    rows = [row for row in pq.read_table(table).to_pylist() if row["verdict"] != "none"]
+    if not rows:
+        raise NotApplicable("nothing was copied")
+    texts = {p.id: p.text for p in inputs.prompts}
+    prompts = tuple(dict.fromkeys(texts[row["id"]] for row in rows))
+    first: dict[str, str] = {}
+    for row in [row for row in rows if row["verdict"] == "verbatim"] or rows:
+        if texts[row["id"]] not in first.values():
+            first.setdefault(row["nearest"], texts[row["id"]])
+    place = {reference_name(name): i for i, name in enumerate(references.names)}
+    found = replace(references[[place[name] for name in first]], captions=tuple(first.values()))
+    return Copies(prompts, spread(found, limited(inputs.spec.attack, len(found))))
+
+
+def attack_seeds(spec: AuditSpec) -> tuple[int, ...]:
+    """Seeds that mitigations and attacks are judged on: none that the audit generated with."""
+    return tuple(SEEDS[0] + k for k in range(spec.pictures))
+
+
+def _ordinary(inputs: Inputs, count: int) -> list[str]:
+    texts = inputs.bundle.ordinary()
+    return [texts[i] for i in evenly(len(texts), count)]
+
+
+def _measured(
+    subject: Subject, targets: References, prompts: Sequence[str], judge: Judge, folder: Path, name: str
+) -> Row:
+    """Copies for the prompts, and how ordinary prompts' pictures compare with the unmitigated model's."""
+    model = subject.model
+    own = [caption or "" for caption in targets.captions]
+    copies = copies_of(subject, model.encode(own), targets, judge)
+    rate = share_interval(copies)
+    made = pictures(subject, model.encode(prompts), range(len(prompts)))
+    for k, image in enumerate(made):
+        save_image(image, folder / name / f"{k:03d}.png")
+    before, after = (_saved(folder / key, len(made)) for key in (UNMITIGATED, name))
+    fits = None if judge.alignment is None else judge.alignment(after, prompts).mean().item()
+    return {
+        "pictures": len(targets),
+        "pictures_copied": int(copies.any(dim=1).sum()),
+        "copy_rate": rate.value,
+        "copy_rate_low": rate.low,
+        "copy_rate_high": rate.high,
+        "quality": ssim(before, after, scales_for(*after.shape[-2:])).mean().item(),
+        "alignment": fits,
+    }
+
+
+def _saved(folder: Path, count: int) -> Tensor:
+    return torch.stack([load_image(folder / f"{k:03d}.png") for k in range(count)])
+
+
+def _cost(inputs: Inputs) -> Cost:
+    """What it costs if a third of the generated prompts give copies."""
+    spec, tried = inputs.spec, asked(inputs)
+    if not tried or not inputs.bundle.has("references"):
+        return Cost()
+    copies = max(limited(spec.generate, len(inputs.prompts)) // COPIED, 1)
+    each = limited(spec.attack, copies) * len(attack_seeds(spec)) + len(_ordinary(inputs, ORDINARY))
+    calls = sampling_evaluations(inputs.model, inputs.subject.sampler)
+    search = (copies + 1) * CALLS * 2 * ("wanda" in tried)
+    if "nemo" in tried:
+        search += copies * SEARCH + len(_calibrating(inputs)) * len(REFERENCE_SEEDS)
+    guarding = each * LOWERING * ("guard" in tried)
+    evaluations = (1 + len(tried)) * each * calls + search + guarding
+    return Cost(evaluations, gradients=guarding, pictures=(1 + len(tried)) * each)
+
+
+MITIGATE = Stage("mitigate", "mitigated", _work, _cost)

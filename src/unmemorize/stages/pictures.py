@@ -1,0 +1,102 @@
+"""Generate from the prompts that say most."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import torch
+from torch import Tensor
+
+from unmemorize.core.choose import evenly
+from unmemorize.core.methods import Subject
+from unmemorize.core.model import Condition
+from unmemorize.core.run import Progress
+from unmemorize.core.sample import sampling_evaluations, trajectory
+from unmemorize.core.shards import merge_shards, run_shards
+from unmemorize.core.specs import limited
+from unmemorize.data.pictures import pixels_of, read_image, save_image
+from unmemorize.data.source import Prompt
+from unmemorize.stages.inputs import Inputs, scores_of
+from unmemorize.stages.stage import Cost, Stage
+
+Row = dict[str, Any]
+
+
+def choose(prompts: Sequence[Prompt], scores: np.ndarray, count: int) -> list[Prompt]:
+    """The prompts to generate: the verbatim ladder, half of what is left by score, an even spread of the rest.
+
+    The first group carries the dose-response curve and the last shows what a low score means, so neither may depend
+    on the score.
+    """
+    ladder = _spread([p for p in prompts if p.kind == "verbatim"], count)
+    order = [prompts[i] for i in np.argsort(-scores.mean(axis=1), kind="stable")]
+    others = [p for p in order if p.kind != "verbatim"]
+    top = others[: (count - len(ladder)) // 2]
+    return [*ladder, *top, *_spread(others[len(top) :], count - len(ladder) - len(top))]
+
+
+def _spread(prompts: Sequence[Prompt], count: int) -> list[Prompt]:
+    return [prompts[i] for i in evenly(len(prompts), count)]
+
+
+def generate_pictures(
+    subject: Subject, chosen: Sequence[Prompt], run: Path, progress: Progress, *, seeds: Sequence[int]
+) -> None:
+    """Write a PNG per prompt and seed to `images/`, and `scores/images.parquet` with the magnitude along the way."""
+    pairs = [(prompt, seed) for prompt in chosen for seed in seeds]
+
+    def work(shard: Sequence[tuple[Prompt, int]]) -> list[Row]:
+        cond = subject.model.encode([prompt.text for prompt, _ in shard])
+        images, curves = _sampled(subject, cond, [seed for _, seed in shard])
+        rows = []
+        for (prompt, seed), image, curve in zip(shard, images, curves, strict=True):
+            name = f"images/{prompt.id}-{seed}.png"
+            save_image(image, run / name)
+            rows.append({"id": prompt.id, "seed": seed, "image": name, "curve": curve})
+        return rows
+
+    for done in run_shards(pairs, work, folder=run / "shards" / "generate", size=16):
+        progress("generate", done, len(pairs))
+    merge_shards(run / "shards" / "generate", run / "scores" / "images.parquet")
+
+
+def _sampled(subject: Subject, cond: Condition, seeds: Sequence[int]) -> tuple[Tensor, list[list[float] | None]]:
+    """Pictures, and the magnitude at every step of each: guidance computes what it needs anyway."""
+    curves = []
+    for step in trajectory(subject.model, cond, seeds=seeds, sampler=subject.sampler):
+        if step.uncond is not None:
+            curves.append(step.cond.gap(step.uncond))
+    with torch.no_grad():
+        images = subject.model.decode(step.x_next)
+    return images, torch.stack(curves, dim=1).tolist() if curves else [None] * len(seeds)
+
+
+def generated(run: Path) -> list[Row]:
+    """The rows of `scores/images.parquet`: id, seed and file."""
+    rows: list[Row] = pq.read_table(run / "scores" / "images.parquet", columns=["id", "seed", "image"]).to_pylist()
+    return rows
+
+
+def bytes_of(run: Path, rows: Sequence[Row]) -> Tensor:
+    """The generated pictures' bytes, (n, 3, h, w)."""
+    return torch.stack([pixels_of(read_image(run / row["image"])) for row in rows])
+
+
+def _work(inputs: Inputs, run: Path, progress: Progress) -> None:
+    spec, prompts = inputs.spec, inputs.prompts
+    chosen = choose(prompts, scores_of(run, len(prompts)), limited(spec.generate, len(prompts)))
+    seeds = range(spec.seed, spec.seed + spec.pictures)
+    generate_pictures(inputs.subject, chosen, run, progress, seeds=seeds)
+
+
+def _cost(inputs: Inputs) -> Cost:
+    pictures = limited(inputs.spec.generate, len(inputs.prompts)) * inputs.spec.pictures
+    calls = sampling_evaluations(inputs.model, inputs.subject.sampler)
+    return Cost(pictures * calls, pictures=pictures)
+
+
+GENERATE = Stage("generate", "images", _work, _cost)

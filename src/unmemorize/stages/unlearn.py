@@ -1,0 +1,232 @@
+"""Fine-tune memorized pictures out of a model, measure what that did, and write the model with a card that says so."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from unmemorize.attack.dori import Dori
+from unmemorize.core.errors import UserError
+from unmemorize.core.methods import Subject, Training, Unlearner
+from unmemorize.core.model import DiffusionModel
+from unmemorize.core.results import Surrogates, Trained
+from unmemorize.core.run import (
+    Progress,
+    Run,
+    RunRecord,
+    Source,
+    atomic,
+    digest,
+    new_folder,
+    quiet,
+    require_new,
+    versions,
+    write_json,
+)
+from unmemorize.core.specs import MitigateSpec, recorded
+from unmemorize.metrics.neighbours import neighbours
+from unmemorize.metrics.similarity import References
+from unmemorize.models.load import load
+from unmemorize.stages.card import card
+from unmemorize.stages.inputs import bundle_of, subject_of, with_sampling
+from unmemorize.stages.unlearner import pairs_of, surrogates_of, unlearner_of
+from unmemorize.study.copies import copy_check
+from unmemorize.study.effects import (
+    Judge,
+    Subjects,
+    attacked_copies,
+    attacked_from_both,
+    judge_of,
+    measure,
+    quality,
+    rate_of,
+)
+from unmemorize.study.pairs import Split, captions_of, hashes, memorized_pictures, ordinary_pictures
+from unmemorize.unlearn.finetune import Team
+
+CHECKED = 6  # memorized pictures attacked by a check in training, in turn
+TEST_SEED = 1_000_000  # of the attacks that judge: no attack in training has it
+
+
+@dataclass(frozen=True)
+class _Job:
+    """What all parts of a job share."""
+
+    spec: MitigateSpec
+    run: Path
+    subject: Subject
+    team: Team
+    judge: Judge
+    subjects: Subjects
+    split: Split
+    progress: Progress
+
+    def once(self, name: str, make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
+        """Tensors that the first process makes, once a run, and all read."""
+        path = self.run / f"{name}.safetensors"
+        if self.team.first and not path.exists():
+            tensors = {key: value.contiguous().cpu() for key, value in make().items()}
+            try:
+                with atomic(path) as temporary:
+                    save_file(tensors, temporary)
+            except SafetensorError as error:
+                raise UserError(f"{path}: cannot be written: {error}: make room and start again") from error
+        self.team.wait()
+        return load_file(path)
+
+
+def mitigate(spec: MitigateSpec, out: Path, run: Path, progress: Progress = quiet) -> dict[str, Any]:
+    """Write the mitigated model to `out`, keeping checkpoints and measurements in `run`; returns what was measured.
+
+    The same call continues a run that was killed.
+
+    Raises:
+        UserError: The model or pictures cannot be used, the model memorized none of them, surrogates are copies, the
+            loss is not finite, the disk is full, `out` is there already, or `run` holds another run.
+    """
+    require_new(out)
+    unlearner = unlearner_of(spec)
+    team = Team("cuda" if torch.cuda.is_available() else "cpu")
+    model = load(spec.model, dtype=torch.float32, device=str(team.device))
+    spec = with_sampling(spec, model)
+    subjects, judge, split = measures(spec, model)
+    job = _Job(spec, run, subject_of(spec, model), team, judge, subjects, split, progress)
+    with Run.open(run, _record(job)) if team.first else nullcontext():
+        team.wait()
+        return _mitigate(job, unlearner, out)
+
+
+def _mitigate(job: _Job, unlearner: Unlearner, out: Path) -> dict[str, Any]:
+    spec, model = job.spec, job.subject.model
+    before = job.once("before", lambda: measure(job.subject, job.subjects, job.judge))
+    memorized = before["copies"].any(dim=1).nonzero()[:, 0].tolist()
+    if not memorized:
+        raise UserError(f"{spec.targets}: the model copies none of them for their captions: nothing to remove")
+    targets = job.subjects.memorized[memorized]
+    training = Training(
+        job.run / "checkpoints",
+        surrogates=lambda: _surrogates(job),
+        check=lambda update: _held_out_rate(job, targets, update),
+        progress=job.progress,
+    )
+    forget, keep = pairs_of(model, job.subjects.memorized), pairs_of(model, job.split.train)
+    made = unlearner.train(job.subject, forget, keep, training)
+    results = _results(job, unlearner, targets, before, made)
+    if job.team.first:
+        write_json(job.run / "results.json", results)
+        _export(spec, unlearner, model, out, results, targets)
+    job.team.wait()
+    return results
+
+
+def _record(job: _Job) -> RunRecord:
+    spec = job.spec
+    data = {"targets": (spec.targets, job.subjects.memorized), "controls": (spec.controls, job.split.train)}
+    return RunRecord(
+        status="running",
+        spec=recorded(spec),
+        versions=versions(),
+        model={"name": spec.model, "fingerprint": job.subject.model.fingerprint},
+        data={name: _source(*parts) for name, parts in data.items()},
+        criterion=dataclasses.asdict(job.judge.copies.criterion),
+    )
+
+
+def measures(spec: MitigateSpec, model: DiffusionModel) -> tuple[Subjects, Judge, Split]:
+    """What is measured, how, and the ordinary pictures that are trained on or held out."""
+    bundle, size = bundle_of(spec), model.image_size
+    memorized, split = memorized_pictures(bundle, size), ordinary_pictures(bundle, size)
+    compared = "targets" if "targets" in bundle.files and "references" not in bundle.files else "references"
+    references = getattr(bundle, compared)(size)
+    copies = copy_check(model, references, bundle.source(compared), spec.sscd, spec.recipe)
+    near = neighbours(model, captions_of(split.held_out), captions_of(memorized))
+    judge = judge_of(model, copies, tuple(range(spec.pictures)), testbed=bundle.own is not None)
+    return Subjects(memorized, split.held_out, split.clusters, near), judge, split
+
+
+def _source(name: str, pictures: References) -> Source:
+    hashed = digest(text.encode() for row in hashes(pictures) for text in row.values())
+    return Source(source=name, sha256=hashed, count=len(pictures))
+
+
+def _surrogates(job: _Job) -> Surrogates:
+    """Made once a run."""
+
+    def make() -> dict[str, Tensor]:
+        made = surrogates_of(job.spec, job.subject, job.subjects.memorized, job.judge.copies, job.progress)
+        return {"latents": made.latents, "stands_for": made.stands_for}
+
+    found = job.once("surrogates", make)
+    return Surrogates(found["latents"].to(job.subject.model.device), found["stands_for"])
+
+
+def _held_out_rate(job: _Job, targets: References, update: int) -> float:
+    """The copy rate of attacks from random embeddings on some of the pictures, with seeds that no training saw."""
+    count = len(targets)
+    first = update * CHECKED
+    chosen = targets[sorted({(first + k) % count for k in range(min(CHECKED, count))})]
+    judge = dataclasses.replace(job.judge, seeds=job.judge.seeds[:2])
+    attack = Dori(updates=job.spec.attack_updates)
+    found = attacked_copies(job.subject, chosen, "random", judge, seed=TEST_SEED // 2 + update, attack=attack)
+    return found.double().mean().item()
+
+
+def _results(
+    job: _Job, unlearner: Unlearner, targets: References, before: dict[str, Tensor], made: Trained
+) -> dict[str, Any]:
+    """Everything that was measured, for programs and for the model card."""
+    subject, judge = job.subject, job.judge
+    after = job.once("after", lambda: measure(subject, job.subjects, judge))
+    attack = Dori(updates=job.spec.attack_updates)
+    found = job.once("attacked", lambda: attacked_from_both(subject, targets, judge, seed=TEST_SEED, attack=attack))
+    attacked = {init: rate_of(hits) for init, hits in found.items()}
+    worst = max(attacked.values(), key=lambda rate: rate[0])
+    chosen = before["copies"].any(dim=1)
+    return {
+        "method": unlearner.name,
+        "pictures": len(targets),
+        "not_memorized": len(job.subjects.memorized) - len(targets),
+        "copy_rate_before": rate_of(before["copies"][chosen]),
+        "copy_rate_after": rate_of(after["copies"][chosen]),
+        "attacked_copy_rate_after": worst,
+        "attacked": attacked,
+        "quality": quality(before, after, job.subjects, job.judge),
+        "features": "testbed CLIP" if job.judge.alignment else "VAE latents, 4x4 mean",
+        "updates": made.updates,
+        "evaluations": made.evaluations,
+        "evaluations_of_checks": made.checking,
+        "seconds": round(made.seconds),
+        "checks": [list(check) for check in made.checks],
+    }
+
+
+def _export(
+    spec: MitigateSpec,
+    unlearner: Unlearner,
+    model: DiffusionModel,
+    out: Path,
+    results: dict[str, Any],
+    targets: References,
+) -> None:
+    """The pipeline as a folder, with its own card and a section on what was removed."""
+    own = Path(spec.model) / "README.md"
+    text = own.read_text(encoding="utf-8", errors="replace") if own.is_file() else ""
+    removed = hashes(targets)
+    if spec.captions:
+        removed = [row | {"text": text} for row, text in zip(removed, captions_of(targets), strict=True)]
+    try:
+        with new_folder(out) as temporary:
+            model.save(temporary)
+            written = card(text, spec, unlearner, results, removed)
+            (temporary / "README.md").write_text(written, encoding="utf-8", errors="replace")
+    except SafetensorError as error:
+        raise UserError(f"{out}: cannot be written: {error}: make room and start again: training is kept") from error

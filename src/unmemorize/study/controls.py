@@ -1,0 +1,116 @@
+"""The pictures of an attack: those attacked, and its controls, trained on but not memorized, and never trained on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from unmemorize.core.choose import evenly
+from unmemorize.core.errors import UserError
+from unmemorize.core.model import DiffusionModel
+from unmemorize.core.results import Match
+from unmemorize.data.bundle import Bundle
+from unmemorize.metrics.similarity import References
+from unmemorize.study.copies import CopyCheck
+
+FEWEST = 6  # controls, however few pictures are attacked: one alone says little
+ROWS = 16  # pictures that the VAE codes together
+DERIVED = "the controls, mirrored and with their colour channels exchanged"
+
+
+@dataclass(frozen=True)
+class Subjects:
+    """The pictures, their captions as prompts; `unseen_from` says where those never trained on come from."""
+
+    attacked: References
+    control: References
+    unseen: References
+    unseen_from: str
+
+    @property
+    def groups(self) -> dict[str, References]:
+        """All three by name."""
+        return {"attacked": self.attacked, "control": self.control, "unseen": self.unseen}
+
+
+def choose_subjects(model: DiffusionModel, bundle: Bundle, check: CopyCheck, *, limit: int = 0) -> Subjects:
+    """Pictures to attack, and as many of either control; an even spread where there are more.
+
+    A picture that the model's VAE does not give back recognisably could never be copied: it is no control.
+
+    Args:
+        model: The model.
+        bundle: Has the pictures to attack, training pictures that are not believed memorized, and where there are some
+            pictures never trained on, which are made from the controls by default.
+        check: The copy check, which tells derived pictures from training pictures.
+        limit: The largest number of pictures to attack; 0 for all.
+
+    Raises:
+        UserError: There are no pictures, or no controls, or they cannot be read.
+    """
+    size = model.image_size
+    attacked = bundle.targets(size)
+    attacked = spread(attacked, limit or len(attacked))
+    others = _without(bundle.controls(size), attacked)
+    if not len(others):
+        source = bundle.source("controls")
+        raise UserError(f"{source}: holds attacked pictures only: name other training pictures with --controls")
+    return with_controls(model, check, attacked, others, bundle)
+
+
+def with_controls(
+    model: DiffusionModel, check: CopyCheck, attacked: References, others: References, bundle: Bundle | None = None
+) -> Subjects:
+    """Attacked pictures with as many of either control: from other training pictures, and never trained on.
+
+    Those never trained on are the bundle's held-out pictures; made from the others where it has none, or is not given.
+
+    Raises:
+        UserError: The held-out pictures cannot be read, or there are none and none can be made.
+    """
+    count = max(len(attacked), FEWEST)
+    others = _within_reach(model, others, check)
+    held_out = None if bundle is None else bundle.held_out(model.image_size)
+    unseen_from = DERIVED if bundle is None else bundle.source("held_out", DERIVED)
+    unseen = derive(others, check.match) if held_out is None else held_out
+    unseen = spread(_within_reach(model, unseen, check), count)
+    return Subjects(attacked, spread(others, count), unseen, unseen_from)
+
+
+@torch.no_grad()
+def _within_reach(model: DiffusionModel, pictures: References, check: CopyCheck) -> References:
+    """Those that are still copies of themselves when the VAE has coded them; all where it gives none back."""
+    left = []
+    for start in range(0, len(pictures), ROWS):
+        rows = range(start, min(start + ROWS, len(pictures)))
+        part = pictures[rows]
+        coded = model.decode(model.invert(part.images))
+        left += [row for row, found in zip(rows, check.against(coded, part), strict=True) if found.verdict != "none"]
+    return pictures[left] if left else pictures
+
+
+def derive(pictures: References, match: Callable[[Tensor], Sequence[Match]]) -> References:
+    """Pictures like these that no training set holds; what comes out near a training picture is left out.
+
+    Raises:
+        UserError: None is left.
+    """
+    pixels = pictures.pixels.flip(-1).roll(1, dims=1)
+    left = [i for i, found in enumerate(match(pixels)) if found.verdict == "none"]
+    if not left:
+        raise UserError("no control differs enough from its mirror image: name pictures never trained on: --held-out")
+    names = tuple(f"derived from {name}" for name in pictures.names)
+    return References(names, pixels, (None,) * len(names), pictures.captions)[left]
+
+
+def _without(pictures: References, attacked: References) -> References:
+    same = [any(torch.equal(image, other) for other in attacked.pixels) for image in pictures.pixels]
+    return pictures[[i for i, found in enumerate(same) if not found]]
+
+
+def spread(pictures: References, count: int) -> References:
+    """At most `count` of them, evenly from first to last."""
+    return pictures[evenly(len(pictures), count)]
