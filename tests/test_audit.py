@@ -27,7 +27,8 @@ from unmemorize.mitigate.edit import Edit
 from unmemorize.models.load import load
 from unmemorize.stages.mitigate import mitigations
 from unmemorize.stages.mitigations import tuned_model
-from unmemorize.stages.pictures import choose, reference_name
+from unmemorize.stages.pictures import choose
+from unmemorize.stages.verify import reference_name
 
 STEPS = 3
 

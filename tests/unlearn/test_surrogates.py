@@ -30,7 +30,7 @@ def shown(oracle, found):
 
 def test_copies_are_left_out(oracle):
     """A prompt that stands for two pictures, one of them memorized: all surrogates are the other one."""
-    found = make_surrogates(Subject(oracle, HOW), ["pair"], copies_of(oracle, 1), mitigated=[nullcontext()], count=3)
+    found = make_surrogates(["pair"], copies_of(oracle, 1), mitigated=[nullcontext(Subject(oracle, HOW))], count=3)
     assert shown(oracle, found) == [2, 2, 2]
 
 
@@ -41,14 +41,14 @@ def test_each_prompt_is_judged_by_its_own_picture(oracle):
     def is_copy(images, number):
         return [bool((image - targets[number]).square().mean().sqrt() < 0.1) for image in images]
 
-    found = make_surrogates(Subject(oracle, HOW), ["pair", "pair"], is_copy, mitigated=[nullcontext()], count=3)
+    found = make_surrogates(["pair", "pair"], is_copy, mitigated=[nullcontext(Subject(oracle, HOW))], count=3)
     assert shown(oracle, found) == [2, 2, 2, 1, 1, 1]
 
 
 def test_they_are_the_first_seeds_s(oracle):
     """Nothing is a copy: seeds 0, 1 and 2 of each prompt, in order."""
     found = make_surrogates(
-        Subject(oracle, HOW), ["pair", "all"], lambda x, number: [False] * len(x), mitigated=[nullcontext()], count=3
+        ["pair", "all"], lambda x, number: [False] * len(x), mitigated=[nullcontext(Subject(oracle, HOW))], count=3
     )
     assert found.stands_for.tolist() == [0, 0, 0, 1, 1, 1]
     expected = generate(oracle, oracle.encode(["all"] * 3), seeds=[0, 1, 2], sampler=HOW)
@@ -57,8 +57,8 @@ def test_they_are_the_first_seeds_s(oracle):
 
 def test_a_generator_that_still_copies_is_named(oracle):
     """A prompt that stands for the memorized picture alone."""
-    with pytest.raises(UserError, match=r"memorized picture of 'one': fewer than 2 of 8 .* --edit"):
-        make_surrogates(Subject(oracle, HOW), ["pair", "one"], copies_of(oracle, 0), mitigated=[nullcontext()], count=2)
+    with pytest.raises(UserError, match=r"memorized picture of 'one': fewer than 2 of 8 .* --mitigation"):
+        make_surrogates(["pair", "one"], copies_of(oracle, 0), mitigated=[nullcontext(Subject(oracle, HOW))], count=2)
 
 
 def test_a_prompt_that_still_copies_gets_a_stronger_mitigation(oracle):
@@ -71,11 +71,11 @@ def test_a_prompt_that_still_copies_gets_a_stronger_mitigation(oracle):
         before = dict(oracle._prompts)
         oracle._prompts["one"] = [0] if name == "weak" else [4]
         oracle._prompts["pair"] = [1] if name == "weak" else [5]
-        yield
+        yield Subject(oracle, HOW)
         oracle._prompts = before
 
     blocks = (block(name) for name in ("weak", "strong", "never"))
-    found = make_surrogates(Subject(oracle, HOW), ["pair", "one"], copies_of(oracle, 0), mitigated=blocks, count=2)
+    found = make_surrogates(["pair", "one"], copies_of(oracle, 0), mitigated=blocks, count=2)
     assert entered == ["weak", "strong"]
     assert shown(oracle, found) == [1, 1, 4, 4]
 
