@@ -28,7 +28,8 @@ from unmemorize.core.plain import to_json
 from unmemorize.core.run import atomic, is_gone, load_record, this_process
 
 Item = TypeVar("Item")
-Rows = list[dict[str, Any]]
+Row = dict[str, Any]  # of a table in a run directory
+Rows = list[Row]
 
 log = logging.getLogger(__name__)
 

@@ -19,7 +19,7 @@ import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Canvas
 
-from unmemorize.report.schema import Row
+from unmemorize.core.shards import Row
 
 INK, MUTED, FAINT, LINE, ACCENT, PAPER = "#1b1d21", "#646973", "#b7b9be", "#e2e0db", "#b93a08", "#fdfcfa"
 VARIABLES = {INK: "ink", MUTED: "muted", FAINT: "faint", LINE: "line", ACCENT: "accent", PAPER: "paper"}

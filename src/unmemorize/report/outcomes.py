@@ -7,8 +7,8 @@ from collections.abc import Collection, Sequence
 
 from matplotlib.axes import Axes
 
+from unmemorize.core.shards import Row
 from unmemorize.report.drawing import ACCENT, INK, MUTED, PAPER, Figure, axes_svg, panels_svg, share_axis
-from unmemorize.report.schema import Row
 
 PANELS = 4  # side by side; more would be too narrow to read
 GROUPS = {"memorized": (ACCENT, "-"), "negative": (INK, "-"), "never trained": (MUTED, (0, (3, 2)))}

@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 from itertools import groupby
 from statistics import fmean, pstdev
 
-from unmemorize.report.schema import Row, Run
+from unmemorize.core.shards import Row
+from unmemorize.report.schema import Run
 
 COPIES = ("verbatim", "template")
 SEVERITY = {"verbatim": 0, "template": 1, "none": 2, "not compared": 3, "not generated": 4}

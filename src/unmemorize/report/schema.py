@@ -12,8 +12,8 @@ from pydantic import AliasChoices, BaseModel, Field, ValidationError
 
 from unmemorize.core.errors import UserError
 from unmemorize.core.files import require_plain
+from unmemorize.core.shards import Row
 
-Row = dict[str, Any]
 Loaded = TypeVar("Loaded", bound=BaseModel)
 
 

@@ -16,7 +16,7 @@ from unmemorize.core.hooks import checkpointed
 from unmemorize.core.methods import Attack, Subject, parse
 from unmemorize.core.model import DiffusionModel
 from unmemorize.core.run import Progress, Run, RunRecord, Source, atomic, digest, quiet, versions, write_json
-from unmemorize.core.shards import merge_shards, run_shards
+from unmemorize.core.shards import Row, merge_shards, run_shards
 from unmemorize.core.specs import AttackSpec, recorded
 from unmemorize.data.bundle import Bundle
 from unmemorize.data.pictures import save_image
@@ -26,7 +26,7 @@ from unmemorize.stages.inputs import bundle_of, load_as_asked, subject_of, with_
 from unmemorize.stages.mitigations import mitigation_of
 from unmemorize.study.controls import Subjects, choose_subjects
 from unmemorize.study.copies import CopyCheck, copy_check
-from unmemorize.study.extracted import Row, from_rows, summarise, to_rows
+from unmemorize.study.extracted import from_rows, summarise, to_rows
 
 SHARD = 8  # pictures: a killed attack loses no more
 

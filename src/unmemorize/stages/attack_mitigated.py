@@ -14,14 +14,13 @@ from unmemorize.core.errors import UserError
 from unmemorize.core.methods import Attack, settings
 from unmemorize.core.run import Progress, atomic
 from unmemorize.core.sample import sampling_evaluations
-from unmemorize.core.shards import merge_shards, run_shards
+from unmemorize.core.shards import Row, merge_shards, run_shards
 from unmemorize.core.specs import AuditSpec, limited
 from unmemorize.metrics.budget import rates
 from unmemorize.metrics.similarity import References
 from unmemorize.stages.attack import attack_of
 from unmemorize.stages.inputs import Inputs, NotRun
 from unmemorize.stages.mitigate import LOWERING, Copies, Fitting, asked, attack_seeds, copied
-from unmemorize.stages.pictures import Row
 from unmemorize.stages.stage import COPIED, Cost, Stage
 from unmemorize.stages.verify import reference_name
 from unmemorize.study.controls import FEWEST, Subjects, spread, with_controls

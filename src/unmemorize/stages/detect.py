@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -14,13 +13,11 @@ from unmemorize.core.methods import Detector, Subject, parse
 from unmemorize.core.plain import to_json
 from unmemorize.core.results import Scores
 from unmemorize.core.run import Progress, Run, RunRecord, atomic, versions
-from unmemorize.core.shards import merge_shards, run_shards
+from unmemorize.core.shards import Row, merge_shards, run_shards
 from unmemorize.core.specs import DetectSpec, recorded
 from unmemorize.data.source import Prompt
 from unmemorize.stages.inputs import Inputs, bundle_of, load_as_asked, prompt_source, subject_of, with_sampling
 from unmemorize.stages.stage import Cost, Stage
-
-Row = dict[str, Any]
 
 
 def detect(spec: DetectSpec, run: Path, progress: Progress) -> list[Row]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import pyarrow.parquet as pq
 from torch import Tensor
@@ -15,7 +14,7 @@ from unmemorize.core.methods import Explainer, Subject, parse
 from unmemorize.core.results import Explanation
 from unmemorize.core.run import Progress
 from unmemorize.core.sample import sampling_evaluations
-from unmemorize.core.shards import merge_shards, run_shards
+from unmemorize.core.shards import Row, merge_shards, run_shards
 from unmemorize.core.specs import ExplainSpec, limited
 from unmemorize.data.source import Prompt
 from unmemorize.explain.leave_one_out import LeaveOneOut
@@ -26,7 +25,6 @@ from unmemorize.stages.stage import COPIED, Cost, Stage
 from unmemorize.stages.verify import reference_name
 from unmemorize.study.copies import CopyCheck
 
-Row = dict[str, Any]
 SPECIAL = ("begin", "end", "padding")  # tokens that are no words
 
 

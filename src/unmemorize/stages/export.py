@@ -5,14 +5,11 @@ from __future__ import annotations
 import csv
 import shutil
 from pathlib import Path
-from typing import Any
 
 import pyarrow.parquet as pq
 
 from unmemorize.core.errors import UserError
 from unmemorize.core.run import load_record, new_folder
-
-Row = dict[str, Any]
 
 
 def export_copied(run: Path, out: Path) -> dict[str, int]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -13,12 +12,11 @@ from unmemorize.core.model import Condition
 from unmemorize.core.run import Progress, quiet, require_new
 from unmemorize.core.sample import generate as sample_pictures
 from unmemorize.core.sample import generators, sampling_start
+from unmemorize.core.shards import Row
 from unmemorize.core.specs import GenerateSpec
 from unmemorize.data.pictures import save_image
 from unmemorize.stages.inputs import bundle_of, load_as_asked, subject_of, with_sampling
 from unmemorize.stages.mitigations import mitigation_of
-
-Row = dict[str, Any]
 
 
 def generate(spec: GenerateSpec, out: Path, progress: Progress = quiet) -> list[Row]:

@@ -24,7 +24,7 @@ from unmemorize.core.model import Condition, DiffusionModel, joined
 from unmemorize.core.results import Match
 from unmemorize.core.run import Progress, Run, RunRecord, Source, atomic, digest, quiet, versions, write_json
 from unmemorize.core.sample import Sampler, generate, generators
-from unmemorize.core.shards import merge_shards, run_shards
+from unmemorize.core.shards import Row, merge_shards, run_shards
 from unmemorize.core.specs import LocalitySpec, limited, recorded
 from unmemorize.data.bundle import Bundle
 from unmemorize.data.source import Prompt
@@ -49,7 +49,6 @@ from unmemorize.report.locality import draw
 from unmemorize.stages.inputs import bundle_of, load_as_asked, prompt_source, with_sampling
 from unmemorize.study.copies import CopyCheck, copy_check
 
-Row = dict[str, Any]
 ADVERSARIAL, INITS, MEMORIZED, ORDINARY = "adversarial", "inits", "memorized", "ordinary"
 FIRST_INIT, FIRST_HELD_OUT = 1_000_000, 1000  # seeds that neither the attack nor NeMo and Wanda draw from
 PIECE = 8  # embeddings between two saves

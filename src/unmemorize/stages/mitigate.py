@@ -16,7 +16,7 @@ from unmemorize.core.errors import NotApplicable, UserError
 from unmemorize.core.methods import Mitigation, Subject
 from unmemorize.core.run import Progress
 from unmemorize.core.sample import sampling_evaluations
-from unmemorize.core.shards import merge_shards, run_shards
+from unmemorize.core.shards import Row, merge_shards, run_shards
 from unmemorize.core.specs import AuditSpec, limited
 from unmemorize.data.pictures import load_image, save_image
 from unmemorize.localize.reference import SEEDS as REFERENCE_SEEDS
@@ -27,7 +27,6 @@ from unmemorize.metrics.ssim import scales_for, ssim
 from unmemorize.mitigate.edit import Edit
 from unmemorize.stages.inputs import UNSEEN, Inputs, NotRun
 from unmemorize.stages.mitigations import mitigation_of, named_apart
-from unmemorize.stages.pictures import Row
 from unmemorize.stages.stage import COPIED, Cost, Stage
 from unmemorize.stages.verify import reference_name
 from unmemorize.study.controls import spread

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -16,14 +15,12 @@ from unmemorize.core.methods import Subject
 from unmemorize.core.model import Condition
 from unmemorize.core.run import Progress
 from unmemorize.core.sample import sampling_evaluations, trajectory
-from unmemorize.core.shards import merge_shards, run_shards
+from unmemorize.core.shards import Row, merge_shards, run_shards
 from unmemorize.core.specs import limited
 from unmemorize.data.pictures import pixels_of, read_image, save_image
 from unmemorize.data.source import Prompt
 from unmemorize.stages.inputs import Inputs, scores_of
 from unmemorize.stages.stage import Cost, Stage
-
-Row = dict[str, Any]
 
 
 def choose(prompts: Sequence[Prompt], scores: np.ndarray, count: int) -> list[Prompt]:

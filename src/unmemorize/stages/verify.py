@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from unmemorize.core.results import Match
 from unmemorize.core.run import Progress, atomic, digest
+from unmemorize.core.shards import Row
 from unmemorize.data.pictures import save_image
 from unmemorize.stages.inputs import Inputs
 from unmemorize.stages.pictures import bytes_of, generated
 from unmemorize.stages.stage import Stage
-
-Row = dict[str, Any]
 
 
 def _work(inputs: Inputs, run: Path, progress: Progress) -> None:

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from typing import Any
 
 import numpy as np
 
 from unmemorize.attack.extraction import Extraction
 from unmemorize.core.criteria import Criterion
 from unmemorize.core.results import Interval
+from unmemorize.core.shards import Row
 from unmemorize.metrics.budget import extracted, rates, search_budget, work_to_extract
 from unmemorize.metrics.ranking import share_interval
 
-Row = dict[str, Any]
 CONTROLS = ("control", "unseen")
 
 

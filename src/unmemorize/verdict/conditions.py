@@ -6,12 +6,11 @@ import operator
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from unmemorize.core.errors import UserError
+from unmemorize.core.shards import Row
 from unmemorize.verdict.findings import CATALOGUE, UNMITIGATED, Finding
 
-Row = dict[str, Any]
 OPERATORS = {
     ">=": operator.ge,
     "<=": operator.le,

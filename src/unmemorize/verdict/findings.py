@@ -9,14 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
+from unmemorize.core.shards import Row
 from unmemorize.metrics.discovery import benjamini_hochberg
 from unmemorize.metrics.exact import above, interval, more_often, units_to_decide
 
-Row = dict[str, Any]
 State = Literal["passed", "issue", "inconclusive", "not applicable", "not run"]
 UNMITIGATED = "none"  # the row of the model as it came, among the mitigations
 NAMED = 5  # words that a finding names

@@ -12,13 +12,14 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from unmemorize.core.errors import NotApplicable
+from unmemorize.core.shards import Row
 from unmemorize.core.specs import BOUND
 from unmemorize.data.source import Prompt
 from unmemorize.metrics import ranking
 from unmemorize.metrics.exact import interval, units_to_decide
 from unmemorize.metrics.related import related
 from unmemorize.verdict.conditions import measures
-from unmemorize.verdict.findings import Facts, Finding, Row, find
+from unmemorize.verdict.findings import Facts, Finding, find
 
 TABLES = ("verify", "calibrated", "nearness", "explain", "mitigations")
 
