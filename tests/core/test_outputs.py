@@ -132,7 +132,6 @@ COMMANDS = {
     "triggers --run": ["triggers", "--run", "BAD"],
     "locality --run": ["locality", "testbed", "--target", "x.png", "--run", "BAD"],
     "locate --out": ["locate", "--out", "BAD.safetensors"],
-    "locate --cache": ["locate", "--cache", "BAD"],
     "apply --out": ["apply", "testbed", "e.safetensors", "--out", "BAD"],
     "mitigate --out": ["mitigate", "--out", "BAD"],
     "mitigate --run": ["mitigate", "--out", "new", "--run", "BAD"],

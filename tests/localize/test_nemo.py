@@ -160,3 +160,10 @@ def test_what_cannot_be_searched_is_refused(planted, usual, tiny_model):
         planted.denoiser.mid_block.attn2.to_v.weight[0, 0] = torch.nan
     with pytest.raises(UserError, match=LAYER):
         nemo(planted, ["memorized"], usual)
+
+
+def test_a_cache_that_is_no_folder_is_refused_at_once(tmp_path):
+    """Before anything is measured that could not be kept."""
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="no folder"):
+        Nemo(cache=str(tmp_path / "file"))

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from unmemorize.core.errors import UserError
-from unmemorize.core.sample import generate
+from unmemorize.core.sample import Sampler, generate
 from unmemorize.data.source import read_references
 from unmemorize.metrics.similarity import match_pixels
 from unmemorize.models.load import ASSETS, load
@@ -25,7 +25,7 @@ def often():
 def made(name, rows):
     """One picture for each prompt."""
     model = load(name)
-    return generate(model, model.encode([p.text for p in rows]), seeds=[7] * len(rows), steps=10)
+    return generate(model, model.encode([p.text for p in rows]), seeds=[7] * len(rows), sampler=Sampler(10))
 
 
 def test_duplicates_are_copied_because_of_the_duplicates(often):

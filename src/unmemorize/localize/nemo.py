@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -93,6 +94,8 @@ class Nemo(Localizer):
     def __post_init__(self) -> None:
         if self.seeds < 2 or self.decrement <= 0 or not 0 <= self.minimum <= self.start:
             raise UserError("NeMo needs two seeds or more, and a minimum z-score between 0 and the start of the sweep")
+        if self.cache and os.path.exists(self.cache) and not os.path.isdir(self.cache):
+            raise UserError(f"nemo: cache={self.cache}: it is no folder: name a folder, or leave it out")
 
     def find(
         self, subject: Subject, cond: Condition, *, ordinary: Condition | None = None, progress: Progress = quiet
