@@ -141,7 +141,7 @@ WORDS = ["--column", "words"]
 WRONG = {
     "an unknown detector": (
         ["detect", "MODEL", "--prompts", "FILE", "--method", "luck", *WORDS],
-        "no such detector: choose one of noise-gap",
+        "no such detector: choose one of ",
     ),
     "no such column": (["detect", "MODEL", "--prompts", "FILE"], "--column"),
     "no prompts": (["detect", "MODEL"], "--prompts"),
