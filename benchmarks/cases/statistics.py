@@ -529,14 +529,14 @@ SECTIONS = (
         "(`nearness_test`, 199 exchanges): 60 generated pictures, 20 groups of near-duplicates a set.",
         "With groups exchanged as one the level holds. Exchanged singly, one picture that is there twenty times is "
         "taken for twenty findings. One group alone has no p below one half, and four groups are at the edge of "
-        "0.05: the test shows that a model gives back several pictures, not one. Groups come from pixels, the copy- "
+        "0.05: the test shows that a model gives back several pictures, not one. Groups come from pixels, the copy-"
         "detection network and the masks of templates; **variants of a layout without a mask whose varying part is "
         "large are not recognised**, and p is then too small.",
     ),
     Section(
         "Attacks",
         attacks,
-        "Whether an attack brings back more pictures than its controls: Fisher's exact test over pictures, one- "
+        "Whether an attack brings back more pictures than its controls: Fisher's exact test over pictures, one-"
         "sided, against the control that comes back more often. A picture counts once, by any of its generations, "
         "and so does a control.",
         "The test errs on the safe side, most of all with few pictures and against the harder of two controls: six "
