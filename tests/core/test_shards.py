@@ -199,6 +199,14 @@ def test_a_merge_wants_all_shards(tmp_path):
             merge_shards(folder, tmp_path / "all.parquet")
 
 
+def test_a_merge_takes_away_the_claims_of_finished_shards(tmp_path):
+    """A process that was killed just after it had written a shard leaves its claim beside it."""
+    run(Worker(), tmp_path / "pieces")
+    (tmp_path / "pieces" / "000000001.claim").write_text('["elsewhere", 1]')
+    assert merge_shards(tmp_path / "pieces", tmp_path / "all.parquet").num_rows == 10
+    assert not list((tmp_path / "pieces").glob("*.claim"))
+
+
 def test_shards_are_ordered_by_number(tmp_path):
     """Also where a name outgrows its digits."""
     folder = tmp_path / "pieces"

@@ -293,6 +293,8 @@ def merge_shards(folder: Path, target: Path) -> pa.Table:
     tables = {path: _read(path) for path in paths}
     footers = {path: _footer(table.schema.metadata) for path, table in tables.items()}
     _check_complete(folder, footers)
+    for claim in folder.glob("*.claim"):  # of processes that were killed between writing a shard and letting go of it
+        claim.unlink(missing_ok=True)
     if len({footer.platform for footer in footers.values() if footer}) > 1:
         log.warning("%s: made on several platforms: the last digits may differ from those of any one", folder)
     joined = pa.concat_tables(
