@@ -213,10 +213,6 @@ def generate(
     Raises:
         ValueError: `seeds` and `cond` differ in length, or there are none.
     """
-    parts = []
-    for start in range(0, max(len(cond), 1), batch):
-        rows = slice(start, start + batch)
-        latents = sample(model, cond[rows], seeds=seeds[rows], sampler=sampler, batch=batch)
-        with torch.no_grad():
-            parts.append(model.decode(latents))
-    return torch.cat(parts)
+    latents = sample(model, cond, seeds=seeds, sampler=sampler, batch=batch)
+    with torch.no_grad():
+        return torch.cat([model.decode(part) for part in latents.split(batch)])

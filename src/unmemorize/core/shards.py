@@ -283,6 +283,12 @@ def _beat(claim: Path, over: threading.Event) -> None:
             return
 
 
+def write_rows(path: Path, rows: Sequence[Row], schema: pa.Schema | None = None) -> None:
+    """Write rows as one Parquet file, in one piece; without a schema, columns are those of the first row."""
+    with atomic(path) as temporary:
+        pq.write_table(pa.Table.from_pylist(list(rows), schema), temporary)
+
+
 def merge_shards(folder: Path, target: Path) -> pa.Table:
     """Join the shards in order into one file.
 

@@ -6,15 +6,14 @@ from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 
-import pyarrow as pa
 import pyarrow.parquet as pq
 
 from unmemorize.attack.extraction import Extraction, Trial, extraction
 from unmemorize.core.errors import UserError
 from unmemorize.core.methods import Attack, settings
-from unmemorize.core.run import Progress, atomic
+from unmemorize.core.run import Progress
 from unmemorize.core.sample import sampling_evaluations
-from unmemorize.core.shards import Row, merge_shards, run_shards
+from unmemorize.core.shards import Row, merge_shards, run_shards, write_rows
 from unmemorize.core.specs import AuditSpec, limited
 from unmemorize.metrics.budget import rates
 from unmemorize.metrics.similarity import References
@@ -190,5 +189,4 @@ def _curve(name: str, found: Mapping[str, Extraction]) -> list[Row]:
 
 
 def _write(run: Path, name: str, rows: Sequence[Row]) -> None:
-    with atomic(run / "scores" / f"{name}.parquet") as temporary:
-        pq.write_table(pa.Table.from_pylist(list(rows)), temporary)
+    write_rows(run / "scores" / f"{name}.parquet", rows)

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from unmemorize.core.errors import NotApplicable
 from unmemorize.core.methods import Detector, parse
-from unmemorize.core.run import Progress, atomic, write_json
+from unmemorize.core.run import Progress, write_json
+from unmemorize.core.shards import write_rows
 from unmemorize.data.source import Prompt
 from unmemorize.metrics.calibrate import check_calibration, conformal_p_values
 from unmemorize.metrics.discovery import benjamini_hochberg
@@ -55,8 +55,7 @@ def _work(inputs: Inputs, run: Path, progress: Progress) -> None:
         for i, a, b in zip(tested, p, benjamini_hochberg(p), strict=True)
     ]
     schema = pa.schema([("id", pa.string()), ("p_value", pa.float64()), ("q_value", pa.float64())])
-    with atomic(run / "scores" / "calibrated.parquet") as temporary:
-        pq.write_table(pa.Table.from_pylist(rows, schema), temporary)
+    write_rows(run / "scores" / "calibrated.parquet", rows, schema)
 
 
 def _clusters(prompts: Sequence[Prompt], ordinary: Ordinary) -> list[str]:

@@ -12,8 +12,8 @@ from unmemorize.core.errors import UserError
 from unmemorize.core.methods import Detector, Subject, parse
 from unmemorize.core.plain import to_json
 from unmemorize.core.results import Scores
-from unmemorize.core.run import Progress, Run, RunRecord, atomic, versions
-from unmemorize.core.shards import Row, merge_shards, run_shards
+from unmemorize.core.run import Progress, Run, RunRecord, versions
+from unmemorize.core.shards import Row, merge_shards, run_shards, write_rows
 from unmemorize.core.specs import DetectSpec, recorded
 from unmemorize.data.source import Prompt
 from unmemorize.stages.inputs import Inputs, bundle_of, load_as_asked, prompt_source, subject_of, with_sampling
@@ -128,8 +128,7 @@ def _write_prompts(prompts: Sequence[Prompt], path: Path) -> None:
     known = [("kind", text), ("copies", integer), ("memorable", truth), ("cluster", text)]
     schema = pa.schema([("id", text), ("prompt", text), *known])
     rows = [{"id": p.id, "prompt": p.text} | {name: getattr(p, name) for name, _ in known} for p in prompts]
-    with atomic(path) as temporary:
-        pq.write_table(pa.Table.from_pylist(rows, schema), temporary)
+    write_rows(path, rows, schema)
 
 
 def _work(inputs: Inputs, run: Path, progress: Progress) -> None:

@@ -6,13 +6,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
 from unmemorize.core.errors import NotApplicable
-from unmemorize.core.run import Progress, atomic
+from unmemorize.core.run import Progress
+from unmemorize.core.shards import write_rows
 from unmemorize.metrics.permutation import nearness_test
 from unmemorize.metrics.similarity import References, small
 from unmemorize.stages.calibrate import LEVEL
@@ -64,8 +64,7 @@ def compare_held_out(
         for name, members in sets.items()
         if members.any()
     ]
-    with atomic(run / "scores" / "nearness.parquet") as temporary:
-        pq.write_table(pa.Table.from_pylist(found), temporary)
+    write_rows(run / "scores" / "nearness.parquet", found)
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 from safetensors.torch import load_file, save_file
 
@@ -24,7 +23,7 @@ from unmemorize.core.model import Condition, DiffusionModel, joined
 from unmemorize.core.results import Match
 from unmemorize.core.run import Progress, Run, RunRecord, Source, atomic, digest, quiet, versions, write_json
 from unmemorize.core.sample import Sampler, generate, generators
-from unmemorize.core.shards import Row, merge_shards, run_shards
+from unmemorize.core.shards import Row, merge_shards, run_shards, write_rows
 from unmemorize.core.specs import LocalitySpec, limited, recorded
 from unmemorize.data.bundle import Bundle
 from unmemorize.data.source import Prompt
@@ -310,6 +309,5 @@ def _map(groups: Mapping[str, Condition], path: Path) -> list[Row]:
     names = [(group, i) for group, cond in groups.items() for i in range(len(cond))]
     points = tsne(torch.cat([cond.embeds for cond in groups.values()]))
     rows = [{"group": group, "embedding": i, "x": x, "y": y} for (group, i), (x, y) in zip(names, points, strict=True)]
-    with atomic(path) as temporary:
-        pq.write_table(pa.Table.from_pylist(rows), temporary)
+    write_rows(path, rows)
     return rows

@@ -9,13 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 
 from unmemorize.core.choose import evenly
 from unmemorize.core.model import DiffusionModel
-from unmemorize.core.run import Progress, Run, RunRecord, atomic, quiet, versions, write_json
-from unmemorize.core.shards import merge_shards, run_shards
+from unmemorize.core.run import Progress, Run, RunRecord, quiet, versions, write_json
+from unmemorize.core.shards import merge_shards, run_shards, write_rows
 from unmemorize.core.specs import TriggerSpec, limited, recorded
 from unmemorize.core.text import normalise, spans
 from unmemorize.data.bundle import Bundle
@@ -124,8 +122,7 @@ def _measure(
         progress("probe", done, len(texts))
     table = merge_shards(run / "shards" / "probe", run / "outcomes.parquet")
     rows = [{"prompt": p} | dataclasses.asdict(v) for p, found in tried.items() for v in found]
-    with atomic(run / "variants.parquet") as temporary:
-        pq.write_table(pa.Table.from_pylist(rows), temporary)
+    write_rows(run / "variants.parquet", rows)
     return {row["text"]: Outcome(row["magnitude"], row["copies"], row["seeds"]) for row in table.to_pylist()}
 
 

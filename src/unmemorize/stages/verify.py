@@ -5,12 +5,9 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
 from unmemorize.core.results import Match
-from unmemorize.core.run import Progress, atomic, digest
-from unmemorize.core.shards import Row
+from unmemorize.core.run import Progress, digest
+from unmemorize.core.shards import Row, write_rows
 from unmemorize.data.pictures import save_image
 from unmemorize.stages.inputs import Inputs
 from unmemorize.stages.pictures import bytes_of, generated
@@ -30,8 +27,7 @@ def _work(inputs: Inputs, run: Path, progress: Progress) -> None:
     place = {name: row for row, name in enumerate(references.names)}
     for name in {m.nearest for m in matches}:
         save_image(references[[place[name]]].images[0], run / reference_name(name))
-    with atomic(run / "scores" / "verify.parquet") as temporary:
-        pq.write_table(pa.Table.from_pylist(found), temporary)
+    write_rows(run / "scores" / "verify.parquet", found)
 
 
 def _match_row(match: Match, caption: str | None) -> Row:
