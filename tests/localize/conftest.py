@@ -43,7 +43,7 @@ class PlantedModel(Counted):
     """The prompt `memorized` drives the channel; any other prompt drives none of them much."""
 
     name = "planted"
-    steps, guidance = 50, 7.5
+    steps, guidance, batch = 50, 7.5, None
 
     def __init__(self):
         super().__init__()

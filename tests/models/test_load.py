@@ -5,15 +5,20 @@ from __future__ import annotations
 import copy
 import json
 import shutil
+from types import SimpleNamespace
 
 import pytest
 import torch
-from diffusers import DDIMScheduler, DiffusionPipeline, PNDMScheduler, UNet2DConditionModel
+from diffusers import DDIMScheduler, DiffusionPipeline, PNDMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from safetensors.torch import load_file
 
 from unmemorize.core.errors import NotApplicable, UserError
+from unmemorize.core.methods import Subject
 from unmemorize.core.sample import Sampler, generate
-from unmemorize.models.load import load, wrap
+from unmemorize.localize.reference import activations
+from unmemorize.localize.wanda import Wanda
+from unmemorize.mitigate.edit import Edit
+from unmemorize.models.load import load, place, wrap
 
 
 @pytest.fixture
@@ -51,25 +56,77 @@ def from_hub(folder, monkeypatch, downloaded):
     pipe = DiffusionPipeline.from_pretrained(folder, safety_checker=None, requires_safety_checker=False)
     monkeypatch.setattr("unmemorize.models.load._pipeline", lambda source, dtype, config: pipe)
     monkeypatch.setattr(DiffusionPipeline, "download", downloaded)
-    return load("owner/name", device="cpu")
+    return load("owner/name", revision="v2", device="cpu")
 
 
 def test_a_hub_model_s_safety_checker_is_downloaded_for_saving(with_checker, is_checked, tmp_path, monkeypatch):
-    """The id that was loaded is asked for, once, when the model is saved."""
+    """The id and the revision that were loaded are asked for, once, when the model is saved."""
     asked = []
-    model = from_hub(with_checker, monkeypatch, lambda name: (asked.append(name), str(with_checker))[1])
+
+    def downloaded(name, revision):
+        asked.append((name, revision))
+        return str(with_checker)
+
+    model = from_hub(with_checker, monkeypatch, downloaded)
     assert not asked
     model.save(tmp_path / "saved")
-    assert asked == ["owner/name"]
+    assert asked == [("owner/name", "v2")]
     assert is_checked(tmp_path / "saved")
 
 
 def test_a_hub_model_is_not_saved_without_its_safety_checker(with_checker, tmp_path, monkeypatch):
     """Where it cannot be had, saving is refused in one line."""
     shutil.rmtree(with_checker / "safety_checker")
-    model = from_hub(with_checker, monkeypatch, lambda name: str(with_checker))
+    model = from_hub(with_checker, monkeypatch, lambda name, revision: str(with_checker))
     with pytest.raises(UserError, match="owner/name: its safety_checker is not in the cache"):
         model.save(tmp_path / "saved")
+
+
+def test_a_revision_is_asked_of_the_hub(tiny_folder, monkeypatch):
+    """Of the index that names the family, and of the weights."""
+    asked, pipe = [], StableDiffusionPipeline.from_pretrained(tiny_folder)
+
+    def index(name, revision):
+        asked.append(revision)
+        return {"_class_name": "StableDiffusionPipeline"}
+
+    def weights(name, **how):
+        asked.append(how.pop("revision"))
+        return pipe
+
+    monkeypatch.setattr(DiffusionPipeline, "load_config", index)
+    monkeypatch.setattr(StableDiffusionPipeline, "from_pretrained", weights)
+    assert load("owner/name", revision="v2", device="cpu").revision == "v2"
+    assert asked == ["v2", "v2"]
+
+
+@pytest.mark.parametrize("offload", ["model", "group"])
+def test_offloading_needs_a_device_to_offload_from(offload):
+    """On a CPU everything is where it waits."""
+    with pytest.raises(UserError, match=f"--offload {offload}: .* leave it out"):
+        load("testbed", device="cpu", offload=offload)
+
+
+@pytest.mark.parametrize("offload", ["model", "group"])
+def test_an_offloaded_model_is_the_same_model(offload, tiny_folder, tiny_model):
+    """With diffusers' hooks in place, the CPU standing in for a GPU: pictures, statistics of layers, an edit."""
+    pipe = StableDiffusionPipeline.from_pretrained(tiny_folder)
+    standing_in = SimpleNamespace(
+        enable_model_cpu_offload=lambda device: pipe.enable_model_cpu_offload(device="cpu"),
+        enable_group_offload=lambda device, **how: pipe.enable_group_offload(torch.device("cpu"), **how),
+    )
+    place(standing_in, torch.device("cuda"), offload)
+    model = wrap(pipe, name="tiny")
+    assert model.fingerprint == tiny_model.fingerprint
+    results = []
+    for one in (model, tiny_model):
+        cond = one.encode(["an owl on a fence", "a boat"])
+        pruned = Edit.of(Wanda(sparsity=0.2, seeds=2).find(Subject(one), cond), one.fingerprint)
+        with pruned.applied(Subject(one)):
+            pictures = generate(one, cond, seeds=[5, 6], sampler=Sampler(2))
+        results.append([pictures, *activations(one, cond).values(), *pruned.weights.values()])
+    for offloaded, whole in zip(*results, strict=True):
+        assert torch.equal(offloaded, whole)
 
 
 def test_the_shipped_models_have_steps_of_their_own(tiny_folder):

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from unmemorize.core.batches import in_batches
 from unmemorize.core.hooks import frozen
 from unmemorize.core.methods import Attack, Subject, method
 from unmemorize.core.model import Condition, DiffusionModel, Prediction, drawn_levels, joined
@@ -88,11 +89,13 @@ class Dori(Attack):
         model = subject.model
         size = max(rows // self.batch, 1)
         kept = {*keep, self.updates}
-        attacked = []
+
+        def search(part: slice) -> tuple[dict[int, Condition], Tensor]:
+            return self._search(model, latents[part], start[part], seeds[part], kept)
+
         with model.counted() as cost, frozen(model.denoiser):
-            for first in range(0, len(latents), size):
-                part = slice(first, first + size)
-                attacked.append(self._search(model, latents[part], start[part], seeds[part], kept))
+            searches = in_batches(model, len(latents), search, size=size, rows=self.batch)
+            attacked = [result for _, result in searches]
         conditions = {step: joined([found[step] for found, _ in attacked]) for step in attacked[0][0]}
         return Found(conditions, torch.cat([losses for _, losses in attacked], dim=1), cost.forward)
 

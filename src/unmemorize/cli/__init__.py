@@ -42,6 +42,13 @@ def main() -> None:
     except (UnmemorizeError, OSError) as error:
         complain(str(error))
         sys.exit(2)
+    except RuntimeError as error:
+        from unmemorize.core.batches import OUT_OF_MEMORY, is_out_of_memory  # by now torch is there
+
+        if not is_out_of_memory(error):
+            raise
+        complain(OUT_OF_MEMORY)
+        sys.exit(2)
     except KeyboardInterrupt:  # while something was loaded or written; `working` says what is kept of work
         say("stopped: type the same command again", to=errors, style="yellow")
         sys.exit(INTERRUPTED)

@@ -17,7 +17,7 @@ PICTURES = ("references", "targets", "controls", "held_out")
 FILES = {"sscd": "name an SSCD TorchScript (.pt) or ONNX (.onnx) file"}
 
 
-def check(spec: OfModel, *outputs: Output, left_out: tuple[str, ...] = ()) -> None:
+def check(spec: OfModel, *outputs: Output) -> None:
     """Refuse what cannot be read or written, and a run directory of other settings; then say what is loading.
 
     The work itself checks again, and more: what is inside files, and what depends on the model.
@@ -25,7 +25,6 @@ def check(spec: OfModel, *outputs: Output, left_out: tuple[str, ...] = ()) -> No
     Args:
         spec: The settings.
         outputs: Where results go.
-        left_out: Settings that a run's record does not hold, since they change no result.
 
     Raises:
         UserError: An input is not there or is of another kind, an output cannot be written, or a run directory holds a
@@ -33,8 +32,8 @@ def check(spec: OfModel, *outputs: Output, left_out: tuple[str, ...] = ()) -> No
     """
     given = {name: getattr(spec, name, "") for name in (*PROMPTS, *PICTURES, *FILES)}
     check_outputs(outputs, [spec.model, *given.values(), *_mitigations(spec)])
-    examine(spec.model, variant=getattr(spec, "variant", "") or None)
     if isinstance(spec, Loaded):
+        examine(spec.model, variant=spec.variant or None, revision=spec.revision or None)
         for file in spec.lora:
             lora_file(file)
         for file in spec.embedding:
@@ -48,7 +47,7 @@ def check(spec: OfModel, *outputs: Output, left_out: tuple[str, ...] = ()) -> No
     _check_captions(given, getattr(spec, "column", ""))
     for output in outputs:
         if output.kind == "run":
-            check_settings(output.path, recorded(spec, *left_out))
+            check_settings(output.path, recorded(spec))
             _say_kept(output.path)
     say(f"loading {spec.model} …", to=errors)
 

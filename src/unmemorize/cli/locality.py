@@ -30,7 +30,7 @@ NAMES = {
 def locality(spec: LocalitySpec, *, run: Run = "", json: Json = False) -> None:
     """Attack one picture from many starts and measure how alike the embeddings, activations and weights are."""
     folder = Path(run or Path("runs") / f"locality-{Path(spec.model).name}-{Path(spec.target).stem}")
-    check(spec, Output("--run", folder, "run"), left_out=("batch",))
+    check(spec, Output("--run", folder, "run"))
 
     from unmemorize.stages.locality import locality as run_locality
 

@@ -9,9 +9,9 @@ from rich.table import Table
 
 from unmemorize.cli.app import EXPLAIN, REMOVE, Json, command, option
 from unmemorize.cli.checks import check
-from unmemorize.cli.terminal import add_row, errors, next_step, out, print_json, say, working
-from unmemorize.core.outputs import Output, check_outputs
-from unmemorize.core.specs import EMBEDDED, LocateSpec
+from unmemorize.cli.terminal import add_row, next_step, out, print_json, say, working
+from unmemorize.core.outputs import Output
+from unmemorize.core.specs import EMBEDDED, ApplySpec, LocateSpec
 
 KEYS = ("method", "units", "selected", "per_layer", "evaluations")
 
@@ -61,7 +61,7 @@ def against(model: str) -> tuple[str, ...]:
     "unmemorize apply MODEL edit.safetensors --out pruned --force",
 )
 def apply(
-    model: Annotated[str, option("testbed, testbed-twin, a pipeline folder, or a hub id.")],
+    spec: ApplySpec,
     edit: Annotated[str, option("An edit: NAME.safetensors, with its .json beside it.")],
     *,
     folder: Annotated[str, option("A new folder for the edited pipeline.", name="--out")],
@@ -69,12 +69,11 @@ def apply(
     json: Json = False,
 ) -> None:
     """Write a model with an edit applied, as a folder that from_pretrained loads."""
-    check_outputs([Output("--out", Path(folder), "new")], [model, edit])
-    say(f"loading {model} …", to=errors)
+    check(spec, Output("--out", Path(folder), "new"))
 
     from unmemorize.stages.locate import apply_edit
 
-    apply_edit(model, Path(edit), Path(folder), force=force)
+    apply_edit(spec, Path(edit), Path(folder), force=force)
     if json:
         print_json({"model": folder})
         return

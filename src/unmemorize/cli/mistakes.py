@@ -42,13 +42,6 @@ RENAMED: dict[str, dict[str, str]] = {
     "--window": {"": "--method …:first=…,last=…"},
     "--seeds": dict.fromkeys(("attack", "generate", "locality", "mitigate", "triggers"), "--pictures"),
 }
-# Options that one could expect, and what there is instead.
-ABSENT = {
-    "--offload": "models are loaded whole: a smaller --dtype or --device cpu takes less memory of a GPU",
-    "--batch": "rows of a method are its own setting, --method NAME:batch=…, where it has one",
-    "--device": "this command takes a GPU where there is one: hide it with CUDA_VISIBLE_DEVICES=''",
-    "--dtype": "this command computes in float32",
-}
 
 
 def explained(error: CycloptsError) -> str:
@@ -60,8 +53,6 @@ def explained(error: CycloptsError) -> str:
         name = new.get(command, new.get(""))
         if name:
             return f"{typed}: this option is called {name} now"
-        if typed in ABSENT:
-            return f"{typed}: no such option of {command}: {ABSENT[typed]}"
     text = " ".join(str(error).split())
     for token in error.root_input_tokens or ():
         if len(token) > LONGEST:

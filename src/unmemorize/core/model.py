@@ -245,6 +245,12 @@ class Cost:
     backward: int = 0
     decodes: int = 0
 
+    def take_back(self, cost: Cost) -> None:
+        """Count something no longer."""
+        self.forward -= cost.forward
+        self.backward -= cost.backward
+        self.decodes -= cost.decodes
+
 
 class Counted:
     """Counts a model's work for whoever asked; an adapter calls `count_rows` and `count_decodes`."""
@@ -254,11 +260,16 @@ class Counted:
 
     @contextmanager
     def counted(self) -> Iterator[Cost]:
-        """The cost of a block, complete once it is left; blocks may lie within each other."""
+        """The cost of a block, complete once it is left; blocks may be nested, and one that fails costs nothing."""
         cost = Cost()
         self._costs.append(cost)
         try:
             yield cost
+        except BaseException:
+            for other in self._costs:
+                if other is not cost:
+                    other.take_back(cost)
+            raise
         finally:
             self._costs = [other for other in self._costs if other is not cost]
 
@@ -300,12 +311,14 @@ class DiffusionModel(Protocol):
         denoiser: The network.
         guidance: The family's own guidance scale; 1 where guidance is off.
         steps: The family's own number of sampling steps.
+        batch: Rows of the denoiser at once, at most; None: as many as a method likes. It shrinks where memory runs out.
     """
 
     name: str
     denoiser: nn.Module
     guidance: float
     steps: int
+    batch: int | None
 
     @property
     def device(self) -> torch.device:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from unmemorize.core.batches import in_batches
 from unmemorize.core.model import Condition, DiffusionModel, Prediction
 
 ROWS = 16  # pictures that are sampled together, where nothing else is asked for
@@ -143,8 +144,12 @@ def trajectory(
 
 def sampling_evaluations(model: DiffusionModel, sampler: Sampler) -> int:
     """Evaluations that sampling one picture takes: two a step under guidance."""
-    halves = 2 if sampler.guidance_of(model) > 1 else 1
-    return len(model.schedule(sampler.steps_of(model)).timesteps) * halves
+    return len(model.schedule(sampler.steps_of(model)).timesteps) * rows_of(model, sampler)
+
+
+def rows_of(model: DiffusionModel, sampler: Sampler) -> int:
+    """Rows of the denoiser that a picture takes at a sampling step: two under guidance."""
+    return 2 if sampler.guidance_of(model) > 1 else 1
 
 
 def sampling_start(model: DiffusionModel, noise: Tensor, steps: int | None = None) -> tuple[Tensor, Tensor]:
@@ -171,9 +176,14 @@ def first_conditional(
     t = model.schedule(model.steps if steps is None else steps).timesteps[0]
     rows = torch.arange(len(cond) * len(empty.x), device=empty.x.device)
     prompt, seed = rows // len(empty.x), rows % len(empty.x)
+
+    def predicted(part: slice) -> Tensor:
+        r = rows[part]
+        return model.predict(empty.x[seed[r]], t, cond[prompt[r]]).output
+
     with torch.no_grad():
-        parts = [model.predict(empty.x[seed[r]], t, cond[prompt[r]]).output for r in torch.split(rows, batch)]
-    return Prediction(torch.cat(parts), empty.kind, empty.x[seed], empty.alpha, empty.sigma)
+        outputs = [output for _, output in in_batches(model, len(rows), predicted, size=batch)]
+    return Prediction(torch.cat(outputs), empty.kind, empty.x[seed], empty.alpha, empty.sigma)
 
 
 def sample(
@@ -191,13 +201,14 @@ def sample(
     """
     if len(seeds) != len(cond) or not len(cond):
         raise ValueError(f"expected one seed per prompt, got {len(seeds)} seeds for {len(cond)} prompts")
-    parts = []
-    for start in range(0, len(cond), batch):
-        rows = slice(start, start + batch)
-        for step in trajectory(model, cond[rows], seeds=seeds[rows], sampler=sampler):
+
+    def sampled(part: slice) -> Tensor:
+        for step in trajectory(model, cond[part], seeds=seeds[part], sampler=sampler):
             last = step.x_next
-        parts.append(last)
-    return torch.cat(parts)
+        return last
+
+    halves = rows_of(model, sampler)
+    return torch.cat([last for _, last in in_batches(model, len(cond), sampled, size=batch, rows=halves)])
 
 
 def generate(
@@ -215,4 +226,5 @@ def generate(
     """
     latents = sample(model, cond, seeds=seeds, sampler=sampler, batch=batch)
     with torch.no_grad():
-        return torch.cat([model.decode(part) for part in latents.split(batch)])
+        pictures = in_batches(model, len(latents), lambda part: model.decode(latents[part]), size=batch)
+        return torch.cat([picture for _, picture in pictures])

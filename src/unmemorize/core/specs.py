@@ -5,7 +5,7 @@ Nothing here needs torch: a command line is read, and refused, before a model is
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Annotated, Any, Literal
 
 from annotated_types import Interval
@@ -71,17 +71,23 @@ class Loaded:
         lora: LoRA file or folder, merged into the weights; FILE:0.7 scales it; repeatable.
         embedding: Textual inversion, whose word is added to the tokenizer; repeatable.
         variant: Variant of a folder's weights, such as fp16; what is there, by default.
+        revision: Branch, tag or commit of a hub model.
         config: For a single file: a folder of its family, for configuration and tokenizers.
         device: cpu, cuda or cuda:1; a GPU where there is one, by default.
-        dtype: Precision; float16 on a GPU and float32 on a CPU, by default.
+        dtype: Precision; float16 on a GPU and float32 on a CPU, by default; mitigate trains in float32.
+        batch: Rows of the denoiser at once, at most; by default what fits into memory.
+        offload: Keep on the CPU what is not computing: model, all parts but the one at work; group, all layers but it.
     """
 
     lora: tuple[str, ...] = ()
     embedding: tuple[str, ...] = ()
     variant: str = ""
+    revision: str = ""
     config: str = ""
     device: str = ""
     dtype: Literal["", "float32", "float16", "bfloat16"] = ""
+    batch: Limit = 0
+    offload: Literal["", "model", "group"] = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -285,6 +291,17 @@ class LocateSpec(OfModel, Prompted, Calibrated, Loaded):
 
 
 @dataclass(frozen=True, kw_only=True)
+class ApplySpec(OfModel, Loaded):
+    """What to apply an edit to.
+
+    Attributes:
+        model: testbed, testbed-twin, a pipeline folder, a .safetensors checkpoint, or a hub id.
+    """
+
+    model: str = field()  # named always: an edit belongs to one model
+
+
+@dataclass(frozen=True, kw_only=True)
 class LocalitySpec(OfModel, Prompted, Calibrated, Compared, Sampled, Loaded):
     """Which picture to study, and how.
 
@@ -294,7 +311,6 @@ class LocalitySpec(OfModel, Prompted, Calibrated, Compared, Sampled, Loaded):
         updates: Updates of the attack.
         limit: How many of the memorized prompts to compare with, one of each cluster.
         pictures: Held-out pictures of each embedding; half must be copies.
-        batch: Rows a denoiser evaluation; changes no result.
         layers: NeMo: all cross-attention, or down-mid as the paper.
         refine: NeMo: free what the channels do without; slow.
         sparsity: Wanda: share of each weight row.
@@ -305,7 +321,6 @@ class LocalitySpec(OfModel, Prompted, Calibrated, Compared, Sampled, Loaded):
     updates: Count = 50
     limit: Limit = 100
     pictures: Count = 2
-    batch: Count = 64
     # Settings of methods.
     layers: Literal["down-mid", "all"] = "all"
     refine: bool = False
@@ -343,7 +358,7 @@ class AttackSpec(OfModel, Targeted, Calibrated, Compared, Sampled, Loaded):
 
 
 @dataclass(frozen=True, kw_only=True)
-class MitigateSpec(OfModel, Targeted, Compared, Sampled):
+class MitigateSpec(OfModel, Targeted, Compared, Sampled, Loaded):
     """What to remove by training, and how.
 
     Attributes:
@@ -363,6 +378,13 @@ class MitigateSpec(OfModel, Targeted, Compared, Sampled):
     captions: bool = False
     mitigation: str = ""
     surrogates: Count = 10
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.dtype == "float16":
+            raise UserError("--dtype float16: its range is too small to train in: name float32 or bfloat16")
+        if self.offload:
+            raise UserError(f"--offload {self.offload}: training needs the weights where it computes: leave it out")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -406,9 +428,12 @@ class DataSpec:
     out: str = ""
 
 
-def recorded(spec: Any, *left_out: str) -> dict[str, Any]:
+PLACED = ("device", "batch", "offload")  # settings that say where and in what portions to compute: no result changes
+
+
+def recorded(spec: Any) -> dict[str, Any]:
     """The settings as a run's record holds them, but for those that change no result."""
-    values = {name: value for name, value in asdict(spec).items() if name not in (*left_out, "device")}
+    values = {name: value for name, value in asdict(spec).items() if name not in PLACED}
     return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
 
 

@@ -10,11 +10,12 @@ from itertools import islice
 import torch
 from torch import Tensor
 
+from unmemorize.core.batches import in_batches
 from unmemorize.core.errors import NotApplicable, UserError
 from unmemorize.core.methods import Detector, Subject, method
 from unmemorize.core.model import Condition, Prediction
 from unmemorize.core.results import Scores
-from unmemorize.core.sample import Step, first_conditional, first_unconditional, trajectory
+from unmemorize.core.sample import Step, first_conditional, first_unconditional, rows_of, trajectory
 
 ROWS = 64  # evaluations at once
 PATHS = 32  # pictures sampled at once
@@ -74,14 +75,21 @@ class NoiseGap(Detector):
 
     def _along(self, subject: Subject, seeds: Sequence[int], cond: Condition) -> Scores:
         model = subject.model
+        rows = torch.arange(len(cond) * len(seeds))
         gaps, norms = [], []
+
+        def read(part: slice) -> tuple[Tensor, Tensor]:
+            chosen = [seeds[i] for i in (rows[part] % len(seeds)).tolist()]
+            path = trajectory(model, cond[rows[part] // len(seeds)], seeds=chosen, sampler=subject.sampler)
+            steps = list(islice(path, self.first, self.last))
+            gap = torch.stack([step.cond.gap(_uncond(step)) for step in steps], dim=1)
+            norm = torch.stack([_norm(_uncond(step)) for step in steps], dim=1)
+            return gap, norm
+
         with model.counted() as cost:
-            for part in torch.arange(len(cond) * len(seeds)).split(PATHS):
-                chosen = [seeds[i] for i in (part % len(seeds)).tolist()]
-                path = trajectory(model, cond[part // len(seeds)], seeds=chosen, sampler=subject.sampler)
-                steps = list(islice(path, self.first, self.last))
-                gaps.append(torch.stack([step.cond.gap(_uncond(step)) for step in steps], dim=1))
-                norms.append(torch.stack([_norm(_uncond(step)) for step in steps], dim=1))
+            for _, (gap, norm) in in_batches(model, len(rows), read, size=PATHS, rows=rows_of(model, subject.sampler)):
+                gaps.append(gap)
+                norms.append(norm)
         shape = (len(cond), len(seeds), -1)
         return _scores(torch.cat(gaps).reshape(shape), torch.cat(norms).reshape(shape), cost.forward)
 

@@ -13,6 +13,7 @@ from scipy.sparse import csr_array
 from scipy.spatial.distance import squareform
 from torch import Tensor
 
+from unmemorize.core.batches import at_once
 from unmemorize.core.hooks import observed
 from unmemorize.core.methods import Subject
 from unmemorize.core.model import Condition, DiffusionModel, Reach
@@ -138,9 +139,8 @@ def feed_forward_activations(
             rows.append(inputs.flatten(1).cpu())
 
         with observed(model.denoiser, {name: keep}), torch.no_grad():
-            for i in range(0, len(cond), batch):
-                some = cond[i : i + batch]
-                model.predict(start.x.expand(len(some), -1, -1, -1), start.t, some)
+            for part in torch.arange(len(cond)).split(at_once(model, batch)):
+                model.predict(start.x.expand(len(part), -1, -1, -1), start.t, cond[part])
         yield name, torch.cat(rows)
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from unmemorize.core.batches import in_batches
 from unmemorize.core.hooks import outputs_before, patched, replayed
 from unmemorize.core.model import Condition, DiffusionModel
 from unmemorize.localize.reference import Start
@@ -56,13 +57,18 @@ class Probe:
 
     def similarity(self, blocked: Tensor, seeds: Tensor) -> Tensor:
         """SSIM of the differences with and without each set blocked at all tokens: (sets, seeds)."""
-        found = [torch.empty(0)]
-        for rows in torch.arange(len(blocked) * len(seeds)).split(self._batch) if len(seeds) else ():
-            sets, seed = blocked[rows // len(seeds)], seeds[rows % len(seeds)]
+        rows = torch.arange(len(blocked) * len(seeds))
+
+        def compared(part: slice) -> Tensor:
+            sets, seed = blocked[rows[part] // len(seeds)], seeds[rows[part] % len(seeds)]
             with replayed(self._model.denoiser, self._before, seed.to(self._free.device)):
                 differences = self._differences(sets, seed)
-            found.append(ssim(self._free[seed], differences, self._scales).cpu())
-        return torch.cat(found).reshape(len(blocked), len(seeds))
+            return ssim(self._free[seed], differences, self._scales).cpu()
+
+        values = [torch.empty(0)]
+        for _, value in in_batches(self._model, len(rows), compared, size=self._batch):
+            values.append(value)
+        return torch.cat(values).reshape(len(blocked), len(seeds))
 
     @contextmanager
     def changing(self, layer: str, blocked: Tensor) -> Iterator[None]:

@@ -13,6 +13,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from unmemorize.core.batches import in_batches
 from unmemorize.core.errors import UserError
 from unmemorize.core.model import Condition, DiffusionModel, Reach
 from unmemorize.core.run import Progress, atomic, digest, quiet
@@ -90,7 +91,9 @@ def activations(model: DiffusionModel, cond: Condition, reach: Reach = "all") ->
     """
     with torch.no_grad():
         inputs = model.text_inputs(cond)
-        return {name: layer(inputs).abs().float().mean(1) for name, layer in model.text_projections(reach).items()}
+        layers = model.text_projections(reach)
+        # Weights may wait on the CPU while no part of the network computes.
+        return {n: layer(inputs.to(layer.weight.device)).abs().float().mean(1) for n, layer in layers.items()}
 
 
 def check_finite(denoiser: nn.Module) -> None:
@@ -150,11 +153,14 @@ def calibrate(
     start, found = Start.of(model, seeds), []
     scales = scales_for(*start.x.shape[-2:])
     first, second = torch.triu_indices(len(seeds), len(seeds), 1)
-    step = max(batch // len(seeds), 1)
-    for i in range(0, len(ordinary), step):
-        differences = start.unblocked(model, ordinary[i : i + step])
+
+    def unblocked(part: slice) -> Tensor:
+        return start.unblocked(model, ordinary[part])
+
+    size = max(batch // len(seeds), 1)
+    for part, differences in in_batches(model, len(ordinary), unblocked, size=size, rows=len(seeds)):
         found += [pairwise_ssim(images, scales)[first, second] for images in differences]
-        progress("calibrate", min(i + step, len(ordinary)), len(ordinary))
+        progress("calibrate", part.stop, len(ordinary))
     values = torch.cat(found).double()
     return float(values.mean() + values.std())
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from unmemorize.core.batches import in_batches
 from unmemorize.core.errors import UserError
 from unmemorize.core.hooks import observed
 from unmemorize.core.methods import Localizer, Subject, method
@@ -72,20 +73,23 @@ class Wanda(Localizer):
         weights = {name: layer.weight.detach().abs().float() for name, layer in layers.items()}
         total: dict[str, Tensor] = {}
         by_prompt = []
-        step = max(self.batch // self.seeds, 1)
         names = names_of(cond)
+
+        def energies_of(part: slice) -> dict[str, Tensor]:
+            return _energies(model, cond[part], range(self.seeds))
+
+        size = max(self.batch // self.seeds, 1)
         with model.counted() as cost:
             base = _energies(model, model.encode([""]), range(self.seeds))
-            for start in range(0, len(cond), step):
-                energies = _energies(model, cond[start : start + step], range(self.seeds))
+            for part, energies in in_batches(model, len(cond), energies_of, size=size, rows=2 * self.seeds):
                 if self.per_prompt:
-                    for row, prompt in enumerate(names[start : start + step]):
+                    for row, prompt in enumerate(names[part]):
                         one = {name: energy[row] for name, energy in energies.items()}
                         chosen = choose(weights, one, _times(base, 1), self.sparsity)
                         by_prompt.append(PromptUnits(prompt, chosen, {}))
                 for name, energy in energies.items():
                     total[name] = total.get(name, 0) + energy.sum(0)
-                progress("locate", min(start + step, len(cond)), len(cond))
+                progress("locate", part.stop, len(cond))
         joint = [prompt.masks for prompt in by_prompt]
         if not self.per_prompt:
             joint = [choose(weights, total, _times(base, len(cond)), self.sparsity)]
@@ -117,9 +121,9 @@ def choose(
         mask = torch.zeros_like(weight, dtype=torch.bool)
         for wanted, usual in zip(target[name].sqrt(), base[name].sqrt(), strict=True):
             # In double precision, as the norms are: scores that are equal for both prompts have to stay so.
-            score = weight * wanted
+            score = weight * wanted.to(weight.device)  # where the weights wait, if parts are offloaded
             top = score.topk(count, dim=1).indices
-            mask |= torch.zeros_like(mask).scatter(1, top, True) & (score > weight * usual)
+            mask |= torch.zeros_like(mask).scatter(1, top, True) & (score > weight * usual.to(weight.device))
         masks[name] = mask.cpu()
     return masks
 

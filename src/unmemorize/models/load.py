@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from unmemorize.core.errors import NotApplicable, UnmemorizeError, UserError
 from unmemorize.core.specs import EMBEDDED
@@ -74,6 +74,8 @@ def load(  # noqa: PLR0913 - all but the name are optional
     device: str | None = None,
     dtype: torch.dtype | str | None = None,
     variant: str | None = None,
+    revision: str | None = None,
+    offload: Literal["model", "group"] | None = None,
     config: str | None = None,
     lora: Sequence[str] = (),
     embedding: Sequence[str] = (),
@@ -87,6 +89,8 @@ def load(  # noqa: PLR0913 - all but the name are optional
         device: A GPU if there is one, by default.
         dtype: Half precision on a GPU and float32 on a CPU, by default.
         variant: The variant of a folder's weights, such as `fp16`; by default what is there.
+        revision: The branch, tag or commit of a hub model.
+        offload: What waits on the CPU while another part computes: `model` for whole components, `group` for layers.
         config: For a single file, a folder of its family: configuration and tokenizers are taken from there.
         lora: LoRA files or folders, merged into the weights; `FILE:0.7` scales one.
         embedding: Textual inversions, whose words are added to the tokenizer.
@@ -94,9 +98,10 @@ def load(  # noqa: PLR0913 - all but the name are optional
 
     Raises:
         NotApplicable: The pipeline's family has no adapter.
-        UserError: There is nothing whole to be loaded without opening pickles, or what is added is for another model.
+        UserError: There is nothing whole to be loaded without opening pickles, what is added is for another model, or
+            there is no device to offload from.
     """
-    source = examine(path, variant=variant)
+    source = examine(path, variant=variant, revision=revision)
     loras = [lora_file(given) for given in ([lora] if isinstance(lora, str) else lora)]
     embeddings = [embedding_file(given) for given in ([embedding] if isinstance(embedding, str) else embedding)]
     import torch
@@ -112,11 +117,29 @@ def load(  # noqa: PLR0913 - all but the name are optional
                 additions.merge_lora(pipe, file, scale)
             for file in embeddings:
                 additions.add_words(pipe, file)
-    kept = Path(path) if source.kind == "folder" else path if source.kind == "hub" else None
-    model = wrap(pipe.to(device), name=" + ".join([path, *lora, *embedding]), source=kept, size=size)
+    origin = Path(path) if source.kind == "folder" else path if source.kind == "hub" else None
+    place(pipe, torch.device(device), offload)
+    model = wrap(pipe, name=" + ".join([path, *lora, *embedding]), source=origin, size=size)
+    model.revision = revision
     if source.kind == "embedded":
         model.steps = EMBEDDED_STEPS
     return model
+
+
+def place(pipe: DiffusionPipeline, device: torch.device, offload: str | None) -> None:
+    """Move a pipeline to a device, or let its parts move there when they compute.
+
+    Raises:
+        UserError: Parts are to wait on the CPU, and compute there as well.
+    """
+    if offload is None:
+        pipe.to(device)
+    elif device.type == "cpu":
+        raise UserError(f"--offload {offload}: the model computes on the CPU, where parts wait anyway: leave it out")
+    elif offload == "model":
+        pipe.enable_model_cpu_offload(device=device)
+    else:
+        pipe.enable_group_offload(device, offload_type="leaf_level")
 
 
 def _dtype(named: torch.dtype | str) -> torch.dtype:
@@ -133,7 +156,7 @@ def _pipeline(source: Source, dtype: torch.dtype, config: str | None) -> Any:
 
     with _failures(source), _silence():
         if source.kind == "hub":
-            index = diffusers.DiffusionPipeline.load_config(source.path)
+            index = diffusers.DiffusionPipeline.load_config(source.path, revision=source.revision)
             source = replace(source, family=require_adapter(source.path, str(index["_class_name"])), null=nulls(index))
         own = getattr(diffusers, str(source.family))
         left_out: dict[str, Any] = dict.fromkeys(source.null)
@@ -144,8 +167,9 @@ def _pipeline(source: Source, dtype: torch.dtype, config: str | None) -> Any:
                 return own.from_single_file(
                     source.path, config=str(folder), local_files_only=True, torch_dtype=dtype, **left_out
                 )
-        place = ASSETS / "model" if source.kind == "embedded" else source.path
-        pipe = own.from_pretrained(place, dtype=dtype, variant=source.variant, use_safetensors=True, **left_out)
+        location = ASSETS / "model" if source.kind == "embedded" else source.path
+        named = {"variant": source.variant, "revision": source.revision} | left_out
+        pipe = own.from_pretrained(location, dtype=dtype, use_safetensors=True, **named)
         if source.path == "testbed-twin":
             twin = diffusers.UNet2DConditionModel
             pipe.unet = twin.from_pretrained(ASSETS / "twin", torch_dtype=dtype, use_safetensors=True)

@@ -35,6 +35,7 @@ class Adapter(Counted, ABC):
     levels: VariancePreserving | RectifiedFlow
     guidance: float = 7.5
     steps: int = 50
+    batch: int | None = None
     apart: bool = False
 
     @property
@@ -118,6 +119,7 @@ class PipelineModel(Adapter, TypedModel):
     part = "transformer"  # the component that denoises
     pooled = False  # whether it reads a vector a prompt beside the embeddings
     multiple = 8  # of which height and width have to be multiples
+    revision: str | None = None  # of a hub model that is not its main branch
 
     def __init__(
         self, pipe: Any, name: str, source: Path | str | None = None, size: tuple[int, int] | None = None
@@ -274,15 +276,15 @@ class PipelineModel(Adapter, TypedModel):
         """
         self.pipe.save_pretrained(folder)
         if self._source is not None:
-            _carry_over(_downloaded(self._source), folder)
+            _carry_over(_downloaded(self._source, self.revision), folder)
 
 
-def _downloaded(source: Path | str) -> Path:
+def _downloaded(source: Path | str, revision: str | None) -> Path:
     """The folder of a pipeline; of a hub id the one in the cache, with every component."""
     if isinstance(source, Path):
         return source
     try:
-        folder = Path(DiffusionPipeline.download(source))
+        folder = Path(DiffusionPipeline.download(source, revision=revision))
         index: dict[str, Any] = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

@@ -61,6 +61,7 @@ class Source:
         family: The pipeline's class; None of a hub id.
         null: Components that it says it has none of.
         variant: The part of its weights' names that diffusers calls so, such as `fp16`.
+        revision: The branch, tag or commit of a hub model; its main branch by default.
     """
 
     path: str
@@ -68,19 +69,28 @@ class Source:
     family: str | None = None
     null: tuple[str, ...] = ()
     variant: str | None = None
+    revision: str | None = None
 
 
-def examine(path: str, *, variant: str | None = None) -> Source:
+def examine(path: str, *, variant: str | None = None, revision: str | None = None) -> Source:
     """What a name of a model stands for.
 
     Args:
         path: `testbed`, `testbed-twin`, a pipeline folder, a `.safetensors` checkpoint, or a hub id (owner/name).
         variant: The variant of weights that is asked for; the one that is there by default.
+        revision: The branch, tag or commit of a hub model.
 
     Raises:
         NotApplicable: The pipeline's family has no adapter.
         UserError: There is nothing, or nothing whole, to be loaded.
     """
+    source = _examined(path, variant, revision)
+    if revision and source.kind != "hub":
+        raise UserError(f"--revision {revision}: {path} is no hub model, which alone has revisions: leave it out")
+    return source
+
+
+def _examined(path: str, variant: str | None, revision: str | None) -> Source:
     if path in EMBEDDED:
         return Source(path, "embedded", "StableDiffusionPipeline")
     place = Path(path)
@@ -90,7 +100,7 @@ def examine(path: str, *, variant: str | None = None) -> Source:
     if kind == "a file":
         return Source(path, "file", _checkpoint(path, place))
     if kind == "nothing" and path.count("/") == 1 and not path.startswith((".", "/", "~")) and not _is_file(place):
-        return Source(path, "hub", variant=variant)
+        return Source(path, "hub", variant=variant, revision=revision)
     if kind == "nothing":
         what = "file" if _is_file(place) else "folder"
         raise UserError(f"{path}: no such {what}: name a pipeline folder, a hub id (owner/name) or 'testbed'")

@@ -108,22 +108,26 @@ def bundle_of(spec: Any) -> Bundle:
 
 
 def load_as_asked(spec: Any) -> PipelineModel:
-    """The model that the settings name, as `core.specs.Loaded` says.
+    """The model that the settings name, loaded as they say.
 
     Raises:
         UserError: It cannot be loaded, or there is no such device or precision here.
     """
     if spec.device:
         _check_device(spec.device)
-    return load(
+    model = load(
         spec.model,
         device=spec.device or None,
         dtype=spec.dtype or None,
         variant=spec.variant or None,
+        revision=spec.revision or None,
+        offload=spec.offload or None,
         config=spec.config or None,
         lora=spec.lora,
         embedding=spec.embedding,
     )
+    model.batch = spec.batch or None
+    return model
 
 
 def _check_device(device: str) -> None:

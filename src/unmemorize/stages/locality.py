@@ -80,7 +80,6 @@ class _Study:
             cond.repeat(len(seeds)),
             seeds=seeds * len(cond),
             sampler=Sampler(self.spec.steps, self.spec.guidance),
-            batch=max(self.spec.batch // 2, 1),  # guidance doubles the rows
         )
         found = self.copied.match(pictures)
         return [found[i : i + len(seeds)] for i in range(0, len(found), len(seeds))]
@@ -155,7 +154,7 @@ def _record(study: _Study, prompts: Sequence[Prompt], ordinary: Sequence[str]) -
     usual = Source(source=spec.ordinary or "built in", sha256=digest(t.encode() for t in ordinary), count=len(ordinary))
     return RunRecord(
         status="running",
-        spec=recorded(spec, "batch"),
+        spec=recorded(spec),
         versions=versions(),
         model={"name": study.model.name, "fingerprint": study.model.fingerprint},
         data={
@@ -207,7 +206,7 @@ def _attack(study: _Study, target: str) -> list[Row]:
         drawn = [torch.randn(like.shape[1:], generator=g) for g in generators([FIRST_INIT + i for i in piece])]
         inits = Condition(torch.stack(drawn).to(like))
         latents = latent.expand(len(piece), -1, -1, -1)
-        attack = Dori(updates=spec.updates).attack(Subject(model), latents, inits, seeds=piece, rows=spec.batch)
+        attack = Dori(updates=spec.updates).attack(Subject(model), latents, inits, seeds=piece)
         with atomic(study.run / "shards" / "attack" / f"{piece[0]:05d}.safetensors") as temporary:
             pair = {ADVERSARIAL: attack.last, INITS: inits}
             save_file({name: cond.embeds.cpu().contiguous() for name, cond in pair.items()}, temporary)
@@ -260,7 +259,7 @@ def _distances(study: _Study, groups: Mapping[str, Condition]) -> dict[str, dict
         (group,) = piece
         cond = groups[group]
         values = value_activations(study.model, cond, study.spec.layers)
-        inner = feed_forward_activations(study.model, cond, batch=study.spec.batch)
+        inner = feed_forward_activations(study.model, cond)
         activations = itertools.chain([("", cond.embeds)], values, inner)
         return [{"group": group, "layer": name, "distances": distances(a)} for name, a in activations]
 
@@ -276,8 +275,8 @@ def _selections(
     """What NeMo and Wanda select for each embedding of each group, by layer; layers without any are left out."""
     spec, model = study.spec, study.model
     usual = cached_reference(model, model.encode(ordinary), cache_folder(), study.progress)
-    nemo = Nemo(layers=spec.layers, refine=spec.refine, batch=spec.batch, reference=usual)
-    wanda = Wanda(sparsity=spec.sparsity, batch=max(spec.batch // 4, 1))  # a row is a sampling run, with guidance
+    nemo = Nemo(layers=spec.layers, refine=spec.refine, reference=usual)
+    wanda = Wanda(sparsity=spec.sparsity)
     items = [(group, i) for group, cond in groups.items() for i in range(len(cond))]
 
     def work(piece: Sequence[tuple[str, int]]) -> list[Row]:

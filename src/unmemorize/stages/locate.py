@@ -8,10 +8,9 @@ from unmemorize.core.errors import UserError
 from unmemorize.core.methods import Localizer, Subject, parse
 from unmemorize.core.results import Localization
 from unmemorize.core.run import Progress, new_folder, quiet, require_new
-from unmemorize.core.specs import LocateSpec
+from unmemorize.core.specs import ApplySpec, LocateSpec
 from unmemorize.data.bundle import Bundle
 from unmemorize.mitigate.edit import Edit, check_name
-from unmemorize.models.load import load
 from unmemorize.stages.inputs import bundle_of, load_as_asked
 
 
@@ -49,7 +48,7 @@ def _ordinary(spec: LocateSpec, bundle: Bundle) -> list[str]:
     return bundle.ordinary()
 
 
-def apply_edit(model: str, edit: Path, out: Path, *, force: bool = False) -> Edit:
+def apply_edit(spec: ApplySpec, edit: Path, out: Path, *, force: bool = False) -> Edit:
     """Write the model with the edit to a new folder, which `from_pretrained` loads.
 
     Raises:
@@ -57,8 +56,8 @@ def apply_edit(model: str, edit: Path, out: Path, *, force: bool = False) -> Edi
     """
     require_new(out)
     change = Edit.load(edit)
-    loaded = load(model)
-    change.apply(loaded, force=force)
+    model = load_as_asked(spec)
+    change.apply(model, force=force)
     with new_folder(out) as temporary:
-        loaded.save(temporary)
+        model.save(temporary)
     return change

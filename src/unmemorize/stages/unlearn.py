@@ -35,9 +35,8 @@ from unmemorize.core.run import (
 from unmemorize.core.specs import MitigateSpec, recorded
 from unmemorize.metrics.neighbours import neighbours
 from unmemorize.metrics.similarity import References
-from unmemorize.models.load import load
 from unmemorize.stages.card import card
-from unmemorize.stages.inputs import bundle_of, subject_of, with_sampling
+from unmemorize.stages.inputs import bundle_of, load_as_asked, subject_of, with_sampling
 from unmemorize.stages.unlearner import pairs_of, surrogates_of, unlearner_of
 from unmemorize.study.copies import copy_check
 from unmemorize.study.effects import (
@@ -95,8 +94,8 @@ def mitigate(spec: MitigateSpec, out: Path, run: Path, progress: Progress = quie
     """
     require_new(out)
     unlearner = unlearner_of(spec)
-    team = Team("cuda" if torch.cuda.is_available() else "cpu")
-    model = load(spec.model, dtype=torch.float32, device=str(team.device))
+    team = Team(spec.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    model = load_as_asked(dataclasses.replace(spec, device=str(team.device), dtype=spec.dtype or "float32"))
     spec = with_sampling(spec, model)
     subjects, judge, split = measures(spec, model)
     job = _Job(spec, run, subject_of(spec, model), team, judge, subjects, split, progress)
