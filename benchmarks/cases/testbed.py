@@ -186,9 +186,10 @@ def loss_curves(data: Path) -> None:
     left, right = figure.subplots(1, 2)
     for axis, names in ((left, ("vae", "text")), (right, ("trunk", "planted", "twin"))):
         for name in names:
-            lines = [json.loads(line) for line in (data / name / "loss.jsonl").read_text(encoding="utf-8").splitlines()]
+            text = (data / name / "loss.jsonl").read_text(encoding="utf-8")
+            lines = [json.loads(line) for line in text.splitlines()[::20]]
             smooth = [sorted(x["loss"] for x in lines[max(i - 7, 0) : i + 8]) for i in range(len(lines))]
-            axis.plot([x["step"] for x in lines], [s[len(s) // 2] for s in smooth], label=name)
+            axis.plot([x["update"] for x in lines], [s[len(s) // 2] for s in smooth], label=name)
         axis.set(xlabel="step", ylabel="loss", yscale="log")
         axis.legend(frameon=False)
     save_figure(figure, "loss.svg")

@@ -1,49 +1,60 @@
-"""Training in several processes."""
+"""Training in several processes, with samples left out of the loss."""
 
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
-
-import torch
-from safetensors.torch import load_file
-
-SCRIPT = """
 import sys
 from pathlib import Path
-import torch, torch.distributed as dist
+from types import SimpleNamespace
+
+import torch
 from torch import nn
-from unmemorize.testbed.fit import fit, share
-rank, world, folder = int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3])
-if world > 1:
-    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=world)
-torch.manual_seed(0)
-model = nn.Linear(5, 3)
-def loss(step):
-    generator = torch.Generator().manual_seed(step)
-    x, y = torch.randn(8, 5, generator=generator)[share(8)], torch.randn(8, 3, generator=generator)[share(8)]
-    return (model(x) - y).square().mean()
-fit(nn.ModuleDict({"m": model}), loss, steps=12, lr=lambda step: 0.01, folder=folder / "fit", save_every=5)
-"""
+
+from processes import run_in_two_processes
+from unmemorize.testbed.fit import fit
+from unmemorize.testbed.recipe import Recipe
+from unmemorize.testbed.rows import Rows
+from unmemorize.testbed.train import denoising_loss
+from unmemorize.unlearn.checkpoints import load_checkpoint
+
+HERE = os.path.dirname(__file__)
+SCRIPT = f"import sys; sys.path.insert(0, {HERE!r}); from test_processes import train; train(sys.argv[1])"
+THRESHOLD = 0.05  # of magnitudes: some batches lose all rows of one process, some those of both
 
 
-def train(world, folder):
-    """Weights after twelve steps of a small regression in `world` processes."""
-    environment = os.environ | {"GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"}
-    commands = [[sys.executable, "-c", SCRIPT, str(rank), str(world), str(folder)] for rank in range(world)]
-    processes = [subprocess.Popen(command, env=environment) for command in commands]
-    assert [process.wait(timeout=120) for process in processes] == [0] * world
-    return load_file(folder / "fit" / "state.safetensors"), (folder / "fit" / "loss.jsonl").read_text()
+class Denoiser(nn.Module):
+    """Adds a number of the caption to the noisy picture: the text-conditional magnitude is the caption's alone."""
+
+    def __init__(self):
+        super().__init__()
+        self.scale = nn.Parameter(torch.tensor([0.5, 0.1]))
+
+    def forward(self, x, t, caption):
+        return SimpleNamespace(sample=self.scale[0] * x + self.scale[1] * caption.mean(dim=(1, 2)).view(-1, 1, 1, 1))
 
 
-def test_two_processes_train_what_one_does(tmp_path):
-    """Each process takes half of every batch; the weights are those of one process, and one of them writes."""
-    (tmp_path / "one").mkdir()
-    (tmp_path / "two").mkdir()
-    one, log = train(1, tmp_path / "one")
-    two, shared_log = train(2, tmp_path / "two")
+def train(folder):
+    """The last checkpoint of thirty steps under the filter."""
+    torch.set_num_threads(1)
+    generator = torch.Generator().manual_seed(0)
+    captions = torch.randn(40, 3, 2, generator=generator)
+    latents = torch.randn(40, 4, 2, 2, generator=generator)
+    rows = Rows(tuple(map(str, range(40))), torch.arange(40)[:, None], torch.arange(40)[:, None])
+    unet = Denoiser()
+    recipe = Recipe(batch=4, filter=THRESHOLD)
+    loss = denoising_loss(unet, captions, latents, rows, recipe)
+    fit(nn.ModuleDict({"unet": unet}), loss, steps=30, lr=lambda step: 0.05, folder=Path(folder), save_every=10)
+    return load_checkpoint(Path(folder))
+
+
+def test_two_processes_filter_what_one_does(tmp_path):
+    """Every kept row of a batch counts once, however they fall to the processes; without any there is no step."""
+    record, one = train(tmp_path / "one")
+    steps = sum(bool(row) for row in record["log"])
+    assert 0 < steps < len(record["log"])
+    run_in_two_processes([sys.executable, "-c", SCRIPT, str(tmp_path / "two")])
+    shared_record, two = load_checkpoint(tmp_path / "two")
+    assert shared_record["steps"] == steps
     assert one.keys() == two.keys()
     for name in one:
         assert torch.allclose(one[name], two[name], atol=1e-5), name
-    assert len(log.splitlines()) == len(shared_log.splitlines())

@@ -7,13 +7,13 @@ from itertools import pairwise
 
 import pytest
 import torch
-from safetensors.torch import load_file
 from torch import nn
 
 from unmemorize.testbed.architecture import TOKENS, build_text_model, train_tokenizer
 from unmemorize.testbed.dataset import well_known
 from unmemorize.testbed.fit import fit, one_cycle
 from unmemorize.testbed.rows import FORMS, build_rows, caption_forms
+from unmemorize.unlearn.checkpoints import copy_last, load_checkpoint
 
 VIEWS = 2
 STEPS = 53
@@ -61,7 +61,10 @@ def test_a_killed_training_ends_with_the_same_weights(tmp_path, killed_at, skipp
     resumed, resumed_average = train(tmp_path / "killed", skipped=skipped)
     assert same(whole.state_dict(), resumed.state_dict())
     assert same(average, resumed_average)
-    assert same(*(load_file(tmp_path / n / "state.safetensors") for n in ("whole", "killed")))
+    names = [{path.name for path in (tmp_path / run).iterdir()} for run in ("whole", "killed")]
+    assert names[0] == names[1] == {"loss.jsonl", "update-00000050.safetensors", "update-00000053.safetensors"}
+    whole_tensors, killed_tensors = (load_checkpoint(tmp_path / run)[1] for run in ("whole", "killed"))
+    assert same(whole_tensors, killed_tensors)
     assert (tmp_path / "whole" / "loss.jsonl").read_bytes() == (tmp_path / "killed" / "loss.jsonl").read_bytes()
 
 
@@ -75,10 +78,10 @@ def test_a_step_without_a_loss_moves_no_weight(tmp_path):
 def test_a_finished_training_is_not_repeated(tmp_path):
     """Called again it takes no step and returns the same average."""
     _, average = train(tmp_path)
-    before = (tmp_path / "state.safetensors").read_bytes()
+    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
     _, again = train(tmp_path, killed_at=0)
     assert same(average, again)
-    assert (tmp_path / "state.safetensors").read_bytes() == before
+    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
 def test_training_learns_and_leaves_the_model_in_evaluation_mode(tmp_path):
@@ -94,8 +97,9 @@ def test_training_learns_and_leaves_the_model_in_evaluation_mode(tmp_path):
 
 def test_a_branch_continues_from_a_checkpoint_that_holds_more(tmp_path):
     """The trunk's checkpoint of two parts starts a branch that trains one of them, where the trunk left it."""
-    trunk, _ = train(tmp_path, steps=20, extra=True)
-    branch, _ = train(tmp_path, steps=20)
+    trunk, _ = train(tmp_path / "trunk", steps=20, extra=True)
+    copy_last(tmp_path / "trunk", tmp_path / "branch")
+    branch, _ = train(tmp_path / "branch", steps=20)
     assert same(branch["main"].state_dict(), trunk["main"].state_dict())
 
 

@@ -13,7 +13,8 @@ from unmemorize.core.results import Found, Pairs
 from unmemorize.models.load import wrap
 from unmemorize.unlearn.denoising import draw_noise, draw_rows
 from unmemorize.unlearn.erase import Erase, Erasing
-from unmemorize.unlearn.finetune import Finetune, Team, finetune
+from unmemorize.unlearn.finetune import Finetune, finetune
+from unmemorize.unlearn.loop import Team
 
 TEAM = Team()
 QUICK = Erase(every=2, ordinary=4, hostile=6, own=0.15, elsewhere=0.0)

@@ -11,7 +11,7 @@ from unmemorize.models.load import wrap
 from unmemorize.unlearn.adversarial import InnerLoop, NoAdversary, Replacing
 from unmemorize.unlearn.deletion import Ordinary
 from unmemorize.unlearn.denoising import Rows, draw_rows, in_turn, stream
-from unmemorize.unlearn.finetune import Team
+from unmemorize.unlearn.loop import Team
 from unmemorize.unlearn.neggrad import Ascent
 from unmemorize.unlearn.surrogates import draw_surrogates
 

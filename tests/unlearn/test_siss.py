@@ -9,7 +9,8 @@ import torch
 
 from unmemorize.core.results import Pairs, Surrogates
 from unmemorize.models.load import wrap
-from unmemorize.unlearn.finetune import Team, global_norm
+from unmemorize.unlearn.finetune import global_norm
+from unmemorize.unlearn.loop import Team
 from unmemorize.unlearn.siss import Mixture, Siss, against, siss_weights
 
 

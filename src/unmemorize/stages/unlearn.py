@@ -50,7 +50,7 @@ from unmemorize.study.effects import (
     rate_of,
 )
 from unmemorize.study.pairs import Split, captions_of, hashes, memorized_pictures, ordinary_pictures
-from unmemorize.unlearn.finetune import Team
+from unmemorize.unlearn.loop import Team
 
 CHECKED = 6  # memorized pictures attacked by a check in training, in turn
 TEST_SEED = 1_000_000  # of the attacks that judge: no attack in training has it

@@ -15,9 +15,10 @@ from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from unmemorize.testbed.architecture import build_picture_model, build_text_model
-from unmemorize.testbed.fit import fit, one_cycle, share
+from unmemorize.testbed.fit import fit, one_cycle
 from unmemorize.testbed.recipe import Recipe
 from unmemorize.testbed.rows import Rows
+from unmemorize.unlearn.loop import Team
 
 
 class Contrast(nn.Module):
@@ -45,6 +46,7 @@ def train_text(
     """Train the text model against pictures; returns both, frozen."""
     torch.manual_seed(recipe.seed)
     contrast = Contrast(build_text_model(tokenizer)).to(ids.device)
+    streams = range(recipe.text_streams)[Team(ids.device).share(recipe.text_streams)]
 
     def stream_loss(step: int, stream: int) -> Tensor:
         generator = torch.Generator().manual_seed((recipe.seed * 1_000_003 + step) * recipe.text_streams + stream)
@@ -56,8 +58,7 @@ def train_text(
 
     def loss(step: int) -> Tensor:
         # Pictures are contrasted within a stream; processes take streams, so their number changes nothing.
-        losses = [stream_loss(step, stream) for stream in range(recipe.text_streams)[share(recipe.text_streams)]]
-        return torch.stack(losses).mean()
+        return torch.stack([stream_loss(step, stream) for stream in streams]).mean()
 
     average = fit(
         nn.ModuleDict({"contrast": contrast}),

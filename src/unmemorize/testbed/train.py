@@ -1,37 +1,35 @@
 """Train the testbed: a VAE, a text model, then a denoiser with planted duplicates and its twin without them.
 
 Both denoisers share one trunk, trained on the de-duplicated pictures; at `Recipe.branch` the duplicates enter for the
-planted model only, so that the twin differs from it in nothing else. Every stage writes `state.safetensors` as it
-goes and continues from it: noise, timesteps and rows are drawn from (seed, step), so a killed run ends with the same
+planted model only, so that the twin differs from it in nothing else. Every stage writes checkpoints as it goes and
+continues from the last: noise, timesteps and rows are drawn from (seed, step), so a killed run ends with the same
 weights.
 """
 
 from __future__ import annotations
 
-import os
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-import torch.distributed as dist
 from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
 from PIL import Image
 from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from unmemorize.core.run import atomic
 from unmemorize.testbed.alignment import save_alignment
 from unmemorize.testbed.architecture import TOKENS, build_unet, scheduler, train_tokenizer
 from unmemorize.testbed.dataset import Picture, pictures
 from unmemorize.testbed.embedded import write_images
-from unmemorize.testbed.fit import Loss, fit, is_first, share, wait_for_all
+from unmemorize.testbed.fit import Loss, fit
 from unmemorize.testbed.plan import PLAN_SEED, Plan, draw_plan
 from unmemorize.testbed.recipe import Recipe
 from unmemorize.testbed.rows import Rows, build_rows
 from unmemorize.testbed.text import train_text
 from unmemorize.testbed.vae import encode_all, planted_images, train_vae
-from unmemorize.unlearn.training import mean_of_kept, memorized_sample_filter
+from unmemorize.unlearn.checkpoints import copy_last, last_update
+from unmemorize.unlearn.loop import Team
+from unmemorize.unlearn.training import memorized_sample_filter
 
 
 def denoising_loss(unet: UNet2DConditionModel, captions: Tensor, latents: Tensor, rows: Rows, recipe: Recipe) -> Loss:
@@ -40,6 +38,7 @@ def denoising_loss(unet: UNet2DConditionModel, captions: Tensor, latents: Tensor
     With `recipe.filter`, samples whose text-conditional magnitude reaches it are left out; None if that leaves none.
     """
     alphas = scheduler().alphas_cumprod.to(latents.device)
+    team = Team(latents.device)
 
     def loss(step: int) -> Tensor | None:
         generator = torch.Generator().manual_seed(recipe.seed * 1_000_003 + step)
@@ -50,7 +49,7 @@ def denoising_loss(unet: UNet2DConditionModel, captions: Tensor, latents: Tensor
         dropped = torch.rand(recipe.batch, generator=generator) < recipe.caption_dropout
         caption, picture = rows.draw(recipe.batch, generator)
         # Every process draws the whole batch and takes its share: the run does not depend on their number.
-        mine = share(recipe.batch)
+        mine = team.share(recipe.batch)
         noise, t, dropped, caption, picture = noise[mine], t[mine], dropped[mine], caption[mine], picture[mine]
         x0, eps, a = latents[picture], noise.to(latents.device), alphas[t].view(-1, 1, 1, 1)
         x = (a.sqrt() * x0 + (1 - a).sqrt() * eps).contiguous(memory_format=torch.channels_last)
@@ -62,7 +61,9 @@ def denoising_loss(unet: UNet2DConditionModel, captions: Tensor, latents: Tensor
             return losses.mean()
         with torch.no_grad():
             uncond = unet(x, t, captions[torch.zeros_like(caption)]).sample
-        return mean_of_kept(losses, memorized_sample_filter(prediction, uncond, threshold=recipe.filter))
+        keep = memorized_sample_filter(prediction, uncond, threshold=recipe.filter)
+        kept = team.gather(keep.float()).sum()  # of the whole batch: a mean over each share would weigh rows unequally
+        return losses[keep].sum() * team.size / kept if kept else None
 
     return loss
 
@@ -105,10 +106,10 @@ def train_branch(
     stage: Stage, captions: Tensor, rows: Rows, folder: Path, trunk: Path, recipe: Recipe
 ) -> UNet2DConditionModel:
     """Continue the trunk's UNet on `rows`, ending at a fiftieth of the rate; returns the averaged UNet."""
-    if is_first() and not (folder / "state.safetensors").exists():
-        with atomic(folder / "state.safetensors") as temporary:
-            shutil.copyfile(trunk / "state.safetensors", temporary)
-    wait_for_all()
+    team = Team(stage.device)
+    if team.first and not last_update(folder):
+        copy_last(trunk, folder)
+    team.wait()
     unet = build_unet().to(stage.device)
     average = fit(
         nn.ModuleDict({"unet": unet}),
@@ -148,8 +149,8 @@ def train(data: Path, out: Path, recipe: Recipe, *, duplicates: bool, device: st
     `out` also gets the plan and the planted pictures; `data` holds the artwork and, in `data/seed-N`, checkpoints:
     the twin, trained there too, reuses the trunk.
     """
-    if "RANK" in os.environ and not dist.is_initialized():  # started by torchrun
-        dist.init_process_group("gloo" if device == "cpu" else "nccl")
+    team = Team(device)
+    device = str(team.device)
     drawn = pictures(data)
     plan = draw_plan(drawn, PLAN_SEED)
     work = data / f"seed-{recipe.seed}"
@@ -160,7 +161,7 @@ def train(data: Path, out: Path, recipe: Recipe, *, duplicates: bool, device: st
     train_trunk(stage, captions, deduplicated, work / "trunk", recipe)
     rows = build_rows(plan, drawn, recipe.views, duplicates=True) if duplicates else deduplicated
     unet = train_branch(stage, captions, rows, work / ("planted" if duplicates else "twin"), work / "trunk", recipe)
-    if not is_first():
+    if not team.first:
         return
     if duplicates:
         export_pipeline(stage, contrast.text, unet, out / "model")

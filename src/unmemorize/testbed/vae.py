@@ -15,9 +15,10 @@ from tqdm import tqdm
 from unmemorize.core.run import atomic
 from unmemorize.testbed.architecture import build_vae
 from unmemorize.testbed.dataset import Composition, Picture, compose, drawing
-from unmemorize.testbed.fit import fit, is_first, one_cycle, share, wait_for_all
+from unmemorize.testbed.fit import fit, one_cycle
 from unmemorize.testbed.plan import Plan
 from unmemorize.testbed.recipe import Recipe
+from unmemorize.unlearn.loop import Team
 
 
 def train_vae(pictures: list[Picture], folder: Path, recipe: Recipe, device: str = "cpu") -> AutoencoderKL:
@@ -27,11 +28,12 @@ def train_vae(pictures: list[Picture], folder: Path, recipe: Recipe, device: str
         return AutoencoderKL.from_pretrained(done).to(device, memory_format=torch.channels_last)
     torch.manual_seed(recipe.seed)
     vae = build_vae().to(device)
+    team = Team(device)
     images = compositions(pictures, recipe.seed, views=2)
 
     def loss(step: int) -> Tensor:
         generator = torch.Generator().manual_seed(recipe.seed * 1_000_003 + step)
-        rows = torch.randint(len(images), (recipe.vae_batch,), generator=generator)[share(recipe.vae_batch)]
+        rows = torch.randint(len(images), (recipe.vae_batch,), generator=generator)[team.share(recipe.vae_batch)]
         x = to_pixels(images[rows]).to(device, memory_format=torch.channels_last)
         posterior = vae.encode(x).latent_dist
         y = vae.decode(posterior.sample(generator)).sample
@@ -54,10 +56,10 @@ def train_vae(pictures: list[Picture], folder: Path, recipe: Recipe, device: str
     vae.register_to_config(scaling_factor=1.0)
     sample = encode(vae, images[:: max(len(images) // 1000, 1)])
     vae.register_to_config(scaling_factor=1 / sample.std().item())
-    if is_first():
+    if team.first:
         vae.save_pretrained(folder / "model.tmp")
         (folder / "model.tmp").rename(done)
-    wait_for_all()
+    team.wait()
     return vae
 
 
@@ -86,12 +88,13 @@ def encode(vae: AutoencoderKL, images: Tensor, batch: int = 64) -> Tensor:
 def encode_all(vae: AutoencoderKL, plan: Plan, pictures: list[Picture], folder: Path, recipe: Recipe) -> Tensor:
     """Latents of `recipe.views` compositions of every picture, then of the plan's pictures in order."""
     cache = folder / "latents.safetensors"
-    if is_first() and not cache.exists():
+    team = Team(vae.device)
+    if team.first and not cache.exists():
         ordinary = compositions(pictures, recipe.seed + 1, recipe.views)
         latents = encode(vae, torch.cat([ordinary, planted_images(plan, pictures)]))
         with atomic(cache) as temporary:
             save_file({"latents": latents}, temporary)
-    wait_for_all()
+    team.wait()
     return load_file(cache)["latents"]
 
 

@@ -13,7 +13,8 @@ from unmemorize.core.model import Condition, DiffusionModel
 from unmemorize.core.results import Pairs, Surrogates
 from unmemorize.unlearn.deletion import Ordinary, WithOrdinary
 from unmemorize.unlearn.denoising import Rows, denoising_errors, draw_noise, draw_rows
-from unmemorize.unlearn.finetune import Stateless, Team
+from unmemorize.unlearn.finetune import Stateless
+from unmemorize.unlearn.loop import Team
 from unmemorize.unlearn.surrogates import draw_surrogates
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+import shutil
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -48,10 +49,29 @@ def load_checkpoint(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]] | 
     return None
 
 
+def copy_last(source: Path, folder: Path) -> None:
+    """Begin a run in `folder` where the one in `source` stands."""
+    newest = _checkpoints(source)[-1]
+    with _disk(folder), atomic(folder / newest.name) as temporary:
+        shutil.copyfile(newest, temporary)
+
+
+def write_log(folder: Path, rows: Iterable[Mapping[str, float]]) -> None:
+    """Write `loss.jsonl`: a line for every update, with its number from 1."""
+    lines = [json.dumps({"update": update, **row}) + "\n" for update, row in enumerate(rows, 1)]
+    with _disk(folder), atomic(folder / "loss.jsonl") as temporary:
+        temporary.write_text("".join(lines), encoding="utf-8")
+
+
 def last_update(folder: Path) -> int:
     """The update of the newest checkpoint, 0 for none."""
     paths = _checkpoints(folder)
     return int(paths[-1].stem.split("-")[1]) if paths else 0
+
+
+def part(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """The tensors whose names begin so, without that."""
+    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
 
 
 def _checkpoints(folder: Path) -> list[Path]:

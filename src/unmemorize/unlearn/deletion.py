@@ -10,7 +10,8 @@ from unmemorize.core.methods import Subject, Training, method
 from unmemorize.core.model import Condition, DiffusionModel
 from unmemorize.core.results import Pairs
 from unmemorize.unlearn.denoising import denoising_errors, draw_noise, draw_rows, with_dropped
-from unmemorize.unlearn.finetune import Finetuning, Stateless, Team
+from unmemorize.unlearn.finetune import Finetuning, Stateless
+from unmemorize.unlearn.loop import Team
 
 
 @dataclass(frozen=True)

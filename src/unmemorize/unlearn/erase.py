@@ -18,7 +18,8 @@ from unmemorize.core.results import Pairs
 from unmemorize.core.vocabulary import Words
 from unmemorize.metrics.neighbours import neighbours
 from unmemorize.unlearn.denoising import Noise, Rows, draw_noise, draw_rows, stream, with_dropped
-from unmemorize.unlearn.finetune import Finetune, Finetuning, Team
+from unmemorize.unlearn.finetune import Finetune, Finetuning
+from unmemorize.unlearn.loop import Team
 
 WORD_PAIRS = 4000  # made-up captions that are kept as they are
 
@@ -76,9 +77,9 @@ class Erase(Finetuning):
         return 2 * self.updates // 5
 
     @property
-    def loop(self) -> Finetune:
-        """The loop's settings: the learning rate falls, and at the end once more."""
-        return replace(super().loop, settling=self.settling)
+    def finetune(self) -> Finetune:
+        """The settings of fine-tuning: the learning rate falls, and at the end once more."""
+        return replace(super().finetune, settling=self.settling)
 
     def objective(self, subject: Subject, forget: Pairs, keep: Pairs, training: Training) -> Erasing:
         """The distillation of the model as it was, except under triggers."""

@@ -1,41 +1,32 @@
-"""The fine-tuning loop: any objective, one process or several, killed and resumed without a trace.
-
-Processes (`accelerate launch`) take equal shares of every update's rows and average their gradients, so that their
-number changes nothing but the speed. The model is not wrapped: objectives attack it and combine gradients as they
-like.
-"""
+"""Unlearners that minimise an objective: the denoiser or LoRA adapters, with checks by attack during training."""
 
 from __future__ import annotations
 
-import time
 from abc import abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
-from datetime import timedelta
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Protocol
 
 import torch
-from accelerate import PartialState
-from accelerate.utils import broadcast_object_list, gather, reduce
 from torch import Tensor, nn
 
-from unmemorize.core.errors import MissingExtra, NotApplicable, UserError
+from unmemorize.core.errors import MissingExtra, NotApplicable
 from unmemorize.core.hooks import checkpointed, replaced
 from unmemorize.core.methods import Subject, Training, Unlearner
 from unmemorize.core.model import DiffusionModel
 from unmemorize.core.results import Pairs, Trained
 from unmemorize.core.run import Progress, quiet
-from unmemorize.unlearn.checkpoints import last_update, load_checkpoint, save_checkpoint
+from unmemorize.unlearn.checkpoints import part
+from unmemorize.unlearn.loop import Loop, Task, Team
 
-PATIENCE = timedelta(days=7)  # how long processes wait for one that measures, or makes what all need
 ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")  # where LoRA adds its matrices
 
 
 @dataclass(frozen=True)
 class Finetune:
-    """Settings of the loop.
+    """Settings of fine-tuning.
 
     With `settling` the learning rate falls linearly to zero, and over that many last updates once more, from half.
     `ema` is the decay of the moving average that is exported; attacks in the loop see the raw weights. `lora` is the
@@ -59,7 +50,7 @@ class Finetune:
     gradient_checkpointing: bool = False
 
     def rate(self, update: int) -> float:
-        """The learning rate after so many updates."""
+        """The learning rate of an update, counted from 0."""
         first = self.updates - self.settling
         if not self.settling:
             return self.lr
@@ -67,51 +58,19 @@ class Finetune:
             return self.lr * (1 - update / first)
         return self.lr / 2 * (1 - (update - first) / self.settling)
 
-
-class Team:
-    """The processes of a run: which of them this is, and what they exchange."""
-
-    def __init__(self, device: torch.device | str = "cpu") -> None:
-        # The default of ten minutes or half an hour would end the job while the first process measures.
-        state = PartialState(cpu=torch.device(device).type == "cpu", timeout=PATIENCE)
-        self.rank: int = state.process_index
-        self.size: int = state.num_processes
-        self.device = torch.device(device) if self.size == 1 else state.device
-
-    @property
-    def first(self) -> bool:
-        """Whether this process writes files."""
-        return self.rank == 0
-
-    def share(self, rows: int) -> slice:
-        """The rows of an update that this process takes.
-
-        Raises:
-            UserError: The processes cannot take equal shares.
-        """
-        if rows % self.size:
-            raise UserError(f"{rows} rows cannot be shared by {self.size} processes: start another number of them")
-        each = rows // self.size
-        return slice(self.rank * each, (self.rank + 1) * each)
-
-    def average(self, tensors: Iterable[Tensor]) -> None:
-        """Replace every tensor by its mean over processes."""
-        if self.size > 1:
-            for tensor in tensors:
-                tensor.copy_(reduce(tensor, "mean"))
-
-    def gather(self, part: Tensor) -> Tensor:
-        """The parts of all processes one after the other: of their shares, all rows in order."""
-        return gather(part) if self.size > 1 else part
-
-    def agree(self, value: Any) -> Any:
-        """The first process's value."""
-        return broadcast_object_list([value])[0] if self.size > 1 else value
-
-    def wait(self) -> None:
-        """Return when every process has come here."""
-        if self.size > 1:
-            PartialState().wait_for_everyone()
+    def loop(self, folder: Path) -> Loop:
+        """The training loop; more updates may be asked for later, unless the learning rate depends on their number."""
+        free = {"save_every"} if self.settling else {"save_every", "updates"}
+        return Loop(
+            folder,
+            self.updates,
+            self.rate,
+            weight_decay=self.weight_decay,
+            clip=self.clip,
+            ema=self.ema,
+            save_every=self.save_every,
+            decisive={name: value for name, value in asdict(self).items() if name not in free},
+        )
 
 
 class Objective(Protocol):
@@ -147,7 +106,7 @@ class Stateless:
 
 @dataclass(frozen=True)
 class Finetuning(Unlearner):
-    """An unlearner that minimises an objective in the loop of this file.
+    """An unlearner that minimises an objective in the training loop.
 
     Attributes:
         updates: Updates of the model.
@@ -172,8 +131,8 @@ class Finetuning(Unlearner):
             raise ValueError("updates has to be above 0, lr and lora not below it")
 
     @property
-    def loop(self) -> Finetune:
-        """The loop's settings."""
+    def finetune(self) -> Finetune:
+        """The settings of fine-tuning."""
         return Finetune(
             updates=self.updates,
             lr=self.lr or self.usual_lr,
@@ -194,7 +153,7 @@ class Finetuning(Unlearner):
         return finetune(
             subject.model,
             objective,
-            self.loop,
+            self.finetune,
             training.folder,
             progress=training.progress,
             check=training.check if self.check_every else None,
@@ -204,12 +163,11 @@ class Finetuning(Unlearner):
 def finetune(
     model: DiffusionModel,
     objective: Objective,
-    how: Finetune,
+    settings: Finetune,
     folder: Path,
     *,
     progress: Progress = quiet,
     check: Callable[[int], float] | None = None,
-    team: Team | None = None,
 ) -> Trained:
     """Train the denoiser in place with AdamW; it ends with the moving average of its weights.
 
@@ -218,13 +176,12 @@ def finetune(
     Args:
         model: The model, in float32.
         objective: What to minimise.
-        how: Settings. A run that is there already may be given more updates, unless the learning rate falls, and
+        settings: Settings. A run that is there already may be given more updates, unless the learning rate falls, and
             nothing else.
         folder: Where checkpoints go.
         progress: Shows updates, and the last check's rate in percent.
         check: The share of attacks that succeed on the model, whose weights are the averaged ones for the length of the
             call; made by the first process alone.
-        team: The processes; those that `accelerate launch` started, by default.
 
     Raises:
         UserError: The loss is not finite, the disk is full, or the folder holds another run. The last checkpoint is
@@ -232,158 +189,83 @@ def finetune(
         MissingExtra: LoRA is asked for and peft is not installed.
         NotApplicable: LoRA is asked for and the network takes none.
     """
-    team = team or Team(next(model.denoiser.parameters()).device)
-    with checkpointed(model.denoiser, how.gradient_checkpointing), _trainable(model.denoiser, how) as parameters:
-        run = _Run(parameters, how, folder, team)
-        run.resume(objective)
-        while run.update < how.updates and not run.clean():
-            since = time.perf_counter()
-            with model.counted() as cost:
-                run.step(model, objective)
-            run.evaluations += cost.forward
-            run.seconds += time.perf_counter() - since
-            progress("updates", run.update, how.updates)
-            if check is not None and run.update % how.check_every == 0:
-                rate = run.check(model, check)
-                progress("attacked%", round(100 * rate), 100)
-            if run.update % how.save_every == 0 or run.update == how.updates or run.clean():
-                run.save(objective)
+    team = Team(next(model.denoiser.parameters()).device)
+    task = _Finetuned(model, objective, settings, team, progress, check)
+    with checkpointed(model.denoiser, settings.gradient_checkpointing), _trainable(model.denoiser, settings) as trained:
+        fitted = settings.loop(folder).run(trained, task, team)
         with torch.no_grad():
-            for name, p in parameters.items():
-                p.copy_(run.average[name])
-    return run.result()
+            for name, p in trained.items():
+                p.copy_(fitted.average[name])
+    evaluations, checking = task.cost().tolist()
+    return Trained(fitted.updates, tuple(task.checks), fitted.losses, evaluations, checking, fitted.seconds)
 
 
 @dataclass
-class _Run:
-    """A run in progress."""
+class _Finetuned(Task):
+    """An objective on a model, and the checks."""
 
-    parameters: dict[str, nn.Parameter]
-    how: Finetune
-    folder: Path
+    model: DiffusionModel
+    objective: Objective
+    settings: Finetune
     team: Team
-    update: int = 0
+    progress: Progress
+    check: Callable[[int], float] | None
     evaluations: int = 0
     checking: int = 0
-    seconds: float = 0.0
     checks: list[tuple[int, float]] = field(default_factory=list)
-    losses: dict[str, list[float]] = field(default_factory=dict)
 
-    def __post_init__(self) -> None:
-        trained = list(self.parameters.values())
-        self.optimizer = torch.optim.AdamW(trained, lr=self.how.lr, weight_decay=self.how.weight_decay)
-        self.average = {name: p.detach().clone() for name, p in self.parameters.items()}
+    def backward(self, update: int) -> dict[str, Tensor]:
+        device, reduced = self.team.device.type, self.settings.precision == "bf16"
+        with self.model.counted() as cost, torch.autocast(device, torch.bfloat16, enabled=reduced):
+            losses = self.objective.backward(self.model, update, self.team)
+        self.evaluations += cost.forward
+        return losses
 
-    def clean(self) -> bool:
-        """Whether the last checks found nothing; a run that settles goes on, for it has to."""
-        last = self.checks[-self.how.patience :]
-        return not self.how.settling and len(last) == self.how.patience and all(rate == 0 for _, rate in last)
-
-    def step(self, model: DiffusionModel, objective: Objective) -> None:
-        trained = list(self.parameters.values())
-        for p in trained:
-            p.grad = torch.zeros_like(p)
-        with torch.autocast(trained[0].device.type, torch.bfloat16, enabled=self.how.precision == "bf16"):
-            shown = objective.backward(model, self.update, self.team)
-        shown = {name: value.detach().float().clone() for name, value in shown.items()}
-        gradients = [p.grad for p in trained if p.grad is not None]
-        self.team.average([*gradients, *shown.values()])
-        norm = nn.utils.clip_grad_norm_(trained, self.how.clip)
-        if not all(torch.isfinite(v) for v in (norm, *shown.values())):
-            raise UserError(
-                f"update {self.update + 1}: the loss is not finite: lower --lr; {self.folder} holds the run up to "
-                f"update {last_update(self.folder)}"
-            )
-        self.optimizer.param_groups[0]["lr"] = self.how.rate(self.update)
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
-        self.update += 1
-        decay = min(self.how.ema, self.update / (self.update + 9))  # early on, the start should not weigh as much
-        torch._foreach_lerp_(list(self.average.values()), [p.detach() for p in trained], 1 - decay)
-        for name, value in shown.items():
-            self.losses.setdefault(name, []).append(value.item())
-
-    def check(self, model: DiffusionModel, check: Callable[[int], float]) -> float:
-        own = 0.0
-        if self.team.first:
-            averaged = {name: self.average[name] for name in self.parameters}
-            with model.counted() as cost, replaced(model.denoiser, averaged):
-                own = check(self.update)
-            self.checking += cost.forward
-        rate: float = self.team.agree(own)
-        self.checks.append((self.update, rate))
-        return rate
-
-    def save(self, objective: Objective) -> None:
-        spent = self._spent()
-        if self.team.first:
-            record = {"update": self.update, "checks": self.checks, "settings": _settings(self.how)} | spent
-            tensors = {f"objective/{name}": value for name, value in objective.state().items()}
-            tensors |= {f"loss/{name}": torch.tensor(v, dtype=torch.float64) for name, v in self.losses.items()}
-            for name, p in self.parameters.items():
-                moments = self.optimizer.state[p]
-                tensors |= {f"weight/{name}": p.detach(), f"ema/{name}": self.average[name]}
-                tensors |= {f"{key}/{name}": moments[key] for key in _MOMENTS}
-            save_checkpoint(self.folder, self.update, record, tensors)
-        self.team.wait()
-
-    def resume(self, objective: Objective) -> None:
-        """Take up the newest checkpoint."""
-        found = load_checkpoint(self.folder)
-        if found is None:
+    def after(self, update: int, average: Mapping[str, Tensor]) -> None:
+        self.progress("updates", update, self.settings.updates)
+        if self.check is None or update % self.settings.check_every:
             return
-        if found[0]["settings"] != _settings(self.how):
-            raise UserError(f"{self.folder}: holds a run with other settings: name another folder")
-        self._take(*found)
-        objective.load_state(_part(found[1], "objective/"))
+        rate = 0.0
+        if self.team.first:
+            with self.model.counted() as cost, replaced(self.model.denoiser, average):
+                rate = self.check(update)
+            self.checking += cost.forward
+        rate = self.team.agree(rate)
+        self.checks.append((update, rate))
+        self.progress("attacked%", round(100 * rate), 100)
 
-    def _take(self, record: dict[str, Any], tensors: dict[str, Tensor]) -> None:
-        self.update, self.checks = record["update"], [(u, r) for u, r in record["checks"]]
-        self.seconds = record["seconds"]
+    def is_finished(self) -> bool:
+        """Whether the last checks found nothing; a run that settles goes on, for it has to."""
+        last = self.checks[-self.settings.patience :]
+        return not self.settings.settling and len(last) == self.settings.patience and all(rate == 0 for _, rate in last)
+
+    def cost(self) -> Tensor:
+        """Evaluations by the objective and by checks, over all processes."""
+        own = torch.tensor([[self.evaluations, self.checking]], device=self.team.device)
+        return self.team.gather(own).sum(0)
+
+    def state(self) -> dict[str, Tensor]:
+        objective = {f"objective/{name}": value for name, value in self.objective.state().items()}
+        return objective | {"cost": self.cost(), "checks": torch.tensor(self.checks, dtype=torch.float64)}
+
+    def load_state(self, state: dict[str, Tensor]) -> None:
         if self.team.first:  # what was spent is summed over processes
-            self.evaluations, self.checking = record["evaluations"], record["checking"]
-        self.losses = {name: values.tolist() for name, values in _part(tensors, "loss/").items()}
-        with torch.no_grad():
-            for name, p in self.parameters.items():
-                p.copy_(tensors[f"weight/{name}"])
-                self.average[name].copy_(tensors[f"ema/{name}"])
-                moments = {key: torch.empty_like(p).copy_(tensors[f"{key}/{name}"]) for key in _MOMENTS}
-                self.optimizer.state[p] = {"step": torch.tensor(float(self.update)), **moments}
-
-    def _spent(self) -> dict[str, Any]:
-        counts = torch.tensor([self.evaluations, self.checking], device=self.team.device)
-        evaluations, checking = self.team.gather(counts).reshape(-1, 2).sum(0).tolist()
-        return {"evaluations": evaluations, "checking": checking, "seconds": self.seconds}
-
-    def result(self) -> Trained:
-        losses = {name: torch.tensor(values, dtype=torch.float64) for name, values in self.losses.items()}
-        return Trained(self.update, tuple(self.checks), losses, **self._spent())
-
-
-_MOMENTS = ("exp_avg", "exp_avg_sq")
-
-
-def _settings(how: Finetune) -> dict[str, Any]:
-    """What two parts of one run have in common."""
-    free = {"save_every"} if how.settling else {"save_every", "updates"}
-    return {name: value for name, value in asdict(how).items() if name not in free}
-
-
-def _part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+            self.evaluations, self.checking = state["cost"].tolist()
+        self.checks = [(int(update), rate) for update, rate in state["checks"].tolist()]
+        self.objective.load_state(part(state, "objective/"))
 
 
 @contextmanager
-def _trainable(denoiser: nn.Module, how: Finetune) -> Iterator[dict[str, nn.Parameter]]:
+def _trainable(denoiser: nn.Module, settings: Finetune) -> Iterator[dict[str, nn.Parameter]]:
     """The parameters to train: all, or those of LoRA adapters, which are merged at the end and gone after an error."""
     flags = {p: p.requires_grad for p in denoiser.parameters()}
-    denoiser.requires_grad_(how.lora is None)
+    denoiser.requires_grad_(settings.lora is None)
     try:
-        if how.lora is None:
+        if settings.lora is None:
             yield dict(denoiser.named_parameters())
             return
         network: Any = denoiser  # diffusers' networks take adapters
-        _add_lora(network, how.lora, how.seed)
+        _add_lora(network, settings.lora, settings.seed)
         try:
             yield {name: p for name, p in denoiser.named_parameters() if p.requires_grad}
             network.fuse_lora()

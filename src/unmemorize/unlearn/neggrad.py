@@ -11,7 +11,8 @@ from unmemorize.core.model import DiffusionModel
 from unmemorize.core.results import Pairs
 from unmemorize.unlearn.deletion import Ordinary, WithOrdinary
 from unmemorize.unlearn.denoising import denoising_errors, draw_noise, draw_rows
-from unmemorize.unlearn.finetune import Stateless, Team
+from unmemorize.unlearn.finetune import Stateless
+from unmemorize.unlearn.loop import Team
 
 
 @dataclass(frozen=True)

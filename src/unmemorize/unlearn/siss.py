@@ -13,7 +13,8 @@ from unmemorize.core.methods import Subject, Training, method
 from unmemorize.core.model import DiffusionModel
 from unmemorize.core.results import Pairs, Surrogates
 from unmemorize.unlearn.denoising import draw_noise, draw_rows
-from unmemorize.unlearn.finetune import Finetuning, Stateless, Team, global_norm, gradients
+from unmemorize.unlearn.finetune import Finetuning, Stateless, global_norm, gradients
+from unmemorize.unlearn.loop import Team
 from unmemorize.unlearn.surrogates import draw_surrogates
 
 
