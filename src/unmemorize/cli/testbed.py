@@ -52,8 +52,7 @@ def export(folder: Annotated[str, option("A new folder.")], *, json: Json = Fals
 @command(
     TESTBED,
     "unmemorize testbed train out --data testbed-data",
-    "unmemorize testbed train out --data testbed-data --twin --device cuda",
-    "unmemorize testbed train out --data testbed-data --branch C",
+    "unmemorize testbed train out --data testbed-data --branch C --device cuda",
     to=testbed_app,
 )
 def train(
