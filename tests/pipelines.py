@@ -9,20 +9,27 @@ from typing import Any
 
 import torch
 from diffusers import (
+    AuraFlowPipeline,
+    AuraFlowTransformer2DModel,
     AutoencoderDC,
     AutoencoderKL,
     AutoencoderKLFlux2,
     AutoencoderKLQwenImage,
     ChromaPipeline,
     ChromaTransformer2DModel,
+    CogView4Pipeline,
+    CogView4Transformer2DModel,
     DDIMScheduler,
     DPMSolverMultistepScheduler,
     EulerDiscreteScheduler,
     FlowMatchEulerDiscreteScheduler,
     Flux2KleinPipeline,
+    Flux2Pipeline,
     Flux2Transformer2DModel,
     FluxPipeline,
     FluxTransformer2DModel,
+    Kandinsky5T2IPipeline,
+    Kandinsky5Transformer3DModel,
     Lumina2Pipeline,
     Lumina2Transformer2DModel,
     PixArtAlphaPipeline,
@@ -52,6 +59,8 @@ from transformers import (
     Gemma2Config,
     Gemma2Model,
     GemmaTokenizer,
+    GlmConfig,
+    GlmModel,
     Qwen2_5_VLConfig,
     Qwen2_5_VLForConditionalGeneration,
     Qwen2Tokenizer,
@@ -150,14 +159,14 @@ def clip_words():
     return tokenizer.get_vocab(), [tuple(pair) for pair in merges]
 
 
-def clip(tokenizer, width: int, projected: bool = False):
+def clip(tokenizer, width: int, projected: bool = False, positions: int = TOKENS):
     config = CLIPTextConfig(
         vocab_size=len(tokenizer),
         hidden_size=width,
         intermediate_size=32,
         num_hidden_layers=3,
         num_attention_heads=2,
-        max_position_embeddings=tokenizer.model_max_length,
+        max_position_embeddings=positions,
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
@@ -378,20 +387,142 @@ def flux2_klein(distilled: bool = False, **transformer):
     }
     return Flux2KleinPipeline(
         scheduler=FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True, shift=3.0),
-        vae=AutoencoderKLFlux2(
-            block_out_channels=(8, 8, 8, 8),
-            layers_per_block=1,
-            latent_channels=4,
-            norm_num_groups=4,
-            sample_size=64,
-            use_quant_conv=False,
-            use_post_quant_conv=False,
-        ),
+        vae=flux2_vae(),
         text_encoder=qwen3(tokenizer, layers=30),
         tokenizer=tokenizer,
         transformer=Flux2Transformer2DModel(**own | transformer),
         is_distilled=distilled,
     )
+
+
+def flux2(**transformer):
+    """Its tokenizer stands for the part of a processor that reads text."""
+    tokenizer = qwen_tokenizer()
+    tokenizer.chat_template = PARTS
+    own = {
+        "patch_size": 1,
+        "in_channels": 16,
+        "num_layers": 2,
+        "num_single_layers": 2,
+        "attention_head_dim": 16,
+        "num_attention_heads": 2,
+        "joint_attention_dim": 48,
+        "timestep_guidance_channels": 32,
+        "axes_dims_rope": (4, 4, 4, 4),
+        "guidance_embeds": True,
+    }
+    return Flux2Pipeline(
+        scheduler=FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True, shift=3.0),
+        vae=flux2_vae(),
+        text_encoder=qwen3(tokenizer, layers=31),
+        tokenizer=tokenizer,
+        transformer=Flux2Transformer2DModel(**own | transformer),
+    )
+
+
+def flux2_vae():
+    return AutoencoderKLFlux2(
+        block_out_channels=(8, 8, 8, 8),
+        layers_per_block=1,
+        latent_channels=4,
+        norm_num_groups=4,
+        sample_size=64,
+        use_quant_conv=False,
+        use_post_quant_conv=False,
+    )
+
+
+def aura_flow(**transformer):
+    tokenizer = t5_tokenizer(256)
+    own = {
+        "sample_size": 8,
+        "patch_size": 2,
+        "in_channels": 4,
+        "out_channels": 4,
+        "num_mmdit_layers": 2,
+        "num_single_dit_layers": 1,
+        "attention_head_dim": 8,
+        "num_attention_heads": 4,
+        "joint_attention_dim": 32,
+        "caption_projection_dim": 32,
+        "pos_embed_max_size": 256,
+    }
+    return AuraFlowPipeline(
+        tokenizer=tokenizer,
+        text_encoder=t5_encoder(tokenizer, 32),
+        vae=vae(scaling_factor=0.13025, force_upcast=True),
+        transformer=AuraFlowTransformer2DModel(**own | transformer),
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=1.73),
+    )
+
+
+def cogview4(**transformer):
+    tokenizer = glm_tokenizer()
+    own = {
+        "patch_size": 2,
+        "in_channels": 4,
+        "out_channels": 4,
+        "num_layers": 2,
+        "attention_head_dim": 8,
+        "num_attention_heads": 4,
+        "text_embed_dim": 32,
+        "time_embed_dim": 8,
+        "condition_dim": 4,
+        "sample_size": 8,
+        "rope_axes_dim": (64, 64),
+        "pos_embed_max_size": 16,
+    }
+    return CogView4Pipeline(
+        tokenizer=tokenizer,
+        text_encoder=glm(tokenizer),
+        vae=vae(4, **FLOW_VAE | {"scaling_factor": 1.0, "shift_factor": 0.0}),
+        transformer=CogView4Transformer2DModel(**own | transformer),
+        scheduler=FlowMatchEulerDiscreteScheduler(
+            base_shift=0.25,
+            max_shift=0.75,
+            base_image_seq_len=256,
+            use_dynamic_shifting=True,
+            time_shift_type="linear",
+        ),
+    )
+
+
+def kandinsky5(**transformer):
+    tokenizer, second = qwen_tokenizer(), clip_tokenizer()
+    own = {
+        "in_visual_dim": 4,
+        "out_visual_dim": 4,
+        "in_text_dim": 16,
+        "in_text_dim2": 16,
+        "time_dim": 32,
+        "patch_size": (1, 2, 2),
+        "model_dim": 48,
+        "ff_dim": 64,
+        "num_text_blocks": 1,
+        "num_visual_blocks": 2,
+        "axes_dims": (8, 8, 8),
+    }
+    pipe = Kandinsky5T2IPipeline(
+        transformer=Kandinsky5Transformer3DModel(**own | transformer),
+        vae=vae(4, scaling_factor=0.3611),
+        text_encoder=qwen_vl(tokenizer),
+        tokenizer=TextProcessor(tokenizer),
+        text_encoder_2=clip(second, 16, positions=77),
+        tokenizer_2=second,
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
+    )
+    pipe.resolutions = [(64, 64), (96, 64)]  # of width and height; its own are of a megapixel
+    return pipe
+
+
+class TextProcessor:
+    """The part of a processor that reads text: the other, which reads pictures, needs torchvision."""
+
+    def __init__(self, tokenizer):
+        self.tokenizer = tokenizer
+
+    def __call__(self, text=None, images=None, videos=None, **settings):
+        return self.tokenizer(text, **settings)
 
 
 def lumina2(**transformer):
@@ -509,6 +640,10 @@ def gemma(tokenizer):
     return Gemma2Model(config)
 
 
+PARTS = (
+    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{% for part in m['content'] %}{{ part['text'] }}{% endfor %}"
+    "<|im_end|>\n{% endfor %}"
+)
 CHAT = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
@@ -529,6 +664,33 @@ def qwen_tokenizer():
     tokenizer.add_special_tokens({"additional_special_tokens": special[1:]})
     tokenizer.chat_template = CHAT
     return tokenizer
+
+
+def glm_tokenizer():
+    """Padded on the left, behind a first token."""
+    tokenizer = qwen_tokenizer()
+    tokenizer.padding_side = "left"
+    first = "<|im_start|>"
+    special = [(first, tokenizer.convert_tokens_to_ids(first))]
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"{first} $A", pair=f"{first} $A $B", special_tokens=special
+    )
+    return tokenizer
+
+
+def glm(tokenizer):
+    config = GlmConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        intermediate_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=8,
+        pad_token_id=0,
+        eos_token_id=1,
+    )
+    return GlmModel(config)
 
 
 def qwen3(tokenizer, layers: int):
@@ -586,7 +748,11 @@ FAMILIES: dict[str, Callable[..., Any]] = {
     "qwen": qwen,
     "z_image": z_image,
     "flux2_klein": flux2_klein,
+    "flux2": flux2,
     "lumina2": lumina2,
+    "aura_flow": aura_flow,
+    "cogview4": cogview4,
+    "kandinsky5": kandinsky5,
 }
 
 

@@ -15,6 +15,7 @@ from unmemorize.core.sample import Sampler, generators, trajectory
 from unmemorize.models.load import wrap
 
 PROMPTS = ["a lighthouse at dusk", "an owl on a fence, and two red kites over a field", "x"]
+ALIKE = ["an owl on a fence", "a fence on a field", "a field on a fence"]  # of as many tokens
 SEEDS = [3, 14, 2**40]
 STEPS = 3
 
@@ -30,6 +31,7 @@ class Case:
     size: tuple[int, int] = (64, 64)
     scheduler: Any = None
     dtype: torch.dtype = torch.float32
+    prompts: list[str] = field(default_factory=lambda: PROMPTS)
 
     def __str__(self):
         scheduler = "" if self.scheduler is None else type(self.scheduler).__name__.removesuffix("Scheduler")
@@ -44,6 +46,11 @@ def cfg(family, guidance, **how):
 def flux(true_guidance, **how):
     negative = {"true_cfg_scale": true_guidance, "negative_prompt": ""} if true_guidance > 1 else {}
     return Case("flux", true_guidance, {"guidance_scale": 3.5, **negative}, **how)
+
+
+def unpadded(family, guidance, **how):
+    """In these pipelines prompts of different lengths change each other's pictures; in our loop they do not."""
+    return cfg(family, guidance, prompts=ALIKE, **how)
 
 
 def binned(family, guidance, **how):
@@ -115,6 +122,19 @@ CASES = [
     cfg("flux2_klein", 4.0),
     Case("flux2_klein", 1.0, own={"distilled": True}),
     cfg("flux2_klein", 4.0, size=(64, 96)),
+    Case("flux2", 1.0, {"guidance_scale": 4.0}),
+    Case("flux2", 1.0, {"guidance_scale": 4.0}, size=(64, 96)),
+    cfg("aura_flow", 1.0),
+    cfg("aura_flow", 3.5),
+    cfg("aura_flow", 3.5, size=(64, 96)),
+    cfg("aura_flow", 3.5, dtype=torch.float16),
+    unpadded("cogview4", 1.0),
+    unpadded("cogview4", 5.0),
+    unpadded("cogview4", 5.0, size=(64, 96)),
+    unpadded("cogview4", 5.0, dtype=torch.bfloat16),
+    unpadded("kandinsky5", 1.0),
+    unpadded("kandinsky5", 3.5),
+    unpadded("kandinsky5", 3.5, size=(64, 96)),
     cfg("lumina2", 1.0),
     cfg("lumina2", 4.0),
     cfg("lumina2", 4.0, size=(64, 96)),
@@ -138,24 +158,27 @@ def run_pipe(pipe, batch, case):
     height, width = case.size
     try:
         type(pipe.scheduler).step = step
-        pictures = pipe(
-            prompt=PROMPTS[:batch],
+        output = pipe(
+            prompt=case.prompts[:batch],
             num_inference_steps=STEPS,
             generator=generators(SEEDS[:batch]),
             output_type="pt",
             height=height,
             width=width,
             **call,
-        ).images
+            return_dict=False,
+        )
     finally:
         type(pipe.scheduler).step = own
-    return states, pictures
+    return states, output[0]
 
 
 def unpacked(state, like):
-    """Tokens as (n, c, h, w): those of 2 × 2 latents, and those of as many channels as there are."""
+    """As (n, c, h, w): tokens of 2 × 2 latents, tokens of as many channels as there are, frames with channels last."""
     if state.ndim == like.ndim:
         return state
+    if state.ndim == 5:
+        return state[:, 0].permute(0, 3, 1, 2)
     n, c, h, w = like.shape
     if state.shape[-1] == c:
         return state.transpose(1, 2).reshape(n, c, h, w)
@@ -173,7 +196,7 @@ def test_every_state_and_picture_is_the_pipelines(case, batch):
     handle = model.denoiser.register_forward_hook(lambda module, inputs, output: rows.append(len(output[0])))
     try:
         with model.counted() as cost:
-            cond = model.encode(PROMPTS[:batch])
+            cond = model.encode(case.prompts[:batch])
             path = list(trajectory(model, cond, seeds=SEEDS[:batch], sampler=Sampler(STEPS, case.guidance)))
             with torch.no_grad():
                 images = model.decode(path[-1].x_next)

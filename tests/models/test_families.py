@@ -19,10 +19,11 @@ PROMPTS = ["a lighthouse at dusk", "an owl on a fence, and two red kites over a 
 TYPED = ["sd", "sdxl"]
 MASKED = ["pixart", "pixart_alpha", "sana"]
 CROSS = [*TYPED, *MASKED]
-JOINT = ["sd3", "flux", "chroma", "qwen", "z_image", "flux2_klein", "lumina2"]
+UNPADDED = ["cogview4", "kandinsky5"]
+JOINT = ["sd3", "flux", "chroma", "qwen", "z_image", "flux2_klein", "flux2", "lumina2", "aura_flow", *UNPADDED]
 ALL = [*CROSS, *JOINT]
 FLOWS = [*JOINT, "sana"]
-POOLED = ["sdxl", "sd3", "flux"]
+POOLED = ["sdxl", "sd3", "flux", "kandinsky5"]
 
 
 @pytest.fixture(scope="module")
@@ -161,6 +162,18 @@ def test_blocking_a_feed_forward_moves_the_prediction(models, family):
 
 
 @pytest.mark.parametrize("family", ALL)
+def test_attention_layers_are_all_of_attention(models, family):
+    """Every linear layer inside a module that diffusers calls an attention, of the picture's stream and the text's."""
+    model = models(family)
+    expected = set()
+    for name, module in model.denoiser.named_modules():
+        if type(module).__name__.endswith("Attention"):
+            linear = {inner for inner, part in module.named_modules() if isinstance(part, torch.nn.Linear)}
+            expected |= {f"{name}.{inner}" for inner in linear if inner}
+    assert set(model.attention_layers()) == expected != set()
+
+
+@pytest.mark.parametrize("family", ALL)
 def test_invert_is_the_inverse_of_the_vaes_scale(models, family):
     """A latent that is brought into the VAE's scale and back is itself."""
     model = models(family)
@@ -195,18 +208,57 @@ def test_a_size_that_cannot_be_made_is_refused(family):
         wrap(tiny(family), size=(60, 64))
 
 
+@pytest.mark.parametrize("family", FLOWS)
+def test_a_timestep_stands_for_the_schedulers_noise_level(models, family):
+    """σ at every timestep is what the scheduler steps with, and a level's timestep is of that level."""
+    model = models(family)
+    schedule = model.schedule(7)
+    _, sigma = model.alpha_sigma(schedule.timesteps)
+    expected = schedule._scheduler.sigmas[:7].double()
+    assert torch.allclose(sigma.flatten(), expected, atol=1e-3 if family == "sana" else 1e-6)  # it rounds timesteps
+    u = torch.tensor([0.1, 0.5, 0.9])
+    assert torch.allclose(model.alpha_sigma(model.timestep(u))[1].flatten(), u.double(), atol=1e-6)
+
+
+@pytest.mark.parametrize("family", UNPADDED)
+def test_prompts_of_different_lengths_are_evaluated_apart(models, family):
+    """The network is called once for each length, and is given no padding."""
+    model = models(family)
+    x, t = state(model, 1)
+    cond = model.encode(PROMPTS)
+    texts = []
+    handle = model.denoiser.register_forward_pre_hook(
+        lambda module, given, named: texts.append(named["encoder_hidden_states"]), with_kwargs=True
+    )
+    with torch.no_grad():
+        model.predict(x.expand(3, -1, -1, -1), t, cond)
+    handle.remove()
+    lengths = cond.mask.sum(1)
+    assert len(lengths.unique()) > 1
+    assert [text.shape[1] for text in texts] == lengths.unique().tolist()
+    assert sum(len(text) for text in texts) == 3
+
+
+@pytest.mark.parametrize("family", ["flux", "flux2"])
+def test_distilled_guidance_is_an_input(models, family):
+    """Another embedded guidance is another output."""
+    model = models(family)
+    x, t = state(model, 1)
+    cond = model.encode(PROMPTS[:1])
+    usual = type(model).embedded
+    with torch.no_grad():
+        before = model.predict(x, t, cond).output
+        model.embedded = 1.0
+        try:
+            assert not close(model.predict(x, t, cond).output, before)
+        finally:
+            model.embedded = usual
+
+
 def test_flux_has_the_defaults_of_dev_and_of_schnell(models):
-    """Neither is guided by two evaluations; schnell takes four steps. The embedded guidance moves the output of dev."""
+    """Neither is guided by two evaluations; schnell takes four steps."""
     dev, schnell = models("flux"), models("flux", distilled=False)
     assert (dev.guidance, dev.steps, schnell.guidance, schnell.steps) == (1.0, 28, 1.0, 4)
-    x, t = state(dev, 1)
-    with torch.no_grad():
-        before = dev.predict(x, t, dev.encode(PROMPTS[:1])).output
-        dev.embedded = 1.0
-        try:
-            assert not close(dev.predict(x, t, dev.encode(PROMPTS[:1])).output, before)
-        finally:
-            dev.embedded = 3.5
 
 
 def test_a_distilled_flux2_is_not_guided():
@@ -280,7 +332,7 @@ def test_joint_attention_has_no_layer_that_reads_the_text_alone(models, family):
     model = models(family)
     cond = model.encode([""])
     for ask in (model.text_projections, lambda: model.text_inputs(cond)):
-        with pytest.raises(NotApplicable, match="text and picture share attention"):
+        with pytest.raises(NotApplicable, match="no layer reads the text alone"):
             ask()
 
 

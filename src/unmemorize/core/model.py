@@ -403,6 +403,14 @@ class DiffusionModel(Protocol):
         """
         ...
 
+    def attention_layers(self) -> Mapping[str, nn.Linear]:
+        """The linear layers of every attention, those of the text's stream included, by module name.
+
+        Raises:
+            NotApplicable: The family has none.
+        """
+        ...
+
     def counted(self) -> AbstractContextManager[Cost]:
         """The cost of a block."""
         ...

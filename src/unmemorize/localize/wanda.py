@@ -45,7 +45,7 @@ class Wanda(Localizer):
         sparsity: Share of each output row that may be chosen, 0 to 1: 0.01 in the paper, 0.1 in its stress test.
         per_prompt: Choose for every prompt by itself, and join the choices.
         seeds: Sampling runs of every prompt.
-        batch: Sampling runs at a time, which changes no result.
+        batch: Sampling runs at a time, which changes no result; prompt by prompt those of one prompt.
     """
 
     sparsity: float = 0.01
@@ -72,27 +72,26 @@ class Wanda(Localizer):
         check_finite(model.denoiser)
         weights = {name: layer.weight.detach().abs().float() for name, layer in layers.items()}
         total: dict[str, Tensor] = {}
-        by_prompt = []
+        by_prompt: list[PromptUnits] = []
         names = names_of(cond)
 
         def energies_of(part: slice) -> dict[str, Tensor]:
             return _energies(model, cond[part], range(self.seeds))
 
-        size = max(self.batch // self.seeds, 1)
+        size = 1 if self.per_prompt else max(self.batch // self.seeds, 1)
         with model.counted() as cost:
             base = _energies(model, model.encode([""]), range(self.seeds))
             for part, energies in in_batches(model, len(cond), energies_of, size=size, rows=2 * self.seeds):
                 if self.per_prompt:
-                    for row, prompt in enumerate(names[part]):
-                        one = {name: energy[row] for name, energy in energies.items()}
-                        chosen = choose(weights, one, _times(base, 1), self.sparsity)
-                        by_prompt.append(PromptUnits(prompt, chosen, {}))
+                    chosen = choose(weights, energies, base, self.sparsity)
+                    by_prompt.append(PromptUnits(names[part.start], chosen, {}))
                 for name, energy in energies.items():
-                    total[name] = total.get(name, 0) + energy.sum(0)
+                    total[name] = total.get(name, 0) + energy
                 progress("locate", part.stop, len(cond))
         joint = [prompt.masks for prompt in by_prompt]
         if not self.per_prompt:
-            joint = [choose(weights, total, _times(base, len(cond)), self.sparsity)]
+            often = {name: energy * len(cond) for name, energy in base.items()}
+            joint = [choose(weights, total, often, self.sparsity)]
         return Localization(
             method=self.name,
             units="weights",
@@ -128,20 +127,15 @@ def choose(
     return masks
 
 
-def _times(base: Mapping[str, Tensor], prompts: int) -> dict[str, Tensor]:
-    return {name: energy[0] * prompts for name, energy in base.items()}
-
-
 def _energies(model: DiffusionModel, cond: Condition, seeds: Sequence[int]) -> dict[str, Tensor]:
-    """Squared norms of each layer's inputs by prompt and step, summed over tokens, halves and seeds: (n, calls, in)."""
+    """Squared norms of each layer's inputs by step, summed over tokens, halves, prompts and seeds: (calls, in)."""
     layers = model.feed_forwards()
-    found: dict[str, list[Tensor]] = {name: [] for name in layers}
+    inputs: dict[str, list[Tensor]] = {name: [] for name in layers}
 
     def watch(name: str) -> Callable[[Tensor], None]:
         def add(given: Tensor) -> None:
             unit = torch.nn.functional.normalize(given.detach().float(), dim=-1)
-            rows = unit.double().square().flatten(1, -2).sum(1)  # halves of guidance, prompts within them, then seeds
-            found[name].append(rows.unflatten(0, (-1, len(cond), len(seeds))).sum((0, 2)))
+            inputs[name].append(unit.double().square().flatten(0, -2).sum(0))
 
         return add
 
@@ -151,5 +145,5 @@ def _energies(model: DiffusionModel, cond: Condition, seeds: Sequence[int]) -> d
         for step in steps:
             if step.index + 1 == CALLS:
                 break
-    # Some families guide in one call a step, some in two.
-    return {name: torch.stack(calls, dim=1).unflatten(1, (CALLS, -1)).sum(2) for name, calls in found.items()}
+    # A family calls a layer once a step or several times: for the halves of guidance, for text and picture.
+    return {name: torch.stack(calls).unflatten(0, (CALLS, -1)).sum(1) for name, calls in inputs.items()}

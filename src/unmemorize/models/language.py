@@ -5,11 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from diffusers.pipelines.flux2.pipeline_flux2 import compute_empirical_mu, format_input
 from torch import Tensor, nn
 
 from unmemorize.core.model import Condition, Guided
 from unmemorize.models.flux import pack, unpack
-from unmemorize.models.transformer import EvenFlowModel, read, shift, shown, spans_of
+from unmemorize.models.transformer import EvenFlowModel, read, shift, shown, spans_of, trimmed
 
 TOKENS = 512
 MARK = "\ufdd0"  # a character that no prompt holds: where it stands in a template the prompt goes
@@ -167,6 +168,7 @@ class Flux2KleinModel(EvenFlowModel):
     steps = 50
     apart = True
     feeds = ("ff.linear_out", "ff_context.linear_out")
+    embedded: float | None = None  # guidance as an input of the network
 
     def _prepare(self) -> None:
         super()._prepare()
@@ -175,13 +177,19 @@ class Flux2KleinModel(EvenFlowModel):
 
     def _encode(self, prompts: list[str]) -> Condition:
         embeds, _ = self.pipe.encode_prompt(prompts, device=self.device)
-        tokens = read(self.pipe.tokenizer, TOKENS, [self._chat(prompt) for prompt in prompts]).to(self.device)
+        chats = [self._chat(prompt) for prompt in prompts]
+        tokens = read(self._tokenizer, TOKENS, chats, add_special_tokens=False).to(self.device)
         return Condition(embeds, tokens.input_ids, tokens.attention_mask)
 
     def spans(self, prompt: str) -> list[tuple[int, int]]:
         """The characters behind each token."""
-        before = self._chat(MARK).index(MARK)
-        return spans_of(self.pipe.tokenizer, TOKENS, self._chat(prompt), start=before, stop=before + len(prompt))
+        before, chat = self._chat(MARK).index(MARK), self._chat(prompt)
+        stop = before + len(prompt)
+        return spans_of(self._tokenizer, TOKENS, chat, start=before, stop=stop, add_special_tokens=False)
+
+    @property
+    def _tokenizer(self) -> Any:
+        return self.pipe.tokenizer
 
     def _chat(self, prompt: str) -> str:
         said: str = self.pipe.tokenizer.apply_chat_template(
@@ -193,10 +201,13 @@ class Flux2KleinModel(EvenFlowModel):
         """The transformer's output, as latents."""
         network: Any = self.denoiser
         count, channels, height, width = x.shape
+        guidance = None
+        if self.embedded is not None:
+            guidance = torch.full([count], self.embedded, dtype=torch.float32, device=x.device)
         output = network(
             hidden_states=x.flatten(2).transpose(1, 2).to(network.dtype),
             timestep=t.expand(count).to(x.dtype) / 1000,
-            guidance=None,
+            guidance=guidance,
             encoder_hidden_states=cond.embeds,
             txt_ids=self.pipe._prepare_text_ids(cond.embeds).to(x.device),
             img_ids=self.pipe._prepare_latent_ids(x).to(x.device),
@@ -207,7 +218,8 @@ class Flux2KleinModel(EvenFlowModel):
 
     def _shift(self, steps: int) -> float:
         _, height, width = self._latent_shape
-        return empirical_shift(height * width, steps)
+        mu: float = compute_empirical_mu(image_seq_len=height * width, num_steps=steps)  # depends on the steps, too
+        return mu
 
     def _scaled(self, z: Tensor) -> Tensor:
         patches: Tensor = self.pipe._patchify_latents(z)
@@ -229,6 +241,31 @@ class Flux2KleinModel(EvenFlowModel):
     def _latent_shape(self) -> tuple[int, int, int]:
         channels, height, width = super()._latent_shape
         return channels, height // 2, width // 2
+
+
+class Flux2Model(Flux2KleinModel):
+    """A `Flux2Pipeline`, the dev model: layers of Mistral 3 side by side, behind a system message.
+
+    As Flux.1 dev it is distilled: its guidance is `embedded`, and `guidance` above 1, which its own pipeline has no
+    argument for, is classifier-free guidance on top.
+    """
+
+    guidance = 1.0
+    embedded = 4.0
+
+    def _prepare(self) -> None:
+        EvenFlowModel._prepare(self)
+
+    @property
+    def _tokenizer(self) -> Any:
+        return getattr(
+            self.pipe.tokenizer, "tokenizer", self.pipe.tokenizer
+        )  # of a processor, which also reads pictures
+
+    def _chat(self, prompt: str) -> str:
+        messages = format_input([prompt], system_message=self.pipe.system_message)
+        (chat,) = self.pipe.tokenizer.apply_chat_template(messages, add_generation_prompt=False, tokenize=False)
+        return str(chat)
 
 
 class Lumina2Model(EvenFlowModel):
@@ -277,19 +314,3 @@ class Lumina2Model(EvenFlowModel):
     def _shift(self, steps: int) -> float:
         # The pipeline reads the number of channels where it means that of tokens.
         return shift(self._latent_shape[0], self.pipe.scheduler.config, highest=1.15)
-
-
-def trimmed(cond: Condition) -> Condition:
-    """As long as the longest prompt of these rows: what others of the batch were padded to is cut off."""
-    if cond.mask is None:
-        return cond
-    longest = int(cond.mask.sum(1).max())
-    return Condition(cond.embeds[:, :longest], mask=cond.mask[:, :longest])
-
-
-def empirical_shift(tokens: int, steps: int) -> float:
-    """How far Flux.2's noise levels are shifted: it depends on the number of steps."""
-    from diffusers.pipelines.flux2.pipeline_flux2_klein import compute_empirical_mu
-
-    mu: float = compute_empirical_mu(image_seq_len=tokens, num_steps=steps)
-    return mu

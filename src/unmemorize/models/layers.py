@@ -9,6 +9,13 @@ from unmemorize.core.errors import NotApplicable
 from unmemorize.core.model import Reach
 
 PLAIN = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+# What linear layers of attention are called: of pictures, of the stream of the text, of both in one, of Kandinsky 5.
+ATTENTION = (
+    *("to_q", "to_k", "to_v", "to_out.0"),
+    *("add_q_proj", "add_k_proj", "add_v_proj", "to_add_out"),
+    *("to_qkv_mlp_proj", "attn.to_out"),
+    *("to_query", "to_key", "to_value", "self_attention.out_layer", "cross_attention.out_layer"),
+)
 _STAGES = {"down_blocks": 0, "mid_block": 1, "up_blocks": 2}  # as executed; a UNet lists its middle last
 
 
@@ -36,6 +43,18 @@ def feed_forward_outputs(denoiser: nn.Module) -> dict[str, nn.Linear]:
     layers = linear_layers(denoiser, "ff.net.2")
     if not layers:
         raise NotApplicable(f"{type(denoiser).__name__} has no transformer feed-forward (ff.net.2)")
+    return layers
+
+
+def attention_layers(denoiser: nn.Module) -> dict[str, nn.Linear]:
+    """The linear layers of every attention, those of the text's stream included, by module name.
+
+    Raises:
+        NotApplicable: There is none.
+    """
+    layers = linear_layers(denoiser, *ATTENTION)
+    if not layers:
+        raise NotApplicable(f"{type(denoiser).__name__} has no attention of linear layers")
     return layers
 
 

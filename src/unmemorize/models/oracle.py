@@ -183,6 +183,14 @@ class OracleModel(Adapter):
         """
         raise NotApplicable("a closed form has no transformer feed-forward")
 
+    def attention_layers(self) -> dict[str, nn.Linear]:
+        """None.
+
+        Raises:
+            NotApplicable: Always.
+        """
+        raise NotApplicable("a closed form has no attention")
+
     def save(self, folder: Path) -> None:
         """It is not saved.
 

@@ -6,7 +6,8 @@ import itertools
 import json
 import shutil
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from torch import Tensor, nn
 from unmemorize.core.errors import NotApplicable, UserError
 from unmemorize.core.model import Condition, Counted, Guided, Parameterisation, Prediction, TypedModel
 from unmemorize.core.run import digest, write_json
+from unmemorize.models.layers import attention_layers
 from unmemorize.models.schedules import RectifiedFlow, SchedulerRun, VariancePreserving
 
 ASIDE = ("safety_checker", "image_encoder")  # components that read pictures, not prompts
@@ -119,6 +121,7 @@ class PipelineModel(Adapter, TypedModel):
     part = "transformer"  # the component that denoises
     pooled = False  # whether it reads a vector a prompt beside the embeddings
     multiple = 8  # of which height and width have to be multiples
+    upcasts = False  # whether a VAE that overflows in half precision computes in float32
     revision: str | None = None  # of a hub model that is not its main branch
 
     def __init__(
@@ -133,11 +136,11 @@ class PipelineModel(Adapter, TypedModel):
                 "a cache makes predictions depend on earlier ones: call disable_cache() on the denoiser"
             )
         self._config: Any = self.denoiser.config
-        self._prepare()
         self._size = size or self._own_size()
         if any(side <= 0 or side % self.multiple for side in self._size):
             height, width = self._size
             raise UserError(f"{height} × {width} pixels: name multiples of {self.multiple}")
+        self._prepare()
         self._empty_pooled: Tensor | None = None
 
     @abstractmethod
@@ -186,17 +189,32 @@ class PipelineModel(Adapter, TypedModel):
     def decode(self, x: Tensor) -> Tensor:
         """Latents to images in [0, 1], as the pipeline decodes them."""
         self.count_decodes(len(x))
-        images = self.pipe.vae.decode(self._unscaled(x.to(self.pipe.vae.dtype)), return_dict=False)[0]
+        with self._vae() as vae:
+            images = vae.decode(self._unscaled(x.to(vae.dtype)), return_dict=False)[0]
         pictures: Tensor = self.pipe.image_processor.postprocess(images, output_type="pt")
         return pictures
 
     def invert(self, images: Tensor) -> Tensor:
         """Images in [0, 1] to the mode of their latents."""
-        vae = self.pipe.vae
-        encoded = vae.encode((images * 2 - 1).to(self.device, vae.dtype))
+        with self._vae() as vae:
+            encoded = vae.encode((images * 2 - 1).to(self.device, vae.dtype))
         if hasattr(encoded, "latent_dist"):
-            return self._scaled(encoded.latent_dist.mode())
-        return self._scaled(encoded.latents if hasattr(encoded, "latents") else encoded.latent)  # of small, deep VAEs
+            latents = encoded.latent_dist.mode()
+        else:
+            latents = encoded.latents if hasattr(encoded, "latents") else encoded.latent  # of small, deep VAEs
+        return self._scaled(latents).to(self._latent_dtype)
+
+    @contextmanager
+    def _vae(self) -> Iterator[Any]:
+        vae = self.pipe.vae
+        if not self.upcasts or vae.dtype != torch.float16 or not vae.config.force_upcast:
+            yield vae
+            return
+        vae.to(dtype=torch.float32)  # and back, which loses nothing
+        try:
+            yield vae
+        finally:
+            vae.to(dtype=torch.float16)
 
     def _scaled(self, z: Tensor) -> Tensor:
         """The VAE's latents in the denoiser's scale."""
@@ -267,6 +285,14 @@ class PipelineModel(Adapter, TypedModel):
         scale = self.pipe.vae_scale_factor
         size = self._config.get("sample_size") or getattr(self.pipe, "default_sample_size", 1024 // scale)
         return (size * scale, size * scale) if isinstance(size, int) else (size[0] * scale, size[1] * scale)
+
+    def attention_layers(self) -> dict[str, nn.Linear]:
+        """The linear layers of every attention, those of the text's stream included.
+
+        Raises:
+            NotApplicable: There is none.
+        """
+        return attention_layers(self.denoiser)
 
     def save(self, folder: Path) -> None:
         """Write the pipeline as `from_pretrained` reads it; what loading left out is copied from where it came from.

@@ -13,7 +13,7 @@ from unmemorize.core.errors import NotApplicable
 from unmemorize.core.model import Condition, Parameterisation, Reach
 from unmemorize.models.layers import linear_layers
 from unmemorize.models.schedules import VariancePreserving, require_noise_schedule
-from unmemorize.models.transformer import FlowModel, TransformerModel, read, shown, spans_of
+from unmemorize.models.transformer import FlowModel, TransformerModel, read, shown, spans_of, uncleaned
 
 
 class CrossAttentionModel(TransformerModel):
@@ -41,11 +41,7 @@ class CrossAttentionModel(TransformerModel):
     def spans(self, prompt: str) -> list[tuple[int, int]]:
         """The characters behind each token; none where cleaning the prompt changed its length."""
         (text,) = self.pipe._text_preprocessing([prompt], clean_caption=self._clean)
-        found = self._spans(text)
-        if len(text) != len(prompt.strip()):
-            return [(0, 0)] * len(found)
-        lead = len(prompt) - len(prompt.lstrip())
-        return [(start + lead, stop + lead) if stop > start else (0, 0) for start, stop in found]
+        return uncleaned(self._spans(text), text, prompt)
 
     def _spans(self, text: str) -> list[tuple[int, int]]:
         return spans_of(self.pipe.tokenizer, self._longest, text)
@@ -134,8 +130,8 @@ class SanaModel(CrossAttentionModel, FlowModel):
         before = "\n".join(self._instruction)
         tokenizer, longest = self.pipe.tokenizer, self._longest
         length = len(tokenizer.encode(before)) + longest - 2
-        found = spans_of(tokenizer, length, before + text, start=len(before))
-        return [found[0], *found[1 - longest :]]
+        spans = spans_of(tokenizer, length, before + text, start=len(before), padding_side="right")
+        return [spans[0], *spans[1 - longest :]]
 
     def text_inputs(self, cond: Condition) -> Tensor:
         """The text as it is projected and normalised in the transformer."""

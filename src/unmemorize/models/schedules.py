@@ -122,16 +122,20 @@ class VariancePreserving:
 
 
 class RectifiedFlow:
-    """Timesteps t in (0, T] with σ = t / T and α = 1 − σ."""
+    """Timesteps t in (0, T] with σ = s·τ / (1 + (s − 1)·τ), τ = t / T, and α = 1 − σ.
 
-    def __init__(self, training_timesteps: int) -> None:
-        self._total = training_timesteps
+    The shift s is 1 where a pipeline tells its network the noise level itself, as most do.
+    """
+
+    def __init__(self, training_timesteps: int, shift: float = 1.0) -> None:
+        self._total, self._shift = training_timesteps, shift
 
     def timestep(self, u: Tensor) -> Tensor:
         """The timestep at σ = u."""
-        return u * self._total
+        return self._total * u / (self._shift + (1 - self._shift) * u)
 
     def alpha_sigma(self, t: Tensor) -> tuple[Tensor, Tensor]:
         """α and σ at timesteps of any shape, (n, 1, 1, 1) each, in float64 on the CPU."""
-        sigma = (t.to("cpu", torch.float64) / self._total).reshape(-1, 1, 1, 1)
+        level = (t.to("cpu", torch.float64) / self._total).reshape(-1, 1, 1, 1)
+        sigma = self._shift * level / (1 + (self._shift - 1) * level)
         return 1 - sigma, sigma

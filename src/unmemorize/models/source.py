@@ -29,7 +29,11 @@ ADAPTERS = {
     "QwenImagePipeline": "unmemorize.models.language:QwenImageModel",
     "ZImagePipeline": "unmemorize.models.language:ZImageModel",
     "Flux2KleinPipeline": "unmemorize.models.language:Flux2KleinModel",
+    "Flux2Pipeline": "unmemorize.models.language:Flux2Model",
     "Lumina2Pipeline": "unmemorize.models.language:Lumina2Model",
+    "AuraFlowPipeline": "unmemorize.models.unmasked:AuraFlowModel",
+    "CogView4Pipeline": "unmemorize.models.unmasked:CogView4Model",
+    "Kandinsky5T2IPipeline": "unmemorize.models.unmasked:Kandinsky5Model",
 }
 
 # Components that are not loaded, or that a pipeline works without.

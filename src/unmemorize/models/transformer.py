@@ -94,8 +94,10 @@ class EvenFlowModel(FlowModel):
 
     def schedule(self, steps: int) -> SchedulerRun:
         """A private copy of the pipeline's scheduler."""
-        settings = {"sigmas": self._levels(steps), "mu": self._shift(steps)}
-        return SchedulerRun(self.pipe.scheduler, steps, self.device, settings, begin=True)
+        return SchedulerRun(self.pipe.scheduler, steps, self.device, self._settings(steps), begin=True)
+
+    def _settings(self, steps: int) -> dict[str, Any]:
+        return {"sigmas": self._levels(steps), "mu": self._shift(steps)}
 
     def _levels(self, steps: int) -> Any:
         return np.linspace(1.0, 1 / steps, steps)
@@ -171,31 +173,45 @@ def shift(tokens: int, config: Mapping[str, Any], highest: float) -> float:
     return mu
 
 
-def read(tokenizer: Any, length: int, prompts: list[str]) -> Any:
-    """Ids and mask of prompts, padded and cut to a length."""
-    return tokenizer(prompts, **_cut(length), return_tensors="pt")
+def trimmed(cond: Condition) -> Condition:
+    """As long as the longest prompt of these rows: what others of the batch were padded to is cut off."""
+    if cond.mask is None:
+        return cond
+    longest = int(cond.mask.sum(1).max())
+    return Condition(cond.embeds[:, :longest], mask=cond.mask[:, :longest], pooled=cond.pooled)
+
+
+def read(tokenizer: Any, length: int, prompts: list[str], **settings: Any) -> Any:
+    """Ids and mask of prompts, padded and cut to a length; settings are the tokenizer's."""
+    return tokenizer(prompts, **_cut(length), **settings, return_tensors="pt")
 
 
 def _cut(length: int | None) -> dict[str, Any]:
-    if length is None:
-        return {}
-    return {"padding": "max_length", "padding_side": "right", "truncation": True, "max_length": length}
+    return {} if length is None else {"padding": "max_length", "truncation": True, "max_length": length}
 
 
 def spans_of(
-    tokenizer: Any, length: int | None, text: str, start: int = 0, stop: int | None = None
+    tokenizer: Any, length: int | None, text: str, start: int = 0, stop: int | None = None, **settings: Any
 ) -> list[tuple[int, int]]:
     """The characters of text[start:stop] behind each token of the text, counted from `start`, white space left out.
 
     Without a length the text is neither padded nor cut. Tokens of what stands around them (a template) and special
-    tokens have equal ends.
+    tokens have equal ends. Settings are the tokenizer's.
     """
-    tokens = tokenizer(text, **_cut(length), return_offsets_mapping=True)
-    found = []
+    tokens = tokenizer(text, **_cut(length), **settings, return_offsets_mapping=True)
+    spans = []
     for first, last in tokens.offset_mapping:
         first, last = max(first, start), min(last, len(text) if stop is None else stop)
         inside = text[first:last]
         first += len(inside) - len(inside.lstrip())
         last = first + len(inside.strip())
-        found.append((first - start, last - start) if last > first else (0, 0))
-    return found
+        spans.append((first - start, last - start) if last > first else (0, 0))
+    return spans
+
+
+def uncleaned(spans: list[tuple[int, int]], text: str, prompt: str) -> list[tuple[int, int]]:
+    """Spans of the text that a pipeline cleaned a prompt to, in the prompt; none where cleaning changed its length."""
+    if len(text) != len(prompt.strip()):
+        return [(0, 0)] * len(spans)
+    lead = len(prompt) - len(prompt.lstrip())
+    return [(start + lead, stop + lead) if stop > start else (0, 0) for start, stop in spans]

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -129,6 +128,7 @@ class SDXLModel(UNetModel):
     guidance = 5.0
     added = "text_time"
     pooled = True
+    upcasts = True
 
     def _embedded(self, prompts: list[str]) -> tuple[Tensor, Tensor | None]:
         embeds, _, pooled, _ = self.pipe.encode_prompt(prompts, device=self.device, do_classifier_free_guidance=False)
@@ -153,28 +153,6 @@ class SDXLModel(UNetModel):
     def schedule(self, steps: int) -> SchedulerRun:
         """A private copy of the pipeline's scheduler."""
         return SchedulerRun(self.pipe.scheduler, steps, self.device, begin=True)
-
-    def decode(self, x: Tensor) -> Tensor:
-        """Latents to images in [0, 1]; a VAE that overflows in half precision computes in float32."""
-        with self._whole_vae():
-            return super().decode(x)
-
-    def invert(self, images: Tensor) -> Tensor:
-        """Images in [0, 1] to the mode of their latents."""
-        with self._whole_vae():
-            return super().invert(images).to(self._latent_dtype)
-
-    @contextmanager
-    def _whole_vae(self) -> Iterator[None]:
-        vae = self.pipe.vae
-        if vae.dtype != torch.float16 or not vae.config.force_upcast:
-            yield
-            return
-        vae.to(dtype=torch.float32)  # and back, which loses nothing
-        try:
-            yield
-        finally:
-            vae.to(dtype=torch.float16)
 
     def _scaled(self, z: Tensor) -> Tensor:
         if (statistics := self._statistics(z)) is None:

@@ -21,8 +21,6 @@ from unmemorize.core.run import Progress, quiet
 from unmemorize.unlearn.checkpoints import part
 from unmemorize.unlearn.loop import Loop, Task, Team
 
-ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")  # where LoRA adds its matrices
-
 
 @dataclass(frozen=True)
 class Finetune:
@@ -191,7 +189,7 @@ def finetune(
     """
     team = Team(next(model.denoiser.parameters()).device)
     task = _Finetuned(model, objective, settings, team, progress, check)
-    with checkpointed(model.denoiser, settings.gradient_checkpointing), _trainable(model.denoiser, settings) as trained:
+    with checkpointed(model.denoiser, settings.gradient_checkpointing), _trainable(model, settings) as trained:
         fitted = settings.loop(folder).run(trained, task, team)
         with torch.no_grad():
             for name, p in trained.items():
@@ -256,8 +254,9 @@ class _Finetuned(Task):
 
 
 @contextmanager
-def _trainable(denoiser: nn.Module, settings: Finetune) -> Iterator[dict[str, nn.Parameter]]:
+def _trainable(model: DiffusionModel, settings: Finetune) -> Iterator[dict[str, nn.Parameter]]:
     """The parameters to train: all, or those of LoRA adapters, which are merged at the end and gone after an error."""
+    denoiser = model.denoiser
     flags = {p: p.requires_grad for p in denoiser.parameters()}
     denoiser.requires_grad_(settings.lora is None)
     try:
@@ -265,7 +264,7 @@ def _trainable(denoiser: nn.Module, settings: Finetune) -> Iterator[dict[str, nn
             yield dict(denoiser.named_parameters())
             return
         network: Any = denoiser  # diffusers' networks take adapters
-        _add_lora(network, settings.lora, settings.seed)
+        _add_lora(network, list(model.attention_layers()), settings.lora, settings.seed)
         try:
             yield {name: p for name, p in denoiser.named_parameters() if p.requires_grad}
             network.fuse_lora()
@@ -277,7 +276,7 @@ def _trainable(denoiser: nn.Module, settings: Finetune) -> Iterator[dict[str, nn
             p.requires_grad_(flag)
 
 
-def _add_lora(network: Any, rank: int, seed: int) -> None:
+def _add_lora(network: Any, layers: list[str], rank: int, seed: int) -> None:
     try:
         from peft import LoraConfig
     except ImportError as error:
@@ -287,7 +286,7 @@ def _add_lora(network: Any, rank: int, seed: int) -> None:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         # From the second matrix at zero: the first update starts from the very model.
-        network.add_adapter(LoraConfig(r=rank, lora_alpha=rank, target_modules=list(ATTENTION)))
+        network.add_adapter(LoraConfig(r=rank, lora_alpha=rank, target_modules=layers))
 
 
 def gradients(loss: Tensor, parameters: Sequence[nn.Parameter], team: Team, *, again: bool = False) -> list[Tensor]:
