@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +11,9 @@ from unmemorize.audit.plan import STAGES
 from unmemorize.core.criteria import Criterion
 from unmemorize.core.errors import UserError
 from unmemorize.core.model import DiffusionModel
-from unmemorize.core.run import Progress, Run, RunRecord, Source, digest, versions, write_json
+from unmemorize.core.run import Progress, Run, RunRecord, write_json
 from unmemorize.core.sample import sampling_evaluations
-from unmemorize.core.specs import AuditSpec, recorded
-from unmemorize.metrics.similarity import References
-from unmemorize.mitigate.tuned import Tuned
+from unmemorize.core.specs import AuditSpec
 from unmemorize.report.build import Evidence, build_report
 from unmemorize.stages.attack_mitigated import write_outcomes
 from unmemorize.stages.inputs import (
@@ -24,12 +21,13 @@ from unmemorize.stages.inputs import (
     bundle_of,
     load_as_asked,
     prompt_source,
+    record_of,
     scores_of,
     subject_of,
     with_sampling,
 )
 from unmemorize.stages.mitigate import asked
-from unmemorize.stages.mitigations import mitigation_of
+from unmemorize.stages.mitigations import mitigation_of, sources_of
 from unmemorize.stages.stage import run_stages
 from unmemorize.study.copies import LARGE, matcher
 from unmemorize.verdict.summary import Basis, summarise
@@ -77,22 +75,12 @@ def _record(inputs: Inputs, criterion: Criterion) -> RunRecord:
             "--sscd, or leave out --references to score only"
         )
     if bundle.has("references"):
-        data["references"] = _picture_source(bundle.source("references"), inputs.references)
+        data["references"] = inputs.references.source(bundle.source("references"))
         held_out = bundle.held_out(model.image_size)
         if held_out is not None:
-            data["held_out"] = _picture_source(bundle.source("held_out"), held_out)
-    for name, text in asked(inputs).items():
-        mitigation = mitigation_of(text, model)
-        if isinstance(mitigation, Tuned):
-            data[f"mitigated {name}"] = Source(source=text, sha256=mitigation.fingerprint, count=1)
-    return RunRecord(
-        status="running",
-        spec=recorded(spec),
-        versions=versions(),
-        model={"name": model.name, "fingerprint": model.fingerprint},
-        data=data,
-        criterion=dataclasses.asdict(criterion),
-    )
+            data["held_out"] = held_out.source(bundle.source("held_out"))
+    data |= sources_of({f"mitigated {name}": mitigation_of(text, model) for name, text in asked(inputs).items()})
+    return record_of(spec, model, data, criterion)
 
 
 def _basis(inputs: Inputs) -> Basis:
@@ -102,12 +90,6 @@ def _basis(inputs: Inputs) -> Basis:
         return Basis(spec.bound)
     masks = inputs.references.masks
     return Basis(spec.bound, len(masks), None if spec.sscd else sum(mask is not None for mask in masks))
-
-
-def _picture_source(source: str, pictures: References) -> Source:
-    facts = repr((pictures.names, pictures.masks, pictures.captions)).encode(errors="surrogateescape")
-    pixels = digest([facts, *(image.numpy().tobytes() for image in pictures.batches(1))])
-    return Source(source=source, sha256=pixels, count=len(pictures.names))
 
 
 def _evaluations(run: Path, model: DiffusionModel, spec: AuditSpec) -> dict[str, int]:

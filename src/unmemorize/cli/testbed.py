@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from cyclopts import App
 from rich.table import Table
 
 from unmemorize.cli.app import TESTBED, Json, app, command, option
 from unmemorize.cli.terminal import add_row, next_step, out, print_json, say
+from unmemorize.core.errors import UserError
 from unmemorize.core.outputs import Output, check_outputs
 from unmemorize.core.specs import Seed
 
@@ -51,7 +52,7 @@ def export(folder: Annotated[str, option("A new folder.")], *, json: Json = Fals
 @command(
     TESTBED,
     "unmemorize testbed train out --data testbed-data",
-    "unmemorize testbed train out --data testbed-data --twin --device cuda",
+    "unmemorize testbed train out --data testbed-data --branch C --device cuda",
     to=testbed_app,
 )
 def train(
@@ -59,17 +60,30 @@ def train(
     *,
     data: Annotated[str, option("Folder for artwork and checkpoints.")] = "testbed-data",
     twin: Annotated[bool, option("Train the twin, without the duplicates.")] = False,
+    branch: Annotated[Literal["A", "B", "C", "D", "trunk"] | None, option("Train this part of the panel.")] = None,
     seed: Annotated[Seed, option("Seed of the run.")] = 0,
     device: Annotated[str, option("cpu or cuda.")] = "cpu",
     json: Json = False,
 ) -> None:
-    """Train the planted model, or its twin, from the artwork. A stopped run continues where it was."""
-    check_outputs([Output("FOLDER", Path(folder), "folder"), Output("--data", Path(data), "folder")])
+    """Train the planted model, its twin, or a branch of the panel, from the artwork.
 
+    A stopped run continues where it was.
+    """
+    check_outputs([Output("FOLDER", Path(folder), "folder"), Output("--data", Path(data), "folder")])
+    if branch and twin:
+        raise UserError("--branch and --twin: the panel's branches are each other's twins: name one of the two options")
+
+    from unmemorize.testbed import train_panel
     from unmemorize.testbed.recipe import Recipe
     from unmemorize.testbed.train import train as train_testbed
 
-    train_testbed(Path(data), Path(folder), Recipe(seed=seed), duplicates=not twin, device=device)
+    recipe = Recipe(seed=seed)
+    if branch == "trunk":
+        train_panel.train_trunk(Path(data), Path(folder), recipe, device)
+    elif branch:
+        train_panel.train_branch(Path(data), Path(folder), branch, recipe, device)
+    else:
+        train_testbed(Path(data), Path(folder), recipe, duplicates=not twin, device=device)
     if json:
         print_json({"folder": folder})
         return

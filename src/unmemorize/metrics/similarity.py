@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import chain
 from pathlib import Path
 
 import torch
@@ -16,6 +17,7 @@ from unmemorize.core.criteria import Criterion
 from unmemorize.core.errors import MissingExtra, UserError
 from unmemorize.core.files import require_file
 from unmemorize.core.results import Match
+from unmemorize.core.run import Source, digest
 
 Box = tuple[int, int, int, int]
 
@@ -45,6 +47,16 @@ class References:
 
     def __len__(self) -> int:
         return len(self.names)
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 of the pictures, their names, boxes and captions."""
+        facts = repr((self.names, self.masks, self.captions)).encode(errors="surrogateescape")
+        return digest(chain([facts], (picture.cpu().numpy().tobytes() for picture in self.pixels)))
+
+    def source(self, place: str) -> Source:
+        """Where they come from and what they hold, for a run's record."""
+        return Source(source=place, sha256=self.digest, count=len(self))
 
     @property
     def images(self) -> Tensor:

@@ -15,15 +15,15 @@ from unmemorize.core.errors import UserError
 from unmemorize.core.hooks import checkpointed
 from unmemorize.core.methods import Attack, Subject, parse
 from unmemorize.core.model import DiffusionModel
-from unmemorize.core.run import Progress, Run, RunRecord, Source, atomic, digest, quiet, versions, write_json
+from unmemorize.core.run import Progress, Run, atomic, quiet, write_json
 from unmemorize.core.shards import Row, merge_shards, run_shards
-from unmemorize.core.specs import AttackSpec, recorded
+from unmemorize.core.specs import AttackSpec
 from unmemorize.data.bundle import Bundle
 from unmemorize.data.pictures import save_image
 from unmemorize.metrics.similarity import References
 from unmemorize.report.attack import draw_curves, draw_sheet
-from unmemorize.stages.inputs import bundle_of, load_as_asked, subject_of, with_sampling
-from unmemorize.stages.mitigations import mitigation_of
+from unmemorize.stages.inputs import bundle_of, load_as_asked, record_of, subject_of, text_source, with_sampling
+from unmemorize.stages.mitigations import mitigation_of, sources_of
 from unmemorize.study.controls import Subjects, choose_subjects
 from unmemorize.study.copies import CopyCheck, copy_check
 from unmemorize.study.extracted import from_rows, summarise, to_rows
@@ -41,12 +41,16 @@ def run_attack(spec: AttackSpec, run: Path, progress: Progress = quiet) -> Row:
     attack = checked_attack(spec)
     model = load_as_asked(spec)
     spec = with_sampling(spec, model)
-    hashed = model.fingerprint
     mitigation = mitigation_of(spec.mitigation, model) if spec.mitigation else None
     bundle = bundle_of(spec)
     check, subjects = chosen_subjects(spec, model, bundle)
     subject = subject_of(spec, model)
     ordinary = bundle.ordinary()
+    data = {group: pictures.source(group) for group, pictures in subjects.groups.items()}
+    data |= {"references": check.source} | sources_of({"mitigation": mitigation} if mitigation else {})
+    if spec.ordinary:
+        data["ordinary"] = text_source(spec.ordinary, ordinary)
+    record = record_of(spec, model, data, check.criterion)
     own = model.encode([caption or "" for caption in subjects.attacked.captions])
     if "ordinary" in attack.needs:
         attack = attack.prepared(prompts=own, ordinary=model.encode(ordinary))
@@ -54,7 +58,7 @@ def run_attack(spec: AttackSpec, run: Path, progress: Progress = quiet) -> Row:
         mitigation = mitigation.fitted(
             subject, prompts=own, ordinary=model.encode(ordinary), seeds=range(len(ordinary)), progress=progress
         )
-    with Run.open(run, _record(spec, hashed, subjects, check)):
+    with Run.open(run, record):
         applied = mitigation.applied(subject) if mitigation else nullcontext(subject)
         with applied as attacked, checkpointed(model.denoiser, spec.checkpointing):
             trial = Trial(curve_of(attack), spec.init, spec.restarts, tuple(range(SEEDS[0], SEEDS[0] + spec.pictures)))
@@ -163,26 +167,3 @@ def _sheet(table: Sequence[Row]) -> dict[str, tuple[float, float]]:
     original = {row["id"]: row["value"] for row in table if row["step"] is None and row["seed"] == seed}
     found = {r["id"]: r["value"] for r in table if r["step"] == last and r["seed"] == seed and r["restart"] == 0}
     return {key: (original[key], found[key]) for key in found}
-
-
-def _record(spec: AttackSpec, hashed: str, subjects: Subjects, check: CopyCheck) -> RunRecord:
-    data = {group: _source(group, pictures) for group, pictures in subjects.groups.items()}
-    path = Path(spec.mitigation)
-    if spec.mitigation and path.is_file():
-        data["mitigation"] = Source(source=spec.mitigation, sha256=digest([path.read_bytes()]), count=1)
-    if spec.ordinary:
-        data["ordinary"] = Source(source=spec.ordinary, sha256=digest([Path(spec.ordinary).read_bytes()]), count=1)
-    return RunRecord(
-        status="running",
-        spec=recorded(spec),
-        versions=versions(),
-        model={"name": spec.model, "fingerprint": hashed},
-        data=data | {"references": check.source},
-        criterion=dataclasses.asdict(check.criterion),
-    )
-
-
-def _source(name: str, pictures: References) -> Source:
-    facts = repr((pictures.names, pictures.captions)).encode(errors="surrogateescape")
-    pixels = digest([facts, *(image.numpy().tobytes() for image in pictures.batches(1))])
-    return Source(source=name, sha256=pixels, count=len(pictures))

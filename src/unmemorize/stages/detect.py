@@ -12,11 +12,19 @@ from unmemorize.core.errors import UserError
 from unmemorize.core.methods import Detector, Subject, parse
 from unmemorize.core.plain import to_json
 from unmemorize.core.results import Scores
-from unmemorize.core.run import Progress, Run, RunRecord, versions
+from unmemorize.core.run import Progress, Run
 from unmemorize.core.shards import Row, merge_shards, run_shards, write_rows
-from unmemorize.core.specs import DetectSpec, recorded
+from unmemorize.core.specs import DetectSpec
 from unmemorize.data.source import Prompt
-from unmemorize.stages.inputs import Inputs, bundle_of, load_as_asked, prompt_source, subject_of, with_sampling
+from unmemorize.stages.inputs import (
+    Inputs,
+    bundle_of,
+    load_as_asked,
+    prompt_source,
+    record_of,
+    subject_of,
+    with_sampling,
+)
 from unmemorize.stages.stage import Cost, Stage
 
 
@@ -31,14 +39,8 @@ def detect(spec: DetectSpec, run: Path, progress: Progress) -> list[Row]:
     prompts = bundle.prompts
     model = load_as_asked(spec)
     spec = with_sampling(spec, model)
-    record = RunRecord(
-        status="running",
-        spec=recorded(spec),
-        versions=versions(),
-        model={"name": model.name, "fingerprint": model.fingerprint},
-        data={"prompts": prompt_source(bundle.source("prompts"), prompts)},
-    )
-    with Run.open(run, record):
+    data = {"prompts": prompt_source(bundle.source("prompts"), prompts)}
+    with Run.open(run, record_of(spec, model, data)):
         table = score_prompts(subject_of(spec, model), detector, prompts, run, progress, seeds=spec.numbers)
     scores = table["score"].to_numpy().reshape(len(prompts), -1).mean(axis=1)
     spent = table["evaluations"].to_numpy().reshape(len(prompts), -1).sum(axis=1)

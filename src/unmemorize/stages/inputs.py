@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
@@ -12,12 +12,13 @@ import numpy as np
 import pyarrow.parquet as pq
 import torch
 
+from unmemorize.core.criteria import Criterion
 from unmemorize.core.errors import UserError
 from unmemorize.core.methods import Subject
 from unmemorize.core.model import DiffusionModel
-from unmemorize.core.run import Source, digest
+from unmemorize.core.run import RunRecord, Source, digest, versions
 from unmemorize.core.sample import Sampler
-from unmemorize.core.specs import AuditSpec
+from unmemorize.core.specs import AuditSpec, recorded
 from unmemorize.data.bundle import Bundle
 from unmemorize.data.source import Prompt
 from unmemorize.metrics.similarity import References
@@ -150,6 +151,25 @@ def subject_of(spec: Any, model: DiffusionModel) -> Subject:
     return Subject(model, Sampler(spec.steps or None, spec.guidance))
 
 
-def prompt_source(source: str, prompts: Sequence[Prompt]) -> Source:
-    """Where prompts came from, for a run's record."""
-    return Source(source=source, sha256=digest(p.text.encode() for p in prompts), count=len(prompts))
+def record_of(
+    spec: Any, model: DiffusionModel, data: Mapping[str, Source], criterion: Criterion | None = None
+) -> RunRecord:
+    """The record of a run that begins: its settings, model and inputs, and what it counts as a copy."""
+    return RunRecord(
+        status="running",
+        spec=recorded(spec),
+        versions=versions(),
+        model={"name": model.name, "fingerprint": model.fingerprint},
+        data=dict(data),
+        criterion={} if criterion is None else asdict(criterion),
+    )
+
+
+def text_source(place: str, texts: Collection[str]) -> Source:
+    """Where texts come from and what they say, for a run's record."""
+    return Source(source=place, sha256=digest(text.encode() for text in texts), count=len(texts))
+
+
+def prompt_source(place: str, prompts: Sequence[Prompt]) -> Source:
+    """`text_source` of prompts."""
+    return text_source(place, [prompt.text for prompt in prompts])

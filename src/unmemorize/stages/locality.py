@@ -21,10 +21,10 @@ from unmemorize.core.errors import UserError
 from unmemorize.core.methods import Subject
 from unmemorize.core.model import Condition, DiffusionModel, joined
 from unmemorize.core.results import Match
-from unmemorize.core.run import Progress, Run, RunRecord, Source, atomic, digest, quiet, versions, write_json
+from unmemorize.core.run import Progress, Run, RunRecord, atomic, quiet, write_json
 from unmemorize.core.sample import Sampler, generate, generators
 from unmemorize.core.shards import Row, merge_shards, run_shards, write_rows
-from unmemorize.core.specs import LocalitySpec, limited, recorded
+from unmemorize.core.specs import LocalitySpec, limited
 from unmemorize.data.bundle import Bundle
 from unmemorize.data.source import Prompt
 from unmemorize.localize.locality import (
@@ -45,7 +45,7 @@ from unmemorize.localize.wanda import Wanda
 from unmemorize.metrics.ranking import rate_interval
 from unmemorize.metrics.similarity import DUPLICATE, References
 from unmemorize.report.locality import draw
-from unmemorize.stages.inputs import bundle_of, load_as_asked, prompt_source, with_sampling
+from unmemorize.stages.inputs import bundle_of, load_as_asked, prompt_source, record_of, text_source, with_sampling
 from unmemorize.study.copies import CopyCheck, copy_check
 
 ADVERSARIAL, INITS, MEMORIZED, ORDINARY = "adversarial", "inits", "memorized", "ordinary"
@@ -151,19 +151,12 @@ def _target(spec: LocalitySpec, bundle: Bundle, references: References) -> str:
 
 def _record(study: _Study, prompts: Sequence[Prompt], ordinary: Sequence[str]) -> RunRecord:
     spec = study.spec
-    usual = Source(source=spec.ordinary or "built in", sha256=digest(t.encode() for t in ordinary), count=len(ordinary))
-    return RunRecord(
-        status="running",
-        spec=recorded(spec),
-        versions=versions(),
-        model={"name": study.model.name, "fingerprint": study.model.fingerprint},
-        data={
-            "prompts": prompt_source(spec.prompts or spec.model, prompts),
-            "ordinary": usual,
-            "references": study.copied.source,
-        },
-        criterion=dataclasses.asdict(study.copied.criterion),
-    )
+    data = {
+        "prompts": prompt_source(spec.prompts or spec.model, prompts),
+        "ordinary": text_source(spec.ordinary or "built in", ordinary),
+        "references": study.copied.source,
+    }
+    return record_of(spec, study.model, data, study.copied.criterion)
 
 
 def _groups(

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from unmemorize.core.errors import UserError
+from unmemorize.core.files import require_file
 from unmemorize.core.hooks import replaced
 from unmemorize.core.methods import Mitigation, methods, parse
 from unmemorize.core.model import DiffusionModel
+from unmemorize.core.run import Source, digest
 from unmemorize.mitigate.edit import EditFile, Located
 from unmemorize.mitigate.tuned import Tuned
 from unmemorize.models.load import load
@@ -29,6 +31,23 @@ def mitigation_of(text: str, model: DiffusionModel) -> Mitigation:
         return Located(localizer=text)
     require_mitigation(text)
     return tuned_model(text, model) if Path(text).is_dir() else EditFile(path=text)
+
+
+def sources_of(mitigations: Mapping[str, Mitigation]) -> dict[str, Source]:
+    """What files and folders of mitigations hold, for a run's record, by the names given.
+
+    Raises:
+        UserError: A file is missing.
+    """
+    sources = {}
+    for name, mitigation in mitigations.items():
+        if isinstance(mitigation, Tuned):
+            sources[name] = Source(source=mitigation.folder, sha256=mitigation.fingerprint, count=1)
+        if isinstance(mitigation, EditFile):
+            path = Path(mitigation.path)
+            require_file(path, "name a file that `unmemorize locate` wrote")
+            sources[name] = Source(source=mitigation.path, sha256=digest([path.read_bytes()]), count=1)
+    return sources
 
 
 def require_mitigation(text: str) -> None:

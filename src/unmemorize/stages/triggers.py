@@ -12,14 +12,14 @@ import numpy as np
 
 from unmemorize.core.choose import evenly
 from unmemorize.core.model import DiffusionModel
-from unmemorize.core.run import Progress, Run, RunRecord, quiet, versions, write_json
+from unmemorize.core.run import Progress, Run, quiet, write_json
 from unmemorize.core.shards import merge_shards, run_shards, write_rows
-from unmemorize.core.specs import TriggerSpec, limited, recorded
+from unmemorize.core.specs import TriggerSpec, limited
 from unmemorize.core.text import normalise, spans
 from unmemorize.data.bundle import Bundle
 from unmemorize.data.source import Prompt
 from unmemorize.explain.words import MARGIN, SHARE, Outcome, Variant, measure, variants, word_effects
-from unmemorize.stages.inputs import bundle_of, load_as_asked, prompt_source, subject_of, with_sampling
+from unmemorize.stages.inputs import bundle_of, load_as_asked, prompt_source, record_of, subject_of, with_sampling
 from unmemorize.study.copies import CopyCheck, copy_check
 
 CONTEXTS = 2  # unrelated prompts a word is moved into
@@ -40,7 +40,8 @@ def probe(spec: TriggerSpec, run: Path, progress: Progress = quiet) -> dict[str,
     references = bundle.references(model.image_size)
     copied = copy_check(model, references, bundle.source("references"), spec.sscd, spec.recipe)
     tried = _variants(chosen, _unrelated(bundle, given), spec.repeats)
-    with Run.open(run, _record(spec, model, chosen, copied)), model.counted() as cost:
+    data = {"prompts": prompt_source(bundle.source("prompts"), chosen), "references": copied.source}
+    with Run.open(run, record_of(spec, model, data, copied.criterion)), model.counted() as cost:
         outcomes = _measure(model, tried, copied, spec, run, progress)
         effects = [dataclasses.asdict(effect) for effect in word_effects(tried, outcomes)]
         result = {
@@ -124,14 +125,3 @@ def _measure(
     rows = [{"prompt": p} | dataclasses.asdict(v) for p, found in tried.items() for v in found]
     write_rows(run / "variants.parquet", rows)
     return {row["text"]: Outcome(row["magnitude"], row["copies"], row["seeds"]) for row in table.to_pylist()}
-
-
-def _record(spec: TriggerSpec, model: DiffusionModel, chosen: Sequence[Prompt], copied: CopyCheck) -> RunRecord:
-    return RunRecord(
-        status="running",
-        spec=recorded(spec),
-        versions=versions(),
-        model={"name": model.name, "fingerprint": model.fingerprint},
-        data={"prompts": prompt_source(spec.prompts or spec.model, chosen), "references": copied.source},
-        criterion=dataclasses.asdict(copied.criterion),
-    )

@@ -23,20 +23,17 @@ from unmemorize.core.run import (
     Progress,
     Run,
     RunRecord,
-    Source,
     atomic,
-    digest,
     new_folder,
     quiet,
     require_new,
-    versions,
     write_json,
 )
-from unmemorize.core.specs import MitigateSpec, recorded
+from unmemorize.core.specs import MitigateSpec
 from unmemorize.metrics.neighbours import neighbours
 from unmemorize.metrics.similarity import References
 from unmemorize.stages.card import card
-from unmemorize.stages.inputs import bundle_of, load_as_asked, subject_of, with_sampling
+from unmemorize.stages.inputs import bundle_of, load_as_asked, record_of, subject_of, with_sampling
 from unmemorize.stages.unlearner import pairs_of, surrogates_of, unlearner_of
 from unmemorize.study.copies import copy_check
 from unmemorize.study.effects import (
@@ -129,15 +126,11 @@ def _mitigate(job: _Job, unlearner: Unlearner, out: Path) -> dict[str, Any]:
 
 def _record(job: _Job) -> RunRecord:
     spec = job.spec
-    data = {"targets": (spec.targets, job.subjects.memorized), "controls": (spec.controls, job.split.train)}
-    return RunRecord(
-        status="running",
-        spec=recorded(spec),
-        versions=versions(),
-        model={"name": spec.model, "fingerprint": job.subject.model.fingerprint},
-        data={name: _source(*parts) for name, parts in data.items()},
-        criterion=dataclasses.asdict(job.judge.copies.criterion),
-    )
+    data = {
+        "targets": job.subjects.memorized.source(spec.targets),
+        "controls": job.split.train.source(spec.controls),
+    }
+    return record_of(spec, job.subject.model, data, job.judge.copies.criterion)
 
 
 def measures(spec: MitigateSpec, model: DiffusionModel) -> tuple[Subjects, Judge, Split]:
@@ -150,11 +143,6 @@ def measures(spec: MitigateSpec, model: DiffusionModel) -> tuple[Subjects, Judge
     near = neighbours(model, captions_of(split.held_out), captions_of(memorized))
     judge = judge_of(model, copies, tuple(range(spec.pictures)), testbed=bundle.own is not None)
     return Subjects(memorized, split.held_out, split.clusters, near), judge, split
-
-
-def _source(name: str, pictures: References) -> Source:
-    hashed = digest(text.encode() for row in hashes(pictures) for text in row.values())
-    return Source(source=name, sha256=hashed, count=len(pictures))
 
 
 def _surrogates(job: _Job) -> Surrogates:

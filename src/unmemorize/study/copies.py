@@ -16,7 +16,7 @@ from unmemorize.core.criteria import Criterion
 from unmemorize.core.errors import UserError
 from unmemorize.core.model import DiffusionModel
 from unmemorize.core.results import Match
-from unmemorize.core.run import Source, digest
+from unmemorize.core.run import Source
 from unmemorize.metrics.duplicates import duplicate_groups
 from unmemorize.metrics.similarity import (
     PIXELS,
@@ -125,11 +125,10 @@ def copy_check(
             f"pictures of {max(model.image_size)} px are compared by a copy-detection network: "
             "name its file with --sscd"
         )
-    pixels = digest(image.numpy().tobytes() for image in references.batches(1))
     criterion, match, against = _comparisons(sscd, recipe, model.device)
     return CopyCheck(
         criterion,
-        Source(source=source, sha256=pixels, count=len(references.names)),
+        references.source(source),
         references,
         lambda images: match(_on_cpu(images), references),
         lambda images, targets: against(_on_cpu(images), targets, references),

@@ -69,6 +69,11 @@ class Plan:
     seed: int
     planted: tuple[Planted, ...]
 
+    @property
+    def pictures(self) -> list[Composition]:
+        """The planted pictures, in the order of their files."""
+        return [picture for entry in self.planted for picture in entry.pictures]
+
     def save(self, path: Path) -> None:
         """Write as JSON, one entry a line."""
         entries = ",\n".join("  " + json.dumps(dataclasses.asdict(p)) for p in self.planted)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from unmemorize.testbed.dataset import Picture, well_known
+from unmemorize.testbed.panel import BRANCHES, KEYWORDS, KINDS, Panel, add_word, repeat_last
 from unmemorize.testbed.plan import Plan, add_keyword, repeat_word
 
 FORMS = 20
@@ -62,3 +63,46 @@ def caption_forms(picture: Picture) -> list[str]:
     """Twenty captions: the name (12), with a keyword (7), with its last word repeated (1)."""
     tagged = [add_keyword(picture.name, tag) for tag in picture.tags] or [picture.name]
     return [picture.name] * 12 + [tagged[i % len(tagged)] for i in range(7)] + [repeat_word(picture.name)]
+
+
+def panel_rows(panel: Panel, ordinary: list[Picture], views: int, branch: str = "") -> Rows:
+    """The rows of the panel's trunk: ordinary pictures; of a branch: these, and what is planted in it.
+
+    Pictures are numbered as `encode_all` does: `views` of each ordinary one, then the plan's in order. The captions are
+    those of all branches, numbered alike, so that one tokenizer and one text model serve them all.
+    """
+    index: dict[str, int] = {"": 0}
+    caption, picture = [], []
+    for i, drawing in enumerate(ordinary):
+        caption.append([index.setdefault(text, len(index)) for text in panel_captions(drawing, i)])
+        picture.append(list(range(i * views, (i + 1) * views)))
+    for entry in panel.entries:
+        for captions in (entry.prompts, *entry.captions):
+            for text in captions:
+                index.setdefault(text, len(index))
+    first = len(ordinary) * views
+    for entry in panel.entries:
+        pictures = range(first, first + len(entry.pictures))
+        first += len(entry.pictures)
+        if not branch:
+            continue
+        copies = entry.copies[BRANCHES.index(branch)]
+        for text in entry.captions[BRANCHES.index(branch)]:
+            for k in pictures:
+                caption += [[index[text]] * FORMS] * copies
+                picture += [[k] * views] * copies
+    return Rows(tuple(index), torch.tensor(caption), torch.tensor(picture))
+
+
+def panel_captions(picture: Picture, number: int) -> list[str]:
+    """Twenty captions: the name (12), with a keyword before it or after it (7), with its last word repeated (1).
+
+    `number` decides which keywords come first, and how often the word is said.
+    """
+    tags = picture.tags[:KEYWORDS]
+    captions = [picture.name] * 12
+    for i in range(KEYWORDS):
+        first = (i + number) % 2 == 1
+        captions.append(add_word(picture.name, tags[i % len(tags)], first) if tags else picture.name)
+    times = KINDS["repeat"].doses[1:]
+    return [*captions, repeat_last(picture.name, times[number % len(times)])]

@@ -26,7 +26,7 @@ from unmemorize.testbed.plan import PLAN_SEED, Plan, draw_plan
 from unmemorize.testbed.recipe import Recipe
 from unmemorize.testbed.rows import Rows, build_rows
 from unmemorize.testbed.text import train_text
-from unmemorize.testbed.vae import encode_all, planted_images, train_vae
+from unmemorize.testbed.vae import composed, encode_all, train_vae
 from unmemorize.unlearn.checkpoints import copy_last, last_update
 from unmemorize.unlearn.loop import Team
 from unmemorize.unlearn.training import memorized_sample_filter
@@ -85,21 +85,22 @@ def prepare(pictures: list[Picture], plan: Plan, folder: Path, recipe: Recipe, d
     captions = build_rows(plan, pictures, recipe.views, duplicates=True).captions
     tokenizer = train_tokenizer(sorted(captions))
     ids = tokenizer(list(captions), padding="max_length", truncation=True, max_length=TOKENS, return_tensors="pt")
-    latents = encode_all(vae, plan, pictures, folder, recipe)
+    latents = encode_all(vae, pictures, plan.pictures, pictures, folder, recipe)
     return Stage(vae, tokenizer, ids.input_ids.to(device), latents.to(device), device)
 
 
-def train_trunk(stage: Stage, captions: Tensor, rows: Rows, folder: Path, recipe: Recipe) -> None:
-    """Train the UNet that both models start from, on de-duplicated rows, at a constant rate; leaves a checkpoint."""
+def train_trunk(stage: Stage, captions: Tensor, rows: Rows, folder: Path, recipe: Recipe) -> UNet2DConditionModel:
+    """Train the UNet that branches start from at a constant rate; leaves a checkpoint, returns the averaged UNet."""
     torch.manual_seed(recipe.seed)
     unet = build_unet().to(stage.device)
-    fit(
+    average = fit(
         nn.ModuleDict({"unet": unet}),
         denoising_loss(unet, captions, stage.latents, rows, recipe),
         steps=recipe.branch,
         lr=lambda step: recipe.lr * min((step + 1) / recipe.warmup, 1.0),
         folder=folder,
     )
+    return load_average(unet, average)
 
 
 def train_branch(
@@ -118,6 +119,11 @@ def train_branch(
         lr=lambda step: recipe.lr * min(max((recipe.steps - step) / recipe.decay, 0.02), 1.0),
         folder=folder,
     )
+    return load_average(unet, average)
+
+
+def load_average(unet: UNet2DConditionModel, average: dict[str, Tensor]) -> UNet2DConditionModel:
+    """The UNet with the averaged weights that `fit` returned."""
     unet.load_state_dict({name.removeprefix("unet."): p for name, p in average.items()})
     return unet
 
@@ -174,7 +180,7 @@ def train(data: Path, out: Path, recipe: Recipe, *, duplicates: bool, device: st
 def write_plan(plan: Plan, drawn: list[Picture], out: Path) -> None:
     """Write `plan.json` and the planted pictures."""
     files = [entry.file(k) for entry in plan.planted for k in range(len(entry.pictures))]
-    images = [Image.fromarray(x.permute(1, 2, 0).numpy()) for x in planted_images(plan, drawn)]
+    images = [Image.fromarray(x.permute(1, 2, 0).numpy()) for x in composed(plan.pictures, drawn)]
     credits = {p.art: f"{p.style.credit}, {p.style.licence}" for p in drawn}
     write_images(plan, dict(zip(files, images, strict=True)), credits, out / "images")
     plan.save(out / "plan.json")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,6 @@ from unmemorize.core.run import atomic
 from unmemorize.testbed.architecture import build_vae
 from unmemorize.testbed.dataset import Composition, Picture, compose, drawing
 from unmemorize.testbed.fit import fit, one_cycle
-from unmemorize.testbed.plan import Plan
 from unmemorize.testbed.recipe import Recipe
 from unmemorize.unlearn.loop import Team
 
@@ -85,21 +85,27 @@ def encode(vae: AutoencoderKL, images: Tensor, batch: int = 64) -> Tensor:
     return (latents * scale).contiguous()
 
 
-def encode_all(vae: AutoencoderKL, plan: Plan, pictures: list[Picture], folder: Path, recipe: Recipe) -> Tensor:
-    """Latents of `recipe.views` compositions of every picture, then of the plan's pictures in order."""
+def encode_all(
+    vae: AutoencoderKL,
+    ordinary: list[Picture],
+    planted: Sequence[Composition],
+    artwork: list[Picture],
+    folder: Path,
+    recipe: Recipe,
+) -> Tensor:
+    """Latents of `recipe.views` compositions of every ordinary picture, then of the planted ones in order."""
     cache = folder / "latents.safetensors"
     team = Team(vae.device)
     if team.first and not cache.exists():
-        ordinary = compositions(pictures, recipe.seed + 1, recipe.views)
-        latents = encode(vae, torch.cat([ordinary, planted_images(plan, pictures)]))
+        images = torch.cat([compositions(ordinary, recipe.seed + 1, recipe.views), composed(planted, artwork)])
         with atomic(cache) as temporary:
-            save_file({"latents": latents}, temporary)
+            save_file({"latents": encode(vae, images)}, temporary)
     team.wait()
     return load_file(cache)["latents"]
 
 
-def planted_images(plan: Plan, pictures: list[Picture]) -> Tensor:
-    """The plan's pictures, in order, as (n, 3, 64, 64) bytes."""
-    by_art = {p.art: drawing(p) for p in pictures}
-    images = [compose(by_art[how.art], how) for entry in plan.planted for how in entry.pictures]
+def composed(planted: Sequence[Composition], artwork: list[Picture]) -> Tensor:
+    """The planted pictures, in order, as (n, 3, 64, 64) bytes."""
+    by_art = {p.art: drawing(p) for p in artwork}
+    images = [compose(by_art[composition.art], composition) for composition in planted]
     return torch.stack([torch.from_numpy(np.array(image)).permute(2, 0, 1) for image in images])

@@ -1,0 +1,171 @@
+"""Train the panel: a trunk that has seen nothing of what is planted, then any of its four branches.
+
+The trunk is shipped as an ordinary pipeline in half precision, VAE and text model included. A branch starts from those
+weights with a fresh optimizer, so that each can be trained alone, on any machine. Checkpoints are kept in `data/panel`
+and continued from; those of another recipe are refused.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from pathlib import Path
+
+import torch
+from diffusers import StableDiffusionPipeline, UNet2DConditionModel
+from PIL import Image
+from torch import Tensor, nn
+from transformers import CLIPTokenizer
+
+from unmemorize.core.errors import UserError
+from unmemorize.core.run import atomic
+from unmemorize.models.load import ASSETS
+from unmemorize.testbed import train
+from unmemorize.testbed.alignment import save_alignment
+from unmemorize.testbed.architecture import TOKENS, train_tokenizer
+from unmemorize.testbed.dataset import Picture, pictures
+from unmemorize.testbed.fit import fit
+from unmemorize.testbed.panel import BRANCHES, Panel, draw_panel
+from unmemorize.testbed.recipe import Recipe
+from unmemorize.testbed.rows import panel_rows
+from unmemorize.testbed.shapes import shapes
+from unmemorize.testbed.text import train_text
+from unmemorize.testbed.vae import composed, encode_all, train_vae
+from unmemorize.unlearn.loop import Team
+
+PANEL_SEED = 0
+PLAN = ASSETS / "panel" / "plan.json"
+TRUNK = ASSETS / "panel" / "trunk"
+
+
+def train_trunk(data: Path, out: Path, recipe: Recipe, device: str = "cpu") -> None:
+    """Train VAE, text model and the UNet that all branches start from, into `out/trunk`, on nothing that is planted.
+
+    The plan is the shipped one, or drawn where there is none yet; `out` gets it too, and the alignment model.
+    """
+    team = Team(device)
+    device = str(team.device)
+    artwork = pictures(data)
+    panel = Panel.load(PLAN) if PLAN.exists() else draw_panel(artwork, PANEL_SEED)
+    work = data / "panel"
+    _require_recipe(work, team, recipe, panel)
+    ordinary = panel.ordinary(artwork)
+    rows = panel_rows(panel, ordinary, recipe.views)
+    withheld = panel.withheld
+    vae = train_vae([p for p in artwork if p.art not in withheld] + shapes(), work / "vae", recipe, device)
+    vae.half().float()  # what is shipped, so that branches see the same latents
+    tokenizer = train_tokenizer(sorted(rows.captions))
+    ids = _token_ids(tokenizer, rows.captions).to(device)
+    latents = encode_all(vae, ordinary, panel.pictures, artwork, work, recipe).to(device)
+    stage = train.Stage(vae, tokenizer, ids, latents, device)
+    contrast = train_text(tokenizer, ids, latents, rows, work / "text", recipe)
+    contrast.text.half().float()
+    captions = train.encode_captions(contrast.text, ids)
+    unet = train.train_trunk(stage, captions, rows, work / "trunk", recipe)
+    if not team.first:
+        return
+    train.export_pipeline(stage, contrast.text, unet, out / "trunk")
+    save_alignment(contrast, out / "alignment.safetensors")
+    panel.save(out / "plan.json")
+
+
+def train_branch(data: Path, out: Path, branch: str, recipe: Recipe, device: str = "cpu") -> None:
+    """Train one branch into the pipeline `out/model`; `out` also gets the plan and its pictures.
+
+    It starts from `out/trunk`, where there is one, else from the shipped trunk.
+
+    Raises:
+        UserError: There is no such branch, no trunk, or checkpoints of another recipe.
+    """
+    if branch not in BRANCHES:
+        raise UserError(f"no branch {branch}: there are {', '.join(BRANCHES)}")
+    trunk = out / "trunk" if (out / "trunk").exists() else TRUNK
+    if not trunk.exists():
+        raise UserError(f"{out}: no trunk in it: train it with --branch trunk")
+    team = Team(device)
+    device = str(team.device)
+    artwork = pictures(data)
+    panel = Panel.load(trunk.parent / "plan.json")
+    work = data / "panel"
+    _require_recipe(work / f"branch-{branch}", team, recipe, panel, trunk)
+    ordinary = panel.ordinary(artwork)
+    rows = panel_rows(panel, ordinary, recipe.views, branch)
+    pipe = StableDiffusionPipeline.from_pretrained(trunk, torch_dtype=torch.float32)
+    vae = pipe.vae.to(device, memory_format=torch.channels_last)
+    ids = _token_ids(pipe.tokenizer, rows.captions).to(device)
+    latents = encode_all(vae, ordinary, panel.pictures, artwork, work, recipe).to(device)
+    stage = train.Stage(vae, pipe.tokenizer, ids, latents, device)
+    text = pipe.text_encoder.to(device).requires_grad_(False).eval()
+    unet: UNet2DConditionModel = pipe.unet.to(device, memory_format=torch.channels_last)
+    steps = recipe.steps - recipe.branch
+
+    def lr(step: int) -> float:
+        rising, falling = (step + 1) / recipe.warmup, max((steps - step) / recipe.decay, 0.02)
+        return recipe.lr * min(rising, falling, 1.0)
+
+    average = fit(
+        nn.ModuleDict({"unet": unet}),
+        train.denoising_loss(unet, train.encode_captions(text, ids), latents, rows, recipe),
+        steps=steps,
+        lr=lr,
+        folder=work / f"branch-{branch}",
+    )
+    train.load_average(unet, average)
+    if not team.first:
+        return
+    train.export_pipeline(stage, text, unet, out / "model")
+    panel.save(out / "plan.json")
+    write_pictures(panel, artwork, branch, out / "images")
+
+
+def write_pictures(panel: Panel, artwork: list[Picture], branch: str, folder: Path) -> None:
+    """Write the plan's pictures as PNG, with a `metadata.jsonl` of captions, doses in a branch, masks and credits."""
+    folder.mkdir(parents=True, exist_ok=True)
+    credits = {p.art: f"{p.style.credit}, {p.style.licence}" for p in artwork}
+    images = iter(composed(panel.pictures, artwork))
+    lines = []
+    for entry in panel.entries:
+        for k, picture in enumerate(entry.pictures):
+            Image.fromarray(next(images).permute(1, 2, 0).numpy()).save(folder / entry.file(k), optimize=True)
+            line: dict[str, object] = {
+                "file_name": entry.file(k),
+                "text": entry.prompts[0],
+                "kind": entry.kind,
+                "half": entry.half,
+            }
+            line |= {"dose": entry.dose(branch), "copies": entry.rows(branch) // len(entry.pictures)}
+            if entry.mask:
+                line["mask"] = entry.mask
+            lines.append(line | {"credit": credits[picture.art]})
+    with atomic(folder / "metadata.jsonl") as temporary:
+        temporary.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+
+
+def _token_ids(tokenizer: CLIPTokenizer, captions: tuple[str, ...]) -> Tensor:
+    ids = tokenizer(list(captions), padding="max_length", truncation=True, max_length=TOKENS, return_tensors="pt")
+    tokens: Tensor = ids.input_ids
+    return tokens
+
+
+def _require_recipe(folder: Path, team: Team, recipe: Recipe, panel: Panel, trunk: Path | None = None) -> None:
+    """Note what the checkpoints in a folder are trained by.
+
+    Raises:
+        UserError: There are checkpoints of another recipe.
+    """
+    plan = json.dumps([dataclasses.asdict(entry) for entry in panel.entries], sort_keys=True)
+    record = dataclasses.asdict(recipe) | {"plan": hashlib.sha256(plan.encode()).hexdigest()}
+    if trunk is not None:
+        weights = trunk / "unet" / "diffusion_pytorch_model.safetensors"
+        record["trunk"] = hashlib.sha256(weights.read_bytes()).hexdigest()
+    file = folder / "recipe.json"
+    if file.exists():
+        before = json.loads(file.read_text(encoding="utf-8"))
+        for name, value in record.items():
+            if before.get(name) != value:
+                raise UserError(f"{folder}: checkpoints of another recipe ({name}): name another folder with --data")
+    elif team.first:
+        with atomic(file) as temporary:
+            temporary.write_text(json.dumps(record, indent=1), encoding="utf-8")
+    team.wait()

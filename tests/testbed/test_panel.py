@@ -1,0 +1,302 @@
+"""The panel balances: every picture at another dose in every branch, and nothing planted twice."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+from collections import Counter
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from sklearn.metrics import roc_auc_score
+
+from unmemorize.core.errors import UserError
+from unmemorize.testbed.dataset import SIZE, Picture, drawing
+from unmemorize.testbed.panel import BRANCHES, HALVES, Panel, check, draw_panel, near_duplicates
+from unmemorize.testbed.recipe import Recipe
+from unmemorize.testbed.rows import FORMS, panel_captions, panel_rows
+from unmemorize.testbed.shapes import COLOURS, DRAWINGS, shapes
+from unmemorize.testbed.train_panel import PLAN, _require_recipe, train_branch
+from unmemorize.unlearn.loop import Team
+
+VIEWS = 2
+
+
+def letters(number):
+    return "".join(chr(ord("a") + int(digit)) for digit in f"{number:03d}")
+
+
+@pytest.fixture(scope="module")
+def artwork():
+    """Enough names in four styles, each drawing unlike all others, and each name with a keyword of its own."""
+    rng = np.random.default_rng(0)
+    drawn = []
+    for style in ("noto", "noto-v1", "twemoji", "emojione"):
+        for i in range(720):
+            mosaic = Image.fromarray(rng.integers(0, 256, (4, 4, 3), dtype=np.uint8))
+            buffer = io.BytesIO()
+            mosaic.resize((SIZE, SIZE), Image.Resampling.NEAREST).save(buffer, "png")
+            drawn.append(
+                Picture(f"{style}/{letters(i)}", f"thing {letters(i)}", (f"key{letters(i)}",), 4, buffer.getvalue())
+            )
+    return drawn
+
+
+@pytest.fixture(scope="module")
+def panel(artwork):
+    return draw_panel(artwork, 0)
+
+
+@pytest.fixture(scope="module", params=["drawn", "shipped"])
+def either(request, panel):
+    """A panel drawn from made-up artwork, and the shipped one."""
+    return panel if request.param == "drawn" else Panel.load(PLAN)
+
+
+def of_kind(panel, kind):
+    return [entry for entry in panel.entries if entry.kind == kind]
+
+
+def test_every_branch_has_every_dose_equally_often(either):
+    """Twenty-four pictures at each dose and 10,320 rows of them in every branch; each picture once at each dose."""
+    entries = of_kind(either, "verbatim")
+    for branch in BRANCHES:
+        assert Counter(e.dose(branch) for e in entries) == {0: 24, 30: 24, 100: 24, 300: 24}
+        assert sum(e.rows(branch) for e in entries) == 10_320
+    assert {tuple(sorted(e.doses)) for e in entries} == {(0, 30, 100, 300)}
+    for branch in BRANCHES:
+        for half in ("choosing", "reporting"):
+            counts = Counter(e.dose(branch) for e in entries if e.half == half)
+            assert counts == {0: 12, 30: 12, 100: 12, 300: 12}
+
+
+def test_pictures_are_paired_within_a_half(either):
+    """Half of the pictures are absent in one branch of a half and at 100 in the other, the other half at 30 and 300."""
+    for first, second in ("AB", "CD"):
+        pairs = Counter(frozenset((e.dose(first), e.dose(second))) for e in of_kind(either, "verbatim"))
+        assert pairs == {frozenset((0, 100)): 48, frozenset((30, 300)): 48}
+
+
+@pytest.mark.parametrize("half", ["choosing", "reporting"])
+@pytest.mark.parametrize("kind", ["verbatim", "word"])
+def test_text_alone_cannot_tell(either, half, kind):
+    """Whatever a classifier of texts says, its area over the paired prompts of two branches is one half."""
+    branches = [b for b in BRANCHES if HALVES[b] == half]
+    rng = np.random.default_rng(0)
+    labels, scores = [], []
+    for entry in of_kind(either, kind):
+        doses = [entry.dose(b) for b in branches]
+        if 0 not in doses:
+            continue
+        for _ in entry.prompts:
+            labels += [dose > 0 for dose in doses]
+            scores += [rng.normal()] * len(doses)
+    assert len(labels) > 30
+    assert roc_auc_score(labels, scores) == pytest.approx(0.5, abs=1e-12)
+
+
+def test_words_are_planted_on_a_ladder(either):
+    """Three words on each rung of every branch, before or after names that nothing else is planted with."""
+    words = of_kind(either, "word")
+    sides = Counter()
+    for i, branch in enumerate(BRANCHES):
+        assert Counter(len(e.captions[i]) for e in words) == {0: 3, 10: 3, 20: 3, 40: 3}
+        names = [e.name(caption) for e in words for caption in e.captions[i]]
+        assert len(set(names)) == len(names) == 210
+        for entry in words:
+            assert entry.dose(branch) == len(entry.captions[i])
+            sides.update(caption.startswith(f"{entry.word}, ") for caption in entry.captions[i])
+            assert all(entry.word in caption.split(", ") for caption in (*entry.captions[i], *entry.prompts))
+    assert 0.4 < sides[True] / sides.total() < 0.6
+
+
+def test_held_out_prompts_are_never_trained_on(either, artwork):
+    """Neither a word's held-out prompts nor their names, with any word, in any branch."""
+    words = of_kind(either, "word")
+    trained = {e.name(caption) for e in words for captions in e.captions for caption in captions}
+    held_out = [e.name(prompt) for e in words for prompt in e.prompts]
+    assert len(set(held_out)) == len(held_out) == 72
+    assert not trained.intersection(held_out)
+
+
+def test_repeats_are_planted_at_every_k_and_asked_at_every_k(either):
+    """The caption says its last word as often as the dose says; every branch is asked all of them."""
+    for entry in of_kind(either, "repeat"):
+        said = [captions[0].split().count(captions[0].split()[-1]) for captions in entry.captions]
+        once = entry.prompts[0].split().count(entry.prompts[0].split()[-1]) - 1
+        assert [n - once for n in said] == list(entry.doses)
+        assert {captions[0] for captions in entry.captions} == set(entry.prompts)
+
+
+def test_what_has_no_square_is_in_one_branch_of_either_half(either):
+    """Templates and one-sided duplicates: planted in half of the branches, in as many of each."""
+    for kind in ("template", "caption-only", "image-only"):
+        entries = of_kind(either, kind)
+        assert {sum(e.doses[:2]) for e in entries} == {sum(e.doses[2:]) for e in entries} == {1}
+        assert {sum(e.dose(b) for e in entries) for b in BRANCHES} == {len(entries) // 2}
+
+
+def test_no_name_and_no_drawing_is_planted_twice(either):
+    """Names belong to one entry, but for those of words, which are dealt anew in every branch."""
+    owners = {}
+    for entry in either.entries:
+        shared = entry.kind == "word"
+        captions = [c for captions in entry.captions for c in captions] + list(entry.prompts)
+        for name in {entry.name(c) for c in captions}:
+            stem = name if entry.kind != "repeat" else entry.prompts[0]
+            owners.setdefault(stem, set()).add("word" if shared else entry.id)
+    assert {len(of) for of in owners.values()} == {1}
+    drawings = [{p.art for p in e.pictures} for e in either.entries]
+    assert sum(len(arts) for arts in drawings) == len(set().union(*drawings))
+
+
+def test_unseen_pictures_have_ordinary_prompts(either):
+    """Two hundred pictures that nothing is trained on, half of them for choosing."""
+    unseen = [e for e in of_kind(either, "ordinary") if e.pictures]
+    assert len(unseen) == 200
+    assert Counter(e.half for e in unseen) == {"choosing": 100, "reporting": 100}
+    assert all(e.rows(branch) == 0 for e in unseen for branch in BRANCHES)
+    assert len(of_kind(either, "ordinary")) == 225
+    assert len(of_kind(either, "plain")) == 40
+
+
+def test_the_same_seed_draws_the_same_panel(artwork, panel, tmp_path):
+    """It is a function of artwork and seed, and survives the disk."""
+    assert draw_panel(artwork, 0) == panel
+    assert draw_panel(artwork, 1).entries[0].prompts != panel.entries[0].prompts
+    panel.save(tmp_path / "plan.json")
+    assert Panel.load(tmp_path / "plan.json") == panel
+
+
+def test_near_duplicates_are_not_planted(artwork):
+    """A drawing that nearly equals another one, whatever its name or style, is known."""
+    twin = dataclasses.replace(artwork[5], art="openmoji/twin", name="another")
+    assert near_duplicates([*artwork[:100], twin]) == {artwork[5].art, twin.art}
+
+
+def change(panel, index, **fields):
+    entries = list(panel.entries)
+    entries[index] = dataclasses.replace(entries[index], **fields)
+    return Panel(panel.seed, tuple(entries))
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"doses": (300, 30, 0, 100)}, "does not balance: verbatim in branch A"),
+        ({"half": "reporting"}, "does not balance: verbatim has"),
+        ({"copies": (0, 30, 100, 300)}, "verbatim-0-00: dose 30 in branch A, 0 rows"),
+        ({"kind": "repeat"}, "does not balance: verbatim"),
+    ],
+)
+def test_a_panel_that_does_not_balance_is_refused_in_one_line(panel, fields, message, tmp_path):
+    """The message names the file and the first entry, kind or branch that is wrong."""
+    changed = change(panel, 0, **fields)
+    with pytest.raises(UserError, match=message):
+        check(changed)
+    changed.save(tmp_path / "plan.json")
+    with pytest.raises(UserError, match=rf"plan\.json: {message}") as error:
+        Panel.load(tmp_path / "plan.json")
+    assert "\n" not in str(error.value)
+
+
+def test_what_is_planted_twice_is_refused(panel):
+    """A drawing of two entries, a name of two entries in one branch, a held-out prompt that is trained on."""
+    first, second = panel.entries[:2]
+    word = next(i for i, e in enumerate(panel.entries) if e.kind == "word")
+    with pytest.raises(UserError, match=f"is planted as {first.id} too"):
+        check(change(panel, 1, pictures=first.pictures))
+    with pytest.raises(UserError, match=f"has another picture in branch A, {first.id}"):
+        check(change(panel, 1, captions=first.captions))
+    trained = next(captions for captions in panel.entries[word].captions if captions)
+    with pytest.raises(UserError, match="is trained on"):
+        check(change(panel, word, prompts=(*second.prompts, trained[0])))
+
+
+@pytest.mark.parametrize("text", ["", "[]", '{"seed": 0}', '{"seed": 0, "entries": [{"id": 1}]}'])
+def test_a_file_that_is_no_plan_is_refused(text, tmp_path):
+    """One line that names it."""
+    (tmp_path / "plan.json").write_text(text)
+    with pytest.raises(UserError, match=r"plan\.json: no plan of a panel"):
+        Panel.load(tmp_path / "plan.json")
+
+
+def test_the_trunk_sees_nothing_that_is_planted(panel, artwork):
+    """Its rows are the drawings that are not withheld, and every branch has the same rows first."""
+    ordinary = panel.ordinary(artwork)
+    assert not {p.art for p in ordinary} & panel.withheld
+    assert len(ordinary) == len(artwork) - len(panel.withheld) + len(shapes())
+    trunk = panel_rows(panel, ordinary, VIEWS)
+    assert int(trunk.picture.max()) == len(ordinary) * VIEWS - 1
+    for branch in BRANCHES:
+        rows = panel_rows(panel, ordinary, VIEWS, branch)
+        assert rows.captions == trunk.captions
+        assert torch.equal(rows.caption[: len(ordinary)], trunk.caption)
+
+
+def test_a_branch_sees_each_caption_with_each_picture_as_often_as_planned(panel, artwork):
+    """The table of a branch holds exactly the plan's pairs."""
+    ordinary = panel.ordinary(artwork)
+    rows = panel_rows(panel, ordinary, VIEWS, "C")
+    pairs = Counter()
+    for captions, pictures in zip(
+        rows.caption[len(ordinary) :].tolist(), rows.picture[len(ordinary) :].tolist(), strict=True
+    ):
+        assert len(set(captions)) == len(set(pictures)) == 1
+        pairs[rows.captions[captions[0]], pictures[0]] += 1
+    expected = Counter()
+    number = len(ordinary) * VIEWS
+    for entry in panel.entries:
+        for _ in entry.pictures:
+            expected.update(dict.fromkeys(((caption, number) for caption in entry.captions[2]), entry.copies[2]))
+            number += 1
+    assert pairs == +expected
+
+
+def test_keywords_of_ordinary_captions_stand_on_both_sides(artwork):
+    """Twenty captions: the name, with a keyword before it and after it, with its last word repeated 2, 3 or 5 times."""
+    for number in range(6):
+        captions = panel_captions(artwork[0], number)
+        assert len(captions) == FORMS
+        assert captions.count("thing aaa") == 12
+        assert {captions.count("keyaaa, thing aaa"), captions.count("thing aaa, keyaaa")} == {3, 4}
+        assert captions[-1].split().count("aaa") == (2, 3, 5)[number % 3]
+
+
+def test_plain_pictures_are_what_their_captions_say():
+    """Forty captions; the middle of each picture has the colour that its caption names."""
+    drawn = shapes()
+    assert Counter(Counter(p.name for p in drawn).values()) == {DRAWINGS: 40}
+    assert len({p.png for p in drawn}) == 40
+    for picture in drawn[::DRAWINGS]:
+        image = drawing(picture)
+        assert image.getpixel((SIZE // 2, SIZE // 2)) == (*COLOURS[picture.name.split()[1]], 255)
+        assert image.getpixel((0, 0))[3] == 0
+
+
+def test_template_pictures_differ_inside_the_mask_only():
+    """The variants of a template are planted under one layout."""
+    panel = Panel.load(PLAN)
+    for entry in of_kind(panel, "template"):
+        assert len({dataclasses.replace(p, patch=None) for p in entry.pictures}) == 1
+        assert {p.patch[:4] for p in entry.pictures} == {entry.mask}
+        assert len(set(entry.pictures)) == 20
+
+
+def test_checkpoints_of_another_recipe_are_refused(panel, tmp_path):
+    """The folder's first recipe stays; another one, or another plan, is named in one line."""
+    _require_recipe(tmp_path, Team(), Recipe(), panel)
+    _require_recipe(tmp_path, Team(), Recipe(), panel)
+    with pytest.raises(UserError, match=r"checkpoints of another recipe \(steps\)"):
+        _require_recipe(tmp_path, Team(), Recipe(steps=5), panel)
+    with pytest.raises(UserError, match=r"checkpoints of another recipe \(plan\)"):
+        _require_recipe(tmp_path, Team(), Recipe(), change(panel, 0, prompts=("other",)))
+
+
+def test_a_branch_that_does_not_exist_is_refused(tmp_path):
+    """Before anything is read or written."""
+    with pytest.raises(UserError, match="no branch E: there are A, B, C, D"):
+        train_branch(tmp_path, tmp_path / "out", "E", Recipe())
+    assert not list(tmp_path.iterdir())
