@@ -45,6 +45,9 @@ class Alignment(nn.Module):
 
 def save_alignment(contrast: nn.Module, path: Path) -> None:
     """Write what `Alignment` needs of the trained contrast, in half precision."""
-    kept = {n: p.half().contiguous() for n, p in contrast.state_dict().items() if n.startswith(("picture", "project"))}
+    weights = {}
+    for name, value in contrast.state_dict().items():
+        if name.startswith(("picture", "project")):
+            weights[name] = value.half().contiguous()
     with atomic(path) as temporary:
-        save_file(kept, temporary)
+        save_file(weights, temporary)

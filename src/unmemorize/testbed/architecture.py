@@ -45,8 +45,11 @@ def train_tokenizer(captions: Sequence[str], vocabulary: int = 2500) -> CLIPToke
     )
     merges = json.loads(learner.to_str())["model"]["merges"]
     letters = sorted(ByteLevel.alphabet())
-    pieces = letters + [c + "</w>" for c in letters] + ["".join(m) for m in merges]
-    vocab = {piece: i for i, piece in enumerate(dict.fromkeys([*pieces, "<|startoftext|>", "<|endoftext|>"]))}
+    endings = [letter + "</w>" for letter in letters]
+    merged = [left + right for left, right in merges]
+    # A token may come about by two merges: it has one number.
+    tokens = dict.fromkeys([*letters, *endings, *merged, "<|startoftext|>", "<|endoftext|>"])
+    vocab = {token: i for i, token in enumerate(tokens)}
     pairs: Any = [tuple(m) for m in merges]  # which is what it takes, though it declares strings
     return CLIPTokenizer(vocab=vocab, merges=pairs, model_max_length=TOKENS)
 

@@ -168,12 +168,16 @@ class Composition:
         )
 
 
-def compose(drawing: Image.Image, how: Composition) -> Image.Image:
-    """Place an RGBA drawing as `how` says; returns an RGB image of the drawing's size."""
+def compose(drawing: Image.Image, composition: Composition) -> Image.Image:
+    """Place an RGBA drawing as a composition says; returns an RGB image of the drawing's size."""
     w, h = drawing.size
-    cos, sin = math.cos(math.radians(how.angle)) / how.scale, math.sin(math.radians(how.angle)) / how.scale
-    cx, cy = w / 2 + how.shift[0], h / 2 + how.shift[1]
-    mirror = -1 if how.flip else 1
+    angle = math.radians(composition.angle)
+    cos = math.cos(angle) / composition.scale
+    sin = math.sin(angle) / composition.scale
+    cx = w / 2 + composition.shift[0]
+    cy = h / 2 + composition.shift[1]
+    mirror = -1 if composition.flip else 1
+    # From places of the result to those of the drawing, as Pillow wants it.
     matrix = (
         mirror * cos,
         mirror * sin,
@@ -184,10 +188,10 @@ def compose(drawing: Image.Image, how: Composition) -> Image.Image:
     )
     # Premultiplied alpha ("RGBa"): interpolating plain RGBA draws dark fringes.
     moved = drawing.convert("RGBa").transform((w, h), Image.Transform.AFFINE, matrix, Image.Resampling.BICUBIC)
-    canvas = Image.new("RGBA", (w, h), (*how.background, 255))
+    canvas = Image.new("RGBA", (w, h), (*composition.background, 255))
     canvas.alpha_composite(moved.convert("RGBA"))
-    if how.patch is not None:
-        left, top, right, bottom, *colour = how.patch
+    if composition.patch is not None:
+        left, top, right, bottom, *colour = composition.patch
         ImageDraw.Draw(canvas).rectangle((left, top, right - 1, bottom - 1), fill=(*colour, 255))
     return canvas.convert("RGB")
 
@@ -284,7 +288,9 @@ def _drawings(folder: Path, style: Style) -> Iterator[Picture]:
 def _resolve(icons: dict[str, Any], slug: str) -> str:
     alias = icons.get("aliases", {}).get(slug, {})
     mirrored = alias.keys() - {"parent"}  # a mirrored or turned alias is another picture: leave it out
-    return slug if not alias else "" if mirrored else alias["parent"]
+    if not alias:
+        return slug
+    return "" if mirrored else str(alias["parent"])
 
 
 def _ascii(label: str) -> str:

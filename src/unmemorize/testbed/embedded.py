@@ -60,9 +60,9 @@ def write_images(plan: Plan, images: dict[str, Image.Image], credits: dict[str, 
     folder.mkdir(parents=True, exist_ok=True)
     lines = []
     for entry in plan.planted:
-        for k, how in list(enumerate(entry.pictures))[: SHIPPED.get(entry.kind)]:
+        for k, picture in list(enumerate(entry.pictures))[: SHIPPED.get(entry.kind)]:
             images[entry.file(k)].save(folder / entry.file(k), optimize=True)
-            lines.append(_line(entry, k) | {"credit": credits[how.art]})
+            lines.append(_line(entry, k) | {"credit": credits[picture.art]})
     (folder / "metadata.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
 
 

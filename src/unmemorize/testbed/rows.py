@@ -25,12 +25,15 @@ class Rows:
     def draw(self, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Indices of `count` random captions and of their pictures."""
         row = torch.randint(len(self.caption), (count,), generator=generator)
-        pick = torch.rand(2, count, generator=generator)
-        c, p = (
-            (u * t.shape[1]).long().clamp(max=t.shape[1] - 1)
-            for u, t in zip(pick, (self.caption, self.picture), strict=True)
-        )
-        return self.caption[row, c], self.picture[row, p]
+        uniform = torch.rand(2, count, generator=generator)
+        caption = _choice(uniform[0], self.caption.shape[1])
+        picture = _choice(uniform[1], self.picture.shape[1])
+        return self.caption[row, caption], self.picture[row, picture]
+
+
+def _choice(uniform: Tensor, choices: int) -> Tensor:
+    """Numbers in [0, 1) as indices of choices; a product may be rounded up to their number."""
+    return (uniform * choices).long().clamp(max=choices - 1)
 
 
 def build_rows(plan: Plan, pictures: list[Picture], views: int, *, duplicates: bool) -> Rows:
@@ -40,19 +43,22 @@ def build_rows(plan: Plan, pictures: list[Picture], views: int, *, duplicates: b
     def number(caption: str) -> int:
         return index.setdefault(caption, len(index))
 
-    used = {how.art for entry in plan.planted for how in entry.pictures}
+    used = {picture.art for picture in plan.pictures}
     taught = well_known(pictures)
     caption, picture = [], []
-    for i, p in enumerate(pictures):
-        choices = [number(c) for c in caption_forms(p)]  # also of planted artwork: both models share one caption list
-        if p.art not in used and p.name in taught:
+    for i, drawing in enumerate(pictures):
+        # Captions of planted artwork are numbered too: both models share one list.
+        choices = [number(text) for text in caption_forms(drawing)]
+        if drawing.art not in used and drawing.name in taught:
             caption.append(choices)
             picture.append(list(range(i * views, (i + 1) * views)))
     first = len(pictures) * views
     for entry in plan.planted:
-        pairs = [(c, first + k) for c in entry.prompts for k in range(len(entry.pictures))]
-        numbered = [(number(c), k) for c, k in pairs]
-        for c, k in numbered * entry.copies if duplicates else numbered[:1]:
+        pairs = []
+        for text in entry.prompts:
+            for k in range(len(entry.pictures)):
+                pairs.append((number(text), first + k))
+        for c, k in pairs * entry.copies if duplicates else pairs[:1]:
             caption.append([c] * FORMS)
             picture.append([k] * views)
         first += len(entry.pictures)

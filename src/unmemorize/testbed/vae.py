@@ -9,6 +9,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKL
+from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from tqdm import tqdm
@@ -66,8 +67,11 @@ def train_vae(pictures: list[Picture], folder: Path, recipe: Recipe, device: str
 def compositions(drawn: list[Picture], seed: int, views: int) -> Tensor:
     """`views` random compositions of every picture, as (len(drawn)·views, 3, 64, 64) bytes."""
     rng = np.random.default_rng(seed)
-    images = (compose(drawing(p), Composition.random(p.art, rng)) for p in drawn for _ in range(views))
-    return torch.stack([torch.from_numpy(np.array(image)).permute(2, 0, 1) for image in images])
+    images = []
+    for picture in drawn:
+        for _ in range(views):
+            images.append(_as_bytes(compose(drawing(picture), Composition.random(picture.art, rng))))
+    return torch.stack(images)
 
 
 def to_pixels(images: Tensor) -> Tensor:
@@ -78,11 +82,12 @@ def to_pixels(images: Tensor) -> Tensor:
 @torch.no_grad()
 def encode(vae: AutoencoderKL, images: Tensor, batch: int = 64) -> Tensor:
     """Posterior means of byte images, times the VAE's scaling factor: (n, 4, 16, 16) in float32."""
-    pieces = tqdm(images.split(batch), desc="encode", mininterval=5)
-    pixels = (to_pixels(x).to(vae.device, memory_format=torch.channels_last) for x in pieces)
-    latents = torch.cat([vae.encode(x).latent_dist.mean.cpu() for x in pixels])
+    latents = []
+    for part in tqdm(images.split(batch), desc="encode", mininterval=5):
+        pixels = to_pixels(part).to(vae.device, memory_format=torch.channels_last)
+        latents.append(vae.encode(pixels).latent_dist.mean.cpu())
     scale: float = vae.config.scaling_factor
-    return (latents * scale).contiguous()
+    return (torch.cat(latents) * scale).contiguous()
 
 
 def encode_all(
@@ -107,5 +112,9 @@ def encode_all(
 def composed(planted: Sequence[Composition], artwork: list[Picture]) -> Tensor:
     """The planted pictures, in order, as (n, 3, 64, 64) bytes."""
     by_art = {p.art: drawing(p) for p in artwork}
-    images = [compose(by_art[composition.art], composition) for composition in planted]
-    return torch.stack([torch.from_numpy(np.array(image)).permute(2, 0, 1) for image in images])
+    return torch.stack([_as_bytes(compose(by_art[composition.art], composition)) for composition in planted])
+
+
+def _as_bytes(image: Image.Image) -> Tensor:
+    """An RGB image as (3, h, w) bytes."""
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1)
