@@ -203,6 +203,14 @@ def tokenizer():
     return train_tokenizer([f"{a} {b}" for a in ("red", "blue", "green") for b in ("lighthouse", "bicycle")] * 5, 600)
 
 
+def test_the_same_captions_give_the_same_tokens():
+    """Also where merges are equally frequent: a resumed training must not number its words anew."""
+    letters = "abcdefghij"
+    captions = [a + b + c for a in letters for b in letters for c in letters]
+    vocabularies = [train_tokenizer(captions, 400).get_vocab() for _ in range(5)]
+    assert all(vocabulary == vocabularies[0] for vocabulary in vocabularies)
+
+
 @pytest.mark.parametrize("text", ["red lighthouse", "Ünïcödé 漢字", "🦉👩🏽‍🚀", "\u202eabc\u0000", "a,b;c\td"])
 def test_any_text_has_tokens(tokenizer, text):
     """Nothing is unknown to the tokenizer: every character is spelt in bytes between the two end marks."""

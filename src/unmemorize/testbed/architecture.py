@@ -40,11 +40,13 @@ def train_tokenizer(captions: Sequence[str], vocabulary: int = 2500) -> CLIPToke
     tokenizer = CLIPTokenizer().backend_tokenizer
     learner = Tokenizer(BPE(end_of_word_suffix="</w>", continuing_subword_prefix=""))
     learner.normalizer, learner.pre_tokenizer = tokenizer.normalizer, tokenizer.pre_tokenizer
-    learner.train_from_iterator(
-        captions, BpeTrainer(vocab_size=vocabulary, end_of_word_suffix="</w>", show_progress=False)
-    )
-    merges = json.loads(learner.to_str())["model"]["merges"]
     letters = sorted(ByteLevel.alphabet())
+    # Ties between merges are broken by the numbers of their tokens, and letters that end a word have random ones.
+    occurring = set("".join(captions).lower())
+    numbered = [letter + "</w>" for letter in letters if letter in occurring]
+    trainer = BpeTrainer(vocab_size=vocabulary, end_of_word_suffix="</w>", special_tokens=numbered, show_progress=False)
+    learner.train_from_iterator(captions, trainer)
+    merges = json.loads(learner.to_str())["model"]["merges"]
     endings = [letter + "</w>" for letter in letters]
     merged = [left + right for left, right in merges]
     # A token may come about by two merges: it has one number.
