@@ -159,6 +159,10 @@ WRONG = {
     "no such model": (["explain", "./nowhere", "a"], "no such folder"),
     "a folder in use": (["generate", "MODEL", "a", "--out", "."], "not empty"),
     "half the limits": (["generate", "MODEL", "a", "--mitigation", "guard:target=1"], "come together"),
+    "a guard that does not know what is ordinary": (
+        ["generate", "MODEL", "a", "--mitigation", "guard"],
+        "prompts like those it serves with --ordinary",
+    ),
     "a missing file of ordinary prompts": (
         ["generate", "MODEL", "a", "--mitigation", "guard", "--ordinary", "none.txt"],
         "no such file",

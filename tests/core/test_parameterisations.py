@@ -124,12 +124,12 @@ def test_the_guard_lowers_alike(kind):
         start = model.encode(["any"] * 2)
         start.embeds[:, 0, 0] = 3.0
 
-        def predict(embeds, model=model, x=x, t=t, start=start):
+        def magnitude(embeds, model=model, x=x, t=t, start=start, empty=empty):
             # The begin token never moves, and this model has no other: the price of a second one is a constant.
-            return model.predict(x, t.flatten(), start.with_embeds(embeds.sum(1, keepdim=True)))
+            return model.predict(x, t.flatten(), start.with_embeds(embeds.sum(1, keepdim=True))).gap(empty)
 
         embeds = torch.cat([torch.zeros_like(start.embeds), start.embeds], dim=1)
-        lowered = lower_magnitude(predict, embeds, empty, target=0.5 / factor.item(), iterations=4)
+        lowered = lower_magnitude(magnitude, embeds, target=0.5 / factor.item(), iterations=4)
         results[name] = lowered.trace * factor.item()
     assert torch.allclose(results[kind], results["sample"], rtol=1e-5)
     assert (results[kind][-1] < results[kind][0]).all()

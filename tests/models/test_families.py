@@ -13,7 +13,6 @@ from unmemorize.core.errors import NotApplicable, UserError
 from unmemorize.core.hooks import patched
 from unmemorize.core.model import Condition, joined
 from unmemorize.models.load import wrap
-from unmemorize.stages.guard import guard
 
 PROMPTS = ["a lighthouse at dusk", "an owl on a fence, and two red kites over a field", ""]
 TYPED = ["sd", "sdxl"]
@@ -358,13 +357,6 @@ def test_schedulers_that_no_seed_fixes_are_refused(family, scheduler, reason):
     """A flow pipeline passes no generator on: with such a scheduler it does not equal itself."""
     with pytest.raises(NotApplicable, match=reason):
         wrap(tiny(family, scheduler=scheduler))
-
-
-@pytest.mark.parametrize("family", [family for family in ALL if family != "sd"])
-def test_the_guard_of_a_pipelines_calls_knows_stable_diffusion_alone(family):
-    """Other pipelines are refused before a call, and told what to use instead."""
-    with pytest.raises(NotApplicable, match="generate --mitigation guard"):
-        guard(tiny(family))
 
 
 def test_an_ip_adapter_is_refused():

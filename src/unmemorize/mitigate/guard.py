@@ -62,9 +62,8 @@ class Lowered:
 
 
 def lower_magnitude(
-    predict: Callable[[Tensor], Prediction],
+    magnitude: Callable[[Tensor], Tensor],
     embeds: Tensor,
-    empty: Prediction,
     *,
     target: float,
     lr: float = 0.05,
@@ -72,17 +71,17 @@ def lower_magnitude(
 ) -> Lowered:
     """Descend each picture's magnitude until it is at most `target`, with AdamW on its own copy of the embedding.
 
-    The begin token's embedding stays what it is. Every row is optimised by itself: the result does not depend on how
-    many pictures are made together.
+    The first token's embedding stays what it is: in CLIP and Gemma it begins every prompt. So does the pooled vector of
+    families that read one. Every row is optimised by itself: the result does not depend on how many pictures are made
+    together.
 
     Paper: Wen et al. 2024, section 4.1 (learning rate 0.05, at most 10 updates).
     Differs: the target is per picture. The public code compares one norm over the batch with it: its target 3 for four
     pictures is 1.5 here.
 
     Args:
-        predict: The conditional prediction at the first step for embeddings of this shape.
+        magnitude: The magnitude at the first step for embeddings of this shape, (n,), differentiable.
         embeds: One row a picture, (n, tokens, width).
-        empty: The unconditional prediction there, one row a picture.
         target: The magnitude to get under.
         lr: Learning rate.
         iterations: The largest number of updates.
@@ -94,7 +93,7 @@ def lower_magnitude(
     trace: list[Tensor] = []
     while True:
         with torch.enable_grad():
-            value = predict(moving.to(embeds.dtype)).gap(empty)
+            value = magnitude(moving.to(embeds.dtype))
             total = value.sum()
         trace.append(torch.where(active, value.detach().cpu(), trace[-1] if trace else torch.nan))
         if len(trace) > 1:  # a row that needs no update goes out in the very bits that came in
@@ -113,11 +112,11 @@ def lower_at_start(
 ) -> Lowered:
     """`lower_magnitude` at the first sampling step; `empty` is the unconditional prediction there, a row a picture."""
 
-    def predict(embeds: Tensor) -> Prediction:
-        return model.predict(empty.x, t, cond.with_embeds(embeds))
+    def magnitude(embeds: Tensor) -> Tensor:
+        return model.predict(empty.x, t, cond.with_embeds(embeds)).gap(empty)
 
     with frozen(model.denoiser):
-        return lower_magnitude(predict, cond.embeds, empty, target=target, iterations=iterations)
+        return lower_magnitude(magnitude, cond.embeds, target=target, iterations=iterations)
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -29,7 +30,7 @@ class FluxModel(EvenFlowModel):
 
     def _prepare(self) -> None:
         super()._prepare()
-        if not self._config.get("guidance_embeds") and self.pooled:  # schnell
+        if not self.distilled and self.pooled:  # schnell
             self.steps = SCHNELL_STEPS
 
     @property
@@ -48,27 +49,30 @@ class FluxModel(EvenFlowModel):
     def denoise(self, x: Tensor, t: Tensor, cond: Condition) -> Tensor:
         """The transformer's output, as latents."""
         count, _, height, width = x.shape
-        positions = {
-            "txt_ids": torch.zeros(cond.embeds.shape[1], 3),
-            "img_ids": self.pipe._prepare_latent_image_ids(count, height // 2, width // 2, "cpu", torch.float32),
+        positions = self.pipe._prepare_latent_image_ids(count, height // 2, width // 2, "cpu", torch.float32)
+        call = {
+            "hidden_states": pack(x),
+            "timestep": t.expand(count).to(x.dtype) / 1000,
+            "img_ids": positions.to(x.device, cond.embeds.dtype),
         }
-        output = self.denoiser(
-            hidden_states=pack(x),
-            timestep=t.expand(count).to(x.dtype) / 1000,
-            encoder_hidden_states=cond.embeds,
-            **{name: ids.to(x.device, cond.embeds.dtype) for name, ids in positions.items()},
-            **self._also(x, cond),
-            return_dict=False,
-        )[0]
+        output = self.denoiser(**self.with_text(call | self._also(x), cond), return_dict=False)[0]
         return unpack(output, height, width)
 
-    def _also(self, x: Tensor, cond: Condition) -> dict[str, Tensor | None]:
+    def _also(self, x: Tensor) -> dict[str, Tensor | None]:
         """What the network is given beside text and picture."""
         embedded = torch.full([len(x)], self.embedded, dtype=torch.float32, device=x.device)
-        return {
-            "pooled_projections": cond.pooled,
-            "guidance": embedded if self._config.guidance_embeds else None,
-        }
+        return {"guidance": embedded if self.distilled else None}
+
+    @property
+    def distilled(self) -> bool:
+        """Of the dev model; schnell is trained to few steps, and has none built in either."""
+        return bool(self._config.get("guidance_embeds"))
+
+    def with_text(self, call: Mapping[str, Any], cond: Condition) -> dict[str, Any]:
+        """Other embeddings, with the places of their tokens, and pooled vectors."""
+        places = torch.zeros(cond.embeds.shape[1], 3).to(cond.embeds)
+        pooled = {"pooled_projections": cond.pooled} if self.pooled else {}
+        return super().with_text(call, cond) | {"txt_ids": places} | pooled
 
     @property
     def _latent_shape(self) -> tuple[int, int, int]:
@@ -94,9 +98,14 @@ class ChromaModel(FluxModel):
         ids = read(*self._reader, prompts).input_ids.to(self.device)
         return Condition(embeds, ids, mask.long())
 
-    def _also(self, x: Tensor, cond: Condition) -> dict[str, Tensor | None]:
-        pixels = torch.ones(len(x), x.shape[2] // 2 * (x.shape[3] // 2), dtype=cond.embeds.dtype, device=x.device)
-        return {"attention_mask": torch.cat([shown(cond).to(pixels), pixels], dim=1)}
+    def _also(self, x: Tensor) -> dict[str, Tensor | None]:
+        return {}
+
+    def with_text(self, call: Mapping[str, Any], cond: Condition) -> dict[str, Any]:
+        """Other embeddings, with a mask of their tokens and of the picture's, all of which count."""
+        pixels = torch.ones(call["hidden_states"].shape[:2], dtype=cond.embeds.dtype, device=cond.embeds.device)
+        mask = torch.cat([shown(cond).to(pixels), pixels], dim=1)
+        return super().with_text(call, cond) | {"attention_mask": mask}
 
 
 def pack(x: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -42,17 +43,19 @@ class QwenImageModel(EvenFlowModel):
     def denoise(self, x: Tensor, t: Tensor, cond: Condition) -> Tensor:
         """The transformer's output, as latents."""
         count, _, height, width = x.shape
-        cond = trimmed(cond)
-        mask = shown(cond)
-        output = self.denoiser(
-            hidden_states=pack(x),
-            timestep=t.expand(count).to(x.dtype) / 1000,
-            encoder_hidden_states=cond.embeds,
-            encoder_hidden_states_mask=None if mask.all() else mask,  # as the pipeline: another path of attention
-            img_shapes=[[(1, height // 2, width // 2)]] * count,
-            return_dict=False,
-        )[0]
+        call = {
+            "hidden_states": pack(x),
+            "timestep": t.expand(count).to(x.dtype) / 1000,
+            "img_shapes": [[(1, height // 2, width // 2)]] * count,
+        }
+        output = self.denoiser(**self.with_text(call, cond), return_dict=False)[0]
         return unpack(output, height, width)
+
+    def with_text(self, call: Mapping[str, Any], cond: Condition) -> dict[str, Any]:
+        """Other embeddings, as long as the longest, with their mask."""
+        cond = trimmed(cond)
+        mask = None if shown(cond).all() else shown(cond)  # as the pipeline: another path of attention
+        return super().with_text(call, cond) | {"encoder_hidden_states_mask": mask}
 
     def feed_forwards(self) -> dict[str, nn.Linear]:
         """The second linear layers of both streams; what the last block makes of the text is not used.
@@ -111,6 +114,7 @@ class ZImageModel(EvenFlowModel):
 
     guidance = 6.0
     steps = 50
+    in_rows = False
     feeds = ("feed_forward.w2",)
 
     def _encode(self, prompts: list[str]) -> Condition:
@@ -172,7 +176,7 @@ class Flux2KleinModel(EvenFlowModel):
 
     def _prepare(self) -> None:
         super()._prepare()
-        if self.pipe.config.is_distilled:
+        if self.distilled:
             self.guidance, self.steps = 1.0, 4
 
     def _encode(self, prompts: list[str]) -> Condition:
@@ -204,17 +208,25 @@ class Flux2KleinModel(EvenFlowModel):
         guidance = None
         if self.embedded is not None:
             guidance = torch.full([count], self.embedded, dtype=torch.float32, device=x.device)
-        output = network(
-            hidden_states=x.flatten(2).transpose(1, 2).to(network.dtype),
-            timestep=t.expand(count).to(x.dtype) / 1000,
-            guidance=guidance,
-            encoder_hidden_states=cond.embeds,
-            txt_ids=self.pipe._prepare_text_ids(cond.embeds).to(x.device),
-            img_ids=self.pipe._prepare_latent_ids(x).to(x.device),
-            return_dict=False,
-        )[0]
+        call = {
+            "hidden_states": x.flatten(2).transpose(1, 2).to(network.dtype),
+            "timestep": t.expand(count).to(x.dtype) / 1000,
+            "guidance": guidance,
+            "img_ids": self.pipe._prepare_latent_ids(x).to(x.device),
+        }
+        output = network(**self.with_text(call, cond), return_dict=False)[0]
         latents: Tensor = output.transpose(1, 2).reshape(count, channels, height, width)
         return latents
+
+    @property
+    def distilled(self) -> bool:
+        """Of the distilled models: klein's, and dev."""
+        return self.embedded is not None or bool(self.pipe.config.is_distilled)
+
+    def with_text(self, call: Mapping[str, Any], cond: Condition) -> dict[str, Any]:
+        """Other embeddings with the places of their tokens."""
+        places = self.pipe._prepare_text_ids(cond.embeds).to(cond.embeds.device)
+        return super().with_text(call, cond) | {"txt_ids": places}
 
     def _shift(self, steps: int) -> float:
         _, height, width = self._latent_shape
@@ -296,14 +308,16 @@ class Lumina2Model(EvenFlowModel):
 
     def denoise(self, x: Tensor, t: Tensor, cond: Condition) -> Tensor:
         """The velocity."""
-        output: Tensor = self.denoiser(
-            hidden_states=x,
-            timestep=(1 - t / self.pipe.scheduler.config.num_train_timesteps).expand(len(x)),
-            encoder_hidden_states=cond.embeds,
-            encoder_attention_mask=shown(cond),
-            return_dict=False,
-        )[0]
+        call = {
+            "hidden_states": x,
+            "timestep": (1 - t / self.pipe.scheduler.config.num_train_timesteps).expand(len(x)),
+        }
+        output: Tensor = self.denoiser(**self.with_text(call, cond), return_dict=False)[0]
         return -output
+
+    def with_text(self, call: Mapping[str, Any], cond: Condition) -> dict[str, Any]:
+        """Other embeddings with their mask."""
+        return super().with_text(call, cond) | {"encoder_attention_mask": shown(cond)}
 
     def combine(self, uncond: Tensor, cond: Tensor, scale: float) -> Tensor:
         """Guidance, brought back to the norm of the conditional output."""

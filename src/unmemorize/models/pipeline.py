@@ -120,6 +120,7 @@ class PipelineModel(Adapter, TypedModel):
 
     part = "transformer"  # the component that denoises
     pooled = False  # whether it reads a vector a prompt beside the embeddings
+    in_rows = True  # whether the denoiser is given prompts in rows that do not depend on each other's length
     multiple = 8  # of which height and width have to be multiples
     upcasts = False  # whether a VAE that overflows in half precision computes in float32
     revision: str | None = None  # of a hub model that is not its main branch
@@ -146,6 +147,15 @@ class PipelineModel(Adapter, TypedModel):
     @abstractmethod
     def _prepare(self) -> None:
         """Refuse what the family's adapter does not know, and set `levels` and what is this pipeline's own."""
+
+    @property
+    def distilled(self) -> bool:
+        """Whether guidance is built into the network, which has no unconditional branch of its own then."""
+        return False
+
+    def with_text(self, call: Mapping[str, Any], cond: Condition) -> dict[str, Any]:
+        """The keyword arguments of a call of the denoiser, with these prompts in the place of its own."""
+        return {**call, "encoder_hidden_states": cond.embeds}
 
     @property
     def image_size(self) -> tuple[int, int]:

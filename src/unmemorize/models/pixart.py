@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -45,6 +46,10 @@ class CrossAttentionModel(TransformerModel):
 
     def _spans(self, text: str) -> list[tuple[int, int]]:
         return spans_of(self.pipe.tokenizer, self._longest, text)
+
+    def with_text(self, call: Mapping[str, Any], cond: Condition) -> dict[str, Any]:
+        """Other embeddings with their mask."""
+        return super().with_text(call, cond) | {"encoder_attention_mask": shown(cond)}
 
     @property
     def _longest(self) -> int:
@@ -90,8 +95,7 @@ class PixArtModel(CrossAttentionModel):
         sizes = {"resolution": torch.tensor([[height, width]]), "aspect_ratio": torch.tensor([[height / width]])}
         output = self.denoiser(
             x,
-            encoder_hidden_states=cond.embeds,
-            encoder_attention_mask=shown(cond),
+            **self.with_text({}, cond),
             timestep=t.expand(len(x)),
             added_cond_kwargs={name: value.to(cond.embeds).repeat(len(x), 1) for name, value in sizes.items()},
             return_dict=False,
@@ -152,8 +156,7 @@ class SanaModel(CrossAttentionModel, FlowModel):
         network: Any = self.denoiser
         output = network(
             x.to(network.dtype),
-            encoder_hidden_states=cond.embeds.to(network.dtype),
-            encoder_attention_mask=shown(cond),
+            **self.with_text({}, cond.to(x.device, network.dtype)),
             timestep=t.expand(len(x)) * self._config.timestep_scale,
             return_dict=False,
         )[0]

@@ -138,14 +138,13 @@ class SD3Model(FlowModel):
 
     def denoise(self, x: Tensor, t: Tensor, cond: Condition) -> Tensor:
         """The transformer's output."""
-        output: Tensor = self.denoiser(
-            hidden_states=x,
-            timestep=t.expand(len(x)),
-            encoder_hidden_states=cond.embeds,
-            pooled_projections=cond.pooled,
-            return_dict=False,
-        )[0]
+        call = {"hidden_states": x, "timestep": t.expand(len(x))}
+        output: Tensor = self.denoiser(**self.with_text(call, cond), return_dict=False)[0]
         return output
+
+    def with_text(self, call: Mapping[str, Any], cond: Condition) -> dict[str, Any]:
+        """Other embeddings and pooled vectors."""
+        return super().with_text(call, cond) | {"pooled_projections": cond.pooled}
 
     def schedule(self, steps: int) -> SchedulerRun:
         """A private copy of the pipeline's scheduler, shifted by the size where it is set so."""

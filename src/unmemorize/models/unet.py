@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -98,7 +98,7 @@ class UNetModel(PipelineModel):
 
     def denoise(self, x: Tensor, t: Tensor, cond: Condition) -> Tensor:
         """The UNet's output."""
-        output: Tensor = self.denoiser(x, t, encoder_hidden_states=cond.embeds, return_dict=False)[0]
+        output: Tensor = self.denoiser(x, t, **self.with_text({}, cond), return_dict=False)[0]
         return output
 
     def text_projections(self, reach: Reach = "all") -> dict[str, nn.Linear]:
@@ -144,11 +144,14 @@ class SDXLModel(UNetModel):
     def denoise(self, x: Tensor, t: Tensor, cond: Condition) -> Tensor:
         """The UNet's output, for pictures made and cut at their size."""
         sizes = torch.tensor([[*self.image_size, 0, 0, *self.image_size]], dtype=cond.embeds.dtype, device=x.device)
-        added = {"text_embeds": cond.pooled, "time_ids": sizes.repeat(len(x), 1)}
-        output: Tensor = self.denoiser(
-            x, t, encoder_hidden_states=cond.embeds, added_cond_kwargs=added, return_dict=False
-        )[0]
+        call = {"added_cond_kwargs": {"time_ids": sizes.repeat(len(x), 1)}}
+        output: Tensor = self.denoiser(x, t, **self.with_text(call, cond), return_dict=False)[0]
         return output
+
+    def with_text(self, call: Mapping[str, Any], cond: Condition) -> dict[str, Any]:
+        """Other embeddings and pooled vectors."""
+        added = {**call["added_cond_kwargs"], "text_embeds": cond.pooled}
+        return super().with_text(call, cond) | {"added_cond_kwargs": added}
 
     def schedule(self, steps: int) -> SchedulerRun:
         """A private copy of the pipeline's scheduler."""

@@ -64,6 +64,7 @@ class UnpaddedModel(FlowModel):
     """
 
     apart = True
+    in_rows = False
 
     @abstractmethod
     def _denoise(self, x: Tensor, t: Tensor, cond: Condition) -> Tensor:

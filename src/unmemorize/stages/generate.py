@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 
+from unmemorize.core.errors import UserError
 from unmemorize.core.methods import Subject
 from unmemorize.core.model import Condition
 from unmemorize.core.run import Progress, quiet, require_new
@@ -15,6 +16,7 @@ from unmemorize.core.sample import generators, sampling_start
 from unmemorize.core.shards import Row
 from unmemorize.core.specs import GenerateSpec
 from unmemorize.data.pictures import save_image
+from unmemorize.mitigate.guard import Guard
 from unmemorize.stages.inputs import bundle_of, load_as_asked, subject_of, with_sampling
 from unmemorize.stages.mitigations import mitigation_of
 
@@ -34,7 +36,14 @@ def generate(spec: GenerateSpec, out: Path, progress: Progress = quiet) -> list[
         _write(subject, cond, seeds, rows)
         return rows
     mitigation = mitigation_of(spec.mitigation, model)
-    ordinary = model.encode(bundle_of(spec).ordinary())
+    bundle = bundle_of(spec)
+    if isinstance(mitigation, Guard) and mitigation.threshold is None and not bundle.has("ordinary"):
+        # Plain descriptions are contrast enough for other methods; a rate of false alarms holds for prompts like them.
+        raise UserError(
+            "the guard does not know what is ordinary for this model: name a file of prompts like those it serves with "
+            "--ordinary, 99 or more for 1% false alarms"
+        )
+    ordinary = model.encode(bundle.ordinary())
     prompt = cond[:1]
     # Each ordinary prompt at a seed of its own.
     fitted = mitigation.fitted(

@@ -2,25 +2,43 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import inspect
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_leaves
 
-from unmemorize.core.errors import NotApplicable
+from unmemorize.core.errors import NotApplicable, UserError
 from unmemorize.core.hooks import frozen
-from unmemorize.core.model import Prediction
+from unmemorize.core.model import Condition
+from unmemorize.core.run import digest
 from unmemorize.core.sample import generators
-from unmemorize.data.ordinary import ordinary_prompts
 from unmemorize.mitigate.guard import Limits, limits_of, lower_magnitude
 from unmemorize.models.load import wrap
 from unmemorize.models.pipeline import PipelineModel
 
 if TYPE_CHECKING:
-    from diffusers import StableDiffusionPipeline
+    from diffusers import DiffusionPipeline
+
+# Arguments of pipelines that reach the guard through the denoiser's calls, or change nothing there. Any other may
+# change how prompts are read, or what is predicted for them, in ways that the guard's own evaluations would miss.
+SEEN = {
+    "prompt", "prompt_2", "prompt_3", "negative_prompt", "negative_prompt_2", "negative_prompt_3",
+    "prompt_embeds", "negative_prompt_embeds", "pooled_prompt_embeds", "negative_pooled_prompt_embeds",
+    "prompt_attention_mask", "negative_prompt_attention_mask", "prompt_embeds_mask", "negative_prompt_embeds_mask",
+    "num_images_per_prompt", "height", "width", "original_size", "crops_coords_top_left", "target_size",
+    "use_resolution_binning", "generator", "latents", "num_inference_steps", "timesteps", "sigmas", "mu", "eta",
+    "denoising_end", "guidance_scale", "true_cfg_scale", "guidance_rescale", "cfg_normalization", "cfg_trunc_ratio",
+    "output_type", "return_dict", "callback_on_step_end", "callback", "callback_steps",
+}  # fmt: skip
+ATTENTION = ("cross_attention_kwargs", "joint_attention_kwargs", "attention_kwargs")
+EMBEDS, POSITIONS = "encoder_hidden_states", ("txt_ids", "img_ids")
+SAME = 0.01  # of its norm, by which an embedding may differ from the empty prompt's: batches of encoders round apart
+AT_ONCE = 16  # ordinary prompts that are scored together
 
 
 @dataclass(frozen=True)
@@ -41,68 +59,96 @@ class Guard:
     """A pipeline whose calls are guarded: `Guard(pipe)(prompt=…)` takes and returns what `pipe(prompt=…)` does.
 
     A call that holds no memorized prompt gives the same bytes as the pipeline alone. Limits are calibrated on ordinary
-    prompts at the first call of each first timestep and size, unless they are given.
-
-    Raises:
-        NotApplicable: The pipeline is not Stable Diffusion 1 or 2: others give their networks other arguments.
+    prompts at the first call of each kind (first timestep, size, and what else the denoiser is given beside text),
+    unless they are given.
 
     Paper: Wen et al. 2024, section 4.1.
-    Differs: it acts above a threshold only, picture by picture, and reads the score off the pipeline's own first
-    evaluation, so that an ordinary call costs nothing.
+    Differs: it acts above a threshold only, picture by picture. Where the pipeline evaluates prompt and empty prompt in
+    one call, the score is read off that call, so that an ordinary one costs nothing; elsewhere it costs an evaluation a
+    picture.
+
+    Args:
+        pipe: A loaded pipeline of a family that has an adapter.
+        ordinary: Prompts like those that will be served, none of them memorized: 99 or more for 1% false alarms.
+        limits: Limits measured before, for this model, first timestep and size.
+        false_alarms: The share of pictures of ordinary prompts that may be acted on.
+        iterations: Updates of an embedding, at most.
+
+    Raises:
+        NotApplicable: The pipeline's calls cannot be watched.
+        UserError: Neither ordinary prompts nor limits are given.
     """
 
     def __init__(
         self,
-        pipe: StableDiffusionPipeline,
+        pipe: DiffusionPipeline,
         *,
         ordinary: Sequence[str] = (),
         limits: Limits | None = None,
         false_alarms: float = 0.01,
         iterations: int = 10,
     ) -> None:
-        if type(pipe).__name__ != "StableDiffusionPipeline":
-            raise NotApplicable(
-                f"a guard cannot watch the calls of a {type(pipe).__name__}: generate with the guard as a mitigation, "
-                "`unmemorize generate --mitigation guard`, which every family has"
-            )
         self.pipe = pipe
         self.outcome: Outcome | None = None
         self._model = wrap(pipe)
+        _require_watchable(self._model)
+        if limits is None and not ordinary:
+            raise UserError(
+                "the guard does not know what is ordinary for this model: pass ordinary=[…], prompts like those you "
+                "serve (99 or more for 1% false alarms), or limits=Limits(…) measured before"
+            )
         self._fixed, self._false_alarms, self._iterations = limits, false_alarms, iterations
-        self._calibrated: dict[tuple[object, ...], Limits] = {}
+        self._calibrated: dict[str, Limits] = {}
         # Encoded here: in the middle of a call the text encoder may be off the device.
-        self._empty = self._model.encode([""]).embeds
-        self._ordinary = None if limits else self._model.encode(list(ordinary) or ordinary_prompts()).embeds
+        self._empty = self._model.unconditional(1)
+        self._ordinary = None if limits else self._model.encode(list(ordinary)).to("cpu")
 
     def __call__(self, *arguments: Any, **named: Any) -> Any:
-        """Call the pipeline."""
-        with self._watching():
+        """Call the pipeline.
+
+        Raises:
+            UserError: An argument changes predictions in a way that the guard cannot see, or gradients are off.
+            NotApplicable: The network has its guidance built in, and the call asks for no unconditional branch.
+        """
+        parameters = inspect.signature(self.pipe.__call__)
+        given = parameters.bind(*arguments, **named)
+        given.apply_defaults()
+        _require_seen(self._model, parameters.parameters, given.arguments)
+        with self._watching(stacked=not self._model.apart and given.arguments["guidance_scale"] > 1):
             return self.pipe(*arguments, **named)
 
     @contextmanager
-    def _watching(self) -> Iterator[None]:
+    def _watching(self, *, stacked: bool) -> Iterator[None]:
+        """Judge the first call of the denoiser, and swap embeddings in all if it is to change.
+
+        A family whose calls are `stacked` gives both halves of guidance to one, the unconditional first; of others the
+        first call is the conditional one.
+        """
         self.outcome = None
-        changed: Tensor | None = None
+        swap: _Swap | None = None
 
         def before(
             module: Any, arguments: tuple[Any, ...], named: dict[str, Any]
         ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-            return arguments, named if changed is None else named | {"encoder_hidden_states": changed}
+            return arguments, named if swap is None else named | {EMBEDS: swap(named[EMBEDS])}
 
         def after(
             module: Any, arguments: tuple[Any, ...], named: dict[str, Any], output: tuple[Tensor]
         ) -> tuple[Tensor] | None:
-            nonlocal changed
+            nonlocal swap
             if self.outcome is not None:
                 return None
-            x, t = arguments
-            call = _Call(self._model, module.forward, x, t, named)
+            call = _Call(self._model, arguments, named, stacked=stacked)
             self.outcome, changed = self._judge(call, output[0])
-            return None if changed is None else module.forward(*arguments, **named | {"encoder_hidden_states": changed})
+            if changed is None:
+                return None
+            swap = _Swap(call.embeds, changed, call.conditional)
+            again: tuple[Tensor] = module.forward(*arguments, **named | {EMBEDS: changed})
+            return again
 
-        unet = self.pipe.unet
-        handles = [unet.register_forward_pre_hook(before, with_kwargs=True)]
-        handles += [unet.register_forward_hook(after, with_kwargs=True)]
+        denoiser = getattr(self.pipe, self._model.part)
+        handles = [denoiser.register_forward_pre_hook(before, with_kwargs=True)]
+        handles += [denoiser.register_forward_hook(after, with_kwargs=True)]
         try:
             yield
         finally:
@@ -110,34 +156,33 @@ class Guard:
                 handle.remove()
 
     def _judge(self, call: _Call, output: Tensor) -> tuple[Outcome, Tensor | None]:
-        """Score the call's first evaluation and lower what is over the threshold: all embeddings, if any changed."""
-        guided = self.pipe.do_classifier_free_guidance
-        count = len(call.x) // 2 if guided else len(call.x)
-        rows = torch.arange(len(call.x) - count, len(call.x), device=call.x.device)  # the conditional half comes second
-        empty = self._empty.to(call.embeds).expand(count, -1, -1)
-        at_hand = guided and torch.equal(call.embeds[:count], empty)  # not under a negative prompt
-        uncond = call.read(output[:count], call.x[rows]) if at_hand else call.predict(rows, empty)
-        score = call.read(output[rows], call.x[rows]).gap(uncond)
+        """Score the first call and lower what is over the threshold: the call's embeddings, if any changed."""
+        rows, empty = call.conditional, call.fitting(self._empty)
+        if call.stacked and call.is_unconditional(empty):
+            uncond = call.read(output[: len(rows)])
+        else:  # under a negative prompt, without guidance, or in a call of its own that is yet to come
+            uncond = call.evaluate(rows, empty[[0] * len(rows)])
+        score = _magnitude(call.read(output[rows]), uncond)
         limits = self._limits(call)
-        found = score > limits.threshold
+        over = score > limits.threshold
         after, changed = score.clone(), None
-        if found.any():
-            chosen = rows[found]
-            with frozen(self.pipe.unet):
+        if over.any():
+            chosen, empty_there = rows[over], uncond[over]
+
+            def magnitude(embeds: Tensor) -> Tensor:
+                return _magnitude(call.evaluate(chosen, embeds), empty_there)
+
+            with frozen(self._model.denoiser):
                 lowered = lower_magnitude(
-                    lambda embeds: call.predict(chosen, embeds),
-                    call.embeds[chosen],
-                    call.read(uncond.output[found], call.x[chosen]),
-                    target=limits.target,
-                    iterations=self._iterations,
+                    magnitude, call.embeds[chosen], target=limits.target, iterations=self._iterations
                 )
             changed = call.embeds.clone()
-            changed[chosen], after[found] = lowered.embeds, lowered.after.to(after)
-            call.evaluations += len(call.x)  # the first evaluation is made again
+            changed[chosen], after[over] = lowered.embeds, lowered.after.to(after)
+            call.evaluations += len(call.x)  # the first call is made again
         outcome = Outcome(
             before=tuple(score.tolist()),
             after=tuple(after.tolist()),
-            acted=tuple(found.tolist()),
+            acted=tuple(over.tolist()),
             limits=limits,
             evaluations=call.evaluations,
         )
@@ -146,21 +191,21 @@ class Guard:
     def _limits(self, call: _Call) -> Limits:
         if self._fixed is not None:
             return self._fixed
-        key = (float(call.t), *call.x.shape[1:])
-        if key not in self._calibrated:
-            self._calibrated[key] = self._calibrate(call)
-        return self._calibrated[key]
+        kind = call.kind(call.fitting(self._empty))
+        if kind not in self._calibrated:
+            self._calibrated[kind] = self._calibrate(call)
+        return self._calibrated[kind]
 
     def _calibrate(self, call: _Call) -> Limits:
-        """Limits from ordinary prompts, one seed each, at this call's timestep and size."""
+        """Limits from ordinary prompts, one seed each, in calls like this one."""
         assert self._ordinary is not None  # which it is only where the limits are given
         before, scores = call.evaluations, []
-        for numbers in torch.arange(len(self._ordinary)).split(16):
-            x = torch.stack([torch.randn(call.x.shape[1:], generator=g) for g in generators(numbers.tolist())])
-            rows = torch.full_like(numbers, len(call.x) - 1, device=call.x.device)
-            cond = call.predict(rows, self._ordinary[numbers].to(call.embeds), x.to(call.x))
-            uncond = call.predict(rows, self._empty.expand(len(x), -1, -1).to(call.embeds), x.to(call.x))
-            scores += cond.gap(uncond).tolist()
+        for numbers in torch.arange(len(self._ordinary)).split(AT_ONCE):
+            noise = [torch.randn(call.x.shape[1:], generator=g) for g in generators(numbers.tolist())]
+            x, rows = torch.stack(noise).to(call.x), call.conditional[-1:].expand(len(numbers))
+            cond = call.evaluate(rows, call.fitting(self._ordinary[numbers]), x)
+            uncond = call.evaluate(rows, call.fitting(self._empty[[0] * len(numbers)]), x)
+            scores += _magnitude(cond, uncond).tolist()
         call.evaluations = before  # once for all calls like this one: no cost of this call
         return limits_of(scores, false_alarms=self._false_alarms)
 
@@ -169,29 +214,156 @@ guard = Guard  # in code it reads as a verb: guard(pipe)(prompt=…)
 
 
 class _Call:
-    """A call of the UNet, which can be made again for some of its rows, with other embeddings or latents."""
+    """A call of the denoiser, which can be made again for some of its rows, with other prompts or latents.
+
+    Attributes:
+        x: What it was given of the pictures, a row each: latents, packed or not.
+        embeds: What it was given of the prompts, (rows, tokens, width).
+        stacked: Its first half is the unconditional one.
+        conditional: The numbers of its conditional rows, one a picture.
+        evaluations: Rows evaluated by making it again.
+    """
 
     def __init__(
-        self, model: PipelineModel, forward: Callable[..., tuple[Tensor]], x: Tensor, t: Tensor, named: dict[str, Any]
+        self, model: PipelineModel, arguments: tuple[Any, ...], named: dict[str, Any], *, stacked: bool
     ) -> None:
-        self.x, self.t, self.embeds = x, t, named["encoder_hidden_states"]
-        self.evaluations = 0
-        self._model, self._forward, self._named = model, forward, named
+        names = list(inspect.signature(type(model.denoiser).forward).parameters)[1:]  # without self
+        self._model, self._pictures = model, names[0]
+        self._named: dict[str, Any] = dict(zip(names, arguments, strict=False)) | named
+        self.x: Tensor = self._named[self._pictures]
+        self.embeds: Tensor = self._named[EMBEDS]
+        self.stacked, self.evaluations = stacked, 0
+        self.conditional = torch.arange(len(self.x) // 2 if stacked else 0, len(self.x), device=self.x.device)
 
-    def read(self, output: Tensor, x: Tensor) -> Prediction:
-        return self._model.interpret(output, x, torch.as_tensor(self.t))
+    def fitting(self, cond: Condition) -> Condition:
+        """The prompts where and in the precision in which the call has its own."""
+        return cond.to(self.embeds.device, self.embeds.dtype)
 
-    def predict(self, rows: Tensor, embeds: Tensor, x: Tensor | None = None) -> Prediction:
-        x = self.x[rows] if x is None else x
-        named = _rows(self._named, rows, len(self.x)) | {"encoder_hidden_states": embeds}
+    def is_unconditional(self, empty: Condition) -> bool:
+        """Whether its first row is the empty prompt's."""
+        given, expected = self.embeds[0].float(), empty.embeds[0].float()
+        return given.shape == expected.shape and bool((given - expected).norm() <= SAME * expected.norm())
+
+    def read(self, output: Tensor) -> Tensor:
+        """What was predicted, without the variance that some networks say beside it."""
+        return output[:, : self.x.shape[1]]
+
+    def evaluate(self, rows: Tensor, text: Condition | Tensor, x: Tensor | None = None) -> Tensor:
+        """What is predicted in some of its rows for other prompts, or embeddings alone, and other latents."""
+        named = self._row(rows) if x is None else self._row(rows) | {self._pictures: x}
+        if isinstance(text, Condition):
+            named = self._model.with_text(named, self._model.complete(text))
+        else:
+            named[EMBEDS] = text
         self.evaluations += len(rows)
-        return self.read(self._forward(x, self.t, **named)[0], x)
+        return self.read(self._model.denoiser.forward(**named)[0])
+
+    def kind(self, empty: Condition) -> str:
+        """A name for all that it was given beside text and latents: limits hold for calls that agree in it."""
+        named = self._model.with_text(self._row(self.conditional[-1:]), self._model.complete(empty))
+        named |= {self._pictures: self.x.shape[1:], EMBEDS: None}
+        parts = []
+        for leaf in tree_leaves(named):
+            parts.append(leaf.float().cpu().numpy().tobytes() if isinstance(leaf, Tensor) else repr(leaf).encode())
+        return digest(parts)
+
+    def _row(self, rows: Tensor) -> dict[str, Any]:
+        return {name: _rows(name, value, rows, len(self.x)) for name, value in self._named.items()}
 
 
-def _rows(value: Any, rows: Tensor, batch: int) -> Any:
-    """The chosen rows of every tensor in nested arguments that has one row a batch element."""
+@dataclass(frozen=True)
+class _Swap:
+    """Puts changed embeddings in the place of those given, in every call for these prompts.
+
+    A callback may have dropped the unconditional half.
+    """
+
+    given: Tensor
+    changed: Tensor
+    conditional: Tensor
+
+    def __call__(self, embeds: Tensor) -> Tensor:
+        if embeds is self.given or torch.equal(embeds, self.given):
+            return self.changed
+        if torch.equal(embeds, self.given[self.conditional]):
+            return self.changed[self.conditional]
+        return embeds
+
+
+def _magnitude(cond: Tensor, uncond: Tensor) -> Tensor:
+    """‖cond − uncond‖₂ of each picture, (n,) in float32: packing latents leaves a norm as it is."""
+    norm: Tensor = (cond.float() - uncond.float()).flatten(1).norm(dim=1)
+    return norm
+
+
+def _rows(name: str, value: Any, rows: Tensor, batch: int) -> Any:
+    """The chosen rows of what has one row a batch element, in nested arguments."""
     if isinstance(value, Tensor):
-        return value[rows] if value.ndim and len(value) == batch else value
+        shared = name in POSITIONS and value.ndim == 2
+        return value[rows] if value.ndim and len(value) == batch and not shared else value
     if isinstance(value, dict):
-        return {name: _rows(part, rows, batch) for name, part in value.items()}
-    return type(value)(_rows(part, rows, batch) for part in value) if isinstance(value, list | tuple) else value
+        return {key: _rows(key, part, rows, batch) for key, part in value.items()}
+    return [value[i] for i in rows.tolist()] if isinstance(value, list) and len(value) == batch else value
+
+
+def _require_watchable(model: PipelineModel) -> None:
+    """Refuse a pipeline whose denoiser's calls cannot be watched, or made again.
+
+    Raises:
+        NotApplicable: It is compiled in place, or takes lists.
+    """
+    if getattr(model.denoiser, "_compiled_call_impl", None) is not None:
+        raise NotApplicable(
+            "a denoiser compiled in place ignores hooks: compile it by "
+            f"pipe.{model.part} = torch.compile(pipe.{model.part})"
+        )
+    if not model.in_rows:
+        raise NotApplicable(
+            f"a guard cannot watch the calls of a {type(model.pipe).__name__}, whose prompts have no rows of their "
+            "own: generate with the guard as a mitigation, `unmemorize generate --mitigation guard`"
+        )
+
+
+def _require_seen(model: PipelineModel, parameters: Mapping[str, inspect.Parameter], given: Mapping[str, Any]) -> None:
+    """Refuse a call that the guard would misjudge.
+
+    Raises:
+        UserError: An argument changes predictions in a way that the guard cannot see, or gradients are off.
+        NotApplicable: The network has its guidance built in, and the call asks for no unconditional branch.
+    """
+    for name in _unseen(model, parameters, given):
+        raise UserError(f"{name}: the guard cannot see what it changes: leave it out, or call the pipeline without")
+    if torch.is_inference_mode_enabled():
+        raise UserError("the guard needs gradients: call it under torch.no_grad(), not torch.inference_mode()")
+    negative = any(given.get(name) is not None for name in ("negative_prompt", "negative_prompt_embeds"))
+    if model.distilled and not (negative and given.get("true_cfg_scale", 0) > 1):
+        raise NotApplicable(
+            "the guard compares with an unconditional branch, and this network has its guidance built in instead: "
+            "pass true_cfg_scale above 1 with a negative prompt, where the pipeline takes them"
+        )
+
+
+def _unseen(
+    model: PipelineModel, parameters: Mapping[str, inspect.Parameter], given: Mapping[str, Any]
+) -> Iterator[str]:
+    """The arguments that change predictions in a way that the guard cannot see."""
+    for name, value in given.items():
+        if parameters[name].kind is inspect.Parameter.VAR_KEYWORD:
+            yield from value
+        elif name in ATTENTION:
+            yield from (f"{name}[{key!r}]" for key in value or () if key != "scale")
+            if value and "scale" in value and _has_text_lora(model):
+                yield f"{name}['scale'], which a LoRA on a text encoder reads,"
+        elif name == "callback_on_step_end_tensor_inputs":
+            yield from (f"{name}: {part}" for part in value if "embeds" in part)
+        elif name not in SEEN and not _is_usual(value, parameters[name].default):
+            yield name
+
+
+def _has_text_lora(model: PipelineModel) -> bool:
+    encoders = [part for name, part in model.pipe.components.items() if name.startswith("text_encoder") and part]
+    return any("lora_A" in name for encoder in encoders for name, _ in encoder.named_modules())
+
+
+def _is_usual(value: Any, default: Any) -> bool:
+    return value is default or (type(value) is type(default) and not isinstance(value, Tensor) and value == default)
