@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import io
 import json
 import os
@@ -273,6 +274,46 @@ def test_a_table_may_not_name_files_elsewhere(tmp_path):
     rows, skipped = read(source, tmp_path)
     assert [r["id"] for r in rows] == ["b"]
     assert skipped == {"a": "path leaves the folder", "c": "no such picture", "d": "no picture"}
+
+
+def test_a_cell_that_is_no_picture_is_none(tmp_path):
+    """Text, numbers and lists where the bytes or the path of a picture belong."""
+    for image in ({"bytes": "text"}, {"bytes": [1, 2], "path": "a"}, {"bytes": None, "path": 3.5}):
+        source = tmp_path / str(len(list(tmp_path.iterdir())))
+        source.mkdir()
+        pq.write_table(pa.table({"caption": ["x"], "image": [image]}), source / "a.parquet")
+        rows, skipped = read(source, source)
+        assert [(row["caption"], row["pixels"]) for row in rows] + list(skipped.values()) in (
+            [("x", None)],
+            ["no picture"],
+        )
+
+
+@pytest.mark.parametrize("size", [2**40, 2**60, 2**63 - 1])
+@pytest.mark.parametrize("ending", [".tar", ".tgz"])
+@pytest.mark.timeout(20)
+def test_a_header_that_claims_exabytes_is_over_at_once(size, ending, tmp_path):
+    """What a file in an archive is said to have is not looked for behind the archive's end."""
+    header = tarfile.TarInfo("b.png")
+    header.size = size
+    archive = tar_of(tmp_path / "a.tar", [("a.png", PICTURES[0]), ("a.txt", b"fine")]).read_bytes()
+    content = archive[: archive.index(b"\0" * 1024) // 512 * 512 + 512] + header.tobuf(tarfile.GNU_FORMAT)
+    path = tmp_path / f"claims{ending}"
+    path.write_bytes(content if ending == ".tar" else gzip.compress(content))
+    rows, skipped = read(path, tmp_path)
+    assert [row["caption"] for row in rows] == ["fine"]
+    assert "archive cannot be read to its end" in skipped.values()
+
+
+def test_a_link_to_itself_is_skipped(tmp_path):
+    """As a picture, as a caption, as metadata."""
+    source = folder_of(tmp_path / "source", [("a", PICTURES[0], "fine"), ("c", PICTURES[1], None)])
+    for name in ("b.png", "c.txt", "metadata.jsonl"):
+        (source / name).symlink_to(name)
+    rows, skipped = read(source, tmp_path)
+    assert [row["id"] for row in rows] == ["a.png"]
+    assert set(skipped) == {"b.png", "c.png", "metadata.jsonl"}
+    assert set(skipped.values()) == {"a link to itself, not a file"}
 
 
 def test_broken_files_do_not_stop_the_others(tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import struct
 import tracemalloc
 
 import numpy as np
@@ -247,6 +248,64 @@ def test_bytes_in_parquet_are_utf8(tmp_path):
     assert texts(tmp_path / "a.parquet") == ["é", "b"]
     pq.write_table(pa.table({"prompt": [b"a", b"caf\xe9"]}), tmp_path / "a.parquet")
     refused(tmp_path / "a.parquet", r"a\.parquet:0:1: caption is not UTF-8")
+
+
+@pytest.mark.parametrize("name", ["a.csv", "a.tsv", "a.parquet"])
+def test_two_columns_of_one_name_are_refused(tmp_path, name):
+    """Which of them is meant is for the user to say; two that are not read are no reason."""
+    for names, are_read in ((["prompt", "prompt", "url"], True), (["prompt", "url", "url"], False)):
+        if name.endswith("parquet"):
+            pq.write_table(pa.Table.from_arrays([["a"], ["b"], ["c"]], names), tmp_path / name)
+        else:
+            mark = "," if name.endswith("csv") else "\t"
+            write(tmp_path / name, f"{mark.join(names)}\n{mark.join('abc')}\n")
+        if are_read:
+            refused(tmp_path / name, "two columns of one name: rename or delete one of them")
+        else:
+            assert texts(tmp_path / name) == ["a"]
+
+
+@pytest.mark.parametrize(
+    "column",
+    [
+        pa.array([2**62], pa.timestamp("us")),
+        pa.array([2**62], pa.duration("s")),
+        pa.array([["a"]]),
+        pa.array([10**30], pa.decimal128(38, 0)),
+    ],
+    ids=lambda column: str(column.type),
+)
+def test_a_column_that_is_no_text_is_named(tmp_path, column):
+    """Also one whose values Python has no type for."""
+    pq.write_table(pa.table({"prompt": column}), tmp_path / "a.parquet")
+    refused(tmp_path / "a.parquet", r"a\.parquet:0:0: caption is not text")
+
+
+@pytest.mark.parametrize("kind", [pa.large_string(), pa.string_view(), pa.dictionary(pa.int8(), pa.string())], ids=str)
+def test_text_of_every_type_is_text(tmp_path, kind):
+    """Long strings, views, and strings that are stored once each."""
+    table = pa.table({"prompt": pa.array(["a", "é", "a"]).cast(kind)})
+    with pa.ipc.new_stream(tmp_path / "a.arrow", table.schema) as writer:
+        writer.write_table(table)
+    assert texts(tmp_path / "a.arrow") == ["a", "é"]
+
+
+def test_cells_that_lie_outside_their_file_are_refused(tmp_path):
+    """An Arrow file says itself where its cells lie: what lies elsewhere in the memory is not read."""
+    offsets = pa.py_buffer(struct.pack("<iii", 0, 2**28, 2))
+    column = pa.Array.from_buffers(pa.string(), 2, [None, offsets, pa.py_buffer(b"ab")])
+    with pa.ipc.new_stream(tmp_path / "a.arrow", pa.schema([("prompt", pa.string())])) as writer:
+        writer.write_batch(pa.record_batch([column], ["prompt"]))
+    refused(tmp_path / "a.arrow", "file cannot be read")
+
+
+def test_a_page_that_unpacks_to_gigabytes_is_refused(tmp_path):
+    """300 MB that are 60 KB in the file; the same prompt a million times is small, as a table stores it."""
+    many = pa.table({"prompt": ["a" * 1000] * 100_000 + ["b" * 200_000_000]})
+    pq.write_table(many, tmp_path / "a.parquet", compression="zstd", use_dictionary=False)
+    refused(tmp_path / "a.parquet", "file cannot be read")
+    pq.write_table(pa.table({"prompt": ["a" * 1000] * 300_000}), tmp_path / "a.parquet")
+    assert len(texts(tmp_path / "a.parquet")) == 1
 
 
 @pytest.mark.parametrize("line", ["{", "not json", "[1, 2]", '"text"'])

@@ -9,6 +9,7 @@ from rich.table import Table
 
 from unmemorize.cli.app import DATA, Json, Run, command
 from unmemorize.cli.terminal import add_row, next_step, out, print_json, say, working
+from unmemorize.core.files import real_path
 from unmemorize.core.specs import DataSpec
 
 SHOWN = 20
@@ -19,7 +20,7 @@ SHOWN = 20
 )
 def data(spec: DataSpec, *, run: Run = "", json: Json = False) -> None:
     """Find duplicates and trigger words in a training set, before training."""
-    folder = Path(run or Path("runs") / f"data-{Path(spec.source).resolve().stem}")
+    folder = Path(run or Path("runs") / f"data-{real_path(Path(spec.source)).stem}")
 
     from unmemorize.stages.data import audit_data
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from collections.abc import Iterator
@@ -16,8 +17,14 @@ def kind_of(path: Path) -> str:
     """What is at a path, with links followed: "a file", "a folder", "nothing", or a kind that is never opened."""
     try:
         mode = path.stat().st_mode
-    except (FileNotFoundError, NotADirectoryError):
+    except ValueError:  # a name with a NUL in it
         return "nothing"
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            return "a link to itself"
+        if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG):
+            return "nothing"
+        raise
     if stat.S_ISREG(mode):
         return "a file"
     if stat.S_ISDIR(mode):
@@ -27,6 +34,11 @@ def kind_of(path: Path) -> str:
     if stat.S_ISSOCK(mode):
         return "a socket"
     return "a device"
+
+
+def real_path(path: Path) -> Path:
+    """The path that links lead to; of a link to itself it is the link."""
+    return Path(os.path.realpath(path))
 
 
 def walk(folder: Path) -> Iterator[Path]:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Literal
 
 from unmemorize.core.errors import UserError
-from unmemorize.core.files import is_special, kind_of
+from unmemorize.core.files import is_special, kind_of, real_path
 from unmemorize.core.run import atomic, require_new
 
 STDOUT = ("-", "/dev/stdout")
@@ -47,7 +47,7 @@ def check_outputs(outputs: Sequence[Output], inputs: Iterable[str] = ()) -> None
             round; a new folder is not empty; it lies in an input, in a system folder or where nothing can be written.
     """
     read = [Path(name) for name in inputs if name and os.path.exists(name)]
-    folders = [output.path.resolve() for output in outputs if output.kind != "file"]
+    folders = [real_path(output.path) for output in outputs if output.kind != "file"]
     for output in outputs:
         _check_kind(output)
         _check_place(output, folders)
@@ -56,7 +56,7 @@ def check_outputs(outputs: Sequence[Output], inputs: Iterable[str] = ()) -> None
     new = [output for output in outputs if output.kind == "new"]
     for folder in new:
         for other in outputs:
-            if other is not folder and other.path.resolve().is_relative_to(folder.path.resolve()):
+            if other is not folder and real_path(other.path).is_relative_to(real_path(folder.path)):
                 raise UserError(f"{other.path}: lies in {folder.path}, which is written whole: name another place")
 
 
@@ -91,7 +91,7 @@ def _check_kind(output: Output) -> None:
 
 
 def _check_place(output: Output, folders: Sequence[Path]) -> None:
-    path = output.path.resolve()
+    path = real_path(output.path)
     in_system = any(path.is_relative_to(folder) for folder in SYSTEM)
     if in_system and not path.is_relative_to(MEMORY):
         raise UserError(f"{output.path}: lies in a system folder: name another place with {output.option}")
@@ -106,6 +106,6 @@ def _check_place(output: Output, folders: Sequence[Path]) -> None:
 
 
 def _check_apart(output: Output, read: Path) -> None:
-    path, source = output.path.resolve(), read.resolve()
+    path, source = real_path(output.path), real_path(read)
     if path == source or (source.is_dir() and path.is_relative_to(source)):
         raise UserError(f"{output.path}: lies in {read}, which is read: name another place with {output.option}")

@@ -22,7 +22,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from unmemorize.core.errors import UserError
-from unmemorize.core.files import kind_of, require_file, require_plain, walk
+from unmemorize.core.files import kind_of, real_path, require_file, require_plain, walk
 from unmemorize.core.plain import to_json
 
 Progress = Callable[[str, int, int], None]  # stage, done, total
@@ -309,7 +309,7 @@ def require_new(path: Path) -> None:
     """
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise UserError(f"{path}: not empty: name a new folder")
-    if path.resolve() == Path.cwd():
+    if real_path(path) == Path.cwd():
         raise UserError(f"{path}: the working folder: name a new folder")
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from unmemorize.core.errors import UserError
+from unmemorize.core.files import real_path
 from unmemorize.data.ordinary import ordinary_prompts
 from unmemorize.data.source import Prompt, read_prompts, read_references
 from unmemorize.metrics.similarity import References
@@ -153,7 +154,7 @@ class Bundle:
         Raises:
             UserError: They cannot be read.
         """
-        key = str(Path(source).resolve()), size
+        key = str(real_path(Path(source))), size
         if key not in self._read:
             self._read[key] = read_references(Path(source), size)
         return self._read[key]

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path, PurePosixPath
@@ -20,12 +20,15 @@ import pyarrow.parquet as pq
 from unmemorize.core.pictures import ENDINGS
 from unmemorize.data.items import (
     SIDECARS,
+    TWICE,
     Item,
+    caption_column,
     caption_of,
     climbs_out,
     find_name,
     inside,
     is_hidden,
+    is_twice,
     read_limited,
     safe_id,
     sidecar_caption,
@@ -34,10 +37,9 @@ from unmemorize.data.items import (
     with_caption,
 )
 from unmemorize.data.tables import BROKEN, UNREADABLE
-from unmemorize.data.texts import Row, read_rows
+from unmemorize.data.texts import NAMES, Row, read_rows
 
 BATCH = 256
-NAMES = ("file_name", "filename")
 METADATA = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
 
 
@@ -138,7 +140,7 @@ def _listed(root: Path, table: str, column: str) -> Iterator[Entry]:
         yield Entry(table, problem=problem)
         return
     for row in _table_rows(path, column):
-        name_column = find_name(row.cells, NAMES) or next((n for n in row.cells if n.endswith("_file_name")), None)
+        name_column = _name_column(row.cells)
         name = row.cells[name_column] if name_column else None
         if row.problem or not isinstance(name, str):
             yield Entry(f"{table}, {row.place}", problem=row.problem or "no file_name")
@@ -157,12 +159,22 @@ def _table_rows(path: Path, column: str) -> Iterator[Row]:
     number = 0
     try:
         with pq.ParquetFile(path) as file:
-            for batch in file.iter_batches(use_threads=False):
+            there = file.schema_arrow.names
+            read = [name for name in (_name_column(there), caption_column(there, column), "mask") if name in there]
+            if is_twice(there, read):
+                yield Row("header", problem=TWICE)
+                return
+            for batch in file.iter_batches(columns=read, use_threads=False):
                 for cells in batch.to_pylist():
                     number += 1
                     yield Row(f"row {number}", cells)
     except BROKEN:
         yield Row(f"row {number + 1}", problem=UNREADABLE)
+
+
+def _name_column(names: Iterable[str]) -> str | None:
+    """The column that names the picture of a row."""
+    return find_name(names, NAMES) or next((name for name in names if name.endswith("_file_name")), None)
 
 
 def _mask(cells: dict[str, Any]) -> object:

@@ -7,19 +7,21 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any, Protocol
 
 from unmemorize.core.errors import UserError
-from unmemorize.core.files import kind_of
+from unmemorize.core.files import kind_of, real_path
 
 COLUMNS = ("prompt", "caption", "text")  # the first of them that a table has is its captions
 SIDECARS = (".txt", ".caption", ".text", ".json")  # files that hold a picture's caption; the first there is counts
 MAX_CAPTION = 20_000  # characters: what is longer is a file that was taken for a caption
 MAX_FILE = 1 << 26  # bytes of one picture
 MAX_JSON = 1 << 20
+TWICE = "two columns of one name"
 
 _drive = re.compile(r"[A-Za-z]:[\\/]")
 _surrogate = re.compile("[\ud800-\udfff]")  # what is no UTF-8, and half a character of a broken JSON escape
@@ -103,6 +105,12 @@ def find_name(names: Iterable[str], wanted: Iterable[str]) -> str | None:
     return next((known[name] for name in wanted if name in known), None)
 
 
+def is_twice(names: Iterable[str], read: Iterable[str | None]) -> bool:
+    """Whether a table has a column that is read more than once under its name."""
+    count = Counter(names)
+    return any(count[name] > 1 for name in read if name is not None)
+
+
 def no_caption_column(place: Path, names: Iterable[str], column: str) -> UserError:
     """The error of a table without a caption column, which lists those there are."""
     what = f"column {column!r}" if column else f"column named {', '.join(COLUMNS)}"
@@ -124,8 +132,8 @@ def inside(root: Path, name: str) -> Path | None:
     if climbs_out(name):
         return None
     path = root / name
-    real = path.resolve()
-    return path if any(real.is_relative_to(home) for home in _homes(root.resolve())) else None
+    real = real_path(path)
+    return path if any(real.is_relative_to(home) for home in _homes(real_path(root))) else None
 
 
 def _homes(root: Path) -> Iterator[Path]:

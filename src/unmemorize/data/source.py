@@ -16,7 +16,7 @@ from unmemorize.core.files import require_file
 from unmemorize.core.pictures import Unusable, read_picture
 from unmemorize.core.plain import printable
 from unmemorize.data.captions import pieces
-from unmemorize.data.items import Item
+from unmemorize.data.items import TWICE, Item
 from unmemorize.data.pictures import pixels_of
 from unmemorize.data.tables import UNREADABLE
 from unmemorize.metrics.similarity import Box, References
@@ -27,6 +27,7 @@ READABLE = ("empty caption", "caption too long")  # what is no caption to train 
 REMEDIES = {
     "caption is not UTF-8": "save the file as UTF-8",
     "more cells than the header": "put the text in double quotes",
+    TWICE: "rename or delete one of them",
     UNREADABLE: "name another file, or give it its true ending",
 }
 # What leaves a picture without a caption, or a caption without a picture: said in a line, since the others are read.

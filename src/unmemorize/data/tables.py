@@ -4,46 +4,21 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from unmemorize.data.items import (
-    MAX_FILE,
-    Item,
-    caption_column,
-    find_name,
-    inside,
-    no_caption_column,
-    read_limited,
-    safe_id,
-    why_not_opened,
-    with_caption,
-)
+from unmemorize.data.cells import Columns, Pictures, as_bytes, ids
+from unmemorize.data.items import TWICE, Item, caption_column, is_twice, no_caption_column, safe_id, with_caption
 
 BATCH = 1024
-PICTURES = ("image", "picture", "img", "jpg", "jpeg", "png", "webp", "image_bytes", "bytes")
-IDS = ("id", "key", "image_id", "file_name", "__key__", "uid")
 UNREADABLE = "file cannot be read"
-BROKEN = (OSError, ValueError, pa.ArrowException)
-
-
-@dataclass(frozen=True)
-class Columns:
-    """Names of the columns that are read; None for those that a table lacks."""
-
-    caption: str | None
-    picture: str | None
-    key: str | None
-
-    @property
-    def names(self) -> list[str]:
-        """Those there are."""
-        return [name for name in (self.caption, self.picture, self.key) if name is not None]
+BROKEN = (OSError, ValueError, OverflowError, MemoryError, pa.ArrowException)
+# A page is unpacked whole: what becomes larger, and so much larger than it is in the file, was made to fill the memory.
+MAX_UNPACKED, MOST_UNPACKED = 1 << 28, 100  # bytes of a column in a row group, and times their number in the file
 
 
 @dataclass(frozen=True)
@@ -64,25 +39,26 @@ class TablePiece:
         try:
             for batch in self._batches():
                 columns = self._columns(batch.schema)
-                if columns.caption is None:
-                    yield Item(first, problem="no caption column")
+                if columns.caption is None or is_twice(batch.schema.names, columns.names):
+                    yield Item(first, problem=TWICE if columns.caption else "no caption column")
                     return
-                kept = batch.select(columns.names)
-                for i in range(len(kept)):
-                    yield _item(f"{first}:{number}", kept, i, columns, self.root)
+                for item in _rows(batch, columns, self.root):
+                    yield item if item.id else replace(item, id=f"{first}:{number}")
                     number += 1
         except BROKEN:
             yield Item(f"{first}:{number}", problem=UNREADABLE)
 
     def _columns(self, schema: pa.Schema) -> Columns:
-        found = columns_of(schema, self.column)
+        found = Columns.of(schema, self.column)
         return found if self.pictures else Columns(found.caption, None, None)
 
     def _batches(self) -> Iterator[pa.RecordBatch]:
         if self.path.suffix.lower() == ".parquet":
             with pq.ParquetFile(self.path) as file:
-                groups = None if self.group is None else [self.group]
+                groups = list(range(file.num_row_groups)) if self.group is None else [self.group]
                 names = self._columns(file.schema_arrow).names
+                for group in groups:
+                    _check_unpacked(file.metadata.row_group(group))
                 yield from file.iter_batches(BATCH, row_groups=groups, columns=names, use_threads=False)
         else:
             with pa.memory_map(str(self.path)) as source, _open_arrow(source) as reader:
@@ -122,7 +98,7 @@ def holds_pictures(path: Path) -> bool:
         schema, _ = _schema(path)
     except BROKEN:
         return True
-    return columns_of(schema, "").picture is not None
+    return Columns.of(schema, "").picture is not None
 
 
 def dataset_files(files: list[Path]) -> list[Path]:
@@ -166,47 +142,29 @@ def _open_arrow(source: pa.NativeFile) -> Any:
         )
 
 
-def columns_of(schema: pa.Schema, column: str) -> Columns:
-    """The caption, picture and id columns of a table."""
-    pictures = [name for name in schema.names if _holds_pictures(schema.field(name).type)]
-    ids = [name for name in schema.names if _names_rows(schema.field(name).type)]
-    return Columns(caption_column(schema.names, column), find_name(pictures, PICTURES), find_name(ids, IDS))
+def _check_unpacked(group: pq.RowGroupMetaData) -> None:
+    """Refuse a row group of which a column would unpack to far more than the file has.
+
+    Raises:
+        ValueError: It would.
+    """
+    for number in range(group.num_columns):
+        chunk = group.column(number)
+        if chunk.total_uncompressed_size > max(MAX_UNPACKED, MOST_UNPACKED * chunk.total_compressed_size):
+            raise ValueError(f"{chunk.path_in_schema} unpacks to {chunk.total_uncompressed_size} bytes")
 
 
-def _holds_pictures(kind: pa.DataType) -> bool:
-    if pa.types.is_struct(kind):
-        return bool(kind.get_field_index("bytes") >= 0)
-    return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
-
-
-def _names_rows(kind: pa.DataType) -> bool:
-    return bool(pa.types.is_integer(kind) or pa.types.is_string(kind) or pa.types.is_large_string(kind))
-
-
-def _item(place: str, batch: pa.RecordBatch, row: int, columns: Columns, root: Path) -> Item:
-    known = columns.key is not None and batch[columns.key][row].is_valid
-    item = Item(safe_id(batch[columns.key][row]) if known else place)
-    if columns.picture is not None:
-        item = _with_picture(item, batch[columns.picture][row], root)
-    if item.problem:
-        return item
-    try:
-        return with_caption(item, batch[columns.caption][row].as_py())
-    except UnicodeDecodeError:
-        return with_caption(item, "\udcff")
-
-
-def _with_picture(item: Item, value: pa.Scalar, root: Path) -> Item:
-    """The item with the picture of a cell: bytes, or `{bytes, path}` as Hugging Face writes it."""
-    if not value.is_valid:
-        return Item(item.id, problem="no picture")
-    stored = value["bytes"] if pa.types.is_struct(value.type) else value
-    if stored.is_valid:
-        too_large = stored.as_buffer().size > MAX_FILE
-        return Item(item.id, problem="file too large") if too_large else Item(item.id, load=stored.as_py)
-    if value.type.get_field_index("path") < 0 or not value["path"].is_valid:
-        return Item(item.id, problem="no picture")
-    path = inside(root, value["path"].as_py())
-    if path is None or why_not_opened(path):
-        return Item(item.id, problem=why_not_opened(path))
-    return Item(item.id, load=partial(read_limited, path))
+def _rows(batch: pa.RecordBatch, columns: Columns, root: Path) -> Iterator[Item]:
+    """The rows of a batch; their ids are empty where the table has none."""
+    batch.validate()
+    captions = as_bytes(batch[columns.caption])
+    keys = [""] * len(batch) if columns.key is None else ids(batch[columns.key])
+    pictures = None if columns.picture is None else Pictures.of(batch[columns.picture], root)
+    for row, key in enumerate(keys):
+        item = Item(key) if pictures is None else pictures.beside(Item(key), row)
+        if item.problem:
+            yield item
+        elif captions is None:
+            yield replace(item, problem="caption is not text")
+        else:
+            yield with_caption(item, captions[row].as_py())

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 from unmemorize.core.pictures import ENDINGS
 from unmemorize.data.items import (
@@ -21,6 +22,8 @@ from unmemorize.data.items import (
     sidecar_limit,
     with_caption,
 )
+
+BLOCK = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -53,8 +56,21 @@ def _members(path: Path) -> Iterator[Member]:
                 tar.members = []  # type: ignore[attr-defined]  # not in its stubs; it would keep a million headers
                 if not info.isdir() and (climbs_out(info.name) or not is_hidden(info.name)):
                     yield _member(tar, info)
+                _skip_rest(tar)
     except (tarfile.TarError, OSError, EOFError, ValueError, zlib.error):
         yield Member(f"{path.name}: end", "", problem="archive cannot be read to its end")
+
+
+def _skip_rest(tar: tarfile.TarFile) -> None:
+    """Go on to the next header: tarfile itself, at the end of a file, looks for the exabytes that a header claims.
+
+    Raises:
+        EOFError: The archive ends before.
+    """
+    stream: Any = tar.fileobj
+    while (left := tar.offset - stream.tell()) > 0:
+        if not stream.read(min(left, BLOCK)):
+            raise EOFError
 
 
 def _member(tar: tarfile.TarFile, info: tarfile.TarInfo) -> Member:

@@ -10,10 +10,21 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-from unmemorize.data.items import Item, caption_column, caption_of, no_caption_column, with_caption
+from unmemorize.data.items import (
+    TWICE,
+    Item,
+    caption_column,
+    caption_of,
+    find_name,
+    is_twice,
+    no_caption_column,
+    with_caption,
+)
 
 TABLES = (".csv", ".tsv", ".jsonl")
+NAMES = ("file_name", "filename")  # columns that name the picture of a row
 LARGEST_CELL = 10_000_000  # characters
+LONGEST_HEADER = 100_000
 
 SPLIT_CELL = "a cell with a line break in it"
 
@@ -69,10 +80,14 @@ def read_rows(path: Path, column: str = "") -> Iterator[Row]:
     """
     if path.suffix.lower() == ".jsonl":
         yield from _json_rows(path)
-    elif _delimiter(path, column) == "\t":
+        return
+    delimiter, names = _header(path, column)
+    if is_twice(names, [caption_column(names, column), find_name(names, NAMES)]):
+        yield Row("header", problem=TWICE)
+    elif delimiter == "\t":
         yield from _tab_rows(path)
     else:
-        yield from _comma_rows(path, _delimiter(path, column))
+        yield from _comma_rows(path, delimiter)
 
 
 def _lines(path: Path) -> Iterator[str]:
@@ -93,17 +108,13 @@ def _json_rows(path: Path) -> Iterator[Row]:
             yield Row(place, cells) if isinstance(cells, dict) else Row(place, problem="not a JSON object")
 
 
-def _delimiter(path: Path, column: str) -> str:
-    """A tab in a .tsv file; else what gives the header a caption column, or most columns."""
-    if path.suffix.lower() == ".tsv":
-        return "\t"
-    header = next(_lines(path), "")
-
-    def columns(delimiter: str) -> tuple[bool, int]:
-        names = next(csv.reader([header], delimiter=delimiter), [])
-        return caption_column(names, column) is not None, len(names)
-
-    return max(",;\t|", key=columns)
+def _header(path: Path, column: str) -> tuple[str, list[str]]:
+    """The delimiter, a tab in a .tsv file, else what gives a caption column, or most columns; and the columns."""
+    line = next((line for line in _lines(path) if line.strip()), "")[:LONGEST_HEADER]
+    delimiters = "\t" if path.suffix.lower() == ".tsv" else ",;\t|"
+    headers = {delimiter: next(csv.reader([line], delimiter=delimiter), []) for delimiter in delimiters}
+    best = max(headers, key=lambda found: (caption_column(headers[found], column) is not None, len(headers[found])))
+    return best, headers[best]
 
 
 def _comma_rows(path: Path, delimiter: str) -> Iterator[Row]:

@@ -98,7 +98,7 @@ def _examined(path: str, variant: str | None, revision: str | None) -> Source:
     if path in EMBEDDED:
         return Source(path, "embedded", "StableDiffusionPipeline")
     place = Path(path)
-    kind = _kind(place)
+    kind = kind_of(place)
     if kind == "a folder":
         return _folder(path, place, variant)
     if kind == "a file":
@@ -203,13 +203,6 @@ def is_embedding(tensors: Mapping[str, Any]) -> bool:
     """Whether these are a textual inversion's tensors: one or two, a row a vector."""
     shapes = [entry["shape"] for entry in tensors.values()]
     return bool(shapes) and len(shapes) <= 2 and all(len(shape) <= 2 and shape[-1:] != [] for shape in shapes)
-
-
-def _kind(place: Path) -> str:
-    try:
-        return kind_of(place)
-    except (OSError, ValueError):  # a name longer than the file system takes, or one with a zero in it
-        return "nothing"
 
 
 def _is_file(place: Path) -> bool:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from unmemorize.core.files import is_special
+from unmemorize.core.files import is_special, real_path
 from unmemorize.core.pictures import Unusable, read_picture
 
 LARGEST = 256  # pixels a side; larger pictures are shrunk
@@ -33,12 +33,12 @@ class Picture:
 
 def picture_loader(run: Path, largest: int = LARGEST) -> Callable[[str], Picture | None]:
     """A function from a path in the run to its picture; None for what is missing, damaged or outside the run."""
-    root = run.resolve()
+    root = real_path(run)
 
     @cache
     def load(relative: str) -> Picture | None:
         try:
-            path = (root / relative).resolve()
+            path = real_path(root / relative)
             if not path.is_relative_to(root):
                 return None
             return _encode(read_picture(path), largest)
@@ -50,11 +50,11 @@ def picture_loader(run: Path, largest: int = LARGEST) -> Callable[[str], Picture
 
 def file_hasher(run: Path) -> Callable[[str], str]:
     """A function from a path in the run to the file's SHA-256; empty for what is missing or outside the run."""
-    root = run.resolve()
+    root = real_path(run)
 
     def hashed(relative: str) -> str:
         try:
-            path = (root / relative).resolve()
+            path = real_path(root / relative)
             if is_special(path) or not path.is_relative_to(root):
                 return ""
             return hashlib.sha256(path.read_bytes()).hexdigest()

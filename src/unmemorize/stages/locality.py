@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from unmemorize.attack.dori import Dori
 from unmemorize.core.choose import evenly
 from unmemorize.core.errors import UserError
+from unmemorize.core.files import real_path
 from unmemorize.core.methods import Subject
 from unmemorize.core.model import Condition, DiffusionModel, joined
 from unmemorize.core.results import Match
@@ -141,9 +142,9 @@ def _target(spec: LocalitySpec, bundle: Bundle, references: References) -> str:
         UserError: It is not one of them.
     """
     folder = bundle.place("references")
-    path = Path(spec.target).resolve()
-    inside = path.is_file() and path.is_relative_to(folder.resolve())
-    name = str(path.relative_to(folder.resolve())) if inside else spec.target
+    path = real_path(Path(spec.target))
+    inside = path.is_file() and path.is_relative_to(real_path(folder))
+    name = str(path.relative_to(real_path(folder))) if inside else spec.target
     if name not in references.names:
         raise UserError(f"{spec.target}: not one of the {len(references.names)} pictures in {folder}: name one of them")
     return name

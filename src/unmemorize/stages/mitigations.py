@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from unmemorize.core.errors import UserError
-from unmemorize.core.files import require_file
+from unmemorize.core.files import real_path, require_file
 from unmemorize.core.hooks import replaced
 from unmemorize.core.methods import Mitigation, methods, parse
 from unmemorize.core.model import DiffusionModel
@@ -96,7 +96,7 @@ def named_apart(texts: Sequence[str]) -> dict[str, str]:
     for text in texts:
         require_mitigation(text)
         method = text.partition(":")[0]
-        name = Path(text).resolve().stem.encode("utf-8", "backslashreplace").decode()
+        name = real_path(Path(text)).stem.encode("utf-8", "backslashreplace").decode()
         taken = name in named or name in methods_by_name
         if method in methods_by_name:
             name, taken = method, method in named
