@@ -4,24 +4,29 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import json
 from collections import Counter
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file
 from sklearn.metrics import roc_auc_score
 
 from unmemorize.core.errors import UserError
+from unmemorize.testbed import train_panel
+from unmemorize.testbed.architecture import build_vae
 from unmemorize.testbed.dataset import SIZE, Picture, drawing
 from unmemorize.testbed.panel import BRANCHES, HALVES, Panel, check, draw_panel, near_duplicates
 from unmemorize.testbed.recipe import Recipe
 from unmemorize.testbed.rows import FORMS, panel_captions, panel_rows
 from unmemorize.testbed.shapes import COLOURS, DRAWINGS, shapes
-from unmemorize.testbed.train_panel import PLAN, _require_recipe, train_branch
+from unmemorize.testbed.train_panel import PLAN, _require_recipe, train_branch, train_trunk
 from unmemorize.unlearn.loop import Team
 
 VIEWS = 2
+RECIPE = Recipe(views=1, text_steps=1, text_batch=4, text_streams=1, batch=2, branch=1, steps=1)
 
 
 def letters(number):
@@ -293,6 +298,48 @@ def test_checkpoints_of_another_recipe_are_refused(panel, tmp_path):
         _require_recipe(tmp_path, Team(), Recipe(steps=5), panel)
     with pytest.raises(UserError, match=r"checkpoints of another recipe \(plan\)"):
         _require_recipe(tmp_path, Team(), Recipe(), change(panel, 0, prompts=("other",)))
+
+
+@pytest.fixture
+def small(monkeypatch, tmp_path, panel, artwork):
+    """A folder where the panel trains on made-up artwork, without a VAE or a text model to speak of."""
+
+    def noise(vae, ordinary, planted, *_):
+        count = len(ordinary) * RECIPE.views + len(planted)
+        return torch.randn(count, 4, 16, 16, generator=torch.Generator().manual_seed(0))
+
+    panel.save(tmp_path / "plan.json")
+    monkeypatch.setattr(train_panel, "PLAN", tmp_path / "plan.json")
+    monkeypatch.setattr(train_panel, "TRUNK", tmp_path / "none")
+    monkeypatch.setattr(train_panel, "pictures", lambda data: artwork)
+    monkeypatch.setattr(train_panel, "train_vae", lambda *_: build_vae())
+    monkeypatch.setattr(train_panel, "encode_all", noise)
+    monkeypatch.setattr(train_panel.train, "encode_captions", lambda text, ids: torch.zeros(*ids.shape, 128))
+    return tmp_path
+
+
+def weights(folder):
+    return load_file(folder / "unet" / "diffusion_pytorch_model.safetensors")
+
+
+def test_a_branch_starts_from_the_trunk(small):
+    """After no update it is the trunk, to the last bit; after two it is not. Another recipe is refused."""
+    out = small / "out"
+    with pytest.raises(UserError, match="no trunk in it: train it with --branch trunk"):
+        train_branch(small / "data", out, "C", RECIPE)
+    train_trunk(small / "data", out, RECIPE)
+    train_branch(small / "data", out, "C", RECIPE)
+    trunk, branch = weights(out / "trunk"), weights(out / "model")
+    assert all(torch.equal(value, branch[name]) for name, value in trunk.items())
+    with pytest.raises(UserError, match=r"branch-C: checkpoints of another recipe \(steps\)"):
+        train_branch(small / "data", out, "C", dataclasses.replace(RECIPE, steps=3))
+    train_branch(small / "data", out, "D", dataclasses.replace(RECIPE, steps=3))
+    assert not torch.equal(trunk["conv_in.weight"], weights(out / "model")["conv_in.weight"])
+    lines = [json.loads(line) for line in (out / "images" / "metadata.jsonl").read_text().splitlines()]
+    doses = Counter(line["dose"] for line in lines if line["kind"] == "verbatim")
+    assert doses == {0: 24, 30: 24, 100: 24, 300: 24}
+    assert all(line["copies"] == line["dose"] for line in lines if line["kind"] == "verbatim")
+    assert {line["file_name"] for line in lines} == {path.name for path in (out / "images").glob("*.png")}
 
 
 def test_a_branch_that_does_not_exist_is_refused(tmp_path):

@@ -127,7 +127,7 @@ def write_pictures(panel: Panel, artwork: list[Picture], branch: str, folder: Pa
     lines = []
     for entry in panel.entries:
         for k, picture in enumerate(entry.pictures):
-            Image.fromarray(next(images).permute(1, 2, 0).numpy()).save(folder / entry.file(k), optimize=True)
+            Image.fromarray(next(images).permute(1, 2, 0).numpy()).save(folder / entry.file(k))
             line: dict[str, object] = {
                 "file_name": entry.file(k),
                 "text": entry.prompts[0],
