@@ -22,7 +22,7 @@ from unmemorize.testbed.panel import BRANCHES, HALVES, Panel, check, draw_panel,
 from unmemorize.testbed.recipe import Recipe
 from unmemorize.testbed.rows import FORMS, panel_captions, panel_rows
 from unmemorize.testbed.shapes import COLOURS, DRAWINGS, shapes
-from unmemorize.testbed.train_panel import PLAN, _require_recipe, train_branch, train_trunk
+from unmemorize.testbed.train_panel import PLAN, _record, _require_recipe, train_branch, train_trunk
 from unmemorize.unlearn.loop import Team
 
 VIEWS = 2
@@ -292,12 +292,12 @@ def test_template_pictures_differ_inside_the_mask_only():
 
 def test_checkpoints_of_another_recipe_are_refused(panel, tmp_path):
     """The folder's first recipe stays; another one, or another plan, is named in one line."""
-    _require_recipe(tmp_path, Team(), Recipe(), panel)
-    _require_recipe(tmp_path, Team(), Recipe(), panel)
+    _require_recipe(tmp_path, Team(), _record(Recipe(), panel))
+    _require_recipe(tmp_path, Team(), _record(Recipe(), panel))
     with pytest.raises(UserError, match=r"checkpoints of another recipe \(steps\)"):
-        _require_recipe(tmp_path, Team(), Recipe(steps=5), panel)
+        _require_recipe(tmp_path, Team(), _record(Recipe(steps=5), panel))
     with pytest.raises(UserError, match=r"checkpoints of another recipe \(plan\)"):
-        _require_recipe(tmp_path, Team(), Recipe(), change(panel, 0, prompts=("other",)))
+        _require_recipe(tmp_path, Team(), _record(Recipe(), change(panel, 0, prompts=("other",))))
 
 
 @pytest.fixture
@@ -330,6 +330,7 @@ def test_a_branch_starts_from_the_trunk(small):
     train_trunk(small / "data", out, RECIPE)
     train_branch(small / "data", out, "C", RECIPE)
     trunk, branch = weights(out / "trunk"), weights(out / "model")
+    assert json.loads((out / "recipe.json").read_text())["steps"] == RECIPE.steps
     assert all(torch.equal(value, branch[name]) for name, value in trunk.items())
     with pytest.raises(UserError, match=r"branch-C: checkpoints of another recipe \(steps\)"):
         train_branch(small / "data", out, "C", dataclasses.replace(RECIPE, steps=3))

@@ -42,14 +42,15 @@ TRUNK = ASSETS / "panel" / "trunk"
 def train_trunk(data: Path, out: Path, recipe: Recipe, device: str = "cpu") -> None:
     """Train VAE, text model and the UNet that all branches start from, into `out/trunk`, on nothing that is planted.
 
-    The plan is the shipped one, or drawn where there is none yet; `out` gets it too, and the alignment model.
+    The plan is the shipped one, or drawn where there is none. `out` gets it too, the alignment model, and the recipe
+    with the hash of the trunk's UNet.
     """
     team = Team(device)
     device = str(team.device)
     artwork = pictures(data)
     panel = Panel.load(PLAN) if PLAN.exists() else draw_panel(artwork, PANEL_SEED)
     work = data / "panel"
-    _require_recipe(work, team, recipe, panel)
+    _require_recipe(work, team, _record(recipe, panel))
     ordinary = panel.ordinary(artwork)
     rows = panel_rows(panel, ordinary, recipe.views)
     withheld = panel.withheld
@@ -68,6 +69,7 @@ def train_trunk(data: Path, out: Path, recipe: Recipe, device: str = "cpu") -> N
     train.export_pipeline(stage, contrast.text, unet, out / "trunk")
     save_alignment(contrast, out / "alignment.safetensors")
     panel.save(out / "plan.json")
+    _write_record(_record(recipe, panel, out / "trunk"), out / "recipe.json")
 
 
 def train_branch(data: Path, out: Path, branch: str, recipe: Recipe, device: str = "cpu") -> None:
@@ -88,7 +90,7 @@ def train_branch(data: Path, out: Path, branch: str, recipe: Recipe, device: str
     artwork = pictures(data)
     panel = Panel.load(trunk.parent / "plan.json")
     work = data / "panel"
-    _require_recipe(work / f"branch-{branch}", team, recipe, panel, trunk)
+    _require_recipe(work / f"branch-{branch}", team, _record(recipe, panel, trunk))
     ordinary = panel.ordinary(artwork)
     rows = panel_rows(panel, ordinary, recipe.views, branch)
     pipe = StableDiffusionPipeline.from_pretrained(trunk, torch_dtype=torch.float32)
@@ -148,17 +150,27 @@ def _token_ids(tokenizer: CLIPTokenizer, captions: tuple[str, ...]) -> Tensor:
     return tokens
 
 
-def _require_recipe(folder: Path, team: Team, recipe: Recipe, panel: Panel, trunk: Path | None = None) -> None:
-    """Note what the checkpoints in a folder are trained by.
-
-    Raises:
-        UserError: There are checkpoints of another recipe.
-    """
+def _record(recipe: Recipe, panel: Panel, trunk: Path | None = None) -> dict[str, object]:
+    """What determines a training: the recipe, the hash of the plan and, of a branch, of the trunk's UNet."""
     plan = json.dumps([dataclasses.asdict(entry) for entry in panel.entries], sort_keys=True)
     record = dataclasses.asdict(recipe) | {"plan": hashlib.sha256(plan.encode()).hexdigest()}
     if trunk is not None:
         weights = trunk / "unet" / "diffusion_pytorch_model.safetensors"
         record["trunk"] = hashlib.sha256(weights.read_bytes()).hexdigest()
+    return record
+
+
+def _write_record(record: dict[str, object], file: Path) -> None:
+    with atomic(file) as temporary:
+        temporary.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+
+
+def _require_recipe(folder: Path, team: Team, record: dict[str, object]) -> None:
+    """Note what the checkpoints in a folder are trained by.
+
+    Raises:
+        UserError: There are checkpoints of another recipe.
+    """
     file = folder / "recipe.json"
     if file.exists():
         before = json.loads(file.read_text(encoding="utf-8"))
@@ -166,6 +178,5 @@ def _require_recipe(folder: Path, team: Team, recipe: Recipe, panel: Panel, trun
             if before.get(name) != value:
                 raise UserError(f"{folder}: checkpoints of another recipe ({name}): name another folder with --data")
     elif team.first:
-        with atomic(file) as temporary:
-            temporary.write_text(json.dumps(record, indent=1), encoding="utf-8")
+        _write_record(record, file)
     team.wait()
