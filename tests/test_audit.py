@@ -124,7 +124,7 @@ def test_evaluations_are_those_of_the_denoiser(inputs, tiny_folder, tmp_path, mo
         model.denoiser.register_forward_hook(lambda _m, args, _o: calls.append(len(args[0])))
         return model
 
-    monkeypatch.setattr("unmemorize.audit.run.load_as_asked", counted)
+    monkeypatch.setattr("unmemorize.stages.inputs.load_as_asked", counted)
     summary = run_audit(spec(inputs, tiny_folder), tmp_path / "run")
     spent = summary["evaluations"]
     assert sum(spent.values()) == sum(calls)

@@ -6,7 +6,12 @@ import runpy
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
+import numpy as np
 import pytest
+import torch
+
+from unmemorize.core.hooks import observed, record
+from unmemorize.core.sample import generators
 
 ROOT = Path(__file__).parents[1]
 NAMES = sorted(path.stem.replace("_", "-") for path in (ROOT / "benchmarks" / "cases").glob("*.py"))
@@ -108,3 +113,47 @@ def test_a_caption_is_copied_only_by_its_own_picture(harness):
     captions = [p for p in common.planted(lambda p: p.text == "mobile phone, marker") for _ in rows]
     assert common.are_copies(common.match_any(pictures.images[rows])) == [True, True]
     assert explanation.own_copies(pictures.images[rows], captions) == [0, 1]
+
+
+def test_activations_of_the_study_of_locality_are_what_hooks_see(harness, tiny_model):
+    """Values of the text alone; feed-forwards' inputs at the first step and one noise, at any batch size."""
+    case = harness.module_of("locality")
+    cond = tiny_model.encode(["a green bicycle", "an owl on a fence", "oden, gadget"])
+    schedule = tiny_model.schedule(50)
+    x = tiny_model.noise(generators([0])) * schedule.initial_scale
+    values, inner = (
+        list(tiny_model.text_projections()),
+        {n: [] for n in tiny_model.feed_forwards()},
+    )
+    watched = observed(tiny_model.denoiser, {name: rows.append for name, rows in inner.items()})
+    with record(tiny_model.denoiser, values) as outputs, watched, torch.no_grad():
+        for i in range(3):
+            tiny_model.predict(schedule.scale(x, schedule.timesteps[0]), schedule.timesteps[0], cond[i : i + 1])
+    for name, found in case.value_activations(tiny_model, cond):
+        assert torch.allclose(found, torch.cat(outputs[name]).flatten(1), atol=1e-6)
+    for batch in (2, 64):
+        found = dict(case.feed_forward_activations(tiny_model, cond, batch=batch))
+        assert list(found) == list(inner)
+        assert all(torch.allclose(a, torch.cat(inner[n]).flatten(1), atol=1e-5) for n, a in found.items())
+    different = dict(case.feed_forward_activations(tiny_model, cond, seed=1))
+    assert not any(torch.allclose(a, different[n]) for n, a in found.items())
+
+
+def test_methods_that_look_at_the_same_block_are_alike(harness):
+    """Alike where an embedding's units of both methods lie in one block, and another's elsewhere."""
+    case = harness.module_of("locality")
+    layers, weights = {"a": 4, "b": 8}, {"x": 100, "y": 50}
+    first = case.block_shares([{"a": [0, 1]}, {"b": [3]}, {}], layers)
+    second = case.block_shares([{"x": [5]}, {"y": [7, 8]}, {}], weights)
+    assert first.tolist() == [[1, 0], [0, 1], [0, 0]]
+    found = case.between(first, second)
+    assert found.same.value == 1
+    assert found.different == 0
+    assert case.block_shares([{"a": [0], "b": [1, 2]}], layers).tolist() == [[0.5, 0.5]]
+
+
+def test_a_map_has_a_place_for_each_row_and_is_the_same_again(harness):
+    case = harness.module_of("locality")
+    points = torch.randn(9, 2, 3, generator=torch.Generator().manual_seed(0))
+    assert case.tsne(points).shape == (9, 2)
+    assert np.array_equal(case.tsne(points), case.tsne(points))

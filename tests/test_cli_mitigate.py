@@ -44,6 +44,25 @@ def options(folders, tiny_folder, tmp_path, monkeypatch):
     return [tiny_folder, "--targets", folders / "memorized", "--controls", folders / "ordinary", *QUICK]
 
 
+def test_a_dry_run_counts_updates_checks_and_measurements(call, options, tmp_path):
+    """Three updates of two rows, as a run then counts; nothing is written."""
+    from unmemorize.data.bundle import Bundle
+    from unmemorize.study.pairs import ordinary_pictures
+
+    given = ("mitigate", *options, "--method", "deletion:batch=2,check_every=1", "--out", "cured", "--dry-run")
+    code, out, err = call(*given, "--json")
+    assert code == 0, err
+    expected = json.loads(out)
+    calls = 2 * 2  # steps, and both halves of guidance
+    measured = expected["evaluations"].pop("measure")
+    assert expected["evaluations"] == {"updates": 6, "checks": 3 * 2 * (8 + calls)}
+    held_out = len(ordinary_pictures(Bundle("", {"controls": str(options[4])}), (32, 32)).held_out)
+    # Before and after, a picture of every prompt; from either start an attack of eight rows, and its picture.
+    assert measured == 2 * (2 + held_out) * calls + 2 * 2 * (8 + calls)
+    assert expected["items"] == 2
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_json_folder_and_card(call, options, tmp_path, tiny_folder):
     """Rates, quality and cost; a folder that diffusers loads, with other weights; a card without captions."""
     from diffusers import StableDiffusionPipeline

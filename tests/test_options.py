@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
+from safetensors.torch import load_file
 
 from hostile import complaints
 from unmemorize.cli.app import _texts, app
@@ -264,25 +265,39 @@ def test_ctrl_c_ends_a_run_that_the_same_command_continues(tiny_folder, tmp_path
     assert done.stdout.splitlines()[-1].startswith("next: unmemorize ")
 
 
-@pytest.mark.parametrize("command", ["detect", "triggers"])
-def test_a_dry_run_forecasts_what_the_run_takes(command, call, tiny_folder, tmp_path):
-    """As many evaluations as are then counted, and nothing written."""
+@pytest.mark.parametrize("command", ["detect", "triggers", "locate"])
+def test_a_dry_run_forecasts_what_the_run_takes(command, call, tiny_folder, tmp_path, monkeypatch):
+    """As many evaluations as are then counted, the memory that the files of weights say, and nothing written."""
+    monkeypatch.chdir(tmp_path)
     (tmp_path / "prompts.txt").write_text("an owl on a fence\na green bicycle\n")
     (tmp_path / "images").mkdir()
     Image.new("RGB", (32, 32), "red").save(tmp_path / "images" / "red.png")
-    given = [command, tiny_folder, "--prompts", tmp_path / "prompts.txt", "--steps", 2]
-    given += ["--run", tmp_path / "run"]
-    given += [] if command == "detect" else ["--references", tmp_path / "images", "--pictures", 1, "--repeats", 1]
+    given = [command, tiny_folder, "--prompts", tmp_path / "prompts.txt"]
+    given += {
+        "detect": ["--steps", 2, "--run", "run"],
+        "triggers": ["--steps", 2, "--run", "run", "--references", "images", "--pictures", 1, "--repeats", 1],
+        "locate": ["--method", "wanda:sparsity=0.1", "--out", "edit.safetensors"],
+    }[command]
     code, out, _ = call(*given, "--dry-run", "--json")
     assert code == 0
     expected = json.loads(out)
-    assert not (tmp_path / "run").exists()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["images", "prompts.txt"]
     assert call(*given, "--dry-run")[1].splitlines()[0].split() == ["stage", "evaluations", "seconds"]
     found = json.loads(call(*given, "--json")[1])
     spent = sum(row["evaluations"] for row in found["prompts"]) if command == "detect" else found["evaluations"]
     ((stage, count),) = expected["evaluations"].items()
     assert spent <= count <= spent * 1.5
     assert expected["seconds"][stage] > 0
+    parts = {path.parent.name: _bytes_of(path) for path in tiny_folder.glob("*/*.safetensors")}
+    assert expected["memory"]["float32"] == pytest.approx(sum(parts.values()) / 1e9)
+    assert expected["memory"]["half"] == pytest.approx(sum(parts.values()) / 2e9)
+    more = expected["memory"]["training"] - expected["memory"]["float32"]
+    assert more == pytest.approx(3 * parts["unet"] / 1e9)  # gradients and two moments
+
+
+def _bytes_of(path):
+    """The weights of a file, which has a header as well."""
+    return sum(tensor.numel() * tensor.element_size() for tensor in load_file(path).values())
 
 
 def test_a_dry_run_of_an_attack_forecasts_it(call, tmp_path):

@@ -3,31 +3,17 @@
 from __future__ import annotations
 
 import itertools
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
 import torch
 from scipy.spatial.distance import pdist
 
-from unmemorize.core.hooks import observed, record
-from unmemorize.core.methods import Subject
+from unmemorize.core.methods import Localizer, Subject
 from unmemorize.core.model import Condition
-from unmemorize.core.results import Localization, PromptUnits
-from unmemorize.core.sample import generators
-from unmemorize.localize.locality import (
-    between,
-    block_shares,
-    chance_overlaps,
-    distances,
-    feed_forward_activations,
-    layer_units,
-    mean_over_pairs,
-    overlaps,
-    selections,
-    tsne,
-    value_activations,
-)
+from unmemorize.core.results import Localization
+from unmemorize.localize.locality import chance_overlaps, distances, mean_over_pairs, measure, overlaps, selections
 from unmemorize.localize.nemo import Nemo
 from unmemorize.localize.wanda import Wanda
 
@@ -77,29 +63,6 @@ def test_the_interval_counts_embeddings_not_pairs():
     assert mean_over_pairs(np.array([3.0])).high == 3
 
 
-def test_activations_are_what_hooks_see(tiny_model):
-    """Values of the text alone; feed-forwards' inputs at the first step and one noise, at any batch size."""
-    cond = tiny_model.encode(["a green bicycle", "an owl on a fence", "oden, gadget"])
-    schedule = tiny_model.schedule(50)
-    x = tiny_model.noise(generators([0])) * schedule.initial_scale
-    values, inner = (
-        list(tiny_model.text_projections()),
-        {n: [] for n in tiny_model.feed_forwards()},
-    )
-    watched = observed(tiny_model.denoiser, {name: rows.append for name, rows in inner.items()})
-    with record(tiny_model.denoiser, values) as outputs, watched, torch.no_grad():
-        for i in range(3):
-            tiny_model.predict(schedule.scale(x, schedule.timesteps[0]), schedule.timesteps[0], cond[i : i + 1])
-    for name, found in value_activations(tiny_model, cond):
-        assert torch.allclose(found, torch.cat(outputs[name]).flatten(1), atol=1e-6)
-    for batch in (2, 64):
-        found = dict(feed_forward_activations(tiny_model, cond, batch=batch))
-        assert list(found) == list(inner)
-        assert all(torch.allclose(a, torch.cat(inner[n]).flatten(1), atol=1e-5) for n, a in found.items())
-    different = dict(feed_forward_activations(tiny_model, cond, seed=1))
-    assert not any(torch.allclose(a, different[n]) for n, a in found.items())
-
-
 def test_embeddings_select_what_their_prompts_select(tiny_model, planted, usual):
     """NeMo and Wanda give the same for a prompt and for its embedding; numbers stand for the masks' places."""
     prompts = ["a new prompt", "memorized"]
@@ -117,38 +80,43 @@ def test_embeddings_select_what_their_prompts_select(tiny_model, planted, usual)
         assert all(torch.equal(mask, other.masks[name]) for name, mask in one.masks.items())
 
 
-def test_disjoint_channels_do_not_overlap(planted, usual, monkeypatch):
+def test_disjoint_channels_do_not_overlap(planted, usual):
     """Two embeddings that drive a channel each: NeMo finds two sets with nothing in common, and equal ones for one."""
-    none = Localization("wanda", "weights", {}, {}, (), (), 0, (PromptUnits("", {}, {}),) * 3)
     planted.denoiser.mid_block.attn2.to_v.weight.data[5, 2] = 1  # so that input 2 drives the channel of input 5, too
-    monkeypatch.setattr(Wanda, "find", lambda *args, **options: none)
     embeds = 0.001 * torch.ones(3, 3, 8)
     embeds[0, :, 5], embeds[1, :, 5], embeds[2, :, 2] = 1, 1, 1
-    found = selections(planted, Condition(embeds), replace(NEMO, reference=usual), Wanda(sparsity=0.1))
-    down = [one["down_blocks.0.attn2.to_v"] for one in found]
+    selected = selections(Subject(planted), Condition(embeds), replace(NEMO, reference=usual))
+    down = [masks["down_blocks.0.attn2.to_v"].nonzero()[:, 0].int().numpy() for masks in selected]
     assert [units.tolist() for units in down] == [[5], [5], [2]]
     assert overlaps(down).tolist() == [1, 0, 0]
 
 
-def test_methods_that_look_at_the_same_block_are_alike():
-    """Alike where an embedding's units of both methods lie in one block, and another's elsewhere."""
-    layers, weights = {"a": 4, "b": 8}, {"x": 100, "y": 50}
-    first = block_shares([{"a": [0, 1]}, {"b": [3]}, {}], layers)
-    second = block_shares([{"x": [5]}, {"y": [7, 8]}, {}], weights)
-    assert first.tolist() == [[1, 0], [0, 1], [0, 0]]
-    found = between(first, second)
-    assert found.same.value == 1
-    assert found.different == 0
-    assert block_shares([{"a": [0], "b": [1, 2]}], layers).tolist() == [[0.5, 0.5]]
+@dataclass(frozen=True)
+class FirstTokens(Localizer):
+    """Selects as many channels as the first value of an embedding says, and knows of no prompts by themselves."""
+
+    name = "first-tokens"
+
+    def find(self, subject, cond, *, ordinary=None, progress=None):
+        count = int(cond.embeds[:, 0, 0].sum())
+        return Localization(self.name, "channels", {"a": torch.arange(8) < count}, {}, (), (), 0)
 
 
-def test_units_and_map(tiny_model):
-    """Every layer with its method and size; the map has a place for each row and is the same again."""
-    units = layer_units(tiny_model)
-    assert {method for method, _ in units.values()} == {"nemo", "wanda"}
-    modules = dict(tiny_model.denoiser.named_modules())
-    for name, (method, count) in units.items():
-        assert count == (modules[name].out_features if method == "nemo" else modules[name].weight.numel())
-    points = torch.randn(9, 2, 3, generator=torch.Generator().manual_seed(0))
-    assert tsne(points).shape == (9, 2)
-    assert np.array_equal(tsne(points), tsne(points))
+def test_any_localizer_is_asked_for_one_embedding_at_a_time(planted):
+    """Where it gives no units by prompt, what it finds for several is not what each of them has."""
+    embeds = torch.zeros(3, 3, 8)
+    embeds[:, 0, 0] = torch.tensor([1.0, 2.0, 5.0])
+    selected = selections(Subject(planted), Condition(embeds), FirstTokens())
+    assert [int(masks["a"].sum()) for masks in selected] == [1, 2, 5]
+
+
+def test_layers_are_measured_by_method():
+    """One layer that two methods look at is two rows; an embedding without it has selected nothing there."""
+    one, both = ("wanda", "a"), ("nemo", "a")
+    units = {name: np.array(numbers, np.int32) for name, numbers in {"x": [0, 1], "y": [1, 2]}.items()}
+    chosen = {"group": [{one: units["x"], both: units["x"]}, {one: units["y"]}]}
+    measured = measure({"group": np.array([3.0])}, chosen, {one: 4, both: 8})
+    assert [(layer.method, layer.units) for layer in measured.layers] == [("wanda", 4), ("nemo", 8)]
+    assert [layer.agreement["group"].value for layer in measured.layers] == [pytest.approx(1 / 3), 0]
+    assert [layer.selected["group"] for layer in measured.layers] == [2, 1]
+    assert measured.distance["group"].value == 3

@@ -53,7 +53,8 @@ GIVEN = (
     "--inits",
     4,
 )
-RED = ("--target", "images/red.png", *GIVEN, "--pictures", 1, "--steps", 1, "--sparsity", 0.1, "--run", "run")
+METHODS = ("--method", "wanda:sparsity=0.1", "--method", "nemo:layers=all,refine=false,threshold=-1,seeds=2")
+RED = ("--target", "images/red.png", *GIVEN, "--pictures", 1, "--steps", 1, *METHODS, "--run", "run")
 
 
 def test_a_study_prints_json_and_leaves_everything(call, copying, tiny_folder, tmp_path):
@@ -70,7 +71,6 @@ def test_a_study_prints_json_and_leaves_everything(call, copying, tiny_folder, t
         "moved",
         "distance",
         "layers",
-        "between_methods",
         "steps",
     ]
     assert list(result) == [*keys, "evaluations", "run"]
@@ -82,24 +82,22 @@ def test_a_study_prints_json_and_leaves_everything(call, copying, tiny_folder, t
     assert {name: len(rows) for name, rows in embeds.items()} == result["embeddings"]
     expected = torch.pdist(embeds["adversarial"].flatten(1)).mean()
     assert result["distance"]["adversarial"]["value"] == pytest.approx(expected.item(), rel=1e-5)
-    assert {layer["method"] for layer in result["layers"]} == {"nemo", "wanda"}
+    assert list(dict.fromkeys(layer["method"] for layer in result["layers"])) == ["wanda", "nemo"]
     for layer in result["layers"]:
-        assert set(layer["agreement"]) == set(layer["discrepancy"]) == set(result["embeddings"])
+        assert set(layer["agreement"]) == set(result["embeddings"])
         assert all(0 <= found["value"] <= 1 for found in layer["agreement"].values())
-    rows = pq.read_table(tmp_path / "run" / "distances.parquet").to_pylist()
-    pairs = {group: n * (n - 1) // 2 for group, n in result["embeddings"].items()}
-    assert len(rows) == len(pairs) * (1 + len(result["layers"]))
-    assert all(len(row["distances"]) == pairs[row["group"]] for row in rows)
-    assert len(pq.read_table(tmp_path / "run" / "map.parquet")) == sum(result["embeddings"].values())
-    assert (tmp_path / "run" / "locality.svg").read_text().startswith("<?xml")
+    rows = pq.read_table(tmp_path / "run" / "selections.parquet").to_pylist()
+    selected = {(row["group"], row["embedding"], row["method"]) for row in rows}
+    assert len(selected) == 2 * sum(result["embeddings"].values())
+    sizes = {(layer["method"], layer["layer"]): layer["units"] for layer in result["layers"]}
+    assert {(row["method"], row["layer"]): row["size"] for row in rows if row["layer"]} == sizes
     assert not list((tmp_path / "run").rglob(".*"))
 
 
 def test_what_is_done_is_not_done_again(call, copying, tiny_folder, tmp_path, monkeypatch):
     """After a kill the missing pieces alone are computed, and the result is the same."""
     first = call("locality", tiny_folder, *RED, "--json")[1]
-    for name in ("distances/000000001.parquet", "selections/000000000.parquet"):
-        (tmp_path / "run" / "shards" / name).unlink()
+    (tmp_path / "run" / "shards" / "selections" / "000000000.parquet").unlink()
 
     def attacked(*args, **options):
         raise AssertionError("attacked again")
@@ -109,7 +107,7 @@ def test_what_is_done_is_not_done_again(call, copying, tiny_folder, tmp_path, mo
     code, out, _ = call("locality", tiny_folder, *RED)
     assert code == 0
     assert "random inits lead to copies" in out
-    assert call("locality", tiny_folder, *RED, "--layers", "down-mid")[0] == 2
+    assert call("locality", tiny_folder, *RED, "--limit", 1)[0] == 2
 
 
 WRONG = {
@@ -118,6 +116,8 @@ WRONG = {
     "no copies": (RED, "0 of 4 inits lead to copies"),
     "no prompts": (("--target", "images/red.png", "--references", "images"), "--prompts"),
     "no pictures": (("--target", "red.png", "--prompts", "prompts.txt"), "--references"),
+    "a method twice": ((*RED, "--method", "wanda:sparsity=0.2"), "wanda is named twice"),
+    "no such method": (("--target", "images/red.png", *GIVEN, "--method", "prayer"), "no such localizer"),
 }
 
 

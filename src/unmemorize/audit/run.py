@@ -10,22 +10,13 @@ import pyarrow.parquet as pq
 from unmemorize.audit.plan import STAGES
 from unmemorize.core.criteria import Criterion
 from unmemorize.core.errors import UserError
-from unmemorize.core.model import DiffusionModel
 from unmemorize.core.run import Progress, Run, RunRecord, write_json
 from unmemorize.core.sample import sampling_evaluations
 from unmemorize.core.specs import AuditSpec
 from unmemorize.report.build import Evidence, build_report
 from unmemorize.stages.attack_mitigated import write_outcomes
-from unmemorize.stages.inputs import (
-    Inputs,
-    bundle_of,
-    load_as_asked,
-    prompt_source,
-    record_of,
-    scores_of,
-    subject_of,
-    with_sampling,
-)
+from unmemorize.stages.detect import write_prompts
+from unmemorize.stages.inputs import Inputs, prompt_source, scores_of
 from unmemorize.stages.mitigate import asked
 from unmemorize.stages.mitigations import mitigation_of, sources_of
 from unmemorize.stages.stage import run_stages
@@ -47,16 +38,14 @@ def run_audit(
     Raises:
         UserError: The model, the prompts, the pictures or the SSCD file cannot be used, or `run` holds another run.
     """
-    bundle = bundle_of(spec)
-    prompts = bundle.prompts
     criterion, _ = matcher(spec.sscd, spec.recipe)
-    model = load_as_asked(spec)
-    spec = with_sampling(spec, model)
-    inputs = Inputs(spec, model, bundle)
+    inputs = Inputs.of(spec)
+    prompts = inputs.prompts
     with Run.open(run, _record(inputs, criterion)) as opened:
+        write_prompts(prompts, run)
         states = run_stages(STAGES, inputs, opened, progress)
         write_outcomes(run)
-        costs = _evaluations(run, model, spec)
+        costs = _evaluations(run, inputs)
         summary = summarise(run, prompts, scores_of(run, len(prompts)), states, costs, _basis(inputs))
         write_json(run / "summary.json", summary)
     build_report(run, evidence=evidence)
@@ -80,7 +69,7 @@ def _record(inputs: Inputs, criterion: Criterion) -> RunRecord:
         if held_out is not None:
             data["held_out"] = held_out.source(bundle.source("held_out"))
     data |= sources_of({f"mitigated {name}": mitigation_of(text, model) for name, text in asked(inputs).items()})
-    return record_of(spec, model, data, criterion)
+    return inputs.record(data, criterion)
 
 
 def _basis(inputs: Inputs) -> Basis:
@@ -92,11 +81,11 @@ def _basis(inputs: Inputs) -> Basis:
     return Basis(spec.bound, len(masks), None if spec.sscd else sum(mask is not None for mask in masks))
 
 
-def _evaluations(run: Path, model: DiffusionModel, spec: AuditSpec) -> dict[str, int]:
+def _evaluations(run: Path, inputs: Inputs) -> dict[str, int]:
     """Denoiser evaluations by stage, from what the tables say was done."""
     pictures = pq.read_metadata(run / "scores" / "images.parquet").num_rows
-    calls = sampling_evaluations(model, subject_of(spec, model).sampler)
-    once = spec.seeds  # the unconditional predictions that scoring shares
+    calls = sampling_evaluations(inputs.model, inputs.subject.sampler)
+    once = inputs.spec.seeds  # the unconditional predictions that scoring shares
     spent = {
         "detect": _spent(run, "detect", once),
         "calibrate": _spent(run, "ordinary", once),

@@ -26,7 +26,7 @@ from unmemorize.cli import (  # noqa: F401
 from unmemorize.cli.app import app
 from unmemorize.cli.mistakes import explained
 from unmemorize.cli.terminal import INTERRUPTED, complain, errors, say
-from unmemorize.core.errors import UnmemorizeError
+from unmemorize.core.errors import Unfinished, UnmemorizeError
 
 
 def main() -> None:
@@ -39,6 +39,8 @@ def main() -> None:
     except CycloptsError as error:
         complain(explained(error))
         sys.exit(2)
+    except Unfinished as state:
+        say(str(state), to=errors)
     except (UnmemorizeError, OSError) as error:
         complain(str(error))
         sys.exit(2)

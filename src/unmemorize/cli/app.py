@@ -56,6 +56,9 @@ def option(text: str, **named: Any) -> Parameter:
 
 Json = Annotated[bool, option("Print JSON for programs instead of text.", name="--json")]
 Run = Annotated[str, option("Run directory, where a stopped run continues; under runs/ by default.")]
+Portion = Annotated[
+    str, option("Do part I/N of the work alone, counted from 0; auto: as torchrun or SLURM count.", name="--part")
+]
 DryRun = Annotated[bool, option("Say what to expect, and do nothing.")]
 
 
@@ -111,7 +114,7 @@ def _settings(spec: type) -> list[inspect.Parameter]:
         typed_alone = field.name in ARGUMENTS
         home = homes[field.name]
         group = ARGUMENT if typed_alone else Group(_title(home), sort_key=10 + spec.__mro__.index(home))
-        how = Parameter(
+        parameter = Parameter(
             help=texts[field.name],
             group=group,
             negative=None if default is True else "",
@@ -119,7 +122,7 @@ def _settings(spec: type) -> list[inspect.Parameter]:
             choices=tuple(filter(None, get_args(hints[field.name]))) if "" in get_args(hints[field.name]) else None,
         )
         kind = inspect.Parameter.POSITIONAL_ONLY if typed_alone else inspect.Parameter.KEYWORD_ONLY
-        annotation = _for_parser(Annotated[hints[field.name], how], default)
+        annotation = _for_parser(Annotated[hints[field.name], parameter], default)
         parameters.append(inspect.Parameter(field.name, kind, default=default, annotation=annotation))
     return sorted(parameters, key=lambda p: ARGUMENTS.index(p.name) if p.name in ARGUMENTS else len(ARGUMENTS))
 
@@ -143,10 +146,10 @@ def _for_parser(hint: Any, default: Any) -> Any:
 
     No NaN is within bounds. Left in the type, bounds would be checked by pydantic, whose complaints take four lines.
     """
-    bare, how = _stripped(hint), [part for part in _metadata(hint) if isinstance(part, Parameter)]
+    bare, own = _stripped(hint), [part for part in _metadata(hint) if isinstance(part, Parameter)]
     bounds = [part for part in _metadata(hint) if isinstance(part, Interval)]
     validator = tuple(Number(gte=cast(float, part.ge), lte=cast(float, part.le)) for part in bounds)
-    return Annotated[(bare | None if default is None else bare, *how, Parameter(validator=validator))]
+    return Annotated[(bare | None if default is None else bare, *own, Parameter(validator=validator))]
 
 
 def _metadata(hint: Any) -> list[Any]:

@@ -6,15 +6,14 @@ from typing import Any
 
 from rich.table import Table
 
-from unmemorize.cli.app import PROVE, DryRun, Json, Run, command
-from unmemorize.cli.checks import check
+from unmemorize.cli.app import PROVE, DryRun, Json, Portion, Run, command
+from unmemorize.cli.checks import check, part_named
 from unmemorize.cli.terminal import add_row, next_step, out, print_json, say, show_expected, working
 from unmemorize.core.outputs import Output
 from unmemorize.core.run import default_run
 from unmemorize.core.specs import AttackSpec
 
 KEYS = ("copy_rate", "original_copy_rate", "control_copy_rate", "search_budget", "evaluations", "steps")
-GROUPS = {"attacked": "attacked", "control": "trained on, not memorized", "unseen": "never trained on"}
 
 
 @command(
@@ -22,8 +21,9 @@ GROUPS = {"attacked": "attacked", "control": "trained on, not memorized", "unsee
     "unmemorize attack testbed --limit 3 --run runs/attack",
     "unmemorize attack MODEL --targets memorized/ --controls others/ --mitigation edit.safetensors",
 )
-def attack(spec: AttackSpec, *, run: Run = "", dry_run: DryRun = False, json: Json = False) -> None:
+def attack(spec: AttackSpec, *, run: Run = "", part: Portion = "", dry_run: DryRun = False, json: Json = False) -> None:
     """Search for what brings training pictures back, under a mitigation or without, always beside controls."""
+    portion = part_named(part)
     folder = default_run(run, spec.model, "attack")
 
     check(spec, *([] if dry_run else [Output("--run", folder, "run")]))
@@ -37,7 +37,7 @@ def attack(spec: AttackSpec, *, run: Run = "", dry_run: DryRun = False, json: Js
     from unmemorize.stages.attack import run_attack
 
     with working(folder) as progress:
-        summary = run_attack(spec, folder, progress)
+        summary = run_attack(spec, folder, progress, portion)
     if json:
         print_json({key: summary[key] for key in KEYS})
         return
@@ -51,13 +51,16 @@ def attack(spec: AttackSpec, *, run: Run = "", dry_run: DryRun = False, json: Js
 
 
 def _print(summary: dict[str, Any]) -> None:
-    table = Table("updates", *(f"{label}: copy rate" for label in GROUPS.values()), "similarity", "moved / start")
-    for rows in zip(*(summary["curve"][group] for group in GROUPS), strict=True):
+    from unmemorize.report.attack import GROUPS
+
+    labels = {group: label for group, (label, _) in GROUPS.items()}
+    table = Table("updates", *(f"{label}: copy rate" for label in labels.values()), "similarity", "moved / start")
+    for rows in zip(*(summary["curve"][group] for group in labels), strict=True):
         similar, moved = ([f"{row[key]:.2f}" for row in rows] for key in ("similarity", "relative"))
         rates = [_rate(row["copies"]) for row in rows]
         add_row(table, rows[0]["steps"], *rates, " / ".join(similar), " / ".join(moved))
     out.print(table)
-    for group, label in GROUPS.items():
+    for group, label in labels.items():
         original, work = summary["original"][group], summary["work"][group]
         median = "–" if work["median"] is None else f"{work['median']:,.0f}"
         say(

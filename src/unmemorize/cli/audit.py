@@ -149,7 +149,8 @@ def _finish(summary: dict[str, Any], run: Path, conditions: Sequence[Condition],
 
 
 def _verdict(summary: dict[str, Any], run: Path) -> dict[str, Any]:
-    findings = [{key: found[key] for key in ("code", "severity", "state", "count")} for found in summary["findings"]]
+    keys = ("code", "severity", "state", "count")
+    findings = [{key: finding[key] for key in keys} for finding in summary["findings"]]
     return {"verdict": summary["verdict"], "findings": findings, "run": str(run)}
 
 
@@ -157,7 +158,7 @@ def _print_forecast(expected: Forecast, as_json: bool) -> None:
     if as_json:
         print_json(asdict(expected))
         return
-    print_forecast(expected.evaluations, expected.seconds)
+    print_forecast(expected.evaluations, expected.seconds, expected.memory)
     say(f"{expected.pictures:,} pictures, about {expected.bytes / 1e6:.1f} MB on disk")
 
 
@@ -175,9 +176,9 @@ def _print_summary(summary: dict[str, Any], run: Path) -> None:
         if stage["name"] == "calibrate" and stage["reason"]:
             say(f"scores not calibrated: {stage['reason']}")
     table = Table("code", "state", "severity", "finding", box=None, pad_edge=False)
-    for found in summary["findings"]:
-        state = cell(found["state"], COLOURS.get(found["state"], "dim"))
-        finding = Text(printable(f"{found['title']}: {found['evidence']}"))
-        add_row(table, found["code"], state, found["severity"], finding)
+    for finding in summary["findings"]:
+        state = cell(finding["state"], COLOURS.get(finding["state"], "dim"))
+        shown = Text(printable(f"{finding['title']}: {finding['evidence']}"))
+        add_row(table, finding["code"], state, finding["severity"], shown)
     out.print(table)
     say(f"report: {run / 'report.html'}")

@@ -9,6 +9,7 @@ from unmemorize.cli.terminal import errors, say
 from unmemorize.core.files import require_file
 from unmemorize.core.outputs import Output, check_outputs
 from unmemorize.core.run import check_settings
+from unmemorize.core.shards import WHOLE, Part, part_of
 from unmemorize.core.specs import Loaded, OfModel, Prompted, recorded, require_prompts
 from unmemorize.models.source import embedding_file, examine, lora_file
 
@@ -52,6 +53,15 @@ def check(spec: OfModel, *outputs: Output) -> None:
     say(f"loading {spec.model} …", to=errors)
 
 
+def part_named(text: str) -> Part:
+    """The part of the work that `--part` names; all of it where it names none.
+
+    Raises:
+        UserError: It is no part.
+    """
+    return part_of(text) if text else WHOLE
+
+
 def _mitigations(spec: OfModel) -> tuple[str, ...]:
     named = getattr(spec, "mitigation", ())
     return (named,) if isinstance(named, str) else named
@@ -90,5 +100,5 @@ def _say_kept(run: Path) -> None:
         if part == "scores" or not (run / "scores" / f"{part}.parquet").exists():
             name = path.stem if part == "scores" else part
             counts[name] = counts.get(name, 0) + pq.read_metadata(path).num_rows
-    kept = ", ".join(f"{name} {count:,}" for name, count in counts.items())
-    say(f"{run}: goes on; rows kept from before: {kept or 'none'}", to=errors)
+    shown = ", ".join(f"{name} {count:,}" for name, count in counts.items())
+    say(f"{run}: goes on; rows kept from before: {shown or 'none'}", to=errors)

@@ -8,9 +8,10 @@ from typing import Annotated, Any, Literal
 
 from rich.table import Table
 
-from unmemorize.cli.app import FIND, DryRun, Json, Run, command, option
-from unmemorize.cli.checks import check
+from unmemorize.cli.app import FIND, DryRun, Json, Portion, Run, command, option
+from unmemorize.cli.checks import check, part_named
 from unmemorize.cli.terminal import add_row, next_step, out, print_json, say, show_expected, working
+from unmemorize.core.errors import UserError
 from unmemorize.core.outputs import Output
 from unmemorize.core.specs import Count, DetectSpec
 
@@ -24,6 +25,7 @@ def detect(
     spec: DetectSpec,
     *,
     run: Run = "",
+    part: Portion = "",
     top: Annotated[Count, option("Rows of the table.")] = 25,
     format: Annotated[
         Literal["table", "wen-jsonl"], option("A table, or the JSON lines of the public code of Wen et al. 2024.")
@@ -32,6 +34,9 @@ def detect(
     json: Json = False,
 ) -> None:
     """Rank prompts by how memorized they look."""
+    if part and not run:
+        raise UserError(f"--part {part}: parts meet in a run directory: name one with --run")
+    portion = part_named(part)
     check(spec, *([Output("--run", Path(run), "run")] if run and not dry_run else []))
 
     if dry_run:
@@ -46,7 +51,7 @@ def detect(
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(run or scratch)
         with working(Path(run) if run else None) as progress:
-            rows = run_detect(spec, folder, progress)
+            rows = run_detect(spec, folder, progress, portion)
         lines = wen_lines(folder) if format == "wen-jsonl" else []
     if lines:
         print("\n".join(lines))

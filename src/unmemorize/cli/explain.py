@@ -30,11 +30,11 @@ def explain(spec: ExplainSpec, *, json: Json = False) -> None:
     from unmemorize.stages.explain import explain as run_explain
 
     with working():
-        found = run_explain(spec)
+        result = run_explain(spec)
     if json:
-        print_json(found)
+        print_json(result)
     else:
-        _print_words(found)
+        _print_words(result)
         next_step("generate", spec.model, spec.prompt, "--mitigation", "guard", "--out", "pictures")
 
 
@@ -51,22 +51,22 @@ def require_prompt(command: str, model: str, prompt: str) -> None:
         raise UserError("the prompt is empty: name one with at least a word")
 
 
-def _print_words(found: dict[str, Any]) -> None:
-    words = found["words"]
+def _print_words(result: dict[str, Any]) -> None:
+    words = result["words"]
     most = max([w["significance"] for w in words] + [1e-12])
     shaded = [cell(w["word"], _shade(max(w["significance"], 0.0) / most)) for w in words]
     out.print(Text(" ").join(shaded), "\n")
     lost = "magnitude_lost_without" in words[0]
-    column = COLUMNS.get(found["method"], "value")
+    column = COLUMNS.get(result["method"], "value")
     table = Table("word", column, *(["magnitude lost without it"] if lost else []), box=None, pad_edge=False)
     for w in words:
         more = [f"{w['magnitude_lost_without']:+.3f}"] if lost else []
         add_row(table, w["word"], f"{w['significance']:.4f}", *more)
-    for name, value in found["special"].items():
+    for name, value in result["special"].items():
         add_row(table, cell(f"({name})", "dim"), f"{value:.4f}")
     out.print(table)
     if lost:
-        agreement = found["rank_agreement"]
+        agreement = result["rank_agreement"]
         say("rank agreement: " + ("not applicable" if agreement is None else f"{agreement:.2f}"))
 
 

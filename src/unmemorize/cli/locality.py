@@ -8,9 +8,9 @@ from typing import Any
 from rich.table import Column as Head
 from rich.table import Table
 
-from unmemorize.cli.app import EXPLAIN, Json, Run, command
+from unmemorize.cli.app import EXPLAIN, DryRun, Json, Run, command
 from unmemorize.cli.checks import check
-from unmemorize.cli.terminal import add_row, next_step, out, print_json, say, working
+from unmemorize.cli.terminal import add_row, next_step, out, print_json, say, show_expected, working
 from unmemorize.core.outputs import Output
 from unmemorize.core.specs import LocalitySpec
 
@@ -27,10 +27,16 @@ NAMES = {
     "unmemorize locality testbed --target verbatim-0100-00-00.png",
     "unmemorize locality MODEL --target pictures/cat.png --references pictures --prompts memorized.txt",
 )
-def locality(spec: LocalitySpec, *, run: Run = "", json: Json = False) -> None:
-    """Attack one picture from many starts and measure how alike the embeddings, activations and weights are."""
+def locality(spec: LocalitySpec, *, run: Run = "", dry_run: DryRun = False, json: Json = False) -> None:
+    """Attack one picture from many starts and measure how alike the embeddings are, and the weights that they use."""
     folder = Path(run or Path("runs") / f"locality-{Path(spec.model).name}-{Path(spec.target).stem}")
-    check(spec, Output("--run", folder, "run"))
+    check(spec, *([] if dry_run else [Output("--run", folder, "run")]))
+
+    if dry_run:
+        from unmemorize.stages.forecast import forecast_locality
+
+        show_expected(forecast_locality(spec), json)
+        return
 
     from unmemorize.stages.locality import locality as run_locality
 
@@ -39,39 +45,36 @@ def locality(spec: LocalitySpec, *, run: Run = "", json: Json = False) -> None:
     if json:
         print_json(result | {"run": str(folder)})
         return
-    _print(result)
-    say(f"picture, embeddings and every distance: {folder}")
+    _print(result, [text.partition(":")[0] for text in spec.method])
+    say(f"embeddings, and what was selected for each: {folder}")
     next_step("locate", spec.model, *(("--prompts", spec.prompts) if spec.prompts else ()), "--out", "edit.safetensors")
 
 
-def _print(result: dict[str, Any]) -> None:
-    from unmemorize.report.locality import short
+def _print(result: dict[str, Any], methods: list[str]) -> None:
+    from unmemorize.localize.locality import short
 
-    found, distance = result["embeddings"], result["distance"]
-    say(f"{found['adversarial']} of {result['inits']} random inits lead to copies")
+    counts, distance = result["embeddings"], result["distance"]
+    say(f"{counts['adversarial']} of {result['inits']} random inits lead to copies")
     table = Table("group", "embeddings", "distance between two", "÷ inits'", title="Embeddings")
     for group, name in NAMES.items():
         ratio = distance[group]["value"] / distance["inits"]["value"]
-        add_row(table, name, found[group], _interval(distance[group], 1), f"{ratio:.2f}")
+        add_row(table, name, counts[group], _interval(distance[group], 1), f"{ratio:.2f}")
     out.print(table)
     say(f"distance that the attack moved an embedding: {_interval(result['moved'], 1)}")
-    heads = ("method", "L2: same", "other", "÷ inits'", "IoU: same", "random", "other", "random")
+    heads = ("method", "same picture", "random sets", "different ones", "random sets", "selected", "of")
     table = Table(Head("layer", no_wrap=True), *heads, box=None, pad_edge=False)
-    table.title = "Activations (L2) and selected units (IoU): same picture, and prompts of different ones"
+    table.title = "Overlap (IoU) of the units that two embeddings have selected"
     for layer in result["layers"]:
-        far, alike = layer["discrepancy"], layer["agreement"]
-        cells = [f"{far[group]['value']:.1f}" for group in ("adversarial", "memorized")]
-        cells += [f"{far['adversarial']['value'] / far['inits']['value']:.2f}"]
+        cells = []
         for group in ("adversarial", "memorized"):
-            cells += [f"{alike[group]['value']:.2f}", f"{layer['chance'][group]:.2f}"]
-        add_row(table, short(layer["layer"]), layer["method"], *cells)
+            cells += [f"{layer['agreement'][group]['value']:.2f}", f"{layer['chance'][group]:.2f}"]
+        selected = f"{layer['selected']['adversarial']:.0f}"
+        add_row(table, short(layer["layer"]), layer["method"], *cells, selected, layer["units"])
     out.print(table)
-    alike = result["between_methods"]["adversarial"]
-    say(
-        f"NeMo and Wanda spread over blocks alike: {_interval(alike['same'], 2)} for the same embedding, "
-        f"{alike['different']:.2f} for two"
-    )
+    for method in methods:
+        if all(layer["method"] != method for layer in result["layers"]):
+            say(f"{method} selected nothing for any embedding")
 
 
-def _interval(found: dict[str, Any], digits: int) -> str:
-    return f"{found['value']:.{digits}f} [{found['low']:.{digits}f}, {found['high']:.{digits}f}]"
+def _interval(interval: dict[str, Any], digits: int) -> str:
+    return f"{interval['value']:.{digits}f} [{interval['low']:.{digits}f}, {interval['high']:.{digits}f}]"

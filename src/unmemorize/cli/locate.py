@@ -7,9 +7,9 @@ from typing import Annotated
 
 from rich.table import Table
 
-from unmemorize.cli.app import EXPLAIN, REMOVE, Json, command, option
+from unmemorize.cli.app import EXPLAIN, REMOVE, DryRun, Json, command, option
 from unmemorize.cli.checks import check
-from unmemorize.cli.terminal import add_row, next_step, out, print_json, say, working
+from unmemorize.cli.terminal import add_row, next_step, out, print_json, say, show_expected, working
 from unmemorize.core.outputs import Output
 from unmemorize.core.specs import EMBEDDED, ApplySpec, LocateSpec
 
@@ -25,27 +25,34 @@ def locate(
     spec: LocateSpec,
     *,
     edit: Annotated[str, option("Where to write the edit: NAME.safetensors.", name="--out")] = "edit.safetensors",
+    dry_run: DryRun = False,
     json: Json = False,
 ) -> None:
     """Find the channels or weights that hold memorized pictures, and save their removal as an edit."""
     files = [Output("--out", path, "file") for path in (Path(edit), Path(edit).with_suffix(".json"))]
-    check(spec, *files)
+    check(spec, *([] if dry_run else files))
+
+    if dry_run:
+        from unmemorize.stages.forecast import forecast_locate
+
+        show_expected(forecast_locate(spec), json)
+        return
 
     from unmemorize.stages.locate import locate as run_locate
 
     with working() as progress:
-        found, _ = run_locate(spec, Path(edit), progress)
+        located, _ = run_locate(spec, Path(edit), progress)
     if json:
-        print_json({key: getattr(found, key) for key in KEYS})
+        print_json({key: getattr(located, key) for key in KEYS})
         return
-    table = Table("layer", found.units)
-    for name, count in found.per_layer.items():
+    table = Table("layer", located.units)
+    for name, count in located.per_layer.items():
         add_row(table, name, count)
-    if found.selected:
+    if located.selected:
         out.print(table)
     else:
         say("none of the prompts is memorized: the edit is empty")
-    say(f"{found.selected} {found.units}, {found.evaluations} denoiser evaluations")
+    say(f"{located.selected} {located.units}, {located.evaluations} denoiser evaluations")
     say(f"edit: {edit}")
     next_step("attack", spec.model, "--mitigation", edit, *against(spec.model))
 

@@ -21,22 +21,22 @@ def methods(
     from unmemorize.core.methods import GROUPS, describe
     from unmemorize.core.methods import methods as known
 
-    found = [describe(cls) for kind in GROUPS for cls in known(kind).values() if name in ("", cls.name)]
-    if not found:
+    described = [describe(cls) for kind in GROUPS for cls in known(kind).values() if name in ("", cls.name)]
+    if not described:
         raise UserError(f"{name}: no such method: unmemorize methods lists them")
     if json:
-        print_json({"methods": found})
+        print_json({"methods": described})
     elif name:
-        for facts in found:
+        for facts in described:
             _print_method(facts)
     else:
-        _print_all(found)
+        _print_all(described)
 
 
-def _print_all(found: list[dict[str, Any]]) -> None:
-    for kind in dict.fromkeys(facts["kind"] for facts in found):
+def _print_all(described: list[dict[str, Any]]) -> None:
+    for kind in dict.fromkeys(facts["kind"] for facts in described):
         table = Table(box=None, pad_edge=False, show_header=False, title=kind, title_justify="left")
-        for facts in found:
+        for facts in described:
             if facts["kind"] == kind:
                 add_row(table, facts["name"], f"{facts['summary']} ({facts['paper']})")
         out.print(table, "")

@@ -19,7 +19,7 @@ from rich.text import Text
 from unmemorize.core.plain import printable, shortened, to_json
 
 if TYPE_CHECKING:
-    from unmemorize.stages.forecast import Expected
+    from unmemorize.stages.forecast import Expected, Memory
 
 SCHEMA_VERSION = 1  # of what --json prints
 LONGEST = 200  # characters of a name or a prompt
@@ -65,14 +65,18 @@ def print_json(value: dict[str, Any]) -> None:
     print(to_json({"schema_version": SCHEMA_VERSION} | value))
 
 
-def print_forecast(evaluations: dict[str, int], seconds: dict[str, float]) -> None:
-    """Print what a command is expected to take, by stage and in all."""
+def print_forecast(evaluations: dict[str, int], seconds: dict[str, float], memory: Memory) -> None:
+    """Print what a command is expected to take, by stage and in all, and what the model takes."""
     table = Table("stage", "evaluations", "seconds", box=None, pad_edge=False)
     for stage, count in evaluations.items():
         add_row(table, stage, f"{count:,}", f"{seconds[stage]:.1f}")
     if len(evaluations) > 1:
         add_row(table, "all", f"{sum(evaluations.values()):,}", f"{sum(seconds.values()):.1f}")
     out.print(table)
+    say(
+        f"memory, from the weights' shapes and without activations: {memory.float32:.2g} GB in float32, "
+        f"{memory.half:.2g} GB in half precision; training all of the denoiser holds {memory.training:.2g} GB or more"
+    )
 
 
 def show_expected(expected: Expected, as_json: bool) -> None:
@@ -80,22 +84,22 @@ def show_expected(expected: Expected, as_json: bool) -> None:
     if as_json:
         print_json(asdict(expected))
     else:
-        print_forecast(expected.evaluations, expected.seconds)
+        print_forecast(expected.evaluations, expected.seconds, expected.memory)
 
 
 @contextmanager
-def working(kept: Path | None = None) -> Iterator[Callable[[str, int, int], None]]:
+def working(folder: Path | None = None) -> Iterator[Callable[[str, int, int], None]]:
     """A function (stage, done, total) that shows progress on the error stream while a command works.
 
     Args:
-        kept: Where what is done is kept, which Ctrl-C says before the command ends.
+        folder: Where what is done is kept, which Ctrl-C says before the command ends.
     """
     try:
         with _bars() if errors.is_terminal else nullcontext(_lines()) as progress:
             yield progress
     except KeyboardInterrupt:
         again = shlex.join(["unmemorize", *sys.argv[1:]])
-        what = f"what is done is kept in {kept}; this goes on: {again}" if kept else "nothing is kept"
+        what = f"what is done is kept in {folder}; this goes on: {again}" if folder else "nothing is kept"
         say(f"stopped: {what}", to=errors, style="yellow")
         sys.exit(INTERRUPTED)
 

@@ -6,8 +6,8 @@ from typing import Any
 
 from rich.table import Table
 
-from unmemorize.cli.app import EXPLAIN, DryRun, Json, Run, command
-from unmemorize.cli.checks import check
+from unmemorize.cli.app import EXPLAIN, DryRun, Json, Portion, Run, command
+from unmemorize.cli.checks import check, part_named
 from unmemorize.cli.terminal import add_row, next_step, out, print_json, say, show_expected, working
 from unmemorize.core.outputs import Output
 from unmemorize.core.run import default_run
@@ -21,8 +21,11 @@ SHOWN = 20
     "unmemorize triggers testbed --limit 5",
     "unmemorize triggers MODEL --prompts prompts.csv --references training-pictures/",
 )
-def triggers(spec: TriggerSpec, *, run: Run = "", dry_run: DryRun = False, json: Json = False) -> None:
+def triggers(
+    spec: TriggerSpec, *, run: Run = "", part: Portion = "", dry_run: DryRun = False, json: Json = False
+) -> None:
     """Take prompts apart and find the words that make the model copy."""
+    portion = part_named(part)
     folder = default_run(run, spec.model, "triggers")
     check(spec, *([] if dry_run else [Output("--run", folder, "run")]))
 
@@ -35,7 +38,7 @@ def triggers(spec: TriggerSpec, *, run: Run = "", dry_run: DryRun = False, json:
     from unmemorize.stages.triggers import probe
 
     with working(folder) as progress:
-        result = probe(spec, folder, progress)
+        result = probe(spec, folder, progress, portion)
     if json:
         print_json(result | {"run": str(folder)})
         return

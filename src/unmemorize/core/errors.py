@@ -11,6 +11,10 @@ class UserError(UnmemorizeError):
     """A mistake in what was asked for: the message says what is wrong, where, and what to do."""
 
 
+class Unfinished(UnmemorizeError):
+    """A part of some work is done, and other parts are not: no mistake, and nothing to print but how far it is."""
+
+
 class MissingExtra(UnmemorizeError):
     """An optional dependency is not installed."""
 

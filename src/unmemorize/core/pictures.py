@@ -90,16 +90,16 @@ def _without_notes(content: bytes) -> bytes:
 
     Where the chunks do not add up, the rest is kept for the decoder to refuse.
     """
-    kept, start = [_PNG], len(_PNG)
+    chunks, start = [_PNG], len(_PNG)
     while start + 12 <= len(content):
         end = start + 12 + int.from_bytes(content[start : start + 4], "big")  # length, name and checksum are 12 bytes
         if end > len(content):
             break
         if content[start + 4 : start + 8] not in _PNG_NOTES:
-            kept.append(content[start:end])
+            chunks.append(content[start:end])
         start = end
-    kept.append(content[start:])
-    return b"".join(kept)
+    chunks.append(content[start:])
+    return b"".join(chunks)
 
 
 def _rgb(image: Image.Image) -> Image.Image:

@@ -18,7 +18,7 @@ _markdown = re.compile(r"[\\`*_{}\[\]<>()#|!~$@:]|(?<=www)\.", re.IGNORECASE)
 
 def printable(text: str) -> str:
     r"""Text on one line that moves no cursor and changes no reading direction: such characters become `\x1b`, `\n`."""
-    return _unprintable.sub(lambda found: found.group().encode("unicode_escape").decode(), text)
+    return _unprintable.sub(lambda match: match.group().encode("unicode_escape").decode(), text)
 
 
 def shortened(text: str, most: int) -> str:
@@ -33,7 +33,7 @@ def shortened(text: str, most: int) -> str:
 def to_json(value: Any, *, indent: int | None = None, separators: tuple[str, str] | None = None) -> str:
     """JSON that every parser reads: numbers that are not finite are null, and nothing in it acts on a terminal."""
     text = json.dumps(_finite(value), indent=indent, separators=separators, ensure_ascii=False, allow_nan=False)
-    return _raw.sub(lambda found: f"\\u{ord(found.group()):04x}", text)
+    return _raw.sub(lambda match: f"\\u{ord(match.group()):04x}", text)
 
 
 def _finite(value: Any) -> Any:
@@ -54,4 +54,4 @@ def well_formed(text: str) -> str:
 def markdown(text: str) -> str:
     """Text on one line that Markdown shows as it is: no markup, no HTML, no links."""
     line = " ".join(well_formed(text).splitlines()).replace("&", "&amp;")
-    return _markdown.sub(lambda found: f"\\{found.group()}", line)
+    return _markdown.sub(lambda match: f"\\{match.group()}", line)

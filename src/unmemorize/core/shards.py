@@ -23,7 +23,7 @@ from typing import Any, TypeVar
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from unmemorize.core.errors import UserError
+from unmemorize.core.errors import Unfinished, UserError
 from unmemorize.core.plain import to_json
 from unmemorize.core.run import atomic, is_gone, load_record, this_process
 
@@ -179,6 +179,19 @@ class Shards:
                 yield number
             if left:
                 time.sleep(POLL)
+
+    def require_all(self, part: Part) -> None:
+        """Go on only where every shard is done, whichever part it is of.
+
+        Raises:
+            Unfinished: Some are not.
+        """
+        left = sum(not self.is_done(number) for number in range(self.count))
+        if left:
+            raise Unfinished(
+                f"part {part.index}/{part.of} of {self.folder.name} is done; of other parts {left} of {self.count} "
+                "shards are missing: the part that ends last goes on, or this command again"
+            )
 
     def _do(self, number: int, do: Callable[[int], None]) -> None:
         if self.is_done(number):

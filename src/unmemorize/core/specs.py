@@ -311,9 +311,7 @@ class LocalitySpec(OfModel, Prompted, Calibrated, Compared, Sampled, Loaded):
         updates: Updates of the attack.
         limit: How many of the memorized prompts to compare with, one of each cluster.
         pictures: Held-out pictures of each embedding; half must be copies.
-        layers: NeMo: all cross-attention, or down-mid as the paper.
-        refine: NeMo: free what the channels do without; slow.
-        sparsity: Wanda: share of each weight row.
+        method: A localizer with its settings, repeatable: what each selects for two embeddings is compared.
     """
 
     target: str
@@ -321,10 +319,7 @@ class LocalitySpec(OfModel, Prompted, Calibrated, Compared, Sampled, Loaded):
     updates: Count = 50
     limit: Limit = 100
     pictures: Count = 2
-    # Settings of methods.
-    layers: Literal["down-mid", "all"] = "all"
-    refine: bool = False
-    sparsity: Share = 0.01
+    method: tuple[str, ...] = ("nemo:layers=all,refine=false", "wanda")
 
 
 @dataclass(frozen=True, kw_only=True)

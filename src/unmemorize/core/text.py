@@ -27,13 +27,13 @@ def normalise(text: str) -> str:
 
 def words(text: str) -> list[str]:
     """The words of normalised text; of a script without spaces, its overlapping pairs of characters."""
-    found: list[str] = []
+    tokens: list[str] = []
     for part in _part.findall(text):
         if _unspaced.match(part) and len(part) > 1:
-            found += [part[i : i + 2] for i in range(len(part) - 1)]
+            tokens += [part[i : i + 2] for i in range(len(part) - 1)]
         else:
-            found.append(part)
-    return found
+            tokens.append(part)
+    return tokens
 
 
 def spans(text: str) -> Iterator[tuple[int, int]]:

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 
 from unmemorize.core.pictures import Unusable
 from unmemorize.core.run import Source, atomic, digest
-from unmemorize.core.shards import Shards
+from unmemorize.core.shards import WHOLE, Part, Shards
 from unmemorize.core.text import normalise, words
 from unmemorize.data.hashes import looks
 from unmemorize.data.items import Item, Piece
@@ -45,18 +45,22 @@ def source_of(source: Path, column: str) -> Source:
     return Source(source=str(source), sha256=digest([column.encode(), *facts]), count=len(files))
 
 
-def read_pieces(found: Sequence[Piece], run: Path) -> Iterator[int]:
+def read_pieces(pieces: Sequence[Piece], run: Path, part: Part = WHOLE) -> Iterator[int]:
     """Write each piece's rows to `shards/data` of a run, and those skipped to `shards/skipped`, a shard a piece.
 
-    Yields how many pieces are done. Those that are there are not read again.
+    Yields how many pieces of the part are done. Those that are there are not read again.
+
+    Raises:
+        Unfinished: Pieces of other parts are not read yet.
     """
-    shards = Shards.of(run / "shards" / "data", len(found), 1)
+    shards = Shards.of(run / "shards" / "data", len(pieces), 1)
 
     def do(number: int) -> None:
-        _read_piece(found[number], number, shards)
+        _read_piece(pieces[number], number, shards)
 
-    for done, _ in enumerate(shards.take(do), 1):
+    for done, _ in enumerate(shards.take(do, part), 1):
         yield done
+    shards.require_all(part)
 
 
 def rows_of(run: Path) -> list[Path]:

@@ -181,6 +181,11 @@ class PipelineModel(Adapter, TypedModel):
         )
         return digest(itertools.chain([schedule], weights))
 
+    @property
+    def sizes(self) -> dict[str, int]:
+        """The number of weights of each part that `fingerprint` hashes, the denoiser first."""
+        return {name: sum(p.numel() for p in part.parameters()) for name, part in self._weights().items()}
+
     def _weights(self) -> Mapping[str, nn.Module]:
         others = {name: part for name, part in sorted(self.pipe.components.items()) if name not in (self.part, *ASIDE)}
         networks = {name: part for name, part in others.items() if isinstance(part, nn.Module)}

@@ -5,25 +5,25 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from contextlib import nullcontext
+from itertools import chain
 from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
 
-from unmemorize.attack.extraction import CURVE, SEEDS, Judge, Trial, extraction, require_prompts
+from unmemorize.attack.extraction import CURVE, SEEDS, Trial, extraction, require_prompts
 from unmemorize.core.errors import UserError
 from unmemorize.core.hooks import checkpointed
-from unmemorize.core.methods import Attack, Subject, parse
-from unmemorize.core.model import DiffusionModel
-from unmemorize.core.run import Progress, Run, atomic, quiet, write_json
-from unmemorize.core.shards import Row, merge_shards, run_shards
+from unmemorize.core.methods import Attack, Mitigation, parse
+from unmemorize.core.run import Progress, Run, RunRecord, atomic, quiet, write_json
+from unmemorize.core.shards import WHOLE, Part, Row
 from unmemorize.core.specs import AttackSpec
-from unmemorize.data.bundle import Bundle
 from unmemorize.data.pictures import save_image
 from unmemorize.metrics.similarity import References
 from unmemorize.report.attack import draw_curves, draw_sheet
-from unmemorize.stages.inputs import bundle_of, load_as_asked, record_of, subject_of, text_source, with_sampling
+from unmemorize.stages.inputs import Inputs, bundle_of, text_source
 from unmemorize.stages.mitigations import mitigation_of, sources_of
+from unmemorize.stages.stage import Work
 from unmemorize.study.controls import Subjects, choose_subjects
 from unmemorize.study.copies import CopyCheck, copy_check
 from unmemorize.study.extracted import from_rows, summarise, to_rows
@@ -31,49 +31,35 @@ from unmemorize.study.extracted import from_rows, summarise, to_rows
 SHARD = 8  # pictures: a killed attack loses no more
 
 
-def run_attack(spec: AttackSpec, run: Path, progress: Progress = quiet) -> Row:
+def run_attack(spec: AttackSpec, run: Path, progress: Progress = quiet, part: Part = WHOLE) -> Row:
     """Run or continue an attack in `run`; returns its summary.
 
     Raises:
         UserError: The model, the mitigation or the pictures cannot be used, a setting is out of range, a prompt to
             start from is not known, or `run` holds another run.
+        Unfinished: Other parts are not done.
     """
     attack = checked_attack(spec)
-    model = load_as_asked(spec)
-    spec = with_sampling(spec, model)
-    mitigation = mitigation_of(spec.mitigation, model) if spec.mitigation else None
-    bundle = bundle_of(spec)
-    check, subjects = chosen_subjects(spec, model, bundle)
-    subject = subject_of(spec, model)
-    ordinary = bundle.ordinary()
-    data = {group: pictures.source(group) for group, pictures in subjects.groups.items()}
-    data |= {"references": check.source} | sources_of({"mitigation": mitigation} if mitigation else {})
-    if spec.ordinary:
-        data["ordinary"] = text_source(spec.ordinary, ordinary)
-    record = record_of(spec, model, data, check.criterion)
-    own = model.encode([caption or "" for caption in subjects.attacked.captions])
-    if "ordinary" in attack.needs:
-        attack = attack.prepared(prompts=own, ordinary=model.encode(ordinary))
-    if mitigation is not None:
-        mitigation = mitigation.fitted(
-            subject, prompts=own, ordinary=model.encode(ordinary), seeds=range(len(ordinary)), progress=progress
-        )
+    inputs = Inputs.of(spec)
+    spec = inputs.spec
+    check, subjects = chosen_subjects(inputs)
+    mitigation = mitigation_of(spec.mitigation, inputs.model) if spec.mitigation else None
+    record = _record(inputs, check, subjects, mitigation)
+    work = _attacking(inputs, check, subjects, mitigation, run, progress)
     with Run.open(run, record):
-        applied = mitigation.applied(subject) if mitigation else nullcontext(subject)
-        with applied as attacked, checkpointed(model.denoiser, spec.checkpointing):
-            trial = Trial(curve_of(attack), spec.init, spec.restarts, tuple(range(SEEDS[0], SEEDS[0] + spec.pictures)))
-            table = _attack(attacked, subjects, attack, check.against, trial, ordinary, run, progress)
-        found = {group: from_rows([row for row in table if row["group"] == group]) for group in subjects.groups}
+        table = work.run(run, progress, part).to_pylist()
+        by_group = {group: from_rows([row for row in table if row["group"] == group]) for group in subjects.groups}
         facts = {"method": attack.name, "init": spec.init, "restarts": spec.restarts}
-        summary = summarise(found, check.criterion, spec.bound) | facts | {"unseen_from": subjects.unseen_from}
+        summary = summarise(by_group, check.criterion, spec.bound) | facts | {"unseen_from": subjects.unseen_from}
         write_json(run / "summary.json", summary)
         draw_curves(summary["curve"], run / "curves.svg")
         draw_sheet(_sheet(table), run)
     return summary
 
 
-def chosen_subjects(spec: AttackSpec, model: DiffusionModel, bundle: Bundle) -> tuple[CopyCheck, Subjects]:
+def chosen_subjects(inputs: Inputs) -> tuple[CopyCheck, Subjects]:
     """The comparison, and the pictures with their controls."""
+    spec, model, bundle = inputs.spec, inputs.model, inputs.bundle
     compared = "references" if bundle.has("references") else "targets"
     references = getattr(bundle, compared)(model.image_size)
     check = copy_check(model, references, bundle.source(compared), spec.sscd, spec.recipe)
@@ -119,21 +105,37 @@ def curve_of(attack: Attack) -> tuple[int, ...]:
     return (*(update for update in CURVE if update < attack.updates), attack.updates)
 
 
-def _attack(  # noqa: PLR0913
-    subject: Subject,
-    subjects: Subjects,
-    attack: Attack,
-    judge: Judge,
-    trial: Trial,
-    ordinary: Sequence[str],
-    run: Path,
-    progress: Progress,
-) -> list[Row]:
-    """One row a picture, restart, kept number of updates and seed."""
+def attacking(inputs: Inputs, run: Path, progress: Progress) -> Work[tuple[str, int]]:
+    """One row a picture, restart, kept number of updates and seed in `scores/attack.parquet`, and what is to be seen.
 
-    def work(shard: Sequence[tuple[str, int]]) -> list[Row]:
+    Raises:
+        UserError: The mitigation or the pictures cannot be used, or a prompt to start from is not known.
+    """
+    mitigation = mitigation_of(inputs.spec.mitigation, inputs.model) if inputs.spec.mitigation else None
+    return _attacking(inputs, *chosen_subjects(inputs), mitigation, run, progress)
+
+
+def _attacking(
+    inputs: Inputs, check: CopyCheck, subjects: Subjects, mitigation: Mitigation | None, run: Path, progress: Progress
+) -> Work[tuple[str, int]]:
+    spec, model = inputs.spec, inputs.model
+    own = model.encode([caption or "" for caption in subjects.attacked.captions])
+    ordinary = inputs.bundle.ordinary()
+    attack = attack_of(spec.method, spec.updates)
+    if "ordinary" in attack.needs:
+        attack = attack.prepared(prompts=own, ordinary=model.encode(ordinary))
+    if mitigation is not None:
+        mitigation = mitigation.fitted(
+            inputs.subject, prompts=own, ordinary=model.encode(ordinary), seeds=range(len(ordinary)), progress=progress
+        )
+    seeds = tuple(range(SEEDS[0], SEEDS[0] + spec.pictures))
+    trial = Trial(curve_of(attack), spec.init, spec.restarts, seeds)
+
+    def do(shard: Sequence[tuple[str, int]]) -> list[Row]:
         targets = _joined([subjects.groups[group][[index]] for group, index in shard])
-        found, evidence = extraction(subject, targets, attack, judge, trial, ordinary=ordinary)
+        applied = mitigation.applied(inputs.subject) if mitigation else nullcontext(inputs.subject)
+        with applied as subject, checkpointed(model.denoiser, spec.checkpointing):
+            extracted, evidence = extraction(subject, targets, attack, check.against, trial, ordinary=ordinary)
         ids = [f"{group}-{index:04d}" for group, index in shard]
         for name, images in (("attacked", evidence.attacked), ("original", evidence.original)):
             for key, image in zip(ids, images, strict=True):
@@ -143,21 +145,19 @@ def _attack(  # noqa: PLR0913
         with atomic(run / "embeds" / f"{ids[0]}.safetensors") as temporary:
             save_file({key: part.contiguous() for key, part in zip(ids, evidence.embeds, strict=True)}, temporary)
         facts = zip(ids, (group for group, _ in shard), targets.captions, strict=True)
-        return to_rows(found, [{"id": k, "group": g, "prompt": p, "embeds": ids[0]} for k, g, p in facts])
+        return to_rows(extracted, [{"id": k, "group": g, "prompt": p, "embeds": ids[0]} for k, g, p in facts])
 
     items = [(group, i) for group, pictures in subjects.groups.items() for i in range(len(pictures))]
-    folder = run / "shards" / "attack"
-    for done in run_shards(items, work, folder=folder, size=SHARD):
-        progress("attack", done, len(items))
-    rows: list[Row] = merge_shards(folder, run / "scores" / "attack.parquet").to_pylist()
-    return rows
+    return Work("attack", "scores/attack.parquet", items, do, size=SHARD)
 
 
 def _joined(parts: Sequence[References]) -> References:
-    names, masks, captions = (
-        tuple(v for part in parts for v in getattr(part, f)) for f in ("names", "masks", "captions")
+    return References(
+        names=tuple(chain.from_iterable(part.names for part in parts)),
+        pixels=torch.cat([part.pixels for part in parts]),
+        masks=tuple(chain.from_iterable(part.masks for part in parts)),
+        captions=tuple(chain.from_iterable(part.captions for part in parts)),
     )
-    return References(names, torch.cat([part.pixels for part in parts]), masks, captions)
 
 
 def _sheet(table: Sequence[Row]) -> dict[str, tuple[float, float]]:
@@ -165,5 +165,13 @@ def _sheet(table: Sequence[Row]) -> dict[str, tuple[float, float]]:
     last = max(row["step"] for row in table if row["step"] is not None)
     seed = table[0]["seed"]
     original = {row["id"]: row["value"] for row in table if row["step"] is None and row["seed"] == seed}
-    found = {r["id"]: r["value"] for r in table if r["step"] == last and r["seed"] == seed and r["restart"] == 0}
-    return {key: (original[key], found[key]) for key in found}
+    attacked = {r["id"]: r["value"] for r in table if r["step"] == last and r["seed"] == seed and r["restart"] == 0}
+    return {key: (original[key], attacked[key]) for key in attacked}
+
+
+def _record(inputs: Inputs, check: CopyCheck, subjects: Subjects, mitigation: Mitigation | None) -> RunRecord:
+    data = {group: pictures.source(group) for group, pictures in subjects.groups.items()}
+    data |= {"references": check.source} | sources_of({"mitigation": mitigation} if mitigation else {})
+    if inputs.spec.ordinary:
+        data["ordinary"] = text_source(inputs.spec.ordinary, inputs.bundle.ordinary())
+    return inputs.record(data, check.criterion)

@@ -13,14 +13,14 @@ from unmemorize.core.errors import UserError
 from unmemorize.core.methods import Attack, settings
 from unmemorize.core.run import Progress
 from unmemorize.core.sample import sampling_evaluations
-from unmemorize.core.shards import Row, merge_shards, run_shards, write_rows
+from unmemorize.core.shards import Row, write_rows
 from unmemorize.core.specs import AuditSpec, limited
 from unmemorize.metrics.budget import rates
 from unmemorize.metrics.similarity import References
 from unmemorize.stages.attack import attack_of
 from unmemorize.stages.inputs import Inputs, NotRun
 from unmemorize.stages.mitigate import LOWERING, Copies, Fitting, asked, attack_seeds, copied
-from unmemorize.stages.stage import COPIED, Cost, Stage
+from unmemorize.stages.stage import COPIED, Cost, Stage, Work, in_shards
 from unmemorize.stages.verify import reference_name
 from unmemorize.study.controls import FEWEST, Subjects, spread, with_controls
 from unmemorize.study.extracted import from_rows, to_rows
@@ -30,8 +30,8 @@ SHARD = 8  # pictures: a killed attack loses no more
 MEMORIZED, CONTROLS = "memorized", ("negative", "never trained")
 
 
-def _work(inputs: Inputs, run: Path, progress: Progress) -> None:
-    """Write `scores/attack.parquet`: what each picture gives after so many updates, by mitigation, group and seed.
+def attacking(inputs: Inputs, run: Path, progress: Progress) -> Work[tuple[str, str, Sequence[int]]]:
+    """What each picture gives after so many updates, by mitigation, group and seed: `scores/attack.parquet`.
 
     `attack_knows_it` says whether the attack searched the mitigated model: one that does not act on weights, it never
     meets.
@@ -57,18 +57,18 @@ def _work(inputs: Inputs, run: Path, progress: Progress) -> None:
     attack = _attack_of(inputs, subjects)
     trial = Trial(curve_of(spec), "prompt", 1, attack_seeds(spec))
 
-    def work(shard: Sequence[tuple[str, str, Sequence[int]]]) -> list[Row]:
+    def do(shard: Sequence[tuple[str, str, Sequence[int]]]) -> list[Row]:
         ((name, group, rows),) = shard
         applied = fitted[name].applied(subject) if name in fitted else nullcontext(subject)
         with applied as changed, model.counted() as cost:
-            found, _ = extraction(changed, groups[group][rows], attack, inputs.check.against, trial)
+            extracted, _ = extraction(changed, groups[group][rows], attack, inputs.check.against, trial)
         knows = name not in fitted or fitted[name].acts == "weights"
         head = {"mitigation": name, "group": group, "attack_knows_it": knows}
         facts = [head | {"id": f"{group}-{i:04d}"} for i in rows]
-        made = to_rows(found, facts)
+        table = to_rows(extracted, facts)
         first = group == MEMORIZED and 0 in rows  # with which a mitigation's fit is counted
         spent = cost.forward + (fits.get(name, 0) if first else 0)
-        return [row | {"spent": spent / len(made)} for row in made]
+        return [row | {"spent": spent / len(table)} for row in table]
 
     items = [
         (name, group, range(i, min(i + SHARD, len(targets))))
@@ -76,9 +76,7 @@ def _work(inputs: Inputs, run: Path, progress: Progress) -> None:
         for group, targets in groups.items()
         for i in range(0, len(targets), SHARD)
     ]
-    for done in run_shards(items, work, folder=run / "shards" / "attack", size=1):
-        progress("attack", done, len(items))
-    merge_shards(run / "shards" / "attack", run / "scores" / "attack.parquet")
+    return Work("attack", "scores/attack.parquet", items, do, size=1)
 
 
 def _attack_of(inputs: Inputs, subjects: Subjects) -> Attack:
@@ -132,7 +130,7 @@ def _cost(inputs: Inputs) -> Cost:
     return Cost(gradients + judged * calls, gradients=gradients, pictures=judged)
 
 
-ATTACK = Stage("attack", "attack", _work, _cost)
+ATTACK = Stage("attack", "attack", in_shards(attacking), _cost)
 
 
 def write_outcomes(run: Path) -> None:
@@ -143,10 +141,10 @@ def write_outcomes(run: Path) -> None:
     path = run / "scores" / "attack.parquet"
     if path.exists():
         attacked = pq.read_table(path).to_pylist()
-        found = {row["name"]: _by_group([r for r in attacked if r["mitigation"] == row["name"]]) for row in rows}
+        extractions = {row["name"]: _by_group([r for r in attacked if r["mitigation"] == row["name"]]) for row in rows}
         knows = {row["mitigation"]: row["attack_knows_it"] for row in attacked}
-        rows = [row | _after_attack(found[row["name"]], knows[row["name"]]) for row in rows]
-        _write(run, "attack_curve", [point for name, groups in found.items() for point in _curve(name, groups)])
+        rows = [row | _after_attack(extractions[row["name"]], knows[row["name"]]) for row in rows]
+        _write(run, "attack_curve", [point for name, groups in extractions.items() for point in _curve(name, groups)])
     _write(run, "mitigations", rows)
 
 
@@ -154,38 +152,41 @@ def _by_group(rows: Sequence[Row]) -> dict[str, Extraction]:
     return {group: from_rows([r for r in rows if r["group"] == group]) for group in (MEMORIZED, *CONTROLS)}
 
 
-def _after_attack(found: Mapping[str, Extraction], knows_it: bool) -> Row:
+def _after_attack(groups: Mapping[str, Extraction], knows_it: bool) -> Row:
     """The last copy rates, of memorized pictures and of the harder control, and in how many pictures copies are."""
-    control = max(CONTROLS, key=lambda group: _share(found[group]))
+    control = max(CONTROLS, key=lambda group: _share(groups[group]))
     counts = {
         "attack_knows_it": knows_it,
-        "pictures_copied_attacked": _copied(found[MEMORIZED]),
+        "pictures_copied_attacked": _copied(groups[MEMORIZED]),
         "control": control,
-        "control_pictures": len(found[control].names),
-        "control_pictures_copied": _copied(found[control]),
+        "control_pictures": len(groups[control].names),
+        "control_pictures_copied": _copied(groups[control]),
     }
-    last = {"copy_rate_attacked": rates(found[MEMORIZED].copied)[-1], "control_rate": rates(found[control].copied)[-1]}
-    ends = {"": "value", "_low": "low", "_high": "high"}
-    return counts | {key + end: getattr(rate, name) for key, rate in last.items() for end, name in ends.items()}
+    intervals: Row = {}
+    for name, group in (("copy_rate_attacked", MEMORIZED), ("control_rate", control)):
+        last = rates(groups[group].copied)[-1]
+        intervals |= {name: last.value, f"{name}_low": last.low, f"{name}_high": last.high}
+    return counts | intervals
 
 
-def _copied(found: Extraction) -> int:
+def _copied(group: Extraction) -> int:
     """Pictures with a copy at any seed after the last update."""
-    return int(found.copied[:, :, -1].any(axis=(1, 2)).sum())
+    return int(group.copied[:, :, -1].any(axis=(1, 2)).sum())
 
 
-def _share(found: Extraction) -> tuple[float, float]:
+def _share(group: Extraction) -> tuple[float, float]:
     """How hard a control is: the share of its pictures with a copy, then that of all its generated pictures."""
-    return _copied(found) / len(found.names), float(found.copied[:, :, -1].mean())
+    return _copied(group) / len(group.names), float(group.copied[:, :, -1].mean())
 
 
-def _curve(name: str, found: Mapping[str, Extraction]) -> list[Row]:
-    return [
-        {"mitigation": name, "group": group, "steps": step, "copy_rate": rate.value}
-        | {"low": rate.low, "high": rate.high, "ratio": float(part.values[:, :, s].mean())}
-        for group, part in found.items()
-        for s, (step, rate) in enumerate(zip(part.steps, rates(part.copied), strict=True))
-    ]
+def _curve(name: str, groups: Mapping[str, Extraction]) -> list[Row]:
+    points = []
+    for group, extracted in groups.items():
+        for s, rate in enumerate(rates(extracted.copied)):
+            point: Row = {"mitigation": name, "group": group, "steps": extracted.steps[s], "copy_rate": rate.value}
+            point |= {"low": rate.low, "high": rate.high, "ratio": float(extracted.values[:, :, s].mean())}
+            points.append(point)
+    return points
 
 
 def _write(run: Path, name: str, rows: Sequence[Row]) -> None:

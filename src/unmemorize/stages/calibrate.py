@@ -10,14 +10,13 @@ import numpy as np
 import pyarrow as pa
 
 from unmemorize.core.errors import NotApplicable
-from unmemorize.core.methods import Detector, parse
 from unmemorize.core.run import Progress, write_json
 from unmemorize.core.shards import write_rows
 from unmemorize.data.source import Prompt
 from unmemorize.metrics.calibrate import check_calibration, conformal_p_values
 from unmemorize.metrics.discovery import benjamini_hochberg
 from unmemorize.metrics.related import related
-from unmemorize.stages.detect import score_into
+from unmemorize.stages.detect import scores_of_all
 from unmemorize.stages.inputs import Inputs, Ordinary, scores_of
 from unmemorize.stages.stage import Cost, Stage
 
@@ -35,7 +34,7 @@ def _work(inputs: Inputs, run: Path, progress: Progress) -> None:
     Raises:
         NotApplicable: There are too few ordinary prompts.
     """
-    prompts, ordinary, seeds = inputs.prompts, inputs.ordinary, inputs.spec.numbers
+    prompts, ordinary = inputs.prompts, inputs.ordinary
     scores = scores_of(run, len(prompts))
     count = len(ordinary.listed) + len(ordinary.others)
     if count < ENOUGH:
@@ -44,8 +43,7 @@ def _work(inputs: Inputs, run: Path, progress: Progress) -> None:
         )
     known = scores[list(ordinary.listed)].mean(axis=1)
     if ordinary.others:
-        detector: Detector = parse("detector", inputs.spec.method)
-        table = score_into("ordinary", inputs.subject, detector, ordinary.others, run, progress, seeds=seeds)
+        table = scores_of_all("ordinary", inputs, ordinary.others).run(run, progress)
         known = np.r_[known, table["score"].to_numpy().reshape(len(ordinary.others), -1).mean(axis=1)]
     tested = sorted(set(range(len(prompts))) - set(ordinary.listed))
     p = conformal_p_values(scores[tested].mean(axis=1), known)

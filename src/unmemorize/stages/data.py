@@ -16,7 +16,8 @@ from PIL import Image
 from unmemorize.core.errors import UserError
 from unmemorize.core.outputs import Output, check_outputs
 from unmemorize.core.pictures import Unusable, read_picture
-from unmemorize.core.run import Progress, Run, RunRecord, atomic, versions, write_json
+from unmemorize.core.run import Progress, Run, RunRecord, atomic, quiet, versions, write_json
+from unmemorize.core.shards import WHOLE, Part
 from unmemorize.core.specs import DataSpec
 from unmemorize.data.captions import pieces
 from unmemorize.data.curation import actions, collect_stakes, group_rows, kept_rows
@@ -34,18 +35,19 @@ SHOWN = 40  # groups, and triggers of a kind, that the page shows with pictures
 SMALL = 128  # pixels of a picture on the page
 
 
-def audit_data(spec: DataSpec, run: Path, progress: Progress = lambda stage, done, total: None) -> dict[str, Any]:
+def audit_data(spec: DataSpec, run: Path, progress: Progress = quiet, part: Part = WHOLE) -> dict[str, Any]:
     """Run or continue a data audit in `run`; returns its summary and leaves `report.html` there.
 
     Raises:
         UserError: The source cannot be used, `run` holds another run or lies in the source, or the export would
             overwrite the source.
+        Unfinished: Other parts are not done.
         MissingExtra: duckdb or ImageHash is not installed.
     """
     require()
     source = Path(spec.source)
     _check_places(spec, run)
-    found = pieces(source, spec.column)
+    parts = pieces(source, spec.column)
     record = RunRecord(
         status="running",
         spec={"source": spec.source, "column": spec.column},
@@ -55,10 +57,10 @@ def audit_data(spec: DataSpec, run: Path, progress: Progress = lambda stage, don
         criterion={"name": "near-duplicate", "threshold": SAME, "recipe": f"phash-{BITS}-cosine-16px"},
     )
     with Run.open(run, record):
-        progress("read", 0, len(found))
-        for done in read_pieces(found, run):
-            progress("read", done, len(found))
-        summary = analyse(run, found, progress)
+        progress("read", 0, len(parts))
+        for done in read_pieces(parts, run, part):
+            progress("read", done, len(parts))
+        summary = analyse(run, parts, progress)
         if spec.out:
             _export(run, Path(spec.out))
     build_data_report(run)
@@ -74,7 +76,7 @@ def _check_places(spec: DataSpec, run: Path) -> None:
     check_outputs(outputs, [spec.source])
 
 
-def analyse(run: Path, found: Sequence[Piece], progress: Progress) -> dict[str, Any]:
+def analyse(run: Path, parts: Sequence[Piece], progress: Progress) -> dict[str, Any]:
     """Find duplicates and triggers in the rows that were read, and write them down."""
     skipped = _skipped(run)
     with database(run) as connection:
@@ -104,7 +106,7 @@ def analyse(run: Path, found: Sequence[Piece], progress: Progress) -> dict[str, 
         captions = caption_groups(connection, SHOWN)
         captions_from = caption_files(connection)
     write_json(run / "samples.json", {"groups": {str(k): v for k, v in samples.items()}, "captions": captions})
-    _thumbnails(run, list(found), {row["row"] for rows in samples.values() for row in rows})
+    _thumbnails(run, list(parts), {row["row"] for rows in samples.values() for row in rows})
     summary = {
         "triggers": [_public(t) for t in triggers],
         "duplicate_groups": len(groups),
@@ -188,9 +190,9 @@ def _shown_groups(groups: Sequence[Group], triggers: Sequence[Trigger]) -> list[
     return sorted(set(shown))
 
 
-def _thumbnails(run: Path, found: list[Piece], rows: set[int]) -> None:
+def _thumbnails(run: Path, parts: list[Piece], rows: set[int]) -> None:
     missing = {row for row in rows if not (run / "pictures" / f"{row}.png").exists()}
-    for row, content in picture_files(found, missing):
+    for row, content in picture_files(parts, missing):
         try:
             image = read_picture(content)
         except Unusable:

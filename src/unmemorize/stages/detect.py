@@ -9,39 +9,31 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from unmemorize.core.errors import UserError
-from unmemorize.core.methods import Detector, Subject, parse
+from unmemorize.core.methods import Detector, parse
 from unmemorize.core.plain import to_json
 from unmemorize.core.results import Scores
 from unmemorize.core.run import Progress, Run
-from unmemorize.core.shards import Row, merge_shards, run_shards, write_rows
+from unmemorize.core.shards import WHOLE, Part, Row, write_rows
 from unmemorize.core.specs import DetectSpec
 from unmemorize.data.source import Prompt
-from unmemorize.stages.inputs import (
-    Inputs,
-    bundle_of,
-    load_as_asked,
-    prompt_source,
-    record_of,
-    subject_of,
-    with_sampling,
-)
-from unmemorize.stages.stage import Cost, Stage
+from unmemorize.stages.inputs import Inputs, prompt_source
+from unmemorize.stages.stage import Cost, Stage, Work, in_shards
 
 
-def detect(spec: DetectSpec, run: Path, progress: Progress) -> list[Row]:
+def detect(spec: DetectSpec, run: Path, progress: Progress, part: Part = WHOLE) -> list[Row]:
     """Score the prompts into `run`; returns one row a prompt, highest score first.
 
     Raises:
         UserError: The model, the prompts or the method cannot be used, or `run` holds another run.
+        Unfinished: Other parts are not done.
     """
-    detector: Detector = parse("detector", spec.method)
-    bundle = bundle_of(spec)
-    prompts = bundle.prompts
-    model = load_as_asked(spec)
-    spec = with_sampling(spec, model)
-    data = {"prompts": prompt_source(bundle.source("prompts"), prompts)}
-    with Run.open(run, record_of(spec, model, data)):
-        table = score_prompts(subject_of(spec, model), detector, prompts, run, progress, seeds=spec.numbers)
+    parse("detector", spec.method)  # or a mistake in it would be told once the model is loaded
+    inputs = Inputs.of(spec)
+    prompts = inputs.prompts
+    source = prompt_source(inputs.bundle.source("prompts"), prompts)
+    with Run.open(run, inputs.record({"prompts": source})):
+        write_prompts(prompts, run)
+        table = scoring(inputs, run, progress).run(run, progress, part)
     scores = table["score"].to_numpy().reshape(len(prompts), -1).mean(axis=1)
     spent = table["evaluations"].to_numpy().reshape(len(prompts), -1).sum(axis=1)
     rows = [
@@ -51,47 +43,27 @@ def detect(spec: DetectSpec, run: Path, progress: Progress) -> list[Row]:
     return sorted(rows, key=lambda row: -row["score"])
 
 
-def score_prompts(
-    subject: Subject,
-    detector: Detector,
-    prompts: Sequence[Prompt],
-    run: Path,
-    progress: Progress,
-    *,
-    seeds: Sequence[int],
-) -> pa.Table:
-    """Write `scores/prompts.parquet` and `scores/detect.parquet`: one row a prompt and seed, in that order."""
-    _write_prompts(prompts, run / "scores" / "prompts.parquet")
-    return score_into("detect", subject, detector, prompts, run, progress, seeds=seeds)
+def scoring(inputs: Inputs, run: Path, progress: Progress) -> Work[Prompt]:
+    """Scoring the prompts: `scores/detect.parquet`, one row a prompt and seed, in that order."""
+    return scores_of_all("detect", inputs, inputs.prompts)
 
 
-def score_into(
-    name: str,
-    subject: Subject,
-    detector: Detector,
-    prompts: Sequence[Prompt],
-    run: Path,
-    progress: Progress,
-    *,
-    seeds: Sequence[int],
-) -> pa.Table:
-    """Write `scores/NAME.parquet`: one row a prompt and seed, in that order.
+def scores_of_all(name: str, inputs: Inputs, prompts: Sequence[Prompt]) -> Work[Prompt]:
+    """Scoring some prompts: `scores/NAME.parquet`, one row a prompt and seed, in that order.
 
-    Raises:
-        UserError: The model's predictions are not finite.
+    A shard raises UserError where the model's predictions are not finite.
     """
-    model = subject.model
-    score = detector.ready(subject, seeds=seeds)
+    detector: Detector = parse("detector", inputs.spec.method)
+    model, seeds = inputs.model, inputs.spec.numbers
+    score = detector.ready(inputs.subject, seeds=seeds)
 
-    def work(shard: Sequence[Prompt]) -> list[Row]:
+    def do(shard: Sequence[Prompt]) -> list[Row]:
         scores = score(model.encode([prompt.text for prompt in shard]))
         if not scores.by_seed.isfinite().all():
             raise UserError(f"{model.name}: its predictions are not finite: load it in a wider dtype")
         return _rows(shard, scores, detector.name, seeds)
 
-    for done in run_shards(prompts, work, folder=run / "shards" / name, size=32):
-        progress(name, done, len(prompts))
-    return merge_shards(run / "shards" / name, run / "scores" / f"{name}.parquet")
+    return Work(name, f"scores/{name}.parquet", prompts, do, size=32)
 
 
 def _rows(prompts: Sequence[Prompt], scores: Scores, method: str, seeds: Sequence[int]) -> list[Row]:
@@ -125,21 +97,17 @@ def wen_lines(run: Path) -> list[str]:
     return [to_json(line) for line in lines.values()]
 
 
-def _write_prompts(prompts: Sequence[Prompt], path: Path) -> None:
+def write_prompts(prompts: Sequence[Prompt], run: Path) -> None:
+    """Write `scores/prompts.parquet`."""
     text, integer, truth = pa.string(), pa.int64(), pa.bool_()
     known = [("kind", text), ("copies", integer), ("memorable", truth), ("cluster", text)]
     schema = pa.schema([("id", text), ("prompt", text), *known])
     rows = [{"id": p.id, "prompt": p.text} | {name: getattr(p, name) for name, _ in known} for p in prompts]
-    write_rows(path, rows, schema)
-
-
-def _work(inputs: Inputs, run: Path, progress: Progress) -> None:
-    detector: Detector = parse("detector", inputs.spec.method)
-    score_prompts(inputs.subject, detector, inputs.prompts, run, progress, seeds=inputs.spec.numbers)
+    write_rows(run / "scores" / "prompts.parquet", rows, schema)
 
 
 def _cost(inputs: Inputs) -> Cost:
     return Cost(inputs.spec.seeds * (len(inputs.prompts) + 1))
 
 
-DETECT = Stage("detect", "detect", _work, _cost)
+DETECT = Stage("detect", "detect", in_shards(scoring), _cost)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -14,14 +14,14 @@ from unmemorize.core.methods import Explainer, Subject, parse
 from unmemorize.core.results import Explanation
 from unmemorize.core.run import Progress
 from unmemorize.core.sample import sampling_evaluations
-from unmemorize.core.shards import Row, merge_shards, run_shards
+from unmemorize.core.shards import Row
 from unmemorize.core.specs import ExplainSpec, limited
 from unmemorize.data.source import Prompt
 from unmemorize.explain.leave_one_out import LeaveOneOut
 from unmemorize.explain.tokens import rank_agreement
 from unmemorize.explain.words import measure, occurrences, without
-from unmemorize.stages.inputs import Inputs, load_as_asked, scores_of, subject_of
-from unmemorize.stages.stage import COPIED, Cost, Stage
+from unmemorize.stages.inputs import Inputs, scores_of
+from unmemorize.stages.stage import COPIED, Cost, Stage, Work, in_shards
 from unmemorize.stages.verify import reference_name
 from unmemorize.study.copies import CopyCheck
 
@@ -38,7 +38,7 @@ def explain(spec: ExplainSpec) -> Row:
     if not prompt.strip():
         raise UserError("the prompt is empty: name one with at least a word")
     explainer: Explainer = parse("explainer", spec.method)
-    subject = subject_of(spec, load_as_asked(spec))
+    subject = Inputs.of(spec).subject
     explanation = explainer.explain(subject, prompt, seeds=spec.numbers)
     words: list[Row] = []
     for word, value in zip(explanation.words, explanation.significance, strict=True):
@@ -54,35 +54,25 @@ def explain(spec: ExplainSpec) -> Row:
     return result
 
 
-def explain_prompts(
-    subject: Subject,
-    explainer: Explainer,
-    prompts: Sequence[Prompt],
-    run: Path,
-    progress: Progress,
-    *,
-    seeds: Sequence[int],
-    copies: Mapping[str, Callable[[Tensor], list[bool]]],
-) -> None:
-    """Write `scores/explain.parquet`: the words of each prompt, their significance, and copies without the first word.
-
-    Args:
-        subject: The model, drawn from as the pictures with and without a word are to be.
-        explainer: What explains.
-        prompts: What to explain.
-        run: The run directory.
-        progress: Told of prompts that are done.
-        seeds: Of the explanations and of the pictures.
-        copies: By id of a prompt that gave a copy: which of some pictures (n, 3, h, w) are copies of that picture.
+def explaining(inputs: Inputs, run: Path, progress: Progress) -> Work[Prompt]:
+    """The words of each chosen prompt, their significance, and copies without the first: `scores/explain.parquet`.
 
     Raises:
         NotApplicable: No prompt holds a word.
     """
-    worded = [p for p in prompts if p.text.strip()]
+    spec, prompts, subject, seeds = inputs.spec, inputs.prompts, inputs.subject, inputs.spec.numbers
+    means = scores_of(run, len(prompts)).mean(axis=1)
+    verified = run / "scores" / "verify.parquet"
+    rows = pq.read_table(verified).to_pylist() if verified.exists() else []
+    copies = _copies(inputs, [row for row in rows if row["verdict"] != "none"])
+    order = sorted(range(len(prompts)), key=lambda i: (prompts[i].id not in copies, -means[i]))
+    chosen = [prompts[i] for i in order[: limited(spec.explain, len(order))]]
+    worded = [prompt for prompt in chosen if prompt.text.strip()]
     if not worded:
         raise NotApplicable("no prompt holds a word")
+    explainer: Explainer = parse("explainer", spec.explainer)
 
-    def work(shard: Sequence[Prompt]) -> list[Row]:
+    def do(shard: Sequence[Prompt]) -> list[Row]:
         rows = []
         for prompt in shard:
             with subject.model.counted() as cost:
@@ -93,9 +83,7 @@ def explain_prompts(
             rows.append(row | {"evaluations": cost.forward})
         return rows
 
-    for done in run_shards(worded, work, folder=run / "shards" / "explain", size=4):
-        progress("explain", done, len(worded))
-    merge_shards(run / "shards" / "explain", run / "scores" / "explain.parquet")
+    return Work("explain", "scores/explain.parquet", worded, do, size=4)
 
 
 def _without_first(
@@ -116,18 +104,6 @@ def _row(name: str, explanation: Explanation) -> Row:
     row: Row = {"id": name, "starts": starts, "stops": stops, "significance": list(explanation.significance)}
     row |= dict.fromkeys(SPECIAL) | explanation.special
     return row | dict.fromkeys(("omitted", "pictures", "copies_with", "copies_without"))
-
-
-def _work(inputs: Inputs, run: Path, progress: Progress) -> None:
-    spec, prompts = inputs.spec, inputs.prompts
-    means = scores_of(run, len(prompts)).mean(axis=1)
-    verified = run / "scores" / "verify.parquet"
-    rows = pq.read_table(verified).to_pylist() if verified.exists() else []
-    copies = _copies(inputs, [row for row in rows if row["verdict"] != "none"])
-    order = sorted(range(len(prompts)), key=lambda i: (prompts[i].id not in copies, -means[i]))
-    chosen = [prompts[i] for i in order[: limited(spec.explain, len(order))]]
-    explainer: Explainer = parse("explainer", spec.explainer)
-    explain_prompts(inputs.subject, explainer, chosen, run, progress, seeds=spec.numbers, copies=copies)
 
 
 def _copies(inputs: Inputs, rows: Sequence[Row]) -> dict[str, Callable[[Tensor], list[bool]]]:
@@ -160,4 +136,4 @@ def _cost(inputs: Inputs) -> Cost:
     return Cost(evaluations, gradients=seeds * explained, pictures=pictures)
 
 
-EXPLAIN = Stage("explain", "explain", _work, _cost)
+EXPLAIN = Stage("explain", "explain", in_shards(explaining), _cost)

@@ -1,34 +1,139 @@
-"""What scoring, probing and attacking will take: the work on one item is done and timed, and items are counted."""
+"""What a command will take: work on one item is done and timed, and items are counted. Nothing is written."""
 
 from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TypeVar
 
+import torch
+
+from unmemorize.attack.dori import Dori
 from unmemorize.attack.extraction import SEEDS, Trial, extraction
+from unmemorize.core.batches import in_batches
 from unmemorize.core.errors import UserError
-from unmemorize.core.methods import Detector, parse
+from unmemorize.core.methods import Detector, Localizer, Subject, Training, parse, settings
 from unmemorize.core.model import DiffusionModel
-from unmemorize.core.sample import sampling_evaluations
-from unmemorize.core.specs import AttackSpec, DetectSpec, TriggerSpec
+from unmemorize.core.results import Surrogates
+from unmemorize.core.sample import generators, sampling_evaluations
+from unmemorize.core.specs import AttackSpec, DetectSpec, LocalitySpec, LocateSpec, MitigateSpec, TriggerSpec
 from unmemorize.explain.words import measure
+from unmemorize.models.pipeline import PipelineModel
 from unmemorize.stages.attack import checked_attack, chosen_subjects, curve_of
-from unmemorize.stages.inputs import bundle_of, load_as_asked, subject_of, with_sampling
-from unmemorize.stages.triggers import texts_of
+from unmemorize.stages.inputs import Inputs
+from unmemorize.stages.locality import localizers_of, memorized_of
+from unmemorize.stages.locate import prompts_of, require_ordinary
+from unmemorize.stages.stage import Cost
+from unmemorize.stages.triggers import texts_of, variants_of
+from unmemorize.stages.unlearn import CHECK_SEEDS, CHECKED, STARTS, measures, trained_in
+from unmemorize.stages.unlearner import pairs_of, unlearner_of
+from unmemorize.unlearn.finetune import Finetuning, Objective
+from unmemorize.unlearn.loop import Team
+
+ROWS = 32  # evaluations at once, as the stages do
+BACKWARD = 2  # a gradient costs about two evaluations more
+HALF, SINGLE = 2, 4  # bytes of a number
+TRAINED = 4 * SINGLE  # bytes of a parameter that is trained: its weight, its gradient and AdamW's two moments
 
 Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True)
+class Memory:
+    """GB (10⁹ bytes), computed from the shapes of the weights: without activations, whose share grows with `--batch`.
+
+    Attributes:
+        float32: All weights in float32.
+        half: All weights in half precision.
+        training: What training all weights of the denoiser holds at least: these with gradients and moments in float32.
+    """
+
+    float32: float
+    half: float
+    training: float
+
+    @classmethod
+    def of(cls, model: PipelineModel) -> Memory:
+        """What a model takes."""
+        sizes = model.sizes
+        every, trained = sum(sizes.values()), sizes["denoiser"]
+        training = (every - trained) * SINGLE + trained * TRAINED
+        return cls(every * SINGLE / 1e9, every * HALF / 1e9, training / 1e9)
 
 
 @dataclass(frozen=True)
 class Expected:
-    """Denoiser evaluations and seconds by stage, without loading, and how many prompts, texts or pictures there are."""
+    """What to expect, without loading.
+
+    Attributes:
+        items: How many prompts, texts or pictures there are.
+        evaluations: Of the denoiser, by stage.
+        seconds: By stage, on this machine.
+        memory: What the model takes.
+    """
 
     items: int
     evaluations: dict[str, int]
     seconds: dict[str, float]
+    memory: Memory
+
+
+@dataclass(frozen=True)
+class Speed:
+    """Seconds of one evaluation and of decoding one picture, on a warm machine."""
+
+    evaluation: float
+    decoding: float
+
+    @classmethod
+    def of(cls, model: DiffusionModel, steps: int) -> Speed:
+        """Measured, with random latents and the empty prompt."""
+        cond = model.encode([""] * ROWS)
+        x = model.noise(generators(range(ROWS)))
+        t = model.schedule(steps).timesteps[0]
+
+        def evaluate() -> None:
+            for _ in in_batches(model, ROWS, lambda part: model.predict(x[part], t, cond[part]), size=ROWS):
+                pass
+
+        def decode() -> None:
+            for _ in in_batches(model, 4, lambda part: model.decode(x[part]), size=4):
+                pass
+
+        with torch.no_grad():
+            return cls(_seconds_of(evaluate) / ROWS, _seconds_of(decode) / 4)
+
+    def seconds(self, cost: Cost) -> float:
+        """What some work takes."""
+        evaluations = cost.evaluations + BACKWARD * cost.gradients
+        return evaluations * self.evaluation + cost.pictures * self.decoding
+
+
+@dataclass(frozen=True)
+class Spent:
+    """Evaluations and seconds that some work took."""
+
+    evaluations: float
+    seconds: float
+
+    def __add__(self, other: Spent) -> Spent:
+        return Spent(self.evaluations + other.evaluations, self.seconds + other.seconds)
+
+    def __sub__(self, other: Spent) -> Spent:
+        return Spent(max(self.evaluations - other.evaluations, 0), max(self.seconds - other.seconds, 0))
+
+    def __mul__(self, times: float) -> Spent:
+        return Spent(self.evaluations * times, self.seconds * times)
+
+
+def expected(model: PipelineModel, items: int, spent: Mapping[str, Spent]) -> Expected:
+    """A forecast from what each stage takes."""
+    evaluations = {stage: round(part.evaluations) for stage, part in spent.items()}
+    return Expected(items, evaluations, {stage: part.seconds for stage, part in spent.items()}, Memory.of(model))
 
 
 def forecast_detect(spec: DetectSpec) -> Expected:
@@ -38,11 +143,11 @@ def forecast_detect(spec: DetectSpec) -> Expected:
         UserError: The model, the prompts or the method cannot be used.
     """
     detector: Detector = parse("detector", spec.method)
-    prompts = [prompt.text for prompt in bundle_of(spec).prompts]
-    model = load_as_asked(spec)
-    subject = subject_of(with_sampling(spec, model), model)
-    score = detector.ready(subject, seeds=spec.numbers)
-    return _timed(model, "detect", prompts, lambda prompt: score(model.encode([prompt])))
+    inputs = Inputs.of(spec)
+    model, prompts = inputs.model, [prompt.text for prompt in inputs.prompts]
+    score = detector.ready(inputs.subject, seeds=spec.numbers)
+    each = _warm(model, prompts[0], lambda prompt: score(model.encode([prompt])))
+    return expected(model, len(prompts), {"detect": each * len(prompts)})
 
 
 def forecast_triggers(spec: TriggerSpec) -> Expected:
@@ -51,10 +156,14 @@ def forecast_triggers(spec: TriggerSpec) -> Expected:
     Raises:
         UserError: The model or the prompts cannot be used.
     """
-    texts = texts_of(spec)
-    model = load_as_asked(spec)
-    subject, seeds = subject_of(with_sampling(spec, model), model), range(spec.pictures)
-    return _timed(model, "probe", texts, lambda text: measure(subject, [text], lambda x: [False] * len(x), seeds=seeds))
+    inputs = Inputs.of(spec)
+    subject, seeds = inputs.subject, range(spec.pictures)
+    texts = texts_of(variants_of(spec, inputs.bundle))
+
+    def measured(text: str) -> object:
+        return measure(subject, [text], lambda pictures: [False] * len(pictures), seeds=seeds)
+
+    return expected(inputs.model, len(texts), {"probe": _warm(inputs.model, texts[0], measured) * len(texts)})
 
 
 def forecast_attack(spec: AttackSpec) -> Expected:
@@ -66,26 +175,150 @@ def forecast_attack(spec: AttackSpec) -> Expected:
     attack = checked_attack(spec)
     if "ordinary" in attack.needs:
         raise UserError(f"--dry-run: {attack.name} has no update to time: {attack.cost}")
-    model = load_as_asked(spec)
-    spec = with_sampling(spec, model)
-    check, subjects = chosen_subjects(spec, model, bundle_of(spec))
-    subject, one = subject_of(spec, model), subjects.attacked[[0]]
+    inputs = Inputs.of(spec)
+    model, subject = inputs.model, inputs.subject
+    check, subjects = chosen_subjects(inputs)
+    one = subjects.attacked[[0]]
     short = dataclasses.replace(attack, updates=1)  # type: ignore[type-var]
-    since = time.perf_counter()
-    with model.counted() as cost:
-        found, _ = extraction(subject, one, short, check.against, Trial((1,), spec.init, 1, SEEDS[:1]))
-    each = (time.perf_counter() - since) / cost.forward
+    trial = Trial((1,), spec.init, 1, SEEDS[:1])
+    (numbers, _), spent = _timed(model, lambda: extraction(subject, one, short, check.against, trial))
     pictures = sum(len(group) for group in subjects.groups.values())
     judged = len({0, *curve_of(attack)}) - (spec.init == "prompt")  # the prompt's own pictures are made once
-    made = (1 + spec.restarts * judged) * spec.pictures * sampling_evaluations(model, subject.sampler)
-    evaluations = pictures * round(made + spec.restarts * attack.updates * found.evaluations)
-    return Expected(pictures, {"attack": evaluations}, {"attack": evaluations * each})
+    generated = (1 + spec.restarts * judged) * spec.pictures * sampling_evaluations(model, subject.sampler)
+    evaluations = pictures * round(generated + spec.restarts * attack.updates * numbers.evaluations)
+    return expected(model, pictures, {"attack": spent * (evaluations / spent.evaluations)})
 
 
-def _timed(model: DiffusionModel, stage: str, items: Sequence[Item], work: Callable[[Item], object]) -> Expected:
-    work(items[0])  # the first call of all takes longer than those that follow
+def forecast_locate(spec: LocateSpec) -> Expected:
+    """Locate for one prompt and for two, and count the prompts.
+
+    Raises:
+        UserError: As `locate`.
+    """
+    localizer: Localizer = parse("localizer", spec.method)
+    require_ordinary(spec, localizer)
+    inputs = Inputs.of(spec)
+    prompts, ordinary = prompts_of(inputs, localizer)
+    spent = located(inputs, localizer, prompts[:2], ordinary, len(prompts))
+    return expected(inputs.model, len(prompts), {"locate": spent})
+
+
+def located(inputs: Inputs, localizer: Localizer, prompts: Sequence[str], ordinary: Sequence[str], count: int) -> Spent:
+    """What locating for `count` prompts takes, of which one or two are given.
+
+    What is measured once, for all prompts, is what the empty one takes more at first than when it is asked for again.
+    """
+    model = inputs.model
+    usual = model.encode(ordinary) if ordinary else None
+
+    def find(texts: Sequence[str]) -> Spent:
+        cond = model.encode(texts)
+        _, spent = _timed(model, lambda: localizer.find(Subject(model), cond, ordinary=usual))
+        return spent
+
+    once = find([""]) - find([""])
+    one = find(prompts[:1])
+    each = find(prompts[:2]) - one if count > 1 else one
+    return once + one + each * (count - 1)
+
+
+def forecast_locality(spec: LocalitySpec) -> Expected:
+    """Attack from one start with one update, locate with each method, and count what more starts and embeddings take.
+
+    Raises:
+        UserError: As `locality`.
+    """
+    localizers = localizers_of(spec)
+    inputs = Inputs.of(spec)
+    model, subject, spec = inputs.model, inputs.subject, inputs.spec
+    prompts, ordinary = [prompt.text for prompt in memorized_of(inputs)], inputs.bundle.ordinary()
+    with torch.no_grad():
+        latent = model.invert(inputs.check.references[[0]].images)
+    start = model.encode([""])
+    _, update = _timed(model, lambda: Dori(updates=1).attack(Subject(model), latent, start, seeds=[0]))
+    drawn = (spec.inits + len(prompts)) * spec.pictures
+    sampled = Cost(drawn * sampling_evaluations(model, subject.sampler), 0, drawn)
+    embeddings = 2 * spec.inits + len(prompts) + min(spec.inits, len(ordinary))
+    spent = {
+        "attack": update * (spec.inits * spec.updates),
+        "generate": Spent(sampled.evaluations, Speed.of(model, spec.steps).seconds(sampled)),
+    }
+    for name, localizer in localizers.items():
+        spent[name] = located(inputs, localizer, prompts[:2], ordinary, embeddings)
+    return expected(model, spec.inits, spent)
+
+
+def forecast_mitigate(spec: MitigateSpec) -> Expected:
+    """Compute the gradients of two updates, and count what more updates, checks and measurements take.
+
+    Raises:
+        UserError: As `mitigate`, or the unlearner trains in a way of its own, which no update can be timed of.
+    """
+    unlearner = unlearner_of(spec)
+    if not isinstance(unlearner, Finetuning):
+        raise UserError(f"--dry-run: {unlearner.name} has no update to time: {unlearner.cost}")
+    inputs = Inputs.of(trained_in(spec, spec.device))
+    model, subject, spec = inputs.model, inputs.subject, inputs.spec
+    subjects, _, split = measures(spec, model)
+    forget, keep = pairs_of(model, subjects.memorized), pairs_of(model, split.train)
+    asked = []
+
+    def stand_ins() -> Surrogates:
+        asked.append(True)
+        return Surrogates(forget.latents, torch.arange(len(forget)))
+
+    objective = unlearner.objective(subject, forget, keep, Training(Path(), surrogates=stand_ins))
+    first, later = (_update(model, objective, number) for number in (0, 1))
+    rounds = -(-unlearner.updates // int(settings(unlearner).get("every", unlearner.updates)))
+    training = later * unlearner.updates + (first - later) * rounds
+
+    calls = sampling_evaluations(model, subject.sampler)
+    count, ordinary = len(subjects.memorized), len(subjects.ordinary)
+    attack = Dori(updates=spec.attack_updates)
+
+    def attacks(pictures: int, seeds: int) -> Cost:
+        gradients = pictures * attack.updates * attack.batch
+        return Cost(gradients + pictures * seeds * calls, gradients, pictures * seeds)
+
+    checks = unlearner.updates // unlearner.check_every if unlearner.check_every else 0
+    measured = 2 * (count + ordinary) * spec.pictures
+    costs = {
+        "measure": Cost(measured * calls, 0, measured) + attacks(count, spec.pictures) * STARTS,
+        "checks": attacks(min(CHECKED, count), min(CHECK_SEEDS, spec.pictures)) * checks,
+        "surrogates": Cost(count * spec.surrogates * calls, 0, count * spec.surrogates) if asked else Cost(),
+    }
+    speed = Speed.of(model, spec.steps)
+    spent = {name: Spent(cost.evaluations, speed.seconds(cost)) for name, cost in costs.items() if cost.evaluations}
+    return expected(model, count, {"updates": training} | spent)
+
+
+def _update(model: DiffusionModel, objective: Objective, number: int) -> Spent:
+    """One update's gradients, which change no weight."""
+    for parameter in model.denoiser.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    _, spent = _timed(model, lambda: objective.backward(model, number, Team(model.device)))
+    for parameter in model.denoiser.parameters():
+        parameter.grad = None
+    return spent
+
+
+def _warm(model: DiffusionModel, item: Item, work: Callable[[Item], object]) -> Spent:
+    """What work on one item takes; the first call of all takes longer than those that follow."""
+    work(item)
+    _, spent = _timed(model, lambda: work(item))
+    return spent
+
+
+def _timed(model: DiffusionModel, work: Callable[[], Result]) -> tuple[Result, Spent]:
     since = time.perf_counter()
     with model.counted() as cost:
-        work(items[0])
-    seconds = time.perf_counter() - since
-    return Expected(len(items), {stage: cost.forward * len(items)}, {stage: seconds * len(items)})
+        result = work()
+    return result, Spent(cost.forward, time.perf_counter() - since)
+
+
+def _seconds_of(call: Callable[[], object]) -> float:
+    call()
+    started = time.perf_counter()
+    for _ in range(3):
+        call()
+    return (time.perf_counter() - started) / 3

@@ -17,7 +17,7 @@ from unmemorize.core.shards import Row
 from unmemorize.core.specs import GenerateSpec
 from unmemorize.data.pictures import save_image
 from unmemorize.mitigate.guard import Guard
-from unmemorize.stages.inputs import bundle_of, load_as_asked, subject_of, with_sampling
+from unmemorize.stages.inputs import Inputs
 from unmemorize.stages.mitigations import mitigation_of
 
 
@@ -28,15 +28,15 @@ def generate(spec: GenerateSpec, out: Path, progress: Progress = quiet) -> list[
         UserError: The folder is not empty, or the model, the prompt or the mitigation cannot be used.
     """
     require_new(out)
-    model = load_as_asked(spec)
-    subject = subject_of(with_sampling(spec, model), model)
+    inputs = Inputs.of(spec)
+    model, subject = inputs.model, inputs.subject
     cond, seeds = model.encode([spec.prompt] * spec.pictures), range(spec.pictures)
     rows: list[Row] = [{"seed": seed, "image": str(out / f"{seed}.png")} for seed in seeds]
     if not spec.mitigation:
         _write(subject, cond, seeds, rows)
         return rows
     mitigation = mitigation_of(spec.mitigation, model)
-    bundle = bundle_of(spec)
+    bundle = inputs.bundle
     if isinstance(mitigation, Guard) and mitigation.threshold is None and not bundle.has("ordinary"):
         # Plain descriptions are contrast enough for other methods; a rate of false alarms holds for prompts like them.
         raise UserError(

@@ -58,13 +58,13 @@ def compare_held_out(
     far = distances.between(images, other.features).numpy()
     control = np.array([row["id"] in ordinary for row in rows])
     sets = {"all": np.ones(len(rows), bool), "ordinary prompts": control}
-    found = [
+    tests = [
         {"group": name, "held_out": "mirror images" if held_out is None else "pictures given"}
         | vars(nearness_test(near[members], far[members], paired=held_out is None, groups=groups))
         for name, members in sets.items()
         if members.any()
     ]
-    write_rows(run / "scores" / "nearness.parquet", found)
+    write_rows(run / "scores" / "nearness.parquet", tests)
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from unmemorize.core.methods import Subject
 from unmemorize.core.model import DiffusionModel
 from unmemorize.core.run import RunRecord, Source, digest, versions
 from unmemorize.core.sample import Sampler
-from unmemorize.core.specs import AuditSpec, recorded
+from unmemorize.core.specs import OfModel, Prompted, Sampled, recorded
 from unmemorize.data.bundle import Bundle
 from unmemorize.data.source import Prompt
 from unmemorize.metrics.similarity import References
@@ -32,7 +32,7 @@ UNSEEN = "no training pictures were given: name their folder with --references"
 PLAIN = 600  # plain descriptions that stand in for ordinary prompts where none are given
 
 
-class NotRun(Exception):
+class NotRun(UserError):
     """A stage lacks what it needs; the message says what to give it."""
 
 
@@ -54,11 +54,41 @@ def split_ordinary(prompts: Sequence[Prompt], ordinary: Sequence[str]) -> Ordina
 
 @dataclass(frozen=True, eq=False)
 class Inputs:
-    """The settings, the model, and the bundle; what follows from them is made once."""
+    """What a command works with; what follows from it is made once.
 
-    spec: AuditSpec
-    model: DiffusionModel
+    Attributes:
+        spec: The command's settings, with the model's own steps and guidance where none were named.
+        model: The model.
+        bundle: The prompts and pictures.
+    """
+
+    spec: Any  # of any command that loads a model: `core.specs` has them
+    model: PipelineModel
     bundle: Bundle
+
+    @classmethod
+    def of(cls, spec: OfModel) -> Inputs:
+        """Those that a command's settings name. Prompts are read before the model, which takes longer.
+
+        Raises:
+            UserError: The prompts or the model cannot be used.
+        """
+        bundle = bundle_of(spec)
+        if isinstance(spec, Prompted):
+            _ = bundle.prompts
+        model = load_as_asked(spec)
+        return cls(with_sampling(spec, model), model, bundle)
+
+    def record(self, data: Mapping[str, Source], criterion: Criterion | None = None) -> RunRecord:
+        """The record of a run that begins: its settings, model and inputs, and what it counts as a copy."""
+        return RunRecord(
+            status="running",
+            spec=recorded(self.spec),
+            versions=versions(),
+            model={"name": self.model.name, "fingerprint": self.model.fingerprint},
+            data=dict(data),
+            criterion={} if criterion is None else asdict(criterion),
+        )
 
     @property
     def prompts(self) -> list[Prompt]:
@@ -142,6 +172,8 @@ def _check_device(device: str) -> None:
 
 def with_sampling(spec: Spec, model: DiffusionModel) -> Spec:
     """The settings with the model's own number of sampling steps and guidance scale where none were named."""
+    if not isinstance(spec, Sampled):
+        return spec
     guidance = model.guidance if spec.guidance is None else spec.guidance
     return replace(spec, steps=spec.steps or model.steps, guidance=guidance)
 
@@ -149,20 +181,6 @@ def with_sampling(spec: Spec, model: DiffusionModel) -> Spec:
 def subject_of(spec: Any, model: DiffusionModel) -> Subject:
     """The model, drawn from as the settings say."""
     return Subject(model, Sampler(spec.steps or None, spec.guidance))
-
-
-def record_of(
-    spec: Any, model: DiffusionModel, data: Mapping[str, Source], criterion: Criterion | None = None
-) -> RunRecord:
-    """The record of a run that begins: its settings, model and inputs, and what it counts as a copy."""
-    return RunRecord(
-        status="running",
-        spec=recorded(spec),
-        versions=versions(),
-        model={"name": model.name, "fingerprint": model.fingerprint},
-        data=dict(data),
-        criterion={} if criterion is None else asdict(criterion),
-    )
 
 
 def text_source(place: str, texts: Collection[str]) -> Source:

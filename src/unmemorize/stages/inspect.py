@@ -24,7 +24,7 @@ from unmemorize.metrics.calibrate import conformal_threshold
 from unmemorize.metrics.similarity import References, match_pixels
 from unmemorize.models.pipeline import PipelineModel
 from unmemorize.stages.guard import Guard, Outcome
-from unmemorize.stages.inputs import bundle_of, load_as_asked, subject_of, with_sampling
+from unmemorize.stages.inputs import Inputs, subject_of
 
 if TYPE_CHECKING:
     from diffusers import StableDiffusionPipeline
@@ -177,8 +177,8 @@ class Inspector:
             return state
 
         images = self._run(self._guard if guarded else self._pipe, prompt, count).float().cpu()
-        found = [None] * len(images) if self.references is None else _nearest(images, self.references)
-        rows = zip(range(self.spec.pictures), images, found, strict=True)
+        nearest = [None] * len(images) if self.references is None else _nearest(images, self.references)
+        rows = zip(range(self.spec.pictures), images, nearest, strict=True)
         return Pictures(prompt, tuple(Picture(*row) for row in rows), self._guard.outcome if guarded else None)
 
     def _run(self, call: Any, prompt: str, callback: Any) -> Tensor:
@@ -200,12 +200,10 @@ def open_inspector(spec: InspectSpec, progress: Progress) -> Inspector:
         UserError: The model, the pictures or the ordinary prompts cannot be used.
         NotApplicable: There are too few ordinary prompts.
     """
-    bundle = bundle_of(spec)
-    ordinary = bundle.ordinary()
-    model = load_as_asked(spec)
-    spec = with_sampling(spec, model)
+    inputs = Inputs.of(spec)
+    model, bundle = inputs.model, inputs.bundle
     references = bundle.references(model.image_size) if bundle.has("references") else None
-    return Inspector(model, ordinary, spec, references=references, progress=progress)
+    return Inspector(model, bundle.ordinary(), inputs.spec, references=references, progress=progress)
 
 
 def _check(prompt: str) -> None:
@@ -230,5 +228,8 @@ def _first_step_only(pipe: Any, index: int, t: Tensor, state: dict[str, Any]) ->
 
 def _nearest(images: Tensor, references: References) -> list[Nearest]:
     rows = {name: row for row, name in enumerate(references.names)}
-    found = ((match, rows[match.nearest]) for match in match_pixels(images, references))
-    return [Nearest(match, references[[row]].images[0], references.captions[row]) for match, row in found]
+    nearest = []
+    for match in match_pixels(images, references):
+        row = rows[match.nearest]
+        nearest.append(Nearest(match, references[[row]].images[0], references.captions[row]))
+    return nearest

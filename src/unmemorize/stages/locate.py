@@ -9,9 +9,8 @@ from unmemorize.core.methods import Localizer, Subject, parse
 from unmemorize.core.results import Localization
 from unmemorize.core.run import Progress, new_folder, quiet, require_new
 from unmemorize.core.specs import ApplySpec, LocateSpec
-from unmemorize.data.bundle import Bundle
 from unmemorize.mitigate.edit import Edit, check_name
-from unmemorize.stages.inputs import bundle_of, load_as_asked
+from unmemorize.stages.inputs import Inputs, bundle_of, load_as_asked
 
 
 def locate(spec: LocateSpec, out: Path, progress: Progress = quiet) -> tuple[Localization, Edit]:
@@ -23,29 +22,35 @@ def locate(spec: LocateSpec, out: Path, progress: Progress = quiet) -> tuple[Loc
     """
     check_name(out)
     localizer: Localizer = parse("localizer", spec.method)
-    bundle = bundle_of(spec)
-    prompts = [p.text for p in bundle.prompts if spec.prompts or p.memorable]
-    ordinary = _ordinary(spec, bundle) if "ordinary" in localizer.needs else []
-    model = load_as_asked(spec)
+    require_ordinary(spec, localizer)
+    inputs = Inputs.of(spec)
+    model = inputs.model
+    prompts, ordinary = prompts_of(inputs, localizer)
     usual = model.encode(ordinary) if ordinary else None
-    found = localizer.find(Subject(model), model.encode(prompts), ordinary=usual, progress=progress)
-    edit = Edit.of(found, model.fingerprint)
+    localization = localizer.find(Subject(model), model.encode(prompts), ordinary=usual, progress=progress)
+    edit = Edit.of(localization, model.fingerprint)
     edit.save(out)
-    return found, edit
+    return localization, edit
 
 
-def _ordinary(spec: LocateSpec, bundle: Bundle) -> list[str]:
-    """The prompts known to be ordinary.
+def require_ordinary(spec: LocateSpec, localizer: Localizer) -> None:
+    """Refuse a localizer that compares with ordinary prompts where none are known.
 
     Raises:
-        UserError: No file is given and the model has none.
+        UserError: No file is named and the model has none.
     """
-    if not bundle.has("ordinary"):
+    if "ordinary" in localizer.needs and not bundle_of(spec).has("ordinary"):
         raise UserError(
             f"{spec.model}: {spec.method} compares with ordinary prompts: name a file of captions that are not "
             "memorized with --ordinary, the more the better"
         )
-    return bundle.ordinary()
+
+
+def prompts_of(inputs: Inputs, localizer: Localizer) -> tuple[list[str], list[str]]:
+    """The prompts to locate, of the model's own those memorized, and ordinary ones where the localizer needs them."""
+    bundle = inputs.bundle
+    prompts = [prompt.text for prompt in bundle.prompts if "prompts" in bundle.files or prompt.memorable]
+    return prompts, bundle.ordinary() if "ordinary" in localizer.needs else []
 
 
 def apply_edit(spec: ApplySpec, edit: Path, out: Path, *, force: bool = False) -> Edit:

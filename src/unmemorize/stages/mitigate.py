@@ -16,7 +16,7 @@ from unmemorize.core.errors import NotApplicable, UserError
 from unmemorize.core.methods import Mitigation, Subject
 from unmemorize.core.run import Progress
 from unmemorize.core.sample import sampling_evaluations
-from unmemorize.core.shards import Row, merge_shards, run_shards
+from unmemorize.core.shards import Row
 from unmemorize.core.specs import AuditSpec, limited
 from unmemorize.data.pictures import load_image, save_image
 from unmemorize.localize.reference import SEEDS as REFERENCE_SEEDS
@@ -27,7 +27,7 @@ from unmemorize.metrics.ssim import scales_for, ssim
 from unmemorize.mitigate.edit import Edit
 from unmemorize.stages.inputs import UNSEEN, Inputs, NotRun
 from unmemorize.stages.mitigations import mitigation_of, named_apart
-from unmemorize.stages.stage import COPIED, Cost, Stage
+from unmemorize.stages.stage import COPIED, Cost, Stage, Work, in_shards
 from unmemorize.stages.verify import reference_name
 from unmemorize.study.controls import spread
 from unmemorize.study.effects import Judge, copies_of, judge_of, pictures
@@ -79,9 +79,9 @@ class Fitting:
 
     def fitted(self, name: str, text: str) -> Mitigation:
         """The mitigation of that name, ready to be applied."""
-        kept = self.run / "edits" / f"{name}.safetensors"
-        if kept.exists():
-            return Edit.load(kept)
+        path = self.run / "edits" / f"{name}.safetensors"
+        if path.exists():
+            return Edit.load(path)
         model = self.inputs.model
         mitigation = mitigation_of(text, model)
         fitted = mitigation.fitted(
@@ -92,7 +92,7 @@ class Fitting:
             progress=self.progress,
         )
         if isinstance(fitted, Edit):
-            fitted.save(kept)
+            fitted.save(path)
         return fitted
 
 
@@ -107,8 +107,8 @@ def asked(inputs: Inputs) -> dict[str, str]:
     return mitigations(inputs.spec, testbed=inputs.bundle.own is not None)
 
 
-def _work(inputs: Inputs, run: Path, progress: Progress) -> None:
-    """Write `scores/mitigated.parquet`, a row for the model as it came and for each mitigation; edits go to `edits/`.
+def mitigating(inputs: Inputs, run: Path, progress: Progress) -> Work[str]:
+    """A row for the model as it came and for each mitigation in `scores/mitigated.parquet`; edits go to `edits/`.
 
     Raises:
         NotApplicable: Nothing was copied, or the model lacks what a mitigation acts on.
@@ -128,7 +128,7 @@ def _work(inputs: Inputs, run: Path, progress: Progress) -> None:
             row = _measured(changed, copies.pictures, prompts, judge, run / "mitigated", name)
         return {"name": name} | row | {"evaluations": spent, "measuring": measuring.forward}
 
-    def work(shard: Sequence[str]) -> list[Row]:
+    def do(shard: Sequence[str]) -> list[Row]:
         (name,) = shard
         if name == UNMITIGATED:
             return [measured(subject, name, 0)]
@@ -138,10 +138,8 @@ def _work(inputs: Inputs, run: Path, progress: Progress) -> None:
             return [measured(changed, name, cost.forward)]
 
     names = [UNMITIGATED, *tried]
-    folder = run / "shards" / "mitigate"
-    for done in run_shards(names, work, folder=folder, size=1, in_order=True):  # all need the pictures of the first
-        progress("mitigate", done, len(names))
-    merge_shards(folder, run / "scores" / "mitigated.parquet")
+    # In order, since all need the pictures of the first.
+    return Work("mitigate", "scores/mitigated.parquet", names, do, size=1, in_order=True)
 
 
 def copied(inputs: Inputs, run: Path) -> Copies:
@@ -164,8 +162,8 @@ def copied(inputs: Inputs, run: Path) -> Copies:
         if texts[row["id"]] not in first.values():
             first.setdefault(row["nearest"], texts[row["id"]])
     place = {reference_name(name): i for i, name in enumerate(references.names)}
-    found = replace(references[[place[name] for name in first]], captions=tuple(first.values()))
-    return Copies(prompts, spread(found, limited(inputs.spec.attack, len(found))))
+    chosen = replace(references[[place[name] for name in first]], captions=tuple(first.values()))
+    return Copies(prompts, spread(chosen, limited(inputs.spec.attack, len(chosen))))
 
 
 def attack_seeds(spec: AuditSpec) -> tuple[int, ...]:
@@ -186,10 +184,10 @@ def _measured(
     own = [caption or "" for caption in targets.captions]
     copies = copies_of(subject, model.encode(own), targets, judge)
     rate = share_interval(copies)
-    made = pictures(subject, model.encode(prompts), range(len(prompts)))
-    for k, image in enumerate(made):
+    images = pictures(subject, model.encode(prompts), range(len(prompts)))
+    for k, image in enumerate(images):
         save_image(image, folder / name / f"{k:03d}.png")
-    before, after = (_saved(folder / key, len(made)) for key in (UNMITIGATED, name))
+    before, after = (_saved(folder / key, len(images)) for key in (UNMITIGATED, name))
     fits = None if judge.alignment is None else judge.alignment(after, prompts).mean().item()
     return {
         "pictures": len(targets),
@@ -222,4 +220,4 @@ def _cost(inputs: Inputs) -> Cost:
     return Cost(evaluations, gradients=guarding, pictures=(1 + len(tried)) * each)
 
 
-MITIGATE = Stage("mitigate", "mitigated", _work, _cost)
+MITIGATE = Stage("mitigate", "mitigated", in_shards(mitigating), _cost)

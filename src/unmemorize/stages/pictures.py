@@ -15,12 +15,12 @@ from unmemorize.core.methods import Subject
 from unmemorize.core.model import Condition
 from unmemorize.core.run import Progress
 from unmemorize.core.sample import sampling_evaluations, trajectory
-from unmemorize.core.shards import Row, merge_shards, run_shards
+from unmemorize.core.shards import Row
 from unmemorize.core.specs import limited
 from unmemorize.data.pictures import pixels_of, read_image, save_image
 from unmemorize.data.source import Prompt
 from unmemorize.stages.inputs import Inputs, scores_of
-from unmemorize.stages.stage import Cost, Stage
+from unmemorize.stages.stage import Cost, Stage, Work, in_shards
 
 
 def choose(prompts: Sequence[Prompt], scores: np.ndarray, count: int) -> list[Prompt]:
@@ -40,13 +40,14 @@ def _spread(prompts: Sequence[Prompt], count: int) -> list[Prompt]:
     return [prompts[i] for i in evenly(len(prompts), count)]
 
 
-def generate_pictures(
-    subject: Subject, chosen: Sequence[Prompt], run: Path, progress: Progress, *, seeds: Sequence[int]
-) -> None:
-    """Write a PNG per prompt and seed to `images/`, and `scores/images.parquet` with the magnitude along the way."""
+def generating(inputs: Inputs, run: Path, progress: Progress) -> Work[tuple[Prompt, int]]:
+    """A PNG per chosen prompt and seed in `images/`, and `scores/images.parquet` with the magnitude along the way."""
+    spec, prompts, subject = inputs.spec, inputs.prompts, inputs.subject
+    chosen = choose(prompts, scores_of(run, len(prompts)), limited(spec.generate, len(prompts)))
+    seeds = range(spec.seed, spec.seed + spec.pictures)
     pairs = [(prompt, seed) for prompt in chosen for seed in seeds]
 
-    def work(shard: Sequence[tuple[Prompt, int]]) -> list[Row]:
+    def do(shard: Sequence[tuple[Prompt, int]]) -> list[Row]:
         cond = subject.model.encode([prompt.text for prompt, _ in shard])
         images, curves = _sampled(subject, cond, [seed for _, seed in shard])
         rows = []
@@ -56,9 +57,7 @@ def generate_pictures(
             rows.append({"id": prompt.id, "seed": seed, "image": name, "curve": curve})
         return rows
 
-    for done in run_shards(pairs, work, folder=run / "shards" / "generate", size=16):
-        progress("generate", done, len(pairs))
-    merge_shards(run / "shards" / "generate", run / "scores" / "images.parquet")
+    return Work("generate", "scores/images.parquet", pairs, do, size=16)
 
 
 def _sampled(subject: Subject, cond: Condition, seeds: Sequence[int]) -> tuple[Tensor, list[list[float] | None]]:
@@ -83,17 +82,10 @@ def bytes_of(run: Path, rows: Sequence[Row]) -> Tensor:
     return torch.stack([pixels_of(read_image(run / row["image"])) for row in rows])
 
 
-def _work(inputs: Inputs, run: Path, progress: Progress) -> None:
-    spec, prompts = inputs.spec, inputs.prompts
-    chosen = choose(prompts, scores_of(run, len(prompts)), limited(spec.generate, len(prompts)))
-    seeds = range(spec.seed, spec.seed + spec.pictures)
-    generate_pictures(inputs.subject, chosen, run, progress, seeds=seeds)
-
-
 def _cost(inputs: Inputs) -> Cost:
     pictures = limited(inputs.spec.generate, len(inputs.prompts)) * inputs.spec.pictures
     calls = sampling_evaluations(inputs.model, inputs.subject.sampler)
     return Cost(pictures * calls, pictures=pictures)
 
 
-GENERATE = Stage("generate", "images", _work, _cost)
+GENERATE = Stage("generate", "images", in_shards(generating), _cost)

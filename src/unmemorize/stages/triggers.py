@@ -4,45 +4,44 @@ from __future__ import annotations
 
 import dataclasses
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from unmemorize.core.choose import evenly
-from unmemorize.core.model import DiffusionModel
 from unmemorize.core.run import Progress, Run, quiet, write_json
-from unmemorize.core.shards import merge_shards, run_shards, write_rows
+from unmemorize.core.shards import WHOLE, Part, Row, write_rows
 from unmemorize.core.specs import TriggerSpec, limited
 from unmemorize.core.text import normalise, spans
 from unmemorize.data.bundle import Bundle
 from unmemorize.data.source import Prompt
 from unmemorize.explain.words import MARGIN, SHARE, Outcome, Variant, measure, variants, word_effects
-from unmemorize.stages.inputs import bundle_of, load_as_asked, prompt_source, record_of, subject_of, with_sampling
-from unmemorize.study.copies import CopyCheck, copy_check
+from unmemorize.stages.inputs import Inputs, prompt_source
+from unmemorize.stages.stage import Work
 
 CONTEXTS = 2  # unrelated prompts a word is moved into
 NEUTRAL = ("a photograph of a street", "an oil painting of a river", "a drawing of a chair")
 
 
-def probe(spec: TriggerSpec, run: Path, progress: Progress = quiet) -> dict[str, Any]:
+def probe(spec: TriggerSpec, run: Path, progress: Progress = quiet, part: Part = WHOLE) -> dict[str, Any]:
     """Run or continue a probe in `run`; returns what every word does and leaves it in `triggers.json`.
 
     Raises:
         UserError: The model, the prompts or the pictures cannot be used, or `run` holds another run.
+        Unfinished: Other parts are not done.
     """
-    bundle = bundle_of(spec)
-    given = _given(spec, bundle)
-    chosen = _chosen(spec, given)
-    model = load_as_asked(spec)
-    spec = with_sampling(spec, model)
-    references = bundle.references(model.image_size)
-    copied = copy_check(model, references, bundle.source("references"), spec.sscd, spec.recipe)
-    tried = _variants(chosen, _unrelated(bundle, given), spec.repeats)
-    data = {"prompts": prompt_source(bundle.source("prompts"), chosen), "references": copied.source}
-    with Run.open(run, record_of(spec, model, data, copied.criterion)), model.counted() as cost:
-        outcomes = _measure(model, tried, copied, spec, run, progress)
+    inputs = Inputs.of(spec)
+    given = _given(spec, inputs.bundle)
+    chosen, tried = _chosen(spec, given), variants_of(spec, inputs.bundle)
+    source = prompt_source(inputs.bundle.source("prompts"), chosen)
+    record = inputs.record({"prompts": source, "references": inputs.check.source}, inputs.check.criterion)
+    with Run.open(run, record), inputs.model.counted() as cost:
+        table = probing(inputs, run, progress).run(run, progress, part)
+        rows = [{"prompt": p} | dataclasses.asdict(v) for p, variants in tried.items() for v in variants]
+        write_rows(run / "variants.parquet", rows)
+        outcomes = {row["text"]: Outcome(row["magnitude"], row["copies"], row["seeds"]) for row in table.to_pylist()}
         effects = [dataclasses.asdict(effect) for effect in word_effects(tried, outcomes)]
         result = {
             "triggers": [e for e in effects if e["trigger"]],
@@ -57,20 +56,34 @@ def probe(spec: TriggerSpec, run: Path, progress: Progress = quiet) -> dict[str,
     return result
 
 
-def texts_of(spec: TriggerSpec) -> list[str]:
-    """Every text that a probe tries.
+def probing(inputs: Inputs, run: Path, progress: Progress) -> Work[str]:
+    """What every text does, each tried once however many prompts it comes from: `outcomes.parquet`.
+
+    Raises:
+        UserError: The prompts cannot be used, or there are no training pictures.
+    """
+    seeds, check = range(inputs.spec.pictures), inputs.check
+
+    def do(shard: Sequence[str]) -> list[Row]:
+        outcomes = measure(inputs.subject, shard, check, seeds=seeds)
+        return [{"text": text} | dataclasses.asdict(outcome) for text, outcome in zip(shard, outcomes, strict=True)]
+
+    return Work("probe", "outcomes.parquet", texts_of(variants_of(inputs.spec, inputs.bundle)), do, size=8)
+
+
+def variants_of(spec: TriggerSpec, bundle: Bundle) -> dict[str, list[Variant]]:
+    """Every variant that a probe tries, by the prompt that it was made from.
 
     Raises:
         UserError: The prompts cannot be used.
     """
-    bundle = bundle_of(spec)
     given = _given(spec, bundle)
-    return _texts(_variants(_chosen(spec, given), _unrelated(bundle, given), spec.repeats))
+    return _variants(_chosen(spec, given), _unrelated(bundle, given), spec.repeats)
 
 
-def _texts(tried: dict[str, list[Variant]]) -> list[str]:
-    """The texts of all prompts, each once."""
-    return list(dict.fromkeys(v.text for found in tried.values() for v in found))
+def texts_of(tried: Mapping[str, Sequence[Variant]]) -> list[str]:
+    """The texts of all variants, each once."""
+    return list(dict.fromkeys(variant.text for variants in tried.values() for variant in variants))
 
 
 def _given(spec: TriggerSpec, bundle: Bundle) -> list[Prompt]:
@@ -101,27 +114,3 @@ def _variants(chosen: Sequence[Prompt], unrelated: Sequence[str], repeats: int) 
         contexts = [*(others[i] for i in order[:CONTEXTS]), *NEUTRAL][:CONTEXTS]
         tried[prompt.text] = variants(prompt.text, contexts=contexts, pool=pool, repeats=repeats, seed=seed)
     return tried
-
-
-def _measure(
-    model: DiffusionModel,
-    tried: dict[str, list[Variant]],
-    copied: CopyCheck,
-    spec: TriggerSpec,
-    run: Path,
-    progress: Progress,
-) -> dict[str, Outcome]:
-    """The outcome of every text, each tried once however many prompts it comes from."""
-    texts = _texts(tried)
-    subject = subject_of(spec, model)
-
-    def work(shard: Sequence[str]) -> list[dict[str, Any]]:
-        outcomes = measure(subject, shard, copied, seeds=range(spec.pictures))
-        return [{"text": text} | dataclasses.asdict(outcome) for text, outcome in zip(shard, outcomes, strict=True)]
-
-    for done in run_shards(texts, work, folder=run / "shards" / "probe", size=8):
-        progress("probe", done, len(texts))
-    table = merge_shards(run / "shards" / "probe", run / "outcomes.parquet")
-    rows = [{"prompt": p} | dataclasses.asdict(v) for p, found in tried.items() for v in found]
-    write_rows(run / "variants.parquet", rows)
-    return {row["text"]: Outcome(row["magnitude"], row["copies"], row["seeds"]) for row in table.to_pylist()}

@@ -22,7 +22,6 @@ from unmemorize.core.results import Surrogates, Trained
 from unmemorize.core.run import (
     Progress,
     Run,
-    RunRecord,
     atomic,
     new_folder,
     quiet,
@@ -33,7 +32,7 @@ from unmemorize.core.specs import MitigateSpec
 from unmemorize.metrics.neighbours import neighbours
 from unmemorize.metrics.similarity import References
 from unmemorize.stages.card import card
-from unmemorize.stages.inputs import bundle_of, load_as_asked, record_of, subject_of, with_sampling
+from unmemorize.stages.inputs import Inputs, bundle_of
 from unmemorize.stages.unlearner import pairs_of, surrogates_of, unlearner_of
 from unmemorize.study.copies import copy_check
 from unmemorize.study.effects import (
@@ -50,6 +49,8 @@ from unmemorize.study.pairs import Split, captions_of, hashes, memorized_picture
 from unmemorize.unlearn.loop import Team
 
 CHECKED = 6  # memorized pictures attacked by a check in training, in turn
+CHECK_SEEDS = 2  # pictures of each, in a check
+STARTS = 2  # of the attacks that judge: the prompts, and N(0, I)
 TEST_SEED = 1_000_000  # of the attacks that judge: no attack in training has it
 
 
@@ -92,13 +93,19 @@ def mitigate(spec: MitigateSpec, out: Path, run: Path, progress: Progress = quie
     require_new(out)
     unlearner = unlearner_of(spec)
     team = Team(spec.device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    model = load_as_asked(dataclasses.replace(spec, device=str(team.device), dtype=spec.dtype or "float32"))
-    spec = with_sampling(spec, model)
-    subjects, judge, split = measures(spec, model)
-    job = _Job(spec, run, subject_of(spec, model), team, judge, subjects, split, progress)
-    with Run.open(run, _record(job)) if team.first else nullcontext():
+    inputs = Inputs.of(trained_in(spec, str(team.device)))
+    subjects, judge, split = measures(inputs.spec, inputs.model)
+    job = _Job(inputs.spec, run, inputs.subject, team, judge, subjects, split, progress)
+    data = {"targets": subjects.memorized.source(spec.targets), "controls": split.train.source(spec.controls)}
+    record = inputs.record(data, judge.copies.criterion)
+    with Run.open(run, record) if team.first else nullcontext():
         team.wait()
         return _mitigate(job, unlearner, out)
+
+
+def trained_in(spec: MitigateSpec, device: str) -> MitigateSpec:
+    """The settings with the device and the precision that the model is trained in."""
+    return dataclasses.replace(spec, device=device, dtype=spec.dtype or "float32")
 
 
 def _mitigate(job: _Job, unlearner: Unlearner, out: Path) -> dict[str, Any]:
@@ -115,22 +122,13 @@ def _mitigate(job: _Job, unlearner: Unlearner, out: Path) -> dict[str, Any]:
         progress=job.progress,
     )
     forget, keep = pairs_of(model, job.subjects.memorized), pairs_of(model, job.split.train)
-    made = unlearner.train(job.subject, forget, keep, training)
-    results = _results(job, unlearner, targets, before, made)
+    trained = unlearner.train(job.subject, forget, keep, training)
+    results = _results(job, unlearner, targets, before, trained)
     if job.team.first:
         write_json(job.run / "results.json", results)
         _export(spec, unlearner, model, out, results, targets)
     job.team.wait()
     return results
-
-
-def _record(job: _Job) -> RunRecord:
-    spec = job.spec
-    data = {
-        "targets": job.subjects.memorized.source(spec.targets),
-        "controls": job.split.train.source(spec.controls),
-    }
-    return record_of(spec, job.subject.model, data, job.judge.copies.criterion)
 
 
 def measures(spec: MitigateSpec, model: DiffusionModel) -> tuple[Subjects, Judge, Split]:
@@ -149,11 +147,11 @@ def _surrogates(job: _Job) -> Surrogates:
     """Made once a run."""
 
     def make() -> dict[str, Tensor]:
-        made = surrogates_of(job.spec, job.subject, job.subjects.memorized, job.judge.copies, job.progress)
-        return {"latents": made.latents, "stands_for": made.stands_for}
+        surrogates = surrogates_of(job.spec, job.subject, job.subjects.memorized, job.judge.copies, job.progress)
+        return {"latents": surrogates.latents, "stands_for": surrogates.stands_for}
 
-    found = job.once("surrogates", make)
-    return Surrogates(found["latents"].to(job.subject.model.device), found["stands_for"])
+    tensors = job.once("surrogates", make)
+    return Surrogates(tensors["latents"].to(job.subject.model.device), tensors["stands_for"])
 
 
 def _held_out_rate(job: _Job, targets: References, update: int) -> float:
@@ -161,21 +159,21 @@ def _held_out_rate(job: _Job, targets: References, update: int) -> float:
     count = len(targets)
     first = update * CHECKED
     chosen = targets[sorted({(first + k) % count for k in range(min(CHECKED, count))})]
-    judge = dataclasses.replace(job.judge, seeds=job.judge.seeds[:2])
+    judge = dataclasses.replace(job.judge, seeds=job.judge.seeds[:CHECK_SEEDS])
     attack = Dori(updates=job.spec.attack_updates)
-    found = attacked_copies(job.subject, chosen, "random", judge, seed=TEST_SEED // 2 + update, attack=attack)
-    return found.double().mean().item()
+    copies = attacked_copies(job.subject, chosen, "random", judge, seed=TEST_SEED // 2 + update, attack=attack)
+    return copies.double().mean().item()
 
 
 def _results(
-    job: _Job, unlearner: Unlearner, targets: References, before: dict[str, Tensor], made: Trained
+    job: _Job, unlearner: Unlearner, targets: References, before: dict[str, Tensor], trained: Trained
 ) -> dict[str, Any]:
     """Everything that was measured, for programs and for the model card."""
     subject, judge = job.subject, job.judge
     after = job.once("after", lambda: measure(subject, job.subjects, judge))
     attack = Dori(updates=job.spec.attack_updates)
-    found = job.once("attacked", lambda: attacked_from_both(subject, targets, judge, seed=TEST_SEED, attack=attack))
-    attacked = {init: rate_of(hits) for init, hits in found.items()}
+    attacks = job.once("attacked", lambda: attacked_from_both(subject, targets, judge, seed=TEST_SEED, attack=attack))
+    attacked = {init: rate_of(hits) for init, hits in attacks.items()}
     worst = max(attacked.values(), key=lambda rate: rate[0])
     chosen = before["copies"].any(dim=1)
     return {
@@ -188,11 +186,11 @@ def _results(
         "attacked": attacked,
         "quality": quality(before, after, job.subjects, job.judge),
         "features": "testbed CLIP" if job.judge.alignment else "VAE latents, 4x4 mean",
-        "updates": made.updates,
-        "evaluations": made.evaluations,
-        "evaluations_of_checks": made.checking,
-        "seconds": round(made.seconds),
-        "checks": [list(check) for check in made.checks],
+        "updates": trained.updates,
+        "evaluations": trained.evaluations,
+        "evaluations_of_checks": trained.checking,
+        "seconds": round(trained.seconds),
+        "checks": [list(check) for check in trained.checks],
     }
 
 

@@ -23,11 +23,11 @@ def _work(inputs: Inputs, run: Path, progress: Progress) -> None:
     rows = generated(run)
     references, matches = check.references, check.match(bytes_of(run, rows))
     captions = dict(zip(references.names, references.captions, strict=True))
-    found = [row | _match_row(match, captions[match.nearest]) for row, match in zip(rows, matches, strict=True)]
+    compared = [row | _match_row(match, captions[match.nearest]) for row, match in zip(rows, matches, strict=True)]
     place = {name: row for row, name in enumerate(references.names)}
     for name in {m.nearest for m in matches}:
         save_image(references[[place[name]]].images[0], run / reference_name(name))
-    write_rows(run / "scores" / "verify.parquet", found)
+    write_rows(run / "scores" / "verify.parquet", compared)
 
 
 def _match_row(match: Match, caption: str | None) -> Row:

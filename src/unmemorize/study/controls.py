@@ -88,7 +88,9 @@ def _within_reach(model: DiffusionModel, pictures: References, check: CopyCheck)
         rows = range(start, min(start + ROWS, len(pictures)))
         part = pictures[rows]
         coded = model.decode(model.invert(part.images))
-        left += [row for row, found in zip(rows, check.against(coded, part), strict=True) if found.verdict != "none"]
+        for row, match in zip(rows, check.against(coded, part), strict=True):
+            if match.verdict != "none":
+                left.append(row)
     return pictures[left] if left else pictures
 
 
@@ -99,7 +101,7 @@ def derive(pictures: References, match: Callable[[Tensor], Sequence[Match]]) -> 
         UserError: None is left.
     """
     pixels = pictures.pixels.flip(-1).roll(1, dims=1)
-    left = [i for i, found in enumerate(match(pixels)) if found.verdict == "none"]
+    left = [i for i, nearest in enumerate(match(pixels)) if nearest.verdict == "none"]
     if not left:
         raise UserError("no control differs enough from its mirror image: name pictures never trained on: --held-out")
     names = tuple(f"derived from {name}" for name in pictures.names)
@@ -107,8 +109,11 @@ def derive(pictures: References, match: Callable[[Tensor], Sequence[Match]]) -> 
 
 
 def _without(pictures: References, attacked: References) -> References:
-    same = [any(torch.equal(image, other) for other in attacked.pixels) for image in pictures.pixels]
-    return pictures[[i for i, found in enumerate(same) if not found]]
+    left = []
+    for i, image in enumerate(pictures.pixels):
+        if not any(torch.equal(image, other) for other in attacked.pixels):
+            left.append(i)
+    return pictures[left]
 
 
 def spread(pictures: References, count: int) -> References:

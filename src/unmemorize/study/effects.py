@@ -70,10 +70,10 @@ def pictures(subject: Subject, cond: Condition, seeds: Sequence[int]) -> Tensor:
 def copies_of(subject: Subject, cond: Condition, targets: References, judge: Judge) -> Tensor:
     """Which pictures are copies of their own target, a row of `cond` each, at every seed: (rows, seeds), 0 or 1."""
     count = len(judge.seeds)
-    made = pictures(subject, cond.repeat(count), list(judge.seeds) * len(cond))
+    images = pictures(subject, cond.repeat(count), list(judge.seeds) * len(cond))
     rows = torch.arange(len(cond)).repeat_interleave(count)
-    found = judge.copies.against(made, targets[rows.tolist()])
-    return torch.tensor([match.verdict != "none" for match in found]).reshape(len(cond), -1).long()
+    matches = judge.copies.against(images, targets[rows.tolist()])
+    return torch.tensor([match.verdict != "none" for match in matches]).reshape(len(cond), -1).long()
 
 
 def attacked_copies(
@@ -87,8 +87,8 @@ def attacked_copies(
     if init == "random":
         like = start.embeds
         start = Condition(torch.stack([torch.randn(like.shape[1:], generator=g) for g in generators(seeds)]).to(like))
-    found = attack.attack(subject, latents, start, seeds=seeds)
-    return copies_of(subject, found.last, memorized, judge)
+    result = attack.attack(subject, latents, start, seeds=seeds)
+    return copies_of(subject, result.last, memorized, judge)
 
 
 def attacked_from_both(
@@ -101,8 +101,8 @@ def attacked_from_both(
 
 def rate_of(hits: Tensor) -> list[float]:
     """The share of copies in (pictures, seeds), with its 95% interval over pictures: value, low and high."""
-    found = share_interval(hits)
-    return [found.value, found.low, found.high]
+    share = share_interval(hits)
+    return [share.value, share.low, share.high]
 
 
 @torch.no_grad()
@@ -119,14 +119,14 @@ def measure(subject: Subject, subjects: Subjects, judge: Judge) -> dict[str, Ten
     prompts = [c or "" for c in subjects.ordinary.captions] * len(judge.seeds)
     model, memorized = subject.model, subjects.memorized
     own = model.encode([c or "" for c in memorized.captions])
-    found = {"copies": copies_of(subject, own, memorized, judge)}
-    made = pictures(subject, model.encode(prompts), range(len(prompts)))
-    found["features"] = torch.cat([judge.features(part) for part in made.split(BATCH)]).cpu()
+    measured = {"copies": copies_of(subject, own, memorized, judge)}
+    images = pictures(subject, model.encode(prompts), range(len(prompts)))
+    measured["features"] = torch.cat([judge.features(part) for part in images.split(BATCH)]).cpu()
     if judge.alignment is not None:
-        ends = range(0, len(made), BATCH)
-        parts = [judge.alignment(made[i : i + BATCH], prompts[i : i + BATCH]) for i in ends]
-        found["alignment"] = torch.cat(parts)
-    return found
+        ends = range(0, len(images), BATCH)
+        parts = [judge.alignment(images[i : i + BATCH], prompts[i : i + BATCH]) for i in ends]
+        measured["alignment"] = torch.cat(parts)
+    return measured
 
 
 def quality(before: dict[str, Tensor], after: dict[str, Tensor], subjects: Subjects, judge: Judge) -> dict[str, Any]:
@@ -144,17 +144,17 @@ def _quality(
     count, times = int(prompts.sum()), len(before["features"]) // len(prompts)
     rows = prompts.repeat(times)
     chosen = [c for c, row in zip(clusters, prompts.tolist(), strict=True) if row] * times
-    found: dict[str, Any] = {"prompts": count}
+    changes: dict[str, Any] = {"prompts": count}
     for name, distance in (("kid", kid), ("fid", fid)):
         originals = real[prompts].numpy()
         earlier = distance(before["features"][rows].numpy(), originals)
         later = distance(after["features"][rows].numpy(), originals)
-        found[name] = _shown(compare(earlier, later, chosen, count))
+        changes[name] = _shown(compare(earlier, later, chosen, count))
     if "alignment" in before:
         earlier = mean_of(before["alignment"][rows].numpy())
         later = mean_of(after["alignment"][rows].numpy())
-        found["alignment"] = _shown(compare(earlier, later, chosen, count))
-    return found
+        changes["alignment"] = _shown(compare(earlier, later, chosen, count))
+    return changes
 
 
 def _shown(change: Change) -> dict[str, list[float]]:

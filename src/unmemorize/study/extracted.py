@@ -17,37 +17,38 @@ from unmemorize.metrics.ranking import share_interval
 CONTROLS = ("control", "unseen")
 
 
-def to_rows(found: Extraction, facts: Sequence[Row]) -> list[Row]:
+def to_rows(extraction: Extraction, facts: Sequence[Row]) -> list[Row]:
     """One row a picture, restart, number of updates and seed; those without a number of updates are the prompts' own.
 
     `facts` has one row a picture, with what else is to stand in its rows.
     """
     empty = dict.fromkeys(("restart", "step", "moved", "start", "evaluations"))
     rows = []
-    for i, name in enumerate(found.names):
+    for i, name in enumerate(extraction.names):
         head = facts[i] | {"picture": name.encode("utf-8", "backslashreplace").decode()}
-        for j, seed in enumerate(found.seeds):
-            judged = {"value": float(found.original_values[i, j]), "verdict": str(found.original_verdicts[i, j])}
+        for j, seed in enumerate(extraction.seeds):
+            value, verdict = extraction.original_values[i, j], extraction.original_verdicts[i, j]
+            judged = {"value": float(value), "verdict": str(verdict)}
             rows.append(head | {"seed": seed} | judged | empty)
-        for r, s, j in np.ndindex(found.values.shape[1:]):
-            judged = {"value": float(found.values[i, r, s, j]), "verdict": str(found.verdicts[i, r, s, j])}
-            place = {"restart": r, "step": found.steps[s], "moved": float(found.moved[i, r, s])}
-            cost = {"start": float(found.start[i, r]), "evaluations": found.spent[s]}
-            rows.append(head | {"seed": found.seeds[j]} | judged | place | cost)
+        for r, s, j in np.ndindex(extraction.values.shape[1:]):
+            judged = {"value": float(extraction.values[i, r, s, j]), "verdict": str(extraction.verdicts[i, r, s, j])}
+            place = {"restart": r, "step": extraction.steps[s], "moved": float(extraction.moved[i, r, s])}
+            cost = {"start": float(extraction.start[i, r]), "evaluations": extraction.spent[s]}
+            rows.append(head | {"seed": extraction.seeds[j]} | judged | place | cost)
     return rows
 
 
 def from_rows(rows: Sequence[Row]) -> Extraction:
     """The numbers of rows that `to_rows` wrote, in its order."""
     own = [row for row in rows if row["step"] is None]
-    made = [row for row in rows if row["step"] is not None]
+    attacked = [row for row in rows if row["step"] is not None]
     keys = ("id", "restart", "step", "seed")
-    ids, restarts, steps, seeds = (tuple(dict.fromkeys(row[key] for row in made)) for key in keys)
+    ids, restarts, steps, seeds = (tuple(dict.fromkeys(row[key] for row in attacked)) for key in keys)
     shape = len(ids), len(restarts), len(steps), len(seeds)
-    names = {row["id"]: row["picture"] for row in made}
+    names = {row["id"]: row["picture"] for row in attacked}
 
     def array(key: str) -> np.ndarray:
-        return np.array([row[key] for row in made]).reshape(shape)
+        return np.array([row[key] for row in attacked]).reshape(shape)
 
     return Extraction(
         names=tuple(names[i] for i in ids),
@@ -59,11 +60,11 @@ def from_rows(rows: Sequence[Row]) -> Extraction:
         start=array("start")[..., 0, 0],
         original_values=np.array([row["value"] for row in own]).reshape(shape[0], shape[3]),
         original_verdicts=np.array([row["verdict"] for row in own]).reshape(shape[0], shape[3]),
-        evaluations=max(row["evaluations"] for row in made),
+        evaluations=max(row["evaluations"] for row in attacked),
     )
 
 
-def summarise(found: Mapping[str, Extraction], criterion: Criterion, bound: float) -> Row:
+def summarise(groups: Mapping[str, Extraction], criterion: Criterion, bound: float) -> Row:
     """What an attack on pictures and on its controls adds up to.
 
     Copy rates are shares of generated pictures, the control's the higher of the two. `extracted` has, for each group,
@@ -71,15 +72,15 @@ def summarise(found: Mapping[str, Extraction], criterion: Criterion, bound: floa
     groups are counted alike. `work` has their evaluations until the first copy.
 
     Args:
-        found: The numbers of `attacked`, `control` and `unseen`.
+        groups: The numbers of `attacked`, `control` and `unseen`.
         criterion: What the values are judged by.
         bound: The share of either control's pictures up to which copies count as extracted.
     """
-    attacked, copied = found["attacked"], {group: rates(part.copied) for group, part in found.items()}
-    back = {group: extracted(part.copied) for group, part in found.items()}
+    attacked, copied = groups["attacked"], {group: rates(part.copied) for group, part in groups.items()}
+    back = {group: extracted(part.copied) for group, part in groups.items()}
     budget = search_budget(attacked.steps, [back[group] for group in CONTROLS], bound)
     within = None if budget is None else attacked.steps.index(budget)
-    original = {group: _original(part) for group, part in found.items()}
+    original = {group: _original(part) for group, part in groups.items()}
     summary = {
         "copy_rate": copied["attacked"][-1].value,
         "original_copy_rate": original["attacked"] and original["attacked"]["value"],
@@ -89,46 +90,48 @@ def summarise(found: Mapping[str, Extraction], criterion: Criterion, bound: floa
         "steps": attacked.steps[-1],
         "bound": bound,
         "extracted": {g: None if within is None else asdict(shares[within]) for g, shares in back.items()},
-        "pictures": {group: len(part.names) for group, part in found.items()},
+        "pictures": {group: len(part.names) for group, part in groups.items()},
         "original": original,
-        "verdicts": {group: _verdicts(part) for group, part in found.items()},
-        "work": {group: _work(part) for group, part in found.items()},
-        "curve": {group: _curve(part, copied[group], back[group], criterion) for group, part in found.items()},
+        "verdicts": {group: _verdicts(part) for group, part in groups.items()},
+        "work": {group: _work(part) for group, part in groups.items()},
+        "curve": {group: _curve(part, copied[group], back[group], criterion) for group, part in groups.items()},
     }
     return {"sentence": _sentence(summary)} | summary
 
 
-def _original(found: Extraction) -> Row | None:
-    known = ~np.isnan(found.original_values).all(axis=1)
-    return asdict(share_interval((found.original_verdicts != "none")[known])) if known.any() else None
+def _original(extraction: Extraction) -> Row | None:
+    known = ~np.isnan(extraction.original_values).all(axis=1)
+    return asdict(share_interval((extraction.original_verdicts != "none")[known])) if known.any() else None
 
 
-def _verdicts(found: Extraction) -> Row:
+def _verdicts(extraction: Extraction) -> Row:
     """Shares of the last step's pictures."""
-    return {kind: float((found.verdicts[:, :, -1] == kind).mean()) for kind in ("verbatim", "template")}
+    return {kind: float((extraction.verdicts[:, :, -1] == kind).mean()) for kind in ("verbatim", "template")}
 
 
-def _work(found: Extraction) -> Row:
-    spent = work_to_extract(found.copied, found.spent)
+def _work(extraction: Extraction) -> Row:
+    spent = work_to_extract(extraction.copied, extraction.spent)
     reached = spent[np.isfinite(spent)]
     return {"median": float(np.median(reached)) if len(reached) else None, "never": int(np.isinf(spent).sum())}
 
 
-def _curve(found: Extraction, copied: Sequence[Interval], back: Sequence[Interval], criterion: Criterion) -> list[Row]:
-    value = found.values.mean(axis=(0, 1, 3))
-    near = found.values if criterion.higher_is_closer else 1 - found.values
+def _curve(
+    extraction: Extraction, copied: Sequence[Interval], back: Sequence[Interval], criterion: Criterion
+) -> list[Row]:
+    value = extraction.values.mean(axis=(0, 1, 3))
+    near = extraction.values if criterion.higher_is_closer else 1 - extraction.values
     return [
         {
             "steps": step,
-            "evaluations": found.spent[s],
+            "evaluations": extraction.spent[s],
             "copies": asdict(copied[s]),
             "extracted": asdict(back[s]),
             "value": float(value[s]),
             "similarity": float(near[:, :, s].clip(0).mean()),
-            "moved": float(found.moved[:, :, s].mean()),
-            "relative": float((found.moved[:, :, s] / found.start.clip(1e-12)).mean()),
+            "moved": float(extraction.moved[:, :, s].mean()),
+            "relative": float((extraction.moved[:, :, s] / extraction.start.clip(1e-12)).mean()),
         }
-        for s, step in enumerate(found.steps)
+        for s, step in enumerate(extraction.steps)
     ]
 
 
