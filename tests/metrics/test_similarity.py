@@ -14,18 +14,13 @@ from unmemorize.core.criteria import Criterion
 from unmemorize.core.errors import UserError
 from unmemorize.metrics.similarity import (
     PIXELS,
-    SSCD_RECIPES,
     References,
     _fixed_part,
-    load_sscd,
     match_pixels,
-    match_sscd,
-    match_sscd_targets,
     match_targets,
     pixel_distances,
-    prepare,
-    sscd_criterion,
 )
+from unmemorize.metrics.sscd import SSCD_RECIPES, load_sscd, match_sscd, match_sscd_targets, prepare, sscd_criterion
 
 MASK = (0, 4, 16, 14)
 

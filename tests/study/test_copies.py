@@ -8,6 +8,8 @@ from torch import Tensor
 
 from unmemorize.data.pictures import save_image
 from unmemorize.data.source import read_references
+from unmemorize.metrics.similarity import References
+from unmemorize.metrics.tiled import with_error
 from unmemorize.study import copies
 from unmemorize.study.copies import copy_check
 
@@ -78,3 +80,64 @@ def test_training_pictures_are_made_small_once(tiny_model, folder, monkeypatch):
     )
     check.match(image)
     assert resized == [1]
+
+
+class Large:
+    """What a comparison asks of a model that makes pictures of 256 px."""
+
+    image_size = (256, 192)
+    device = torch.device("cpu")
+
+
+def layouts(count, height, width):
+    """Smooth coloured pictures, none like its own mirror image."""
+    coarse = torch.rand(count, 3, 4, 4, generator=torch.Generator().manual_seed(1))
+    return torch.nn.functional.interpolate(coarse, (height, width), mode="bilinear")
+
+
+@pytest.fixture
+def checks(tiny_model, tmp_path, monkeypatch):
+    """A comparison by each criterion with twenty pictures, and how many pictures the network embedded."""
+    embedded = []
+
+    def embed(x):
+        embedded.append(len(x))
+        return torch.nn.functional.normalize(torch.nn.functional.adaptive_avg_pool2d(x, 4).flatten(1))
+
+    monkeypatch.setattr(copies, "load_sscd", lambda weights, device: embed)
+    (tmp_path / "network.pt").write_bytes(b"weights")
+    names, nothing = tuple(map(str, range(20))), (None,) * 20
+    small, large = (References(names, layouts(20, *size), nothing, nothing) for size in ((32, 32), (256, 192)))
+    network = str(tmp_path / "network.pt")
+    return {
+        "l2-ratio": copy_check(tiny_model, small, "tiny"),
+        "tiled-ratio": copy_check(Large(), large, "large"),
+        "sscd": copy_check(Large(), large, "large", network, "sscd-320"),
+    }, embedded
+
+
+@pytest.mark.parametrize("name", ["l2-ratio", "tiled-ratio", "sscd"])
+def test_mirrored_copies_are_found_by_every_criterion_and_said_to_be(checks, name):
+    """Of a copy, a mirrored copy and another picture; training pictures and targets are embedded once for both."""
+    check, embedded = checks[0][name], checks[1]
+    assert check.criterion.name == name
+    own = check.references
+    other = layouts(21, *own.pixels.shape[2:])[-1:]
+    images = torch.cat([own.pixels[[3]], own.pixels[[4]].flip(-1), other.roll(1, dims=1)])
+    for compared in (check.match(images), check.against(images, own[[3, 4, 5]])):
+        assert [m.nearest for m in compared[:2]] == ["3", "4"]
+        assert [m.verdict for m in compared] == ["verbatim", "verbatim", "none"]
+        assert [m.mirrored for m in compared] == [False, True, False]
+    if name == "sscd":  # of the three pictures two are no copies as they are
+        assert sum(embedded) == (20 + 3 + 2) + (3 + 3 + 2)
+
+
+def test_large_pictures_without_a_network_have_an_error_rate(checks):
+    """It is that of the pictures compared with, and stands in the record; the others' records stay as they were."""
+    check = checks[0]["tiled-ratio"]
+    assert check.criterion == with_error(copies.TILED, check.references)
+    recorded = check.criterion.recorded()
+    assert recorded["measured_on"] == 20
+    assert 0 <= recorded["error"] <= recorded["error_high"] < 1
+    assert "20 training pictures copies of others" in check.criterion.said_of_errors
+    assert set(checks[0]["sscd"].criterion.recorded()) == {"name", "threshold", "recipe", "weights", "higher_is_closer"}

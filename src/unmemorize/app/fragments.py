@@ -150,7 +150,8 @@ def _pair(picture: Picture, note: str) -> str:
         return f'<div class="pair">{made}<p class="meta">{note}</p></div>'
     match, name = picture.nearest.match, picture.nearest.caption or picture.nearest.match.nearest
     nearest = _figure(picture.nearest.image, "nearest", f"Nearest training picture: {name}", "nearest")
-    badge = f'<span class="badge {match.verdict}">{VERDICTS[match.verdict]}</span>'
+    mirrored = ", mirrored" if match.mirrored else ""
+    badge = f'<span class="badge {match.verdict}">{VERDICTS[match.verdict]}{mirrored}</span>'
     return f"""<div class="pair{" copied" if picture.copied else ""}">{made}{nearest}
 <p>{badge} <span class="meta">ratio {match.value:.2f}</span></p><p class="meta">nearest: {_text(name)}</p>
 {f'<p class="meta">{note}</p>' if note else ""}</div>"""

@@ -8,11 +8,10 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from unmemorize.audit.plan import STAGES
-from unmemorize.core.criteria import Criterion
-from unmemorize.core.errors import UserError
 from unmemorize.core.run import Progress, Run, RunRecord, write_json
 from unmemorize.core.sample import sampling_evaluations
 from unmemorize.core.specs import AuditSpec
+from unmemorize.metrics.similarity import PIXELS
 from unmemorize.report.build import Evidence, build_report
 from unmemorize.stages.attack_mitigated import write_outcomes
 from unmemorize.stages.detect import write_prompts
@@ -20,7 +19,7 @@ from unmemorize.stages.inputs import Inputs, prompt_source, scores_of
 from unmemorize.stages.mitigate import asked
 from unmemorize.stages.mitigations import mitigation_of, sources_of
 from unmemorize.stages.stage import run_stages
-from unmemorize.study.copies import LARGE, matcher
+from unmemorize.study.copies import check_network
 from unmemorize.verdict.summary import Basis, summarise
 
 
@@ -38,10 +37,10 @@ def run_audit(
     Raises:
         UserError: The model, the prompts, the pictures or the SSCD file cannot be used, or `run` holds another run.
     """
-    criterion, _ = matcher(spec.sscd, spec.recipe)
+    check_network(spec.sscd, spec.recipe)
     inputs = Inputs.of(spec)
     prompts = inputs.prompts
-    with Run.open(run, _record(inputs, criterion)) as opened:
+    with Run.open(run, _record(inputs)) as opened:
         write_prompts(prompts, run)
         states = run_stages(STAGES, inputs, opened, progress)
         write_outcomes(run)
@@ -52,19 +51,16 @@ def run_audit(
     return summary
 
 
-def _record(inputs: Inputs, criterion: Criterion) -> RunRecord:
-    spec, model, bundle = inputs.spec, inputs.model, inputs.bundle
+def _record(inputs: Inputs) -> RunRecord:
+    model, bundle = inputs.model, inputs.bundle
     data = {"prompts": prompt_source(bundle.source("prompts"), inputs.prompts)}
     others = inputs.ordinary.others
     if others:
         data["ordinary"] = prompt_source(bundle.source("ordinary", "plain descriptions"), others)
-    if bundle.has("references") and not spec.sscd and max(model.image_size) >= LARGE:
-        raise UserError(
-            f"pictures of {max(model.image_size)} px are compared by a copy-detection network: name its file with "
-            "--sscd, or leave out --references to score only"
-        )
+    criterion = PIXELS
     if bundle.has("references"):
-        data["references"] = inputs.references.source(bundle.source("references"))
+        criterion = inputs.check.criterion
+        data["references"] = inputs.check.source
         held_out = bundle.held_out(model.image_size)
         if held_out is not None:
             data["held_out"] = held_out.source(bundle.source("held_out"))
@@ -73,12 +69,13 @@ def _record(inputs: Inputs, criterion: Criterion) -> RunRecord:
 
 
 def _basis(inputs: Inputs) -> Basis:
-    """What generated pictures were compared with. A copy-detection network's verdict knows no templates."""
+    """What generated pictures were compared with. Only that of small pictures, pixel by pixel, knows templates."""
     spec = inputs.spec
     if not inputs.bundle.has("references"):
         return Basis(spec.bound)
-    masks = inputs.references.masks
-    return Basis(spec.bound, len(masks), None if spec.sscd else sum(mask is not None for mask in masks))
+    masks, criterion = inputs.references.masks, inputs.check.criterion
+    templates = sum(mask is not None for mask in masks) if criterion == PIXELS else None
+    return Basis(spec.bound, len(masks), templates, criterion)
 
 
 def _evaluations(run: Path, inputs: Inputs) -> dict[str, int]:

@@ -78,12 +78,14 @@ class Match:
     """A generated picture beside its nearest training picture.
 
     `value` is what the criterion judges, `distance` the plain distance; `verdict` tells verbatim copies from templates.
+    Of a `mirrored` copy all of these are its mirror image's.
     """
 
     nearest: str
     distance: float
     value: float
     verdict: str
+    mirrored: bool = False
 
 
 @dataclass(frozen=True)

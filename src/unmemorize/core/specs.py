@@ -172,7 +172,9 @@ class Compared:
 
     Attributes:
         references: Training pictures to compare with: a folder; the testbed has its own.
-        sscd: SSCD file, .onnx or TorchScript (which runs the code inside it).
+        sscd: SSCD file for pictures from 256 px on, .onnx or TorchScript (which runs the code inside it); its authors'
+            is https://dl.fbaipublicfiles.com/sscd-copy-detection/sscd_disc_mixup.torchscript.pt. Without one they are
+            compared tile by tile.
         recipe: SSCD recipe.
     """
 

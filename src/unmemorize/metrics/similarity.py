@@ -1,21 +1,18 @@
-"""Is a generated picture a copy? Pixel distance with a nearest-neighbour ratio, or SSCD from a file the user names."""
+"""Is a generated picture a copy? Pixel distance with a nearest-neighbour ratio; the pictures to compare with."""
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Collection, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import chain
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from unmemorize.core.criteria import Criterion
-from unmemorize.core.errors import MissingExtra, UserError
-from unmemorize.core.files import require_file
+from unmemorize.core.errors import UserError
 from unmemorize.core.results import Match
 from unmemorize.core.run import Source, digest
 
@@ -121,7 +118,7 @@ def match_pixels(images: Tensor, references: References, criterion: Criterion = 
     """
     images, pictures, keep = small(images), references.small, references.kept
     plain, masked = pixel_distances(images, pictures), pixel_distances(images, pictures, keep)
-    ratios = plain.min(1).values / _neighbourhood(plain, pictures[plain.argmin(1)], pictures)
+    ratios = plain.min(1).values / neighbourhood(plain, pictures[plain.argmin(1)], pictures)
     templates = masked.argmin(1)
     wanted = [not criterion(r) and references.masks[t] is not None for r, t in zip(ratios, templates, strict=True)]
     fixed = _fixed_ratios(images, masked, templates, torch.tensor(wanted, dtype=torch.bool), pictures, keep)
@@ -146,15 +143,30 @@ def match_targets(
     """
     images, own, pictures, keep = small(images), targets.small, references.small, targets.kept
     distances = (images.double() - own.double()).square().mean(dim=(1, 2, 3)).sqrt()
-    ratios = distances / _neighbourhood(pixel_distances(images, pictures), own, pictures)
+    ratios = distances / neighbourhood(pixel_distances(images, pictures), own, pictures)
     matches = []
     for row, name in enumerate(targets.names):
         ratio, distance, copied = float(ratios[row]), float(distances[row]), "verbatim"
         if targets.masks[row] is not None and not criterion(ratio):
             image, fixed = images[row : row + 1], keep[row : row + 1]
             distance, copied = float(pixel_distances(image, own[row : row + 1], fixed)), "template"
-            ratio = float(distance / _neighbourhood(_fixed_part(image, fixed[0], pictures), own[[row]], pictures))
+            ratio = float(distance / neighbourhood(_fixed_part(image, fixed[0], pictures), own[[row]], pictures))
         matches.append(Match(name, distance, ratio, copied if criterion(ratio) else "none"))
+    return matches
+
+
+def with_mirrored(images: Tensor, match: Callable[[Tensor, list[int]], list[Match]]) -> list[Match]:
+    """Each picture's match and, where it is no copy, that of its mirror image if it is: trainers flip pictures.
+
+    References are not embedded again for it. `match` takes pictures and their places among the images.
+    """
+    matches = match(images, list(range(len(images))))
+    rows = [row for row, found in enumerate(matches) if found.verdict == "none"]
+    if not rows:
+        return matches
+    for row, mirrored in zip(rows, match(images[rows].flip(-1), rows), strict=True):
+        if mirrored.verdict != "none":
+            matches[row] = replace(mirrored, mirrored=True)
     return matches
 
 
@@ -164,21 +176,21 @@ def unit(pixels: Tensor) -> Tensor:
     Raises:
         UserError: They are not finite.
     """
-    return pixels.float() / 255 if pixels.dtype == torch.uint8 else _finite(pixels, NOT_FINITE)
+    return pixels.float() / 255 if pixels.dtype == torch.uint8 else finite(pixels, NOT_FINITE)
 
 
-def _finite(values: Tensor, message: str) -> Tensor:
+def finite(values: Tensor, message: str) -> Tensor:
     """The values; what is not a number is near to nothing, and would be called no copy."""
     if not torch.isfinite(values).all():
         raise UserError(message)
     return values
 
 
-def small(pixels: Tensor) -> Tensor:
+def small(pixels: Tensor, size: int = SIZE) -> Tensor:
     """Pictures, bytes or in [0, 1], at the size they are compared at, in [0, 1]."""
-    if pixels.shape[-2:] == (SIZE, SIZE):
+    if pixels.shape[-2:] == (size, size):
         return unit(pixels)
-    parts = [F.interpolate(unit(part).float(), (SIZE, SIZE), mode="area") for part in pixels.split(BATCH)]
+    parts = [F.interpolate(unit(part).float(), (size, size), mode="area") for part in pixels.split(BATCH)]
     return torch.cat(parts)
 
 
@@ -190,7 +202,7 @@ def _fixed_ratios(
     for template in templates[wanted].unique().tolist():
         rows = wanted & (templates == template)
         closest = pictures[[template]].expand(int(rows.sum()), *pictures.shape[1:])
-        around = _neighbourhood(_fixed_part(images[rows], keep[template], pictures), closest, pictures)
+        around = neighbourhood(_fixed_part(images[rows], keep[template], pictures), closest, pictures)
         values[rows] = masked[rows, template] / around
     return values
 
@@ -204,137 +216,22 @@ def _fixed_part(images: Tensor, keep: Tensor, pictures: Tensor) -> Tensor:
     return (squared.clamp(min=0) / w.sum()).sqrt().nan_to_num(torch.inf)
 
 
-def _neighbourhood(distances: Tensor, closest: Tensor, pictures: Tensor) -> Tensor:
+def duplicates_of(some: Tensor, pictures: Tensor) -> Tensor:
+    """Which pictures are duplicates of each of some, (n, m): nearer than a share of its contrast."""
+    alike = (DUPLICATE * _contrast(some)).clamp(min=1e-3)  # below a grey level: a flat picture is its own duplicate
+    return pixel_distances(some, pictures) < alike[:, None]
+
+
+def neighbourhood(distances: Tensor, closest: Tensor, pictures: Tensor) -> Tensor:
     """Mean of each row's 50 smallest distances, leaving out the closest picture and its duplicates: (n,)."""
-    contrast = closest.flatten(2).var(2, correction=0).mean(1).sqrt()
-    alike = (DUPLICATE * contrast).clamp(min=1e-3)  # less than a grey level: a flat picture is its own duplicate
-    duplicates = pixel_distances(closest, pictures) < alike[:, None]
-    others = distances.masked_fill(duplicates, torch.inf)
+    others = distances.masked_fill(duplicates_of(closest, pictures), torch.inf)
     near = others.topk(min(NEIGHBOURS, others.shape[1]), largest=False).values
     count = near.isfinite().sum(1)
     missing = (FEW - count).clamp(min=0)
-    unrelated = 2**0.5 * contrast
+    unrelated = 2**0.5 * _contrast(closest)
     return ((near.nan_to_num(posinf=0).sum(1) + missing * unrelated) / (count + missing)).clamp(min=1e-6)
 
 
-@dataclass(frozen=True)
-class Recipe:
-    """How pictures are prepared for an SSCD network: resize, crop, mean and standard deviation, threshold."""
-
-    resize: int
-    square: bool
-    crop: int | None
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
-    threshold: float
-
-
-_IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-_HALF = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
-SSCD_RECIPES = {
-    "sscd-320": Recipe(320, True, None, *_IMAGENET, 0.7),  # NeMo, DoRI (disc_mixup)
-    "sscd-288": Recipe(288, False, None, *_IMAGENET, 0.75),  # SSCD's own (disc_mixup)
-    "sscd-wen": Recipe(256, False, 224, *_HALF, 0.7),  # Wen et al., SAIL (disc_large)
-    "sscd-dcr": Recipe(256, False, 224, *_HALF, 0.5),  # DCR
-    "sscd-membench": Recipe(288, True, None, *_IMAGENET, 0.5),  # MemBench (disc_large)
-}
-
-
-def prepare(images: Tensor, recipe: Recipe) -> Tensor:
-    """Resize with antialiasing, crop the centre and normalise images (n, 3, h, w) in [0, 1]."""
-    h, w = images.shape[-2:]
-    scale = recipe.resize / min(h, w)
-    size = (recipe.resize, recipe.resize) if recipe.square else (round(h * scale), round(w * scale))
-    x = F.interpolate(images.float(), size, mode="bilinear", antialias=True, align_corners=False)
-    if recipe.crop is not None:
-        top, left = (x.shape[-2] - recipe.crop) // 2, (x.shape[-1] - recipe.crop) // 2
-        x = x[..., top : top + recipe.crop, left : left + recipe.crop]
-    mean, std = (torch.tensor(v).view(3, 1, 1) for v in (recipe.mean, recipe.std))
-    return (x - mean) / std
-
-
-def sscd_criterion(weights: Path, recipe: str) -> Criterion:
-    """The copy criterion of an SSCD file under a named recipe.
-
-    Raises:
-        UserError: No such file or recipe.
-    """
-    if recipe not in SSCD_RECIPES:
-        raise UserError(f"unknown SSCD recipe {recipe!r}: choose one of {', '.join(SSCD_RECIPES)}")
-    require_file(weights, "name an SSCD TorchScript (.pt) or ONNX (.onnx) file")
-    hashed = hashlib.sha256(weights.read_bytes()).hexdigest()
-    return Criterion("sscd", SSCD_RECIPES[recipe].threshold, recipe, hashed, higher_is_closer=True)
-
-
-def load_sscd(weights: Path, device: torch.device | str = "cpu") -> Callable[[Tensor], Tensor]:
-    """A function from prepared images to unit-length embeddings, both on the CPU.
-
-    A TorchScript network computes on `device`, one in ONNX format on the CPU.
-
-    Raises:
-        UserError: The file is neither TorchScript nor ONNX.
-        MissingExtra: It is ONNX and onnxruntime is not installed.
-    """
-    if weights.suffix == ".onnx":
-        return _load_onnx(weights)
-    try:
-        network = torch.jit.load(str(weights), map_location=device).eval()
-    except (RuntimeError, ValueError) as error:
-        raise UserError(f"{weights}: not a TorchScript file: name an SSCD .torchscript.pt or .onnx file") from error
-
-    def embed(x: Tensor) -> Tensor:
-        with torch.no_grad():
-            return F.normalize(network(x.to(device))).cpu()
-
-    return embed
-
-
-def _load_onnx(weights: Path) -> Callable[[Tensor], Tensor]:
-    try:
-        import onnxruntime
-    except ImportError as error:
-        raise MissingExtra("an SSCD model in ONNX format", "onnx") from error
-    try:
-        session = onnxruntime.InferenceSession(str(weights), providers=["CPUExecutionProvider"])
-    except Exception as error:  # onnxruntime raises its own unnamed family of errors
-        raise UserError(f"{weights}: not an ONNX model: name an SSCD .torchscript.pt or .onnx file") from error
-    name = session.get_inputs()[0].name
-    return lambda x: F.normalize(torch.from_numpy(session.run(None, {name: x.numpy()})[0]))
-
-
-def match_sscd(
-    images: Tensor,
-    references: References,
-    criterion: Criterion,
-    embed: Callable[[Tensor], Tensor],
-    batch: int = 16,
-    features: Tensor | None = None,
-) -> list[Match]:
-    """Match each image with the reference of highest SSCD cosine. It cannot see templates.
-
-    `features` are the references' own, (m, d), where they were computed before.
-    """
-    if features is None:
-        features = sscd_features(references.pixels, criterion, embed, batch)
-    best = (sscd_features(images, criterion, embed, batch) @ features.T).max(dim=1)
-    return [_sscd_match(references.names[i], v, criterion) for v, i in zip(best[0].tolist(), best[1], strict=True)]
-
-
-def match_sscd_targets(
-    images: Tensor, targets: References, criterion: Criterion, embed: Callable[[Tensor], Tensor], batch: int = 16
-) -> list[Match]:
-    """Match each image with its own target by SSCD cosine: row i of one with row i of the other."""
-    own = sscd_features(targets.pixels, criterion, embed, batch)
-    cosine = (sscd_features(images, criterion, embed, batch) * own).sum(1)
-    return [_sscd_match(name, v, criterion) for name, v in zip(targets.names, cosine.tolist(), strict=True)]
-
-
-def sscd_features(pixels: Tensor, criterion: Criterion, embed: Callable[[Tensor], Tensor], batch: int = 16) -> Tensor:
-    """The SSCD embeddings of pictures, bytes or in [0, 1]: (n, d)."""
-    recipe = SSCD_RECIPES[criterion.recipe]
-    features = torch.cat([embed(prepare(unit(part), recipe)) for part in pixels.split(batch)])
-    return _finite(features, "the copy-detection network gives features that are not finite: name another file")
-
-
-def _sscd_match(name: str, cosine: float, criterion: Criterion) -> Match:
-    return Match(name, 1 - cosine, cosine, "verbatim" if criterion(cosine) else "none")
+def _contrast(pictures: Tensor) -> Tensor:
+    """The standard deviation of each picture's pixels about its mean colour, (n,)."""
+    return pictures.flatten(2).var(2, correction=0).mean(1).sqrt()

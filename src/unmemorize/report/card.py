@@ -21,6 +21,8 @@ def model_card(run: Run) -> str:
         )
     record = run.record
     rule = f"{record.criterion.name} at {record.criterion.threshold:g} ({record.criterion.recipe})"
+    if record.criterion.error is not None:
+        rule += f", which calls {record.criterion.error:.1%} of {record.criterion.measured_on} training pictures copies"
     fingerprint = markdown(record.model.get("fingerprint", "–"))
     lines += ["", f"Rule for a copy: {markdown(rule)}. Model fingerprint: {fingerprint}."]
     return "\n".join([*lines, ""])

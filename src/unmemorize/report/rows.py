@@ -14,7 +14,7 @@ from unmemorize.report.schema import Run
 
 COPIES = ("verbatim", "template")
 SEVERITY = {"verbatim": 0, "template": 1, "none": 2, "not compared": 3, "not generated": 4}
-NOT_COMPARED = {"nearest": "", "caption": None, "distance": None, "ratio": None, "verdict": "not compared"}
+NOT_COMPARED = dict.fromkeys(("caption", "distance", "ratio", "mirrored")) | {"nearest": "", "verdict": "not compared"}
 
 
 @dataclass(frozen=True)
@@ -26,6 +26,7 @@ class Shot:
     distance: float | None
     ratio: float | None
     verdict: str
+    mirrored: bool = False
 
 
 @dataclass(frozen=True)
@@ -182,8 +183,11 @@ def _groups(run: Run) -> dict[str, tuple[Group, ...]]:
     found: dict[str, list[Group]] = defaultdict(list)
     for (key, nearest), rows in groupby(ordered, key=lambda row: (row["id"], row["nearest"])):
         members = list(rows)
-        shots = tuple(Shot(r["seed"], r["image"], r["distance"], r["ratio"], r["verdict"]) for r in members)
-        found[key].append(Group(nearest, members[0]["caption"], shots))
+        shots = []
+        for row in members:
+            values = (row["seed"], row["image"], row["distance"], row["ratio"], row["verdict"])
+            shots.append(Shot(*values, mirrored=bool(row["mirrored"])))
+        found[key].append(Group(nearest, members[0]["caption"], tuple(shots)))
     return {key: tuple(sorted(groups, key=lambda g: g.shots[0].seed)) for key, groups in found.items()}
 
 

@@ -47,6 +47,9 @@ class Criterion(BaseModel):
     recipe: str
     weights: str | None = None
     higher_is_closer: bool = False
+    error: float | None = None
+    error_high: float | None = None
+    measured_on: int | None = None
 
 
 class Record(BaseModel):
@@ -211,7 +214,7 @@ ATTACK_CURVE = _columns(
 LOCALITY = _columns({"level": _TEXT, "group": _TEXT, "value": _REAL}, {"low": _REAL, "high": _REAL})
 VERIFY = _columns(
     {"id": _TEXT, "seed": _WHOLE, "image": _TEXT, "nearest": _TEXT, "verdict": _TEXT},
-    {"caption": _TEXT, "distance": _REAL, "ratio": _REAL},
+    {"caption": _TEXT, "distance": _REAL, "ratio": _REAL, "mirrored": pa.bool_()},
 )
 
 

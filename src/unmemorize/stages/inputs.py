@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
@@ -87,7 +87,7 @@ class Inputs:
             versions=versions(),
             model={"name": self.model.name, "fingerprint": self.model.fingerprint},
             data=dict(data),
-            criterion={} if criterion is None else asdict(criterion),
+            criterion={} if criterion is None else criterion.recorded(),
         )
 
     @property

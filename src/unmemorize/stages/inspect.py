@@ -21,7 +21,7 @@ from unmemorize.core.specs import InspectSpec
 from unmemorize.detect.noise import NoiseGap
 from unmemorize.explain.gradient import Gradient
 from unmemorize.metrics.calibrate import conformal_threshold
-from unmemorize.metrics.similarity import References, match_pixels
+from unmemorize.metrics.similarity import References, match_pixels, with_mirrored
 from unmemorize.models.pipeline import PipelineModel
 from unmemorize.stages.guard import Guard, Outcome
 from unmemorize.stages.inputs import Inputs, subject_of
@@ -229,7 +229,7 @@ def _first_step_only(pipe: Any, index: int, t: Tensor, state: dict[str, Any]) ->
 def _nearest(images: Tensor, references: References) -> list[Nearest]:
     rows = {name: row for row, name in enumerate(references.names)}
     nearest = []
-    for match in match_pixels(images, references):
+    for match in with_mirrored(images, lambda some, _: match_pixels(some, references)):
         row = rows[match.nearest]
         nearest.append(Nearest(match, references[[row]].images[0], references.captions[row]))
     return nearest

@@ -32,7 +32,7 @@ def _work(inputs: Inputs, run: Path, progress: Progress) -> None:
 
 def _match_row(match: Match, caption: str | None) -> Row:
     values = {"distance": match.distance, "ratio": match.value, "verdict": match.verdict}
-    return {"nearest": reference_name(match.nearest), "caption": caption} | values
+    return {"nearest": reference_name(match.nearest), "caption": caption} | values | {"mirrored": match.mirrored}
 
 
 def reference_name(name: str) -> str:

@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from unmemorize.core.criteria import Criterion
-from unmemorize.core.errors import UserError
 from unmemorize.core.model import DiffusionModel
 from unmemorize.core.results import Match
 from unmemorize.core.run import Source
@@ -21,21 +20,20 @@ from unmemorize.metrics.duplicates import duplicate_groups
 from unmemorize.metrics.similarity import (
     PIXELS,
     References,
-    load_sscd,
     match_pixels,
-    match_sscd,
-    match_sscd_targets,
     match_targets,
     pixel_distances,
     small,
-    sscd_criterion,
-    sscd_features,
+    with_mirrored,
 )
+from unmemorize.metrics.sscd import load_sscd, match_sscd, match_sscd_targets, sscd_criterion, sscd_features
+from unmemorize.metrics.tiled import TILED, match_tiled, match_tiled_targets, with_error
 
-LARGE = 256  # pixels from which pictures are compared by a copy-detection network
+LARGE = 256  # pixels from which pictures are compared by a copy-detection network, or else tile by tile
 
 Matcher = Callable[[Tensor, References], list[Match]]  # pictures and references
-TargetMatcher = Callable[[Tensor, References, References], list[Match]]  # pictures, the target of each, references
+# From the target of each picture and the references to what compares some of the pictures, with their places.
+TargetMatcher = Callable[[References, References], Callable[[Tensor, list[int]], list[Match]]]
 
 
 @dataclass(frozen=True)
@@ -57,7 +55,8 @@ class CopyCheck:
     """The criterion, the pictures it compares with, and two comparisons.
 
     `match` takes pictures (n, 3, h, w) to their nearest, `against` each to its own target, one a row of the second.
-    Pictures may be on any device and in any precision: they are compared on the CPU in float32.
+    Where a picture is no copy, its mirror image is looked at as well. Pictures may be on any device and in any
+    precision: they are compared on the CPU in float32.
     """
 
     criterion: Criterion
@@ -71,29 +70,40 @@ class CopyCheck:
         return [m.verdict != "none" for m in self.match(images)]
 
 
-def matcher(sscd: str, recipe: str, device: torch.device | str = "cpu") -> tuple[Criterion, Matcher]:
-    """The copy criterion and its comparison: an SSCD file's, or pixels where none is named.
+def check_network(sscd: str, recipe: str) -> None:
+    """Refuse an SSCD file that cannot be used, where one is named.
 
     Raises:
         UserError: The file or the recipe cannot be used.
     """
-    return _comparisons(sscd, recipe, device)[:2]
+    _comparisons(sscd, recipe, "cpu", large=True)
 
 
-def _comparisons(sscd: str, recipe: str, device: torch.device | str) -> tuple[Criterion, Matcher, TargetMatcher]:
+def _comparisons(
+    sscd: str, recipe: str, device: torch.device | str, *, large: bool
+) -> tuple[Criterion, Matcher, TargetMatcher]:
+    if not sscd and large:
+        return TILED, match_tiled, _row_by_row(match_tiled_targets)
     if not sscd:
-        return PIXELS, match_pixels, match_targets
+        return PIXELS, match_pixels, _row_by_row(match_targets)
     criterion, embed = sscd_criterion(Path(sscd), recipe), load_sscd(Path(sscd), device)
 
     @lru_cache(maxsize=1)
     def features(references: References) -> Tensor:
         return sscd_features(references.pixels, criterion, embed)
 
-    return (
-        criterion,
-        lambda images, references: match_sscd(images, references, criterion, embed, features=features(references)),
-        lambda images, targets, _: match_sscd_targets(images, targets, criterion, embed),
-    )
+    def match(images: Tensor, references: References) -> list[Match]:
+        return match_sscd(images, references, criterion, embed, features=features(references))
+
+    def against(targets: References, _: References) -> Callable[[Tensor, list[int]], list[Match]]:
+        own = sscd_features(targets.pixels, criterion, embed)
+        return lambda images, rows: match_sscd_targets(images, targets[rows], criterion, embed, features=own[rows])
+
+    return criterion, match, against
+
+
+def _row_by_row(match: Callable[[Tensor, References, References], list[Match]]) -> TargetMatcher:
+    return lambda targets, references: lambda images, rows: match(images, targets[rows], references)
 
 
 def distances(sscd: str, recipe: str, device: torch.device | str = "cpu") -> Distances:
@@ -117,21 +127,21 @@ def copy_check(
 ) -> CopyCheck:
     """Comparison with training pictures; `source` says in a run's record where they come from.
 
+    By the SSCD file, where one is named; else small pictures pixel by pixel and those from `LARGE` on tile by tile,
+    with the error rate of the latter on these pictures.
+
     Raises:
-        UserError: They need an SSCD file, or it cannot be used.
+        UserError: The SSCD file cannot be used.
     """
-    if not sscd and max(model.image_size) >= LARGE:
-        raise UserError(
-            f"pictures of {max(model.image_size)} px are compared by a copy-detection network: "
-            "name its file with --sscd"
-        )
-    criterion, match, against = _comparisons(sscd, recipe, model.device)
+    criterion, match, against = _comparisons(sscd, recipe, model.device, large=max(model.image_size) >= LARGE)
+    if criterion is TILED:
+        criterion = with_error(criterion, references)
     return CopyCheck(
         criterion,
         references.source(source),
         references,
-        lambda images: match(_on_cpu(images), references),
-        lambda images, targets: against(_on_cpu(images), targets, references),
+        lambda images: with_mirrored(_on_cpu(images), lambda some, rows: match(some, references)),
+        lambda images, targets: with_mirrored(_on_cpu(images), against(targets, references)),
     )
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 
+from unmemorize.core.criteria import Criterion
 from unmemorize.core.errors import NotApplicable
 from unmemorize.core.shards import Row
 from unmemorize.core.specs import BOUND
@@ -32,11 +33,13 @@ class Basis:
         bound: The upper 95% limit of a rate up to which a finding passes.
         references: Training pictures that generated ones were compared with.
         templates: Those among them whose varying part is known; None where the criterion has no verdict on templates.
+        criterion: What counts as a copy; its error rate is said beside every verdict where it was measured.
     """
 
     bound: float = BOUND
     references: int = 0
     templates: int | None = None
+    criterion: Criterion | None = None
 
 
 def summarise(
@@ -56,7 +59,9 @@ def summarise(
     matches = tables["verify"]
     by_prompt = _by_prompt(matches or [])
     counts = {
-        **asdict(basis),
+        "bound": basis.bound,
+        "references": basis.references,
+        "templates": basis.templates,
         "needed": units_to_decide(basis.bound),
         **_counts(prompts, matches, by_prompt),
         **_ranking(prompts, scores, by_prompt),
@@ -69,6 +74,8 @@ def summarise(
     texts = {p.id: p.text for p in prompts}
     findings = find(Facts(counts, texts, tables["explain"], tables["calibrated"], matches, tables["mitigations"]))
     summary = _verdict(counts, findings) | counts
+    if basis.criterion is not None and counts["images"]:
+        summary["sentence"] = " ".join(filter(None, [summary["sentence"], basis.criterion.said_of_errors]))
     return summary | {"findings": [asdict(f) for f in findings], "measures": measures(summary, findings, tables)}
 
 
