@@ -29,6 +29,7 @@ PROMPTS = ["a green bicycle", "an owl on a fence"]
 ORDINARY = [f"a field and {i} boats" for i in range(4)]
 QUICK = {  # settings under which a method takes little time
     "nemo": "nemo:threshold=-1,start=1,minimum=1,seeds=2,refine=false",
+    "nemo-joint": "nemo-joint:threshold=-1,start=1,minimum=1,seeds=2,refine=false",
     "wanda": "wanda:sparsity=0.1",
     "adversarial-finetune": "adversarial-finetune:updates=1,batch=2,attack=dori:updates=1",
     "erase": "erase:updates=1,attack=high-noise:updates=1,ordinary=2,hostile=2",

@@ -8,6 +8,7 @@ import external
 import pytest
 import torch
 
+from pipelines import tiny
 from unmemorize.core.errors import NotApplicable, UserError
 from unmemorize.core.methods import (
     GROUPS,
@@ -27,6 +28,7 @@ from unmemorize.models.load import wrap
 
 QUICK = {  # settings under which a method takes little time
     "nemo": "nemo:threshold=-1,minimum=4.75,seeds=2",
+    "nemo-joint": "nemo-joint:threshold=-1,minimum=4.75,seeds=2",
     "adaptive": "adaptive:updates=1,sampling=1",
     "prompt-search": "prompt-search:updates=1,tried=2",
     "erase": "erase:updates=1,attack=high-noise:updates=1,ordinary=2,hostile=2",
@@ -167,6 +169,8 @@ def test_an_explainer_has_a_finite_value_for_every_word(name, subject):
 @of_kind("localizer")
 def test_a_localizer_selects_units_of_the_model(name, subject):
     """Masks fit their layers, the model stays as it was, and the second search finds the same."""
+    if name == "nemo-joint":
+        subject = Subject(wrap(tiny("sd3")), Sampler(2))
     localizer, model = quick("localizer", name), subject.model
     before = model.fingerprint
     ordinary = model.encode([f"a thing {i}" for i in range(4)])

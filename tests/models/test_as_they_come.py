@@ -150,15 +150,55 @@ def test_what_a_folder_has_none_of_is_passed_on(tmp_path):
     assert model.fingerprint == wrap(pipe).fingerprint
 
 
-def test_the_licence_and_what_was_not_loaded_are_saved_with_a_model(saved, spoilt, tmp_path):
-    """Components that are not loaded, and the licence, go where the model goes."""
+@pytest.mark.parametrize("family", ["sd", "sd3"])
+def test_what_is_published_keeps_all_that_came_with_it(spoilt, tmp_path, family):
+    """Every component but the denoiser is what it was, to the byte, with notes, licence and safety checker.
+
+    No other weights go along: they would be those of the denoiser as it was. No file names a folder of this machine.
+    """
+    folder = spoilt(family)
+    part = "unet" if family == "sd" else "transformer"
+    for file in ("LICENSE.md", "README.md", "example.png", "feature_extractor/preprocessor_config.json"):
+        (folder / file).parent.mkdir(exist_ok=True)
+        (folder / file).write_text("{}")
+    (folder / "vae" / "notes.txt").write_text("of the VAE")
+    (folder / "everything.safetensors").write_bytes(b"\0" * 64)
+    index = json.loads((folder / "model_index.json").read_text())
+    index |= {"feature_extractor": ["transformers", "CLIPImageProcessor"]}
+    if family == "sd":
+        shutil.copytree(folder / "text_encoder", folder / "safety_checker")
+        index |= {"safety_checker": ["stable_diffusion", "StableDiffusionSafetyChecker"]}
+        index |= {"requires_safety_checker": True}
+    (folder / "model_index.json").write_text(json.dumps(index))
+    model = load(str(folder), device="cpu", dtype="bfloat16")
+    with torch.no_grad():
+        next(model.denoiser.parameters()).add_(1)
+    out = tmp_path / "out"
+    out.mkdir()
+    model.save(out)
+    files = {str(file.relative_to(folder)) for file in folder.rglob("*") if file.is_file()}
+    carried = {str(file.relative_to(out)) for file in out.rglob("*") if file.is_file()}
+    assert files - carried == {"everything.safetensors"}
+    for name in files & carried:
+        if not name.startswith(f"{part}/") and name != "model_index.json":
+            assert (out / name).read_bytes() == (folder / name).read_bytes(), name
+    assert json.loads((out / "model_index.json").read_text()) == index
+    again = load(str(out), device="cpu", dtype="bfloat16")
+    assert again.fingerprint == model.fingerprint != load(str(folder), device="cpu", dtype="bfloat16").fingerprint
+    for file in [*out.glob("*.json"), *out.glob("*/*.json")]:
+        assert str(folder) not in file.read_text(), file
+
+
+def test_a_pipeline_in_memory_is_saved_as_it_is(spoilt, tmp_path):
+    """Its own components are written, whatever the folder has that it is said to come from; the licence goes along."""
     folder = spoilt("sdxl")
+    (folder / "model.safetensors").write_bytes(b"\0" * 64)
     (folder / "LICENSE.md").write_text("as it was")
-    (folder / "feature_extractor").mkdir()
-    (folder / "feature_extractor" / "preprocessor_config.json").write_text("{}")
-    load(str(folder), device="cpu").save(tmp_path / "out")
+    pipe = tiny("sdxl", seed=1)
+    wrap(pipe, source=folder).save(tmp_path / "out")
     assert (tmp_path / "out" / "LICENSE.md").read_text() == "as it was"
-    assert load(str(tmp_path / "out"), device="cpu").fingerprint == load(str(folder), device="cpu").fingerprint
+    assert not (tmp_path / "out" / "model.safetensors").exists()
+    assert load(str(tmp_path / "out"), device="cpu").fingerprint == wrap(pipe).fingerprint
 
 
 # single files

@@ -95,8 +95,13 @@ def outputs_before(module: nn.Module, name: str, run: Callable[[], object]) -> d
         start = submodules[name].register_forward_pre_hook(lambda _m, given: rows.append(len(given[0])))
         stack.callback(start.remove)
         run()
-    fit = {n for n, o in outputs.items() if calls[n] == 1 and all(x.shape[:1] == (rows[0],) for x in tree_leaves(o))}
+    fit = {n for n, output in outputs.items() if calls[n] == 1 and _is_by_row(output, rows[0])}
     return {n: outputs[n] for n in fit if not any(n.startswith(f"{outer}.") for outer in fit)}
+
+
+def _is_by_row(output: Any, rows: int) -> bool:
+    leaves = tree_leaves(output)
+    return all(isinstance(leaf, Tensor) and leaf.shape[:1] == (rows,) for leaf in leaves)
 
 
 @contextmanager

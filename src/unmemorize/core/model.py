@@ -395,6 +395,14 @@ class DiffusionModel(Protocol):
         """
         ...
 
+    def text_stream_values(self, reach: Reach = "all") -> Mapping[str, nn.Linear]:
+        """Value projections whose input is text tokens alone, changed by timestep or picture before, by module name.
+
+        Raises:
+            NotApplicable: The family has none.
+        """
+        ...
+
     def feed_forwards(self) -> Mapping[str, nn.Linear]:
         """The second linear layer of every feed-forward, by module name, first executed first.
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from unmemorize.core.choose import evenly
 from unmemorize.core.errors import UserError
@@ -108,7 +108,7 @@ class Nemo(Localizer):
         """
         model = subject.model
         check_finite(model.denoiser)
-        layers = model.text_projections(self.layers)
+        layers = self.projections(model)
         usual = self._usual(model, ordinary, progress)
         for name, layer in layers.items():
             if name not in usual.mean or usual.mean[name].shape != (layer.out_features,):
@@ -129,7 +129,19 @@ class Nemo(Localizer):
         if ordinary is None or not len(ordinary):
             raise UserError("NeMo compares with ordinary prompts: name a file of captions that are not memorized")
         folder = Path(self.cache) if self.cache else cache_folder()
-        return cached_reference(model, ordinary, folder, progress)
+        return cached_reference(model, ordinary, folder, progress, self.activations, self.name)
+
+    def projections(self, model: DiffusionModel) -> Mapping[str, nn.Linear]:
+        """The layers whose channels are searched, by module name, first executed first.
+
+        Raises:
+            NotApplicable: The model has none.
+        """
+        return model.text_projections(self.layers)
+
+    def activations(self, model: DiffusionModel, cond: Condition) -> dict[str, Tensor]:
+        """Mean of |value| over all tokens of every channel of every layer, searched or not: (prompts, width)."""
+        return activations(model, cond)
 
     def _threshold(self, model: DiffusionModel, usual: Reference) -> float:
         if self.threshold is not None:
@@ -146,8 +158,9 @@ class Nemo(Localizer):
         start: Start,
         others: Tensor | None,
     ) -> PromptUnits:
-        widths = {name: layer.out_features for name, layer in model.text_projections(self.layers).items()}
-        free, values = start.unblocked(model, cond)[0], activations(model, cond, self.layers)
+        widths = {name: layer.out_features for name, layer in self.projections(model).items()}
+        measured = self.activations(model, cond)
+        free, values = start.unblocked(model, cond)[0], {name: measured[name] for name in widths}
         scales = scales_for(*free.shape[-2:])
         strength = pairwise_ssim(free, scales).amax(1).cpu()
         memorized = strength.argsort(descending=True, stable=True)[: int((strength > threshold).sum())]

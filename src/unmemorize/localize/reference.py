@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,6 +21,7 @@ from unmemorize.core.sample import generators
 from unmemorize.metrics.ssim import pairwise_ssim, scales_for
 
 SEEDS = tuple(range(10))
+Activations = Callable[[DiffusionModel, Condition], dict[str, Tensor]]
 
 
 @dataclass(frozen=True)
@@ -114,19 +115,20 @@ def reference(
     seeds: Sequence[int] = SEEDS,
     batch: int = 64,
     progress: Progress = quiet,
+    measure: Activations = activations,
 ) -> Reference:
-    """Measure all cross-attention layers on ordinary prompts, and calibrate the threshold.
+    """Measure the channels of all layers on ordinary prompts, and calibrate the threshold.
 
     Raises:
-        NotApplicable: The model has no cross-attention.
+        NotApplicable: The model has no such layers.
         UserError: There are fewer than two prompts, or the model's weights are not finite.
     """
     if len(ordinary) < 2:
         raise UserError("statistics of ordinary prompts need two prompts at the least: name a file of more")
     check_finite(model.denoiser)
-    parts = [activations(model, ordinary[i : i + batch]) for i in range(0, len(ordinary), batch)]
-    joined = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
     with model.counted() as cost:
+        parts = [measure(model, ordinary[i : i + batch]) for i in range(0, len(ordinary), batch)]
+        joined = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
         threshold = calibrate(model, ordinary, seeds=seeds, batch=batch, progress=progress)
     return Reference(
         mean={name: values.mean(0) for name, values in joined.items()},
@@ -194,13 +196,20 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "unmemorize"
 
 
-def cached_reference(model: DiffusionModel, ordinary: Condition, folder: Path, progress: Progress = quiet) -> Reference:
-    """Statistics of ordinary prompts, measured once per model and set of prompts."""
+def cached_reference(
+    model: DiffusionModel,
+    ordinary: Condition,
+    folder: Path,
+    progress: Progress = quiet,
+    measure: Activations = activations,
+    name: str = "nemo",
+) -> Reference:
+    """Statistics of ordinary prompts, measured once per model, set of prompts and method, whose name is given."""
     texts = ordinary.texts or ()
     key = digest(text.encode() for text in (model.fingerprint, repr(SEEDS), *texts))
-    path = folder / f"nemo-{key[:32]}.safetensors"
+    path = folder / f"{name}-{key[:32]}.safetensors"
     found = load_reference(path, key)
     if found is None:
-        found = reference(model, ordinary, progress=progress)
+        found = reference(model, ordinary, progress=progress, measure=measure)
         save_reference(path, found, key)
     return found

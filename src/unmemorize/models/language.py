@@ -116,6 +116,7 @@ class ZImageModel(EvenFlowModel):
     steps = 50
     in_rows = False
     feeds = ("feed_forward.w2",)
+    stream = ("context_refiner.*.attention.to_v",)
 
     def _encode(self, prompts: list[str]) -> Condition:
         rows, _ = self.pipe.encode_prompt(prompts, device=self.device, do_classifier_free_guidance=False)
@@ -290,6 +291,7 @@ class Lumina2Model(EvenFlowModel):
     steps = 30
     apart = True
     feeds = ("feed_forward.linear_2",)
+    stream = ("context_refiner.*.attn.to_v",)
 
     def _encode(self, prompts: list[str]) -> Condition:
         embeds, mask, *_ = self.pipe.encode_prompt(prompts, do_classifier_free_guidance=False, device=self.device)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from fnmatch import fnmatchcase
+
 import torch
 from torch import nn
 
@@ -74,7 +76,7 @@ def require_hooks(denoiser: nn.Module) -> None:
 
 
 def linear_layers(denoiser: nn.Module, *endings: str) -> dict[str, nn.Linear]:
-    """Linear layers whose names end in one of these, in the order of execution.
+    """Linear layers whose names end in one of these, in which * stands for anything, in the order of execution.
 
     Raises:
         NotApplicable: Hooks on them would be ignored, they are wrapped, or their weights are not plain numbers.
@@ -82,7 +84,8 @@ def linear_layers(denoiser: nn.Module, *endings: str) -> dict[str, nn.Linear]:
     require_hooks(denoiser)
     layers = {}
     for name, module in denoiser.named_modules():
-        if f".{name}".endswith(tuple(f".{ending}" for ending in endings)) and isinstance(module, nn.Linear):
+        named = any(fnmatchcase(f".{name}", f"*.{ending}") for ending in endings)
+        if named and isinstance(module, nn.Linear):
             layers[name] = module
     for name, module in layers.items():
         if module.weight.is_meta or module.weight.dtype not in PLAIN:

@@ -121,6 +121,7 @@ def load(  # noqa: PLR0913 - all but the name are optional
     place(pipe, torch.device(device), offload)
     model = wrap(pipe, name=" + ".join([path, *lora, *embedding]), source=origin, size=size)
     model.revision = revision
+    model.as_loaded = not loras and not embeddings and source.variant is None
     if source.kind == "embedded":
         model.steps = EMBEDDED_STEPS
     return model

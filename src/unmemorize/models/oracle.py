@@ -175,6 +175,14 @@ class OracleModel(Adapter):
         """
         raise NotApplicable("a closed form has no cross-attention")
 
+    def text_stream_values(self, reach: Reach = "all") -> dict[str, nn.Linear]:
+        """None.
+
+        Raises:
+            NotApplicable: Always.
+        """
+        raise NotApplicable("a closed form has no attention")
+
     def feed_forwards(self) -> dict[str, nn.Linear]:
         """None.
 

@@ -18,11 +18,12 @@ from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor, nn
 
 from unmemorize.core.errors import NotApplicable, UserError
-from unmemorize.core.model import Condition, Counted, Guided, Parameterisation, Prediction, TypedModel
+from unmemorize.core.model import Condition, Counted, Guided, Parameterisation, Prediction, Reach, TypedModel
 from unmemorize.core.run import digest, write_json
 from unmemorize.models.layers import attention_layers
 from unmemorize.models.schedules import RectifiedFlow, SchedulerRun, VariancePreserving
 
+WEIGHTS = (".safetensors", ".bin", ".ckpt", ".pt", ".pth", ".gguf", ".onnx", ".msgpack", ".h5")
 ASIDE = ("safety_checker", "image_encoder")  # components that read pictures, not prompts
 
 
@@ -123,6 +124,7 @@ class PipelineModel(Adapter, TypedModel):
     in_rows = True  # whether the denoiser is given prompts in rows that do not depend on each other's length
     multiple = 8  # of which height and width have to be multiples
     upcasts = False  # whether a VAE that overflows in half precision computes in float32
+    as_loaded = False  # whether all but the denoiser is still what the folder or hub model has
     revision: str | None = None  # of a hub model that is not its main branch
 
     def __init__(
@@ -301,6 +303,14 @@ class PipelineModel(Adapter, TypedModel):
         size = self._config.get("sample_size") or getattr(self.pipe, "default_sample_size", 1024 // scale)
         return (size * scale, size * scale) if isinstance(size, int) else (size[0] * scale, size[1] * scale)
 
+    def text_stream_values(self, reach: Reach = "all") -> dict[str, nn.Linear]:
+        """None, where cross-attention reads the text alone.
+
+        Raises:
+            NotApplicable: Always.
+        """
+        raise NotApplicable("cross-attention reads the text alone, which has no stream of its own: use nemo")
+
     def attention_layers(self) -> dict[str, nn.Linear]:
         """The linear layers of every attention, those of the text's stream included.
 
@@ -310,14 +320,25 @@ class PipelineModel(Adapter, TypedModel):
         return attention_layers(self.denoiser)
 
     def save(self, folder: Path) -> None:
-        """Write the pipeline as `from_pretrained` reads it; what loading left out is copied from where it came from.
+        """Write the pipeline as `from_pretrained` reads it, with all that came with it.
+
+        Of a folder that was loaded as it is every component but the denoiser is copied, and so are its other files,
+        except weights, which would be the denoiser's as it was. Of other pipelines all components are written, and what
+        loading left out is copied from where it came from.
 
         Raises:
             UserError: It came from the hub, and what was left out is neither in the cache nor can be downloaded.
         """
-        self.pipe.save_pretrained(folder)
-        if self._source is not None:
-            _carry_over(_downloaded(self._source, self.revision), folder)
+        source = None if self._source is None else _downloaded(self._source, self.revision)
+        if source is not None and self.as_loaded:
+            network: Any = self.denoiser
+            network.save_pretrained(folder / self.part)
+        else:
+            self.pipe.save_pretrained(folder)
+        if source is not None:
+            _carry_over(source, folder)
+        for file in [*folder.glob("*.json"), *folder.glob("*/*.json")]:
+            _forget_path(file)
 
 
 def _downloaded(source: Path | str, revision: str | None) -> Path:
@@ -342,10 +363,12 @@ def _is_component(entry: object) -> bool:
 
 
 def _carry_over(source: Path, folder: Path) -> None:
-    """Copy what `source` has and `folder` lacks: licences, and components such as the safety checker."""
-    for licence in source.glob("LICENSE*"):
-        if licence.is_file() and not (folder / licence.name).exists():
-            shutil.copyfile(licence, folder / licence.name)
+    """Copy what `source` has and `folder` lacks: components such as the safety checker, licences, notes."""
+    for file in source.iterdir():
+        if file.is_dir() or file.name.startswith(".") or file.suffix in WEIGHTS:
+            continue
+        if not (folder / file.name).exists():
+            shutil.copyfile(file, folder / file.name)
     index = folder / "model_index.json"
     saved: dict[str, Any] = json.loads(index.read_text(encoding="utf-8"))
     original: dict[str, Any] = json.loads((source / "model_index.json").read_text(encoding="utf-8"))
@@ -356,6 +379,23 @@ def _carry_over(source: Path, folder: Path) -> None:
     if "requires_safety_checker" in original:
         saved["requires_safety_checker"] = original["requires_safety_checker"]
     write_json(index, saved)
+
+
+def _forget_path(file: Path) -> None:
+    """Leave out of a configuration the local folder that it was read from, which diffusers and transformers note."""
+    try:
+        config = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError:  # not written by either
+        return
+    if not isinstance(config, dict):
+        return
+    local = [key for key in ("_name_or_path", "name_or_path") if _is_local(config.get(key))]
+    if local:
+        write_json(file, {key: value for key, value in config.items() if key not in local})
+
+
+def _is_local(name: object) -> bool:
+    return isinstance(name, str) and bool(name) and (name[0] in "./~\\" or name.count("/") > 1 or Path(name).exists())
 
 
 def _bytes(tensor: Tensor) -> bytes:

@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from unmemorize.core.errors import NotApplicable
 from unmemorize.core.model import Condition, Parameterisation, Reach
 from unmemorize.models.layers import linear_layers
+from unmemorize.models.pipeline import PipelineModel
 from unmemorize.models.schedules import VariancePreserving, require_noise_schedule
-from unmemorize.models.transformer import FlowModel, TransformerModel, read, shown, spans_of, uncleaned
+from unmemorize.models.transformer import FlowModel, TransformerModel, first_half, read, shown, spans_of, uncleaned
 
 
 class CrossAttentionModel(TransformerModel):
@@ -24,14 +25,20 @@ class CrossAttentionModel(TransformerModel):
     steps = 20
 
     def text_projections(self, reach: Reach = "all") -> dict[str, nn.Linear]:
-        """Value projections of cross-attention; a transformer has no way down: `down-mid` is its first half.
+        """Value projections of cross-attention; `down-mid` is the first half of them.
 
         Raises:
             NotApplicable: The transformer takes no hooks.
         """
-        layers = linear_layers(self.denoiser, "attn2.to_v")
-        count = len(layers) if reach == "all" else len(layers) // 2
-        return dict(list(layers.items())[:count])
+        return first_half(linear_layers(self.denoiser, "attn2.to_v"), reach)
+
+    def text_stream_values(self, reach: Reach = "all") -> dict[str, nn.Linear]:
+        """None: cross-attention reads the text alone.
+
+        Raises:
+            NotApplicable: Always.
+        """
+        return PipelineModel.text_stream_values(self, reach)
 
     def text_inputs(self, cond: Condition) -> Tensor:
         """The text as it is projected into the transformer."""

@@ -27,6 +27,7 @@ class TransformerModel(PipelineModel):
 
     multiple = 16  # the VAE's 8, and patches of 2
     feeds: tuple[str, ...] = ("ff.net.2", "ff_context.net.2")  # how second layers of feed-forwards are called
+    stream: tuple[str, ...] = ("add_v_proj",)  # how value projections of the text's own stream are called
 
     @abstractmethod
     def _encode(self, prompts: list[str]) -> Condition:
@@ -54,6 +55,17 @@ class TransformerModel(PipelineModel):
             NotApplicable: Always.
         """
         raise self._joint()
+
+    def text_stream_values(self, reach: Reach = "all") -> dict[str, nn.Linear]:
+        """Value projections of the text's own stream; `down-mid` is the first half of them.
+
+        Raises:
+            NotApplicable: Text and picture share all of them.
+        """
+        layers = first_half(linear_layers(self.denoiser, *self.stream), reach)
+        if not layers:
+            raise NotApplicable("text and picture share their value projections: the text has no stream of its own")
+        return layers
 
     def _joint(self) -> NotApplicable:
         return NotApplicable("text and picture share attention: no layer reads the text alone")
@@ -154,6 +166,12 @@ class SD3Model(FlowModel):
             tokens = (self._latent_shape[1] // patch) * (self._latent_shape[2] // patch)
             settings["mu"] = shift(tokens, config, highest=1.16)
         return SchedulerRun(self.pipe.scheduler, steps, self.device, settings)
+
+
+def first_half(layers: dict[str, nn.Linear], reach: Reach) -> dict[str, nn.Linear]:
+    """The layers of a reach: a transformer has no way down, `down-mid` is the first half of its layers."""
+    count = len(layers) if reach == "all" else -(-len(layers) // 2)
+    return dict(list(layers.items())[:count])
 
 
 def shown(cond: Condition) -> Tensor:

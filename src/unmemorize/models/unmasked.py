@@ -155,6 +155,7 @@ class Kandinsky5Model(UnpaddedModel):
     steps = 50
     pooled = True
     feeds = ("feed_forward.out_layer",)
+    stream = ("cross_attention.to_value",)
 
     def _encode(self, prompts: list[str]) -> Condition:
         network: Any = self.denoiser
