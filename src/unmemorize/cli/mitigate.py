@@ -56,7 +56,8 @@ def mitigate(
 
 def _show(results: dict[str, Any], folder: str) -> None:
     table = Table("copies", "share", "95% interval", box=None, pad_edge=False)
-    for name, (value, low, high) in ((name, results[name]) for name in RATES):
+    for name in RATES:
+        value, low, high = results[name]
         add_row(table, name.replace("_", " "), f"{value:.3f}", f"{low:.3f} to {high:.3f}")
     out.print(table, highlight=False)
     cost = f"{results['updates']} updates, {results['evaluations']} denoiser evaluations, {results['seconds']} seconds"

@@ -190,7 +190,7 @@ class Shards:
         if left:
             raise Unfinished(
                 f"part {part.index}/{part.of} of {self.folder.name} is done; of other parts {left} of {self.count} "
-                "shards are missing: the part that ends last goes on, or this command again"
+                "shards are missing: the last part to end finishes the run, or this command typed again"
             )
 
     def _do(self, number: int, do: Callable[[int], None]) -> None:

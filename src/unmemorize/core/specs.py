@@ -76,7 +76,7 @@ class Loaded:
         device: cpu, cuda or cuda:1; a GPU where there is one, by default.
         dtype: Precision; float16 on a GPU and float32 on a CPU, by default; mitigate trains in float32.
         batch: Rows of the denoiser at once, at most; by default what fits into memory.
-        offload: Keep on the CPU what is not computing: model, all parts but the one at work; group, all layers but it.
+        offload: What waits on the CPU: model, every part of the pipeline but the one that computes; group, every layer.
     """
 
     lora: tuple[str, ...] = ()

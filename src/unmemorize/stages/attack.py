@@ -144,8 +144,10 @@ def _attacking(
             save_image(image, run / "images" / f"{key}-target.png")
         with atomic(run / "embeds" / f"{ids[0]}.safetensors") as temporary:
             save_file({key: part.contiguous() for key, part in zip(ids, evidence.embeds, strict=True)}, temporary)
-        facts = zip(ids, (group for group, _ in shard), targets.captions, strict=True)
-        return to_rows(extracted, [{"id": k, "group": g, "prompt": p, "embeds": ids[0]} for k, g, p in facts])
+        facts = []
+        for key, (group, _), caption in zip(ids, shard, targets.captions, strict=True):
+            facts.append({"id": key, "group": group, "prompt": caption, "embeds": ids[0]})
+        return to_rows(extracted, facts)
 
     items = [(group, i) for group, pictures in subjects.groups.items() for i in range(len(pictures))]
     return Work("attack", "scores/attack.parquet", items, do, size=SHARD)

@@ -70,12 +70,11 @@ def attacking(inputs: Inputs, run: Path, progress: Progress) -> Work[tuple[str, 
         spent = cost.forward + (fits.get(name, 0) if first else 0)
         return [row | {"spent": spent / len(table)} for row in table]
 
-    items = [
-        (name, group, range(i, min(i + SHARD, len(targets))))
-        for name in (UNMITIGATED, *tried)
-        for group, targets in groups.items()
-        for i in range(0, len(targets), SHARD)
-    ]
+    items = []
+    for name in (UNMITIGATED, *tried):
+        for group, targets in groups.items():
+            for start in range(0, len(targets), SHARD):
+                items.append((name, group, range(start, min(start + SHARD, len(targets)))))
     return Work("attack", "scores/attack.parquet", items, do, size=1)
 
 
@@ -141,10 +140,15 @@ def write_outcomes(run: Path) -> None:
     path = run / "scores" / "attack.parquet"
     if path.exists():
         attacked = pq.read_table(path).to_pylist()
-        extractions = {row["name"]: _by_group([r for r in attacked if r["mitigation"] == row["name"]]) for row in rows}
+        extractions = {}
+        for name in (row["name"] for row in rows):
+            extractions[name] = _by_group([row for row in attacked if row["mitigation"] == name])
         knows = {row["mitigation"]: row["attack_knows_it"] for row in attacked}
         rows = [row | _after_attack(extractions[row["name"]], knows[row["name"]]) for row in rows]
-        _write(run, "attack_curve", [point for name, groups in extractions.items() for point in _curve(name, groups)])
+        points = []
+        for name, groups in extractions.items():
+            points += _curve(name, groups)
+        _write(run, "attack_curve", points)
     _write(run, "mitigations", rows)
 
 

@@ -58,7 +58,9 @@ def _work(inputs: Inputs, run: Path, progress: Progress) -> None:
 
 def _clusters(prompts: Sequence[Prompt], ordinary: Ordinary) -> list[str]:
     chosen = [*(prompts[i] for i in ordinary.listed), *ordinary.others]
-    return [str(p.cluster) for p in chosen] if all(p.cluster for p in chosen) else related([p.text for p in chosen])
+    if all(prompt.cluster for prompt in chosen):
+        return [str(prompt.cluster) for prompt in chosen]
+    return related([prompt.text for prompt in chosen])
 
 
 def _write_check(run: Path, scores: np.ndarray, known: np.ndarray, clusters: Sequence[str]) -> None:

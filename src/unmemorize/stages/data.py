@@ -32,6 +32,7 @@ from unmemorize.report.data import build_data_report
 from unmemorize.testbed.dose import dose_curve
 
 SHOWN = 40  # groups, and triggers of a kind, that the page shows with pictures
+RISKS = [(name, pa.float64()) for name in ("risk", "risk_low", "risk_high")]  # columns
 SMALL = 128  # pixels of a picture on the page
 
 
@@ -153,28 +154,21 @@ def _trigger_table(triggers: Sequence[Trigger], stakes: Sequence[dict[str, Any]]
         said_of_the_picture = max(t.captions, captions.get(t.group, 1))
         risk = _risk(held[i]["rows"], said_of_the_picture)
         lines.append(dataclasses.asdict(t) | {"rows": held[i]["rows"], "sample": held[i]["sample"]} | risk)
-    schema = pa.schema(
-        [("word", pa.string()), ("kind", pa.string()), ("captions", pa.int64()), ("image_groups", pa.int64())]
-        + [(name, pa.float64()) for name in ("concentration", "lift", "p_value")]
-        + [("group", pa.int64()), ("rows", pa.int64()), ("sample", pa.list_(pa.string()))]
-        + [(name, pa.float64()) for name in ("risk", "risk_low", "risk_high")]
-    )
-    return pa.Table.from_pylist(lines, schema)
+    text, count, number = pa.string(), pa.int64(), pa.float64()
+    said = [("word", text), ("kind", text), ("captions", count), ("image_groups", count)]
+    measured = [(name, number) for name in ("concentration", "lift", "p_value")]
+    held_by = [("group", count), ("rows", count), ("sample", pa.list_(text))]
+    return pa.Table.from_pylist(lines, pa.schema([*said, *measured, *held_by, *RISKS]))
 
 
 def _group_table(groups: Sequence[Group]) -> pa.Table:
     pair = pa.struct([("first", pa.int64()), ("second", pa.int64()), ("cosine", pa.float64())])
-    lines = [
-        dataclasses.asdict(g)
-        | {name: _pair(getattr(g, name)) for name in ("tightest", "loosest")}
-        | _risk(g.rows, g.captions)
-        for g in groups
-    ]
-    schema = pa.schema(
-        [(name, pa.int64()) for name in ("group", "rows", "files", "pixels", "captions")]
-        + [("tightest", pair), ("loosest", pair)]
-        + [(name, pa.float64()) for name in ("risk", "risk_low", "risk_high")]
-    )
+    lines = []
+    for g in groups:
+        line = dataclasses.asdict(g) | {"tightest": _pair(g.tightest), "loosest": _pair(g.loosest)}
+        lines.append(line | _risk(g.rows, g.captions))
+    counted = [(name, pa.int64()) for name in ("group", "rows", "files", "pixels", "captions")]
+    schema = pa.schema([*counted, ("tightest", pair), ("loosest", pair), *RISKS])
     return pa.Table.from_pylist(lines, schema)
 
 

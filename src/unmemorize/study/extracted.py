@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from typing import Any
 
 import numpy as np
 
@@ -42,9 +43,12 @@ def from_rows(rows: Sequence[Row]) -> Extraction:
     """The numbers of rows that `to_rows` wrote, in its order."""
     own = [row for row in rows if row["step"] is None]
     attacked = [row for row in rows if row["step"] is not None]
-    keys = ("id", "restart", "step", "seed")
-    ids, restarts, steps, seeds = (tuple(dict.fromkeys(row[key] for row in attacked)) for key in keys)
-    shape = len(ids), len(restarts), len(steps), len(seeds)
+
+    def distinct(key: str) -> tuple[Any, ...]:
+        return tuple(dict.fromkeys(row[key] for row in attacked))
+
+    ids, steps, seeds = distinct("id"), distinct("step"), distinct("seed")
+    shape = len(ids), len(distinct("restart")), len(steps), len(seeds)
     names = {row["id"]: row["picture"] for row in attacked}
 
     def array(key: str) -> np.ndarray:
@@ -76,26 +80,30 @@ def summarise(groups: Mapping[str, Extraction], criterion: Criterion, bound: flo
         criterion: What the values are judged by.
         bound: The share of either control's pictures up to which copies count as extracted.
     """
-    attacked, copied = groups["attacked"], {group: rates(part.copied) for group, part in groups.items()}
-    back = {group: extracted(part.copied) for group, part in groups.items()}
+    attacked = groups["attacked"]
+    copied = {group: rates(extraction.copied) for group, extraction in groups.items()}
+    back = {group: extracted(extraction.copied) for group, extraction in groups.items()}
     budget = search_budget(attacked.steps, [back[group] for group in CONTROLS], bound)
-    within = None if budget is None else attacked.steps.index(budget)
-    original = {group: _original(part) for group, part in groups.items()}
-    summary = {
+    original = _original(attacked)
+    summary: Row = {
         "copy_rate": copied["attacked"][-1].value,
-        "original_copy_rate": original["attacked"] and original["attacked"]["value"],
+        "original_copy_rate": original and original["value"],
         "control_copy_rate": max(copied[group][-1].value for group in CONTROLS),
         "search_budget": budget,
         "evaluations": attacked.evaluations,
         "steps": attacked.steps[-1],
         "bound": bound,
-        "extracted": {g: None if within is None else asdict(shares[within]) for g, shares in back.items()},
-        "pictures": {group: len(part.names) for group, part in groups.items()},
-        "original": original,
-        "verdicts": {group: _verdicts(part) for group, part in groups.items()},
-        "work": {group: _work(part) for group, part in groups.items()},
-        "curve": {group: _curve(part, copied[group], back[group], criterion) for group, part in groups.items()},
     }
+    by_group: dict[str, Row] = {name: {} for name in ("extracted", "pictures", "original", "verdicts", "work", "curve")}
+    for group, extraction in groups.items():
+        within = None if budget is None else asdict(back[group][attacked.steps.index(budget)])
+        by_group["extracted"][group] = within
+        by_group["pictures"][group] = len(extraction.names)
+        by_group["original"][group] = _original(extraction)
+        by_group["verdicts"][group] = _verdicts(extraction)
+        by_group["work"][group] = _work(extraction)
+        by_group["curve"][group] = _curve(extraction, copied[group], back[group], criterion)
+    summary |= by_group
     return {"sentence": _sentence(summary)} | summary
 
 
@@ -120,19 +128,21 @@ def _curve(
 ) -> list[Row]:
     value = extraction.values.mean(axis=(0, 1, 3))
     near = extraction.values if criterion.higher_is_closer else 1 - extraction.values
-    return [
-        {
+    points = []
+    for s, step in enumerate(extraction.steps):
+        moved = extraction.moved[:, :, s]
+        point = {
             "steps": step,
             "evaluations": extraction.spent[s],
             "copies": asdict(copied[s]),
             "extracted": asdict(back[s]),
             "value": float(value[s]),
             "similarity": float(near[:, :, s].clip(0).mean()),
-            "moved": float(extraction.moved[:, :, s].mean()),
-            "relative": float((extraction.moved[:, :, s] / extraction.start.clip(1e-12)).mean()),
+            "moved": float(moved.mean()),
+            "relative": float((moved / extraction.start.clip(1e-12)).mean()),
         }
-        for s, step in enumerate(extraction.steps)
-    ]
+        points.append(point)
+    return points
 
 
 def _sentence(summary: Row) -> str:
