@@ -22,7 +22,7 @@ from unmemorize.testbed.panel import BRANCHES, HALVES, Panel, check, draw_panel,
 from unmemorize.testbed.recipe import Recipe
 from unmemorize.testbed.rows import FORMS, panel_captions, panel_rows
 from unmemorize.testbed.shapes import COLOURS, DRAWINGS, shapes
-from unmemorize.testbed.train_panel import PLAN, _record, _require_recipe, train_branch, train_trunk
+from unmemorize.testbed.train_panel import PLAN, TRUNK, _record, _require_recipe, train_branch, train_trunk
 from unmemorize.unlearn.loop import Team
 
 VIEWS = 2
@@ -341,6 +341,11 @@ def test_a_branch_starts_from_the_trunk(small):
     assert doses == {0: 24, 30: 24, 100: 24, 300: 24}
     assert all(line["copies"] == line["dose"] for line in lines if line["kind"] == "verbatim")
     assert {line["file_name"] for line in lines} == {path.name for path in (out / "images").glob("*.png")}
+
+
+def test_the_shipped_trunk_is_the_one_of_the_recipe():
+    """Recipe, plan and weights are those that `recipe.json` names, so that branches continue what is shipped."""
+    assert json.loads((PLAN.parent / "recipe.json").read_text()) == _record(Recipe(), Panel.load(PLAN), TRUNK)
 
 
 def test_a_branch_that_does_not_exist_is_refused(tmp_path):
