@@ -18,9 +18,11 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProject
 from pipelines import tiny
 from unmemorize.core.errors import NotApplicable, UserError
 from unmemorize.core.sample import Sampler, generate, generators
+from unmemorize.localize.reference import check_finite
 from unmemorize.models.configs import CONFIGS, write_configuration
 from unmemorize.models.load import load, wrap
 from unmemorize.models.source import examine
+from unmemorize.unlearn.finetune import Finetune, finetune
 
 PROMPT = "an owl on a fence"
 
@@ -492,6 +494,66 @@ def test_layers_of_other_weights_are_not_looked_into(kind):
     if kind == "meta":
         with pytest.raises(NotApplicable, match="offloaded"):
             _ = model.fingerprint
+
+
+def test_weights_in_a_wrapper_have_a_fingerprint():
+    """Of tensors that torchao quantizes what they are made of is hashed: not run here, with a tensor in their place."""
+
+    class Quantized(torch.Tensor):
+        def __tensor_flatten__(self):
+            return ["numbers", "scale"], None
+
+    model = wrap(tiny("sd"))
+    plain = model.fingerprint
+    weight = model.denoiser.conv_in.weight
+    stands_in = weight.detach().clone().as_subclass(Quantized)
+    stands_in.numbers, stands_in.scale = weight.detach().to(torch.int8), torch.ones(1)
+    model.denoiser.conv_in.weight = torch.nn.Parameter(stands_in, requires_grad=False)
+    model.denoiser.state_dict = lambda: {"conv_in.weight": stands_in}
+    first = model.fingerprint
+    stands_in.scale = torch.ones(1) * 2
+    assert len({plain, first, model.fingerprint}) == 3
+
+
+@pytest.mark.parametrize("dtype", ["int8", "float8_e4m3fn"])
+def test_quantized_weights_are_neither_trained_nor_searched(dtype, tmp_path):
+    """One line each: every parameter of them would be a traceback."""
+    model = wrap(tiny("sd"))
+    weight = model.denoiser.conv_in.weight.detach().to(getattr(torch, dtype))
+    model.denoiser.conv_in.weight = torch.nn.Parameter(weight, requires_grad=False)
+    with pytest.raises(NotApplicable, match="quantized"):
+        check_finite(model.denoiser)
+    with pytest.raises(NotApplicable, match="quantized weights are not trained"):
+        finetune(model, None, Finetune(), tmp_path)
+
+
+def test_a_model_with_a_lora_on_is_neither_saved_nor_given_another(tmp_path):
+    """What would be written could not be loaded, and training LoRA would take the user's away: merge it first."""
+    pipe = tiny("sd")
+    pipe.unet.add_adapter(LoraConfig(r=2, target_modules=["attn2.to_k"]))
+    model = wrap(pipe)
+    with pytest.raises(NotApplicable, match=r"fuse_lora\(\)"):
+        model.save(tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    with pytest.raises(NotApplicable, match=r"fuse_lora\(\)"):
+        finetune(model, None, Finetune(lora=2), tmp_path / "checkpoints")
+    assert any("lora_A" in name for name, _ in pipe.unet.named_modules())
+
+
+@pytest.mark.parametrize(("family", "component"), [("sd", "vae"), ("sd3", "text_encoder_2"), ("flux", "tokenizer_2")])
+def test_a_pipeline_without_what_it_needs_is_refused(family, component):
+    """Where the family does not come without it."""
+    pipe = tiny(family)
+    setattr(pipe, component, None)
+    with pytest.raises(NotApplicable, match=f"has no {component}"):
+        wrap(pipe)
+
+
+def test_stable_diffusion_3_without_t5_loads(tmp_path):
+    """Its folder says that there is none."""
+    pipe = tiny("sd3", t5=False)
+    pipe.save_pretrained(tmp_path / "model")
+    assert load(str(tmp_path / "model"), device="cpu").fingerprint == wrap(pipe).fingerprint
 
 
 def test_a_small_vae_without_a_distribution_inverts():

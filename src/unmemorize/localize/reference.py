@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from unmemorize.core.batches import in_batches
-from unmemorize.core.errors import UserError
+from unmemorize.core.errors import NotApplicable, UserError
 from unmemorize.core.model import Condition, DiffusionModel, Reach
 from unmemorize.core.run import Progress, atomic, digest, quiet
 from unmemorize.core.sample import generators
@@ -101,9 +101,13 @@ def check_finite(denoiser: nn.Module) -> None:
     """Refuse NaN and infinite weights: every comparison with them would be silently false.
 
     Raises:
+        NotApplicable: Weights are quantized or offloaded, and cannot be looked at.
         UserError: There are some.
     """
     for name, parameter in denoiser.named_parameters():
+        is_plain = parameter.dtype.is_floating_point and parameter.dtype.itemsize > 1
+        if parameter.is_meta or not is_plain:
+            raise NotApplicable(f"{name} has quantized or offloaded weights: load the model in half precision or more")
         if not parameter.isfinite().all():
             raise UserError(f"the model has NaN or infinite weights in {name}: name a sound checkpoint")
 

@@ -68,7 +68,16 @@ def require_hooks(denoiser: nn.Module) -> None:
     """
     if getattr(denoiser, "_compiled_call_impl", None) is not None:
         raise NotApplicable("the denoiser is compiled, so nothing can be done to its layers: leave out .compile()")
-    for name, module in denoiser.named_modules():
+    require_plain_layers(denoiser)
+
+
+def require_plain_layers(network: nn.Module) -> None:
+    """Refuse a network whose layers are not those of its configuration.
+
+    Raises:
+        NotApplicable: Its projections are fused, or a LoRA is on.
+    """
+    for name, module in network.named_modules():
         if getattr(module, "fused_projections", False):
             raise NotApplicable(f"{name} has fused projections: call pipe.unfuse_qkv_projections() first")
         if hasattr(module, "lora_A"):

@@ -20,11 +20,11 @@ from torch import Tensor, nn
 from unmemorize.core.errors import NotApplicable, UserError
 from unmemorize.core.model import Condition, Counted, Guided, Parameterisation, Prediction, Reach, TypedModel
 from unmemorize.core.run import digest, write_json
-from unmemorize.models.layers import attention_layers
+from unmemorize.models.layers import attention_layers, require_plain_layers
 from unmemorize.models.schedules import RectifiedFlow, SchedulerRun, VariancePreserving
 
 WEIGHTS = (".safetensors", ".bin", ".ckpt", ".pt", ".pth", ".gguf", ".onnx", ".msgpack", ".h5")
-ASIDE = ("safety_checker", "image_encoder")  # components that read pictures, not prompts
+ASIDE = ("safety_checker", "feature_extractor", "image_encoder")  # components that read pictures, not prompts
 
 
 class Adapter(Counted, ABC):
@@ -120,6 +120,7 @@ class PipelineModel(Adapter, TypedModel):
     """
 
     part = "transformer"  # the component that denoises
+    dispensable: tuple[str, ...] = ()  # components that the family also comes without
     pooled = False  # whether it reads a vector a prompt beside the embeddings
     in_rows = True  # whether the denoiser is given prompts in rows that do not depend on each other's length
     multiple = 8  # of which height and width have to be multiples
@@ -132,6 +133,9 @@ class PipelineModel(Adapter, TypedModel):
     ) -> None:
         super().__init__()
         self.pipe, self.name, self._source = pipe, name, source
+        for component, value in pipe.components.items():
+            if value is None and component not in (*ASIDE, *self.dispensable):
+                raise NotApplicable(f"this {type(pipe).__name__} has no {component}: load it with all its components")
         network = getattr(pipe, self.part)
         self.denoiser: nn.Module = getattr(network, "_orig_mod", network)  # compiled, it would ignore hooks
         if getattr(self.denoiser, "is_cache_enabled", False):
@@ -327,12 +331,15 @@ class PipelineModel(Adapter, TypedModel):
         loading left out is copied from where it came from.
 
         Raises:
+            NotApplicable: A LoRA is on, or projections are fused: no such folder could be loaded.
             UserError: It came from the hub, and what was left out is neither in the cache nor can be downloaded.
         """
+        for network in self._weights().values():
+            require_plain_layers(network)
         source = None if self._source is None else _downloaded(self._source, self.revision)
         if source is not None and self.as_loaded:
-            network: Any = self.denoiser
-            network.save_pretrained(folder / self.part)
+            denoiser: Any = self.denoiser
+            denoiser.save_pretrained(folder / self.part)
         else:
             self.pipe.save_pretrained(folder)
         if source is not None:
@@ -398,8 +405,10 @@ def _is_local(name: object) -> bool:
     return isinstance(name, str) and bool(name) and (name[0] in "./~\\" or name.count("/") > 1 or Path(name).exists())
 
 
-def _bytes(tensor: Tensor) -> bytes:
+def _bytes(tensor: Any) -> bytes:
     if tensor.is_meta:
         raise NotApplicable("some weights are offloaded, and cannot be read: load the model without")
+    if hasattr(tensor, "__tensor_flatten__"):  # quantized by torchao: numbers and their scales
+        return b"".join(_bytes(getattr(tensor, name)) for name in tensor.__tensor_flatten__()[0])
     data: bytes = tensor.detach().cpu().flatten().view(torch.uint8).numpy().tobytes()
     return data

@@ -128,6 +128,7 @@ class SD3Model(FlowModel):
     guidance = 7.0
     steps = 28
     pooled = True
+    dispensable = ("text_encoder_3", "tokenizer_3")
 
     def _encode(self, prompts: list[str]) -> Condition:
         embeds, _, pooled, _ = self.pipe.encode_prompt(

@@ -127,6 +127,7 @@ class SDXLModel(UNetModel):
 
     guidance = 5.0
     added = "text_time"
+    dispensable = ("text_encoder", "tokenizer")
     pooled = True
     upcasts = True
 

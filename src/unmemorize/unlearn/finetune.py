@@ -257,6 +257,8 @@ class _Finetuned(Task):
 def _trainable(model: DiffusionModel, settings: Finetune) -> Iterator[dict[str, nn.Parameter]]:
     """The parameters to train: all, or those of LoRA adapters, which are merged at the end and gone after an error."""
     denoiser = model.denoiser
+    if any(not p.dtype.is_floating_point or p.dtype.itemsize == 1 for p in denoiser.parameters()):
+        raise NotApplicable("quantized weights are not trained: load the model in float32")
     flags = {p: p.requires_grad for p in denoiser.parameters()}
     denoiser.requires_grad_(settings.lora is None)
     try:
