@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from pipelines import tiny
 from unmemorize.core.methods import Subject, Training, parse
 from unmemorize.core.model import Condition
 from unmemorize.core.results import Found, Pairs
@@ -37,10 +38,11 @@ REHEARSAL = Rehearsal()
 def erase(model, how=QUICK, attack=REHEARSAL):
     generator = torch.Generator().manual_seed(0)
     latents = torch.randn(8, 4, 8, 8, generator=generator)
-    captions = model.encode([f"a thing {i}" for i in range(8)])
+    texts = [f"a thing {i}" for i in range(8)]
+    captions = model.encode(texts)
     before = {name: p.detach().clone() for name, p in model.denoiser.named_parameters()}
     memorized = Pairs(latents[:3], captions[:3])
-    return Erasing(memorized, latents[3:], captions[3:], model.encode([""]), before, attack, how)
+    return Erasing(memorized, latents[3:], texts[3:], model.encode([""]), before, attack, how)
 
 
 def test_a_model_as_it_was_has_nothing_to_learn_on_ordinary_rows(make_pipe):
@@ -201,5 +203,21 @@ def test_the_method_rehearses_the_attack_it_names_and_keeps_its_way(make_pipe, t
     objective = method.objective(Subject(model), forget, keep, Training(tmp_path, surrogates=None))
     assert objective._attack.name == "dori"
     assert objective._kept == [12, 25, 50]
-    assert set(captions[2:].texts) <= set(objective._captions.texts)
+    assert set(captions[2:].texts) <= set(objective._captions)
     assert len(objective._captions) > 4000
+
+
+def test_captions_are_encoded_as_they_are_used():
+    """Never all of them, and in a family whose prompts are as long as they are, starts fit the picture's own prompt."""
+    model = wrap(tiny("z_image"), size=(64, 64))
+    latents = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    texts = [f"a thing, and {i} things more" for i in range(50)]
+    own = Pairs(latents[:1], model.encode(["an owl on a fence"]))
+    objective = Erasing(own, latents, [*texts, "a"], model.encode([""]), {}, REHEARSAL, QUICK)
+    sizes, encode = [], model.encode
+    model.encode = lambda prompts: sizes.append(len(prompts)) or encode(prompts)
+    _, captions, _ = objective._ordinary_rows(model, 0, TEAM)
+    starts = [objective._init(model, 0, torch.Generator().manual_seed(seed)) for seed in range(12)]
+    assert len(captions) == QUICK.ordinary
+    assert {start.shape for start in starts} == {own.captions.embeds[0].shape}
+    assert set(sizes) == {QUICK.ordinary, 1}

@@ -70,15 +70,7 @@ class Condition:
 
         Where only one has a mask the other's tokens count, all of them.
         """
-        longest = max(self.embeds.shape[1], other.embeds.shape[1])
-        own, others = self._padded(longest), other._padded(longest)
-        if (own.mask is None) != (others.mask is None):
-            own, others = own._masked(), others._masked()
-        parts = {
-            name: torch.cat([t, others._tensors[name]]) for name, t in own._tensors.items() if name in others._tensors
-        }
-        texts = None if self.texts is None or other.texts is None else self.texts + other.texts
-        return Condition(**parts, texts=texts)
+        return joined([self, other])
 
     @property
     def _tensors(self) -> dict[str, Tensor]:
@@ -103,17 +95,25 @@ class Condition:
 
 
 def joined(parts: Sequence[Condition]) -> Condition:
-    """The rows of all parts, in order.
+    """The rows of all parts, in order, the shorter prompts padded; what one of the parts lacks is left out.
+
+    Where some have a mask the others' tokens count, all of them.
 
     Raises:
         ValueError: There are no parts.
     """
     if not parts:
         raise ValueError("expected at least one condition, got none")
-    whole = parts[0]
-    for part in parts[1:]:
-        whole = whole.followed_by(part)
-    return whole
+    longest = max(part.embeds.shape[1] for part in parts)
+    padded = [part._padded(longest) for part in parts]
+    if any(part.mask is not None for part in padded):
+        padded = [part._masked() for part in padded]
+    shared = [name for name in padded[0]._tensors if all(name in part._tensors for part in padded)]
+    tensors: dict[str, Tensor] = {name: torch.cat([part._tensors[name] for part in padded]) for name in shared}
+    texts: list[str] | None = []
+    for part in parts:
+        texts = None if texts is None or part.texts is None else [*texts, *part.texts]
+    return Condition(**tensors, texts=None if texts is None else tuple(texts))
 
 
 def names_of(given: Sequence[str] | Condition) -> list[str]:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import random
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from unmemorize.core.errors import NotApplicable
 from unmemorize.core.hooks import replaced
@@ -87,7 +89,7 @@ class Erase(Finetuning):
         captions = self._kept_captions(model, list(keep.captions.texts or ()), list(forget.captions.texts or ()))
         before = {name: p.detach().clone() for name, p in model.denoiser.named_parameters()}
         attack: Attack = parse("attack", self.attack)
-        return Erasing(forget, keep.latents, model.encode(captions), model.encode([""]), before, attack, self)
+        return Erasing(forget, keep.latents, captions, model.encode([""]), before, attack, self)
 
     def _kept_captions(self, model: DiffusionModel, ordinary: list[str], memorized: list[str]) -> list[str]:
         """The ordinary captions, pairs of words that no memorized caption has, and of all those the nearest thrice.
@@ -132,7 +134,7 @@ class Erasing:
     Args:
         memorized: Pictures to erase, with their prompts.
         ordinary: Latents of ordinary pictures, (n, c, h, w).
-        captions: Ordinary captions, which are to stay.
+        captions: Ordinary captions, which are to stay; they are encoded when they are used.
         empty: The empty prompt, one row.
         before: The denoiser's parameters as they were, by name.
         attack: The rehearsed attack.
@@ -143,7 +145,7 @@ class Erasing:
         self,
         memorized: Pairs,
         ordinary: Tensor,
-        captions: Condition,
+        captions: Sequence[str],
         empty: Condition,
         before: dict[str, Tensor],
         attack: Attack,
@@ -161,7 +163,7 @@ class Erasing:
         how = self._how
         if update % how.every == 0:
             self._rehearse(model, update, team)
-        kept = self._drift(model, *self._ordinary_rows(update, team)).mean()
+        kept = self._drift(model, *self._ordinary_rows(model, update, team)).mean()
         kept.backward()
         rows, chosen = self._hostile_rows(update, team)
         latents = self._memorized.latents[rows.items]
@@ -211,11 +213,12 @@ class Erasing:
         error, most, seen = (torch.zeros(len(self._left)).index_add(0, items, part) for part in parts)
         self._left = torch.where(seen > 0, torch.lerp(error / most, self._left, self._how.memory), self._left)
 
-    def _ordinary_rows(self, update: int, team: Team) -> tuple[Tensor, Condition, Noise]:
+    def _ordinary_rows(self, model: DiffusionModel, update: int, team: Team) -> tuple[Tensor, Condition, Noise]:
         """Latents and captions of different pictures: the target is a prediction, which needs no caption to be true."""
         how = self._how
         rows = draw_rows(len(self._ordinary), how.ordinary, team.share(how.ordinary), update=update, name=(how.seed, 0))
-        captions = self._captions[(rows.coins() * len(self._captions)).long()]
+        numbers = (rows.coins() * len(self._captions)).long().tolist()
+        captions = model.encode([self._captions[number] for number in numbers])
         captions = with_dropped(captions, self._empty, rows.coins() < 0.1)
         latents = self._ordinary[rows.items]
         return latents, captions, draw_noise(latents, rows)
@@ -260,7 +263,7 @@ class Erasing:
         padded = torch.arange(-(-count // team.size) * team.size) % count
         mine = padded[team.share(len(padded))]
         streams = [stream(self._how.seed, 2, update, picture) for picture in mine.tolist()]
-        init = torch.stack([self._init(p, g) for p, g in zip(mine.tolist(), streams, strict=True)])
+        init = torch.stack([self._init(model, p, g) for p, g in zip(mine.tolist(), streams, strict=True)])
         seeds = [int(torch.randint(2**62, (1,), generator=g)) for g in streams]
         start = self._memorized.captions[mine].with_embeds(init)
         latents = self._memorized.latents[mine]
@@ -270,14 +273,15 @@ class Erasing:
         self._old = len(self._triggers)
         self._triggers = torch.cat([self._triggers, stages])
 
-    def _init(self, picture: int, generator: torch.Generator) -> Tensor:
-        own, captions = self._memorized.captions.embeds[picture], self._captions.embeds
-        starts = (
-            own,
-            torch.randn(own.shape, generator=generator).to(own),
-            captions[int(torch.randint(len(captions), (1,), generator=generator))],
-        )
-        return starts[int(torch.randint(3, (1,), generator=generator))]
+    def _init(self, model: DiffusionModel, picture: int, generator: torch.Generator) -> Tensor:
+        own = self._memorized.captions.embeds[picture]
+        noise = torch.randn(own.shape, generator=generator).to(own)
+        caption = self._captions[int(torch.randint(len(self._captions), (1,), generator=generator))]
+        kind = int(torch.randint(3, (1,), generator=generator))
+        if kind < 2:
+            return (own, noise)[kind]
+        embeds = model.encode([caption]).embeds[0, : len(own)]
+        return pad(embeds, (0, 0, 0, len(own) - len(embeds)))  # where prompts are as long as they are
 
     def state(self) -> dict[str, Tensor]:
         """All triggers, how many of them are old, and what is left of each picture."""
