@@ -7,7 +7,9 @@ import xml.etree.ElementTree as ET
 import matplotlib
 import pytest
 
+from unmemorize.core.groups import LABELS
 from unmemorize.report.figures import MOST_DOTS, Figure, dose_figure, roc_figure, score_figure
+from unmemorize.report.outcomes import attack_figure
 from unmemorize.report.rows import Group, Prompt, Shot
 from unmemorize.report.schema import Detector, Dose, Roc
 
@@ -73,3 +75,14 @@ def test_very_many_prompts_are_drawn_as_quantiles():
     few, many = (score_figure([prompt(rank) for rank in range(n)]) for n in (MOST_DOTS, MOST_DOTS + 1))
     assert len(many.svg) < 20_000 < len(few.svg)
     assert len(many.frame) == MOST_DOTS + 1
+
+
+def test_the_groups_of_an_attack_are_called_as_on_the_terminal():
+    """Whatever the audit's table calls them; a group that is not known by its own name."""
+    rows = [
+        {"mitigation": "none", "group": group, "steps": 0, "copy_rate": 0.5, "low": 0.2, "high": 0.8, "ratio": 1.0}
+        for group in ("memorized", "negative", "never trained", "strangers")
+    ]
+    svg = attack_figure(rows).svg
+    for label in (*LABELS.values(), "strangers"):
+        assert f">{label}</text>" in svg

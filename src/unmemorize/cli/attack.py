@@ -9,6 +9,7 @@ from rich.table import Table
 from unmemorize.cli.app import PROVE, DryRun, Json, Portion, Run, command
 from unmemorize.cli.checks import check, part_named
 from unmemorize.cli.terminal import add_row, next_step, out, print_json, say, show_expected, working
+from unmemorize.core.groups import LABELS, UNSEEN
 from unmemorize.core.outputs import Output
 from unmemorize.core.run import default_run
 from unmemorize.core.specs import AttackSpec
@@ -51,23 +52,20 @@ def attack(spec: AttackSpec, *, run: Run = "", part: Portion = "", dry_run: DryR
 
 
 def _print(summary: dict[str, Any]) -> None:
-    from unmemorize.report.attack import GROUPS
-
-    labels = {group: label for group, (label, _) in GROUPS.items()}
-    table = Table("updates", *(f"{label}: copy rate" for label in labels.values()), "similarity", "moved / start")
-    for rows in zip(*(summary["curve"][group] for group in labels), strict=True):
+    table = Table("updates", *(f"{label}: copy rate" for label in LABELS.values()), "similarity", "moved / start")
+    for rows in zip(*(summary["curve"][group] for group in LABELS), strict=True):
         similar, moved = ([f"{row[key]:.2f}" for row in rows] for key in ("similarity", "relative"))
         rates = [_rate(row["copies"]) for row in rows]
         add_row(table, rows[0]["steps"], *rates, " / ".join(similar), " / ".join(moved))
     out.print(table)
-    for group, label in labels.items():
+    for group, label in LABELS.items():
         original, work = summary["original"][group], summary["work"][group]
         median = "–" if work["median"] is None else f"{work['median']:,.0f}"
         say(
             f"{label}: {summary['pictures'][group]} pictures, own prompts copy {_rate(original)}; "
             f"evaluations to the first copy {median} (median), never copied {work['never']}"
         )
-    say(f"never trained on: {summary['unseen_from']}")
+    say(f"{LABELS[UNSEEN]}: {summary['unseen_from']}")
     say(summary["sentence"])
 
 

@@ -12,15 +12,12 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from unmemorize.core.groups import ATTACKED, CONTROL, LABELS, UNSEEN
 from unmemorize.core.pictures import read_picture
 from unmemorize.core.run import atomic
 from unmemorize.report.drawing import ACCENT, INK, MUTED, STYLE
 
-GROUPS = {
-    "attacked": ("attacked", ACCENT),
-    "control": ("trained on, not memorized", INK),
-    "unseen": ("never trained on", MUTED),
-}
+COLOURS = {ATTACKED: ACCENT, CONTROL: INK, UNSEEN: MUTED}
 ACROSS, MOST = 4, 24  # pictures in a row of the sheet, and in all
 
 
@@ -32,11 +29,10 @@ def draw_curves(curve: Mapping[str, Sequence[Mapping[str, Any]]], path: Path) ->
         canvas = Figure(figsize=(8, 3.2), layout="constrained")
         copies, similarity = canvas.subplots(1, 2)
         draw_copies(copies, curve)
-        for group, (label, colour) in GROUPS.items():
-            rows = curve[group]
-            similarity.plot(
-                [r["steps"] for r in rows], [r["similarity"] for r in rows], "o-", color=colour, label=label
-            )
+        for group, colour in COLOURS.items():
+            x = [row["steps"] for row in curve[group]]
+            values = [row["similarity"] for row in curve[group]]
+            similarity.plot(x, values, "o-", color=colour, label=LABELS[group])
         _axis(similarity, "mean similarity to the target")
         with atomic(path) as temporary:
             canvas.savefig(temporary, format="svg", metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
@@ -44,10 +40,10 @@ def draw_curves(curve: Mapping[str, Sequence[Mapping[str, Any]]], path: Path) ->
 
 def draw_copies(axes: Axes, curve: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
     """Copy rate by number of updates with its intervals."""
-    for group, (label, colour) in GROUPS.items():
+    for group, colour in COLOURS.items():
         x, copies = [r["steps"] for r in curve[group]], [r["copies"] for r in curve[group]]
         axes.vlines(x, [c["low"] for c in copies], [c["high"] for c in copies], color=colour, alpha=0.3, linewidth=4)
-        axes.plot(x, [c["value"] for c in copies], "o-", color=colour, label=label)
+        axes.plot(x, [c["value"] for c in copies], "o-", color=colour, label=LABELS[group])
     _axis(axes, "generated pictures that are copies")
     axes.legend(frameon=False, fontsize="small")
 
@@ -65,7 +61,9 @@ def _axis(axes: Axes, label: str) -> None:
 
 def draw_sheet(values: Mapping[str, tuple[float, float]], run: Path) -> None:
     """Target, what the prompt gives and what the attack gives, picture by picture with what was judged: sheet.png."""
-    keys = [key for group in GROUPS for key in [k for k in values if k.startswith(group)][: MOST // len(GROUPS)]]
+    keys = []
+    for group in COLOURS:
+        keys += [key for key in values if key.startswith(group)][: MOST // len(COLOURS)]
     down = math.ceil(len(keys) / ACROSS)
     canvas = Figure(figsize=(ACROSS * 3.6, down * 1.55 + 0.3), layout="constrained")
     cells = canvas.subplots(down, ACROSS * 3, squeeze=False)

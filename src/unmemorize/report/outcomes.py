@@ -7,11 +7,13 @@ from collections.abc import Collection, Sequence
 
 from matplotlib.axes import Axes
 
+from unmemorize.core.groups import ATTACKED, CONTROL, IN_AUDIT, LABELS, UNSEEN
 from unmemorize.core.shards import Row
 from unmemorize.report.drawing import ACCENT, INK, MUTED, PAPER, Figure, axes_svg, panels_svg, share_axis
 
 PANELS = 4  # side by side; more would be too narrow to read
-GROUPS = {"memorized": (ACCENT, "-"), "negative": (INK, "-"), "never trained": (MUTED, (0, (3, 2)))}
+LINES = {ATTACKED: (ACCENT, "-"), CONTROL: (INK, "-"), UNSEEN: (MUTED, (0, (3, 2)))}
+GROUPS = {IN_AUDIT[group]: group for group in LINES}
 
 
 def attack_figure(curve: Sequence[Row], unknown: Collection[str] = ()) -> Figure:
@@ -36,22 +38,24 @@ def attack_figure(curve: Sequence[Row], unknown: Collection[str] = ()) -> Figure
 
     frame = [{key: value for key, value in row.items() if key != "ratio"} for row in curve]
     caption = (
-        "What an attacker gets back under each mitigation. The attack counts only where the line of memorized pictures "
-        "is above that of negatives and of pictures that were never trained on: an attack of enough steps draws any "
-        "picture. Bands are 95% intervals."
+        "What an attacker gets back under each mitigation. The attack counts only where the line of attacked pictures "
+        "is above those of pictures that were trained on and not memorized, and never trained on: an attack of enough "
+        "steps draws any picture. Bands are 95% intervals."
     )
     svg = panels_svg(draw, "attack", "Copies after attack, by attack steps", panels=len(shown), size=(9.6, 3.2))
     return Figure("Attack on the mitigated model", svg, frame, caption)
 
 
 def _draw_line(axes: Axes, group: str, rows: Sequence[Row]) -> None:
-    colour, style = GROUPS.get(group, (MUTED, (0, (1, 2))))
+    known = GROUPS.get(group, "")
+    colour, style = LINES.get(known, (MUTED, (0, (1, 2))))
     x, y = [row["steps"] for row in rows], [row["copy_rate"] for row in rows]
     if all(row["low"] is not None and row["high"] is not None for row in rows):
         axes.fill_between(
             x, [row["low"] for row in rows], [row["high"] for row in rows], color=colour, alpha=0.12, lw=0
         )
-    axes.plot(x, y, color=colour, linestyle=style, linewidth=1.5, marker="o", markersize=3.5, label=_plain(group))
+    label = LABELS.get(known, _plain(group))
+    axes.plot(x, y, color=colour, linestyle=style, linewidth=1.5, marker="o", markersize=3.5, label=label)
 
 
 def locality_figure(rows: Sequence[Row]) -> Figure:

@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 
 from unmemorize.attack.extraction import Extraction, Trial, extraction
 from unmemorize.core.errors import UserError
+from unmemorize.core.groups import ATTACKED, CONTROL, IN_AUDIT, UNSEEN
 from unmemorize.core.methods import Attack, settings
 from unmemorize.core.run import Progress
 from unmemorize.core.sample import sampling_evaluations
@@ -27,7 +28,7 @@ from unmemorize.study.extracted import from_rows, to_rows
 from unmemorize.verdict.findings import UNMITIGATED
 
 SHARD = 8  # pictures: a killed attack loses no more
-MEMORIZED, CONTROLS = "memorized", ("negative", "never trained")
+MEMORIZED, CONTROLS = IN_AUDIT[ATTACKED], (IN_AUDIT[CONTROL], IN_AUDIT[UNSEEN])
 
 
 def attacking(inputs: Inputs, run: Path, progress: Progress) -> Work[tuple[str, str, Sequence[int]]]:
@@ -46,7 +47,7 @@ def attacking(inputs: Inputs, run: Path, progress: Progress) -> Work[tuple[str, 
     copies, subjects = _subjects(inputs, run)
     if not (run / "scores" / "mitigated.parquet").exists():
         raise NotRun("no mitigation was tried")
-    groups = dict(zip((MEMORIZED, *CONTROLS), subjects.groups.values(), strict=True))
+    groups = {IN_AUDIT[group]: pictures for group, pictures in subjects.groups.items()}
     tried, subject = asked(inputs), inputs.subject
     fitting = Fitting(inputs, run, copies.prompts, progress)
     fitted, fits = {}, {}

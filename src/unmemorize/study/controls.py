@@ -10,6 +10,7 @@ from torch import Tensor
 
 from unmemorize.core.choose import evenly
 from unmemorize.core.errors import UserError
+from unmemorize.core.groups import ATTACKED, CONTROL, UNSEEN
 from unmemorize.core.model import DiffusionModel
 from unmemorize.core.results import Match
 from unmemorize.data.bundle import Bundle
@@ -33,7 +34,7 @@ class Subjects:
     @property
     def groups(self) -> dict[str, References]:
         """All three by name."""
-        return {"attacked": self.attacked, "control": self.control, "unseen": self.unseen}
+        return {ATTACKED: self.attacked, CONTROL: self.control, UNSEEN: self.unseen}
 
 
 def choose_subjects(model: DiffusionModel, bundle: Bundle, check: CopyCheck, *, limit: int = 0) -> Subjects:

@@ -10,12 +10,11 @@ import numpy as np
 
 from unmemorize.attack.extraction import Extraction
 from unmemorize.core.criteria import Criterion
+from unmemorize.core.groups import ATTACKED, CONTROLS
 from unmemorize.core.results import Interval
 from unmemorize.core.shards import Row
 from unmemorize.metrics.budget import extracted, rates, search_budget, work_to_extract
 from unmemorize.metrics.ranking import share_interval
-
-CONTROLS = ("control", "unseen")
 
 
 def to_rows(extraction: Extraction, facts: Sequence[Row]) -> list[Row]:
@@ -80,13 +79,13 @@ def summarise(groups: Mapping[str, Extraction], criterion: Criterion, bound: flo
         criterion: What the values are judged by.
         bound: The share of either control's pictures up to which copies count as extracted.
     """
-    attacked = groups["attacked"]
+    attacked = groups[ATTACKED]
     copied = {group: rates(extraction.copied) for group, extraction in groups.items()}
     back = {group: extracted(extraction.copied) for group, extraction in groups.items()}
     budget = search_budget(attacked.steps, [back[group] for group in CONTROLS], bound)
     original = _original(attacked)
     summary: Row = {
-        "copy_rate": copied["attacked"][-1].value,
+        "copy_rate": copied[ATTACKED][-1].value,
         "original_copy_rate": original and original["value"],
         "control_copy_rate": max(copied[group][-1].value for group in CONTROLS),
         "search_budget": budget,
@@ -153,7 +152,7 @@ def _sentence(summary: Row) -> str:
     count = {group: f"{shares[group]['value'] * pictures[group]:.0f} of {pictures[group]}" for group in pictures}
     harder = max(CONTROLS, key=lambda group: (shares[group]["value"], shares[group]["high"]))
     upper = shares[harder]["high"]
-    said = f"{count['attacked']} pictures come back within {budget} updates"
+    said = f"{count[ATTACKED]} pictures come back within {budget} updates"
     beside = f"{count[harder]} of the harder control's (upper limit of the interval {upper:.0%})"
     alike = "a picture counts if any restart, seed or number of updates gives a copy, in all groups alike"
     beyond = f"; with more updates over {bound:.0%} of a control come back, which is no extraction (asked for: {steps})"
