@@ -35,6 +35,7 @@ NAMES = (
     "data-scale",
     "statistics",
     "families",
+    "memory",
 )
 
 

@@ -89,6 +89,18 @@ def test_a_case_that_is_kept_is_not_measured_again(harness, monkeypatch, tmp_pat
     assert calls == ["second", "first", "first", "second"]
 
 
+def test_memory_is_computed_for_the_published_numbers_of_parameters(harness):
+    """Within 7% of what each model is published with; two of the kept numbers are counted again."""
+    memory = harness.module_of("memory")
+    kept = harness.read("memory")
+    assert kept.keys() == memory.MODELS.keys()
+    for name, model in memory.MODELS.items():
+        assert kept[name]["denoiser"] / 1e9 == pytest.approx(model.billions, rel=0.07), name
+    for name in ("Stable Diffusion 1.5", "PixArt-Σ"):
+        assert kept[name]["denoiser"] == memory.MODELS[name].parameters
+    assert kept["Flux.1"]["encoders"]["CLIP-L"] == memory.of_encoder("CLIP-L") == 123_060_480
+
+
 def test_a_copy_is_one_of_the_prompts_own_picture(harness):
     """Another prompt's picture copies a training picture, and not the prompt's own; of a template any variant is."""
     import common

@@ -1,0 +1,160 @@
+"""What the weights of published models take, computed from their shapes: nothing is downloaded, nothing is run.
+
+Networks are built without memory for their weights. Shapes are the defaults of diffusers' and transformers' classes
+or the settings below, both those of published configurations as far as they are known here; a test holds the numbers of
+parameters against those that the models are published with.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import diffusers
+import torch
+import transformers
+from harness import Options, Row, Study, table
+
+from unmemorize.models.configs import CONFIGS
+
+HALF, SINGLE, TRAINED = 2, 4, 16  # bytes of a parameter; trained: weight, gradient and AdamW's two moments
+
+SD3 = {
+    "sample_size": 128,
+    "joint_attention_dim": 4096,
+    "pooled_projection_dim": 2048,
+    "out_channels": 16,
+}
+MEDIUM = {"num_layers": 24, "num_attention_heads": 24, "caption_projection_dim": 1536, "pos_embed_max_size": 192}
+LARGE = {"num_layers": 38, "num_attention_heads": 38, "caption_projection_dim": 2432, "pos_embed_max_size": 192}
+COGVIEW = {"num_layers": 28, "num_attention_heads": 32, "attention_head_dim": 128, "text_embed_dim": 4096}
+T5 = {"vocab_size": 32128, "d_kv": 64, "num_layers": 24, "feed_forward_proj": "gated-gelu"}
+QWEN = {"vocab_size": 151936, "num_hidden_layers": 36, "num_attention_heads": 32, "num_key_value_heads": 8}
+QWEN_TEXT = {"vocab_size": 152064, "hidden_size": 3584, "intermediate_size": 18944, "num_hidden_layers": 28}
+QWEN_TEXT |= {"num_attention_heads": 28, "num_key_value_heads": 4}
+QWEN_VISION = {"depth": 32, "hidden_size": 1280, "intermediate_size": 3420, "num_heads": 16, "out_hidden_size": 3584}
+CLIP = CONFIGS["StableDiffusionXLPipeline"]
+
+ENCODERS: dict[str, tuple[str, dict[str, Any]]] = {
+    "CLIP-L": ("CLIPTextModel", dict(CLIP["text_encoder/config.json"])),
+    "CLIP-G": ("CLIPTextModelWithProjection", dict(CLIP["text_encoder_2/config.json"])),
+    "T5-XXL": ("T5EncoderModel", T5 | {"d_model": 4096, "d_ff": 10240, "num_heads": 64}),
+    "Pile-T5-XL": ("UMT5EncoderModel", T5 | {"d_model": 2048, "d_ff": 5120, "num_heads": 32}),
+    "Gemma 2 2B": ("Gemma2Model", {}),
+    "Qwen 3 4B": ("Qwen3Model", QWEN | {"hidden_size": 2560, "intermediate_size": 9728}),
+    "Qwen 3 8B": ("Qwen3Model", QWEN | {"hidden_size": 4096, "intermediate_size": 12288}),
+    "Qwen 2.5-VL 7B": (
+        "Qwen2_5_VLForConditionalGeneration",
+        {"text_config": QWEN_TEXT, "vision_config": QWEN_VISION},
+    ),
+    "GLM 4 9B": ("GlmModel", {"num_hidden_layers": 40}),
+    "Mistral 3 24B": ("Mistral3ForConditionalGeneration", {}),
+}
+
+
+@dataclass(frozen=True)
+class Published:
+    """A model: its denoiser, the parameters that this is published with in 10⁹, and its text encoders."""
+
+    denoiser: str
+    billions: float
+    encoders: Sequence[str]
+    settings: dict[str, Any]
+
+    @property
+    def parameters(self) -> int:
+        """Those of the denoiser."""
+        return parameters(diffusers, self.denoiser, **self.settings)
+
+
+def published(denoiser: str, billions: float, *encoders: str, **settings: Any) -> Published:
+    return Published(denoiser, billions, encoders, settings)
+
+
+TWO = ("CLIP-L", "CLIP-G")
+MODELS = {
+    "Stable Diffusion 1.5": published(
+        "UNet2DConditionModel", 0.86, "CLIP-L", **CONFIGS["StableDiffusionPipeline"]["unet/config.json"]
+    ),
+    "Stable Diffusion XL": published("UNet2DConditionModel", 2.6, *TWO, **CLIP["unet/config.json"]),
+    "Stable Diffusion 3 medium": published("SD3Transformer2DModel", 2, *TWO, "T5-XXL", **SD3 | MEDIUM),
+    "Stable Diffusion 3.5 large": published(
+        "SD3Transformer2DModel", 8.1, *TWO, "T5-XXL", **SD3 | LARGE, qk_norm="rms_norm"
+    ),
+    "Flux.1": published("FluxTransformer2DModel", 12, "CLIP-L", "T5-XXL", guidance_embeds=True),
+    "Chroma": published("ChromaTransformer2DModel", 8.9, "T5-XXL"),
+    "PixArt-Σ": published("PixArtTransformer2DModel", 0.6, "T5-XXL", sample_size=128, caption_channels=4096),
+    "Sana": published("SanaTransformer2DModel", 1.6, "Gemma 2 2B"),
+    "Qwen-Image": published("QwenImageTransformer2DModel", 20, "Qwen 2.5-VL 7B"),
+    "Z-Image": published("ZImageTransformer2DModel", 6, "Qwen 3 4B"),
+    "Flux.2 klein 4B": published(
+        "Flux2Transformer2DModel",
+        4,
+        "Qwen 3 4B",
+        num_layers=5,
+        num_single_layers=20,
+        num_attention_heads=24,
+        joint_attention_dim=7680,
+        guidance_embeds=False,
+    ),
+    "Flux.2 klein 9B": published(
+        "Flux2Transformer2DModel",
+        9,
+        "Qwen 3 8B",
+        num_single_layers=24,
+        num_attention_heads=32,
+        joint_attention_dim=12288,
+        guidance_embeds=False,
+    ),
+    "Flux.2 dev": published("Flux2Transformer2DModel", 32, "Mistral 3 24B"),
+    "Lumina-Image 2": published("Lumina2Transformer2DModel", 2.6, "Gemma 2 2B"),
+    "AuraFlow": published("AuraFlowTransformer2DModel", 6.8, "Pile-T5-XL"),
+    "CogView4": published("CogView4Transformer2DModel", 6, "GLM 4 9B", **COGVIEW),
+}
+
+
+@cache
+def of_encoder(name: str) -> int:
+    """The parameters of a text encoder."""
+    cls, settings = ENCODERS[name]
+    return parameters(transformers, cls, **settings)
+
+
+def parameters(library: Any, name: str, **settings: Any) -> int:
+    """How many a network has; of transformers' the settings are those of its configuration."""
+    cls = getattr(library, name)
+    own = {key: value for key, value in settings.items() if not key.startswith("_")}
+    with torch.device("meta"):
+        built = cls(**own) if library is diffusers else cls(cls.config_class(**own))
+    return sum(parameter.numel() for parameter in built.parameters())
+
+
+def measure(options: Options) -> Row:
+    rows = {}
+    for name, model in MODELS.items():
+        rows[name] = {"denoiser": model.parameters, "encoders": {key: of_encoder(key) for key in model.encoders}}
+    return rows
+
+
+def page(numbers: Row) -> Iterator[str]:
+    lines = []
+    for name, row in numbers.items():
+        denoiser, others = row["denoiser"], sum(row["encoders"].values())
+        sizes = (
+            (denoiser + others) * SINGLE,
+            (denoiser + others) * HALF,
+            denoiser * HALF,
+            denoiser * TRAINED + others * SINGLE,
+        )
+        texts = ", ".join(row["encoders"])
+        lines.append([name, f"{denoiser / 1e9:.2f}", texts, *(f"{size / 1e9:.1f}" for size in sizes)])
+    head = (
+        "computed from shapes, in GB | denoiser, 10⁹ parameters | text encoders | float32 | half precision | "
+        "the denoiser alone | training the whole denoiser"
+    )
+    yield from table(head, lines)
+
+
+STUDY = Study(title="", about="", page=page, measure=measure)
