@@ -17,8 +17,10 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProject
 
 from pipelines import tiny
 from unmemorize.core.errors import NotApplicable, UserError
+from unmemorize.core.methods import Subject
 from unmemorize.core.sample import Sampler, generate, generators
 from unmemorize.localize.reference import check_finite
+from unmemorize.mitigate.edit import Edit
 from unmemorize.models.configs import CONFIGS, write_configuration
 from unmemorize.models.load import load, wrap
 from unmemorize.models.source import examine
@@ -538,6 +540,32 @@ def test_a_model_with_a_lora_on_is_neither_saved_nor_given_another(tmp_path):
     with pytest.raises(NotApplicable, match=r"fuse_lora\(\)"):
         finetune(model, None, Finetune(lora=2), tmp_path / "checkpoints")
     assert any("lora_A" in name for name, _ in pipe.unet.named_modules())
+
+
+@pytest.mark.parametrize("kind", ["float8_e4m3fn", "meta"])
+def test_weights_that_cannot_be_changed_are_neither_edited_nor_lost(kind, tmp_path):
+    """An edit of float8 weights, and a model written while its weights are elsewhere."""
+    model = wrap(tiny("sd"))
+    name, layer = next(iter(model.text_projections().items()))
+    weight = layer.weight.detach()
+    elsewhere = weight.to("meta") if kind == "meta" else weight.to(getattr(torch, kind))
+    layer.weight = torch.nn.Parameter(elsewhere, requires_grad=False)
+    edit = Edit({name: torch.ones(layer.out_features, dtype=torch.bool)}, {}, "", ())
+    with pytest.raises(NotApplicable, match="quantized or offloaded"), edit.applied(Subject(model)):
+        pass
+    if kind == "meta":
+        with pytest.raises(NotApplicable, match="offloaded, and cannot be written"):
+            model.save(tmp_path / "out")
+        assert not (tmp_path / "out").exists()
+
+
+def test_a_unet_without_a_size_asks_for_one():
+    """Its family has none that it could be given."""
+    pipe = tiny("sd")
+    pipe.unet.register_to_config(sample_size=None)
+    with pytest.raises(UserError, match=r"no sample_size: say size=\(height, width\)"):
+        wrap(pipe)
+    assert wrap(pipe, size=(64, 96)).image_size == (64, 96)
 
 
 @pytest.mark.parametrize(("family", "component"), [("sd", "vae"), ("sd3", "text_encoder_2"), ("flux", "tokenizer_2")])

@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor, nn
 
-from unmemorize.core.errors import UserError
+from unmemorize.core.errors import NotApplicable, UserError
 from unmemorize.core.files import require_file
 from unmemorize.core.hooks import replaced
 from unmemorize.core.methods import Acts, Localizer, Mitigation, Subject, method, parse
@@ -184,6 +184,8 @@ class Edit(Mitigation):
                 names = [f"{name}.weight", f"{name}.bias"] if kind == "channels/" else [f"{name}.weight"]
                 for key in (key for key in names if key in parameters):
                     value = edited.get(key, parameters[key].detach())
+                    if value.is_meta or value.dtype.itemsize == 1:
+                        raise NotApplicable(f"{name} has quantized or offloaded weights: load it in half precision")
                     cover = mask.to(value.device).reshape(*mask.shape, *[1] * (value.ndim - mask.ndim))
                     edited[key] = value.masked_fill(cover, 0)
         return edited

@@ -35,13 +35,14 @@ def merge_lora(pipe: Any, file: Path, scale: float) -> None:
         layers = {
             part: list(_layers(getattr(pipe, part))) for part in pipe._lora_loadable_modules if hasattr(pipe, part)
         }
-        parts = [part for part, found in layers.items() if found]
-        there, named = sum(map(len, layers.values())), sum(name.endswith(_DOWN) for name in header(file))
-        if there < named:
+        parts = [part for part, adapted in layers.items() if adapted]
+        every = [layer for part in parts for layer in layers[part]]
+        named = sum(name.endswith(_DOWN) for name in header(file))
+        if len(every) < named:
             raise UserError(
-                f"{file}: {named - there} of its {named} layers are not in this model: it is for another one"
+                f"{file}: {named - len(every)} of its {named} layers are not in this model: it is for another one"
             )
-        if not any(_moves(layer, scale) for found in layers.values() for layer in found):
+        if not any(_moves(layer, scale) for layer in every):
             raise UserError(f"{file}: it changes no weight of this model at scale {scale:g}")
         pipe.fuse_lora(components=parts, lora_scale=scale, adapter_names=[_ADAPTER])
         pipe.unload_lora_weights()

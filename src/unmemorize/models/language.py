@@ -37,8 +37,8 @@ class QwenImageModel(EvenFlowModel):
         """The characters behind each token, the end of the template included."""
         before, after = self.pipe.prompt_template_encode.split("{}")
         text, cut = before + prompt + after, self.pipe.prompt_template_encode_start_idx
-        found = spans_of(self.pipe.tokenizer, None, text, start=len(before), stop=len(before + prompt))
-        return found[cut:][:TOKENS]
+        spans = spans_of(self.pipe.tokenizer, None, text, start=len(before), stop=len(before + prompt))
+        return spans[cut:][:TOKENS]
 
     def denoise(self, x: Tensor, t: Tensor, cond: Condition) -> Tensor:
         """The transformer's output, as latents."""
@@ -128,8 +128,8 @@ class ZImageModel(EvenFlowModel):
     def spans(self, prompt: str) -> list[tuple[int, int]]:
         """The characters behind each token, those of the template included."""
         before = self._chat(MARK).index(MARK)
-        found = spans_of(self.pipe.tokenizer, None, self._chat(prompt), start=before, stop=before + len(prompt))
-        return found[:TOKENS]
+        spans = spans_of(self.pipe.tokenizer, None, self._chat(prompt), start=before, stop=before + len(prompt))
+        return spans[:TOKENS]
 
     def _chat(self, prompt: str) -> str:
         said: str = self.pipe.tokenizer.apply_chat_template(

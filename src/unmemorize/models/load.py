@@ -146,10 +146,10 @@ def place(pipe: DiffusionPipeline, device: torch.device, offload: str | None) ->
 def _dtype(named: torch.dtype | str) -> torch.dtype:
     import torch
 
-    found = getattr(torch, named, None) if isinstance(named, str) else named
-    if not isinstance(found, torch.dtype) or not found.is_floating_point:
+    dtype = getattr(torch, named, None) if isinstance(named, str) else named
+    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
         raise UserError(f"{named}: no such precision: name float32, bfloat16 or float16")
-    return found
+    return dtype
 
 
 def _pipeline(source: Source, dtype: torch.dtype, config: str | None) -> Any:

@@ -331,11 +331,14 @@ class PipelineModel(Adapter, TypedModel):
         loading left out is copied from where it came from.
 
         Raises:
-            NotApplicable: A LoRA is on, or projections are fused: no such folder could be loaded.
+            NotApplicable: A LoRA is on, or projections are fused: no such folder could be loaded; or weights are
+                offloaded.
             UserError: It came from the hub, and what was left out is neither in the cache nor can be downloaded.
         """
         for network in self._weights().values():
             require_plain_layers(network)
+            if any(tensor.is_meta for tensor in network.state_dict().values()):
+                raise NotApplicable("some weights are offloaded, and cannot be written: load the model without")
         source = None if self._source is None else _downloaded(self._source, self.revision)
         if source is not None and self.as_loaded:
             denoiser: Any = self.denoiser

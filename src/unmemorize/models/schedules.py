@@ -34,10 +34,10 @@ class SchedulerRun:
         begin: bool = False,
     ) -> None:
         self._scheduler = copy.deepcopy(scheduler)
-        how = dict(settings or {})
-        if how.get("sigmas") is None:
-            how["num_inference_steps"] = steps
-        self._scheduler.set_timesteps(device=device, **how)
+        own = dict(settings or {})
+        if own.get("sigmas") is None:
+            own["num_inference_steps"] = steps
+        self._scheduler.set_timesteps(device=device, **own)
         if begin and hasattr(self._scheduler, "set_begin_index"):
             self._scheduler.set_begin_index(0)
         parameters = inspect.signature(self._scheduler.step).parameters

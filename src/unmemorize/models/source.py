@@ -183,8 +183,8 @@ def header(path: Path) -> Mapping[str, Any]:
         length = int.from_bytes(file.read(8), "little")
         text = file.read(length) if length <= _MOST_HEADER else b""
     try:
-        found = json.loads(text)
-        tensors = {name: entry for name, entry in found.items() if name != "__metadata__"}
+        entries = json.loads(text)
+        tensors = {name: entry for name, entry in entries.items() if name != "__metadata__"}
         end = 8 + length + max((entry["data_offsets"][1] for entry in tensors.values()), default=0)
     except (ValueError, TypeError, LookupError, AttributeError) as error:
         raise UserError(f"{path}: no safetensors file, or cut off: download it again") from error
@@ -215,7 +215,7 @@ def _folder(path: str, folder: Path, variant: str | None) -> Source:
     index = pipeline_index(path, folder)
     family = require_adapter(path, str(index.get("_class_name")))
     null = nulls(index)
-    found: dict[str, set[str | None]] = {}
+    variants: dict[str, set[str | None]] = {}
     for name, entry in index.items():
         if not isinstance(entry, list) or name in null or name in OPTIONAL:
             continue
@@ -227,8 +227,8 @@ def _folder(path: str, folder: Path, variant: str | None) -> Source:
             # Without them transformers makes up a tokenizer, which knows no word.
             raise UserError(f"{path}: no words in its {name}: download it again")
         if (folder / name / "config.json").exists():
-            found[name] = _variants(path, folder / name)
-    return Source(path, "folder", family, null, _variant(path, found, variant))
+            variants[name] = _variants(path, folder / name)
+    return Source(path, "folder", family, null, _variant(path, variants, variant))
 
 
 def pipeline_index(path: str, folder: Path) -> dict[str, Any]:
@@ -264,8 +264,8 @@ def _instead(folder: Path) -> str:
 def _variants(path: str, part: Path) -> set[str | None]:
     """The variants that a component's weights are there in, each whole; None is the plain one."""
     files = {file.name: _FILE.fullmatch(file.name) for file in part.glob("*.safetensors")}
-    found = {match["variant"] for match in files.values() if match}
-    if not found:
+    variants = {match["variant"] for match in files.values() if match}
+    if not variants:
         pickled = sorted(file.name for file in part.iterdir() if file.suffix in _PICKLES)
         if pickled:
             raise UserError(
@@ -282,20 +282,16 @@ def _variants(path: str, part: Path) -> set[str | None]:
     for name, match in files.items():
         if match:
             header(part / name)
-    return found
+    return variants
 
 
-def _variant(path: str, found: Mapping[str, set[str | None]], wanted: str | None) -> str | None:
+def _variant(path: str, of_parts: Mapping[str, set[str | None]], wanted: str | None) -> str | None:
     """The variant to load: the one asked for, else the plain one, else the one that all of them have."""
-    if wanted is not None:
-        if not any(wanted in variants for variants in found.values()):
-            there = sorted({str(variant) for variants in found.values() for variant in variants if variant})
-            raise UserError(f"{path}: no variant {wanted} in it" + (f": there is {', '.join(there)}" if there else ""))
-        candidates: list[str | None] = [wanted]
-    else:
-        candidates = [None, *sorted({variant for variants in found.values() for variant in variants if variant})]
-    for candidate in candidates:
-        if all(variants & {None, candidate} for variants in found.values()):
+    named = sorted({variant for variants in of_parts.values() for variant in variants if variant})
+    if wanted is not None and wanted not in named:
+        raise UserError(f"{path}: no variant {wanted} in it" + (f": there is {', '.join(named)}" if named else ""))
+    for candidate in [None, *named] if wanted is None else [wanted]:
+        if all(variants & {None, candidate} for variants in of_parts.values()):
             return candidate
     raise UserError(f"{path}: its components come in different variants: download it whole, in one of them")
 

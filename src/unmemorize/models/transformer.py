@@ -26,8 +26,8 @@ class TransformerModel(PipelineModel):
     """A pipeline with a transformer and long prompts."""
 
     multiple = 16  # the VAE's 8, and patches of 2
-    feeds: tuple[str, ...] = ("ff.net.2", "ff_context.net.2")  # how second layers of feed-forwards are called
-    stream: tuple[str, ...] = ("add_v_proj",)  # how value projections of the text's own stream are called
+    feeds: tuple[str, ...] = ("ff.net.2", "ff_context.net.2")  # names of the second layers of feed-forwards
+    stream: tuple[str, ...] = ("add_v_proj",)  # names of value projections of the text's own stream
 
     @abstractmethod
     def _encode(self, prompts: list[str]) -> Condition:
@@ -76,10 +76,10 @@ class TransformerModel(PipelineModel):
         Raises:
             NotApplicable: There is none.
         """
-        found = linear_layers(self.denoiser, *self.feeds)
-        if not found:
+        layers = linear_layers(self.denoiser, *self.feeds)
+        if not layers:
             raise NotApplicable(f"{type(self.denoiser).__name__} has no feed-forward of linear layers")
-        return found
+        return layers
 
 
 class FlowModel(TransformerModel):
@@ -140,9 +140,11 @@ class SD3Model(FlowModel):
 
     def spans(self, prompt: str) -> list[tuple[int, int]]:
         """The characters behind each position: those of CLIP's tokens, then those of T5's."""
-        found = [span for reader in self._readers for span in spans_of(*reader, prompt)]
+        spans = []
+        for reader in self._readers:
+            spans += spans_of(*reader, prompt)
         positions = self.pipe.tokenizer_max_length + T5_TOKENS
-        return found + [(0, 0)] * (positions - len(found))
+        return spans + [(0, 0)] * (positions - len(spans))
 
     @property
     def _readers(self) -> list[tuple[Any, int]]:

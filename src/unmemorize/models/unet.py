@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from unmemorize.core.errors import NotApplicable
+from unmemorize.core.errors import NotApplicable, UserError
 from unmemorize.core.hooks import patched
 from unmemorize.core.model import Condition, Parameterisation, Reach
 from unmemorize.models.layers import feed_forward_outputs, value_projections
@@ -43,6 +43,11 @@ class UNetModel(PipelineModel):
         """What the UNet was trained to predict, as the scheduler's config says."""
         kind: Parameterisation = self.pipe.scheduler.config.prediction_type
         return kind
+
+    def _own_size(self) -> tuple[int, int]:
+        if self._config.sample_size is None:
+            raise UserError("this UNet's configuration has no sample_size: say size=(height, width)")
+        return super()._own_size()
 
     def encode(self, prompts: Sequence[str]) -> Condition:
         """Prompts to embeddings, as the pipeline encodes them; overlong prompts are cut."""
@@ -204,9 +209,9 @@ class SDXLModel(UNetModel):
         for (tokenizer, encoder), part in zip(self._readers, inputs.split(widths, dim=2), strict=True):
             own = ids.masked_fill(padding, tokenizer.pad_token_id)  # the encoders pad with different tokens
             given = torch.where((own == ids)[..., None], part, encoder.get_input_embeddings().weight[own])
-            found = _encoded(encoder, own, given)
-            states.append(found.hidden_states[-2])
-            pooled = found[0] if found[0].ndim == 2 else pooled
+            output = _encoded(encoder, own, given)
+            states.append(output.hidden_states[-2])
+            pooled = output[0] if output[0].ndim == 2 else pooled
         return Condition(torch.cat(states, dim=-1), ids, pooled=pooled)
 
 
