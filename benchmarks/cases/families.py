@@ -28,6 +28,10 @@ from unmemorize.unlearn import erase
 PROMPTS = ["a green bicycle", "an owl on a fence"]
 ORDINARY = [f"a field and {i} boats" for i in range(4)]
 QUICK = {  # settings under which a method takes little time
+    "dsm": "dsm:step=0",
+    "flipd": "flipd:probes=1",
+    "one-laplacian": "one-laplacian:probes=1",
+    "velocity-error": "velocity-error:probes=1",
     "nemo": "nemo:threshold=-1,start=1,minimum=1,seeds=2,refine=false",
     "nemo-joint": "nemo-joint:threshold=-1,start=1,minimum=1,seeds=2,refine=false",
     "wanda": "wanda:sparsity=0.1",
@@ -41,7 +45,12 @@ LORA = "deletion:updates=1,batch=2,lora=2"  # LoRA is a setting of every unlearn
 
 
 def detector(method: Any, subject: Subject) -> torch.Tensor:
-    return method.score(subject, subject.model.encode(PROMPTS), seeds=[0]).by_seed
+    return method.score(subject, subject.model.encode(PROMPTS), seeds=[0, 1]).by_seed
+
+
+def picture_test(method: Any, subject: Subject) -> torch.Tensor:
+    pictures = Pairs(latents_of(subject, 2), subject.model.encode(PROMPTS))
+    return method.score(subject, pictures, seeds=[0]).by_seed
 
 
 def explainer(method: Any, subject: Subject) -> torch.Tensor:
@@ -92,6 +101,7 @@ def attack(method: Any, subject: Subject) -> torch.Tensor:
 
 RUNS: dict[Kind, Callable[[Any, Subject], torch.Tensor]] = {
     "detector": detector,
+    "picture-test": picture_test,
     "explainer": explainer,
     "localizer": localizer,
     "unlearner": unlearner,

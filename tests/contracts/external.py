@@ -32,9 +32,9 @@ class Letters(Detector):
 
     weight: float = 1.0
 
-    def score(self, subject, cond, *, seeds):
-        lengths = torch.tensor([[self.weight * len(text)] * len(seeds) for text in cond.texts])
-        return Scores(lengths, 0)
+    def score_recording(self, recording):
+        seeds = len(recording.seeds)
+        return Scores(torch.tensor([[self.weight * len(text)] * seeds for text in recording.cond.texts]))
 
 
 @method("brightness", paper="none", cost="none", needs=("pictures",))

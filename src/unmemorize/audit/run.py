@@ -84,7 +84,7 @@ def _evaluations(run: Path, inputs: Inputs) -> dict[str, int]:
     calls = sampling_evaluations(inputs.model, inputs.subject.sampler)
     once = inputs.spec.seeds  # the unconditional predictions that scoring shares
     spent = {
-        "detect": _spent(run, "detect", once),
+        "detect": _spent(run, "detect", once) + _spent(run, "plain"),
         "calibrate": _spent(run, "ordinary", once),
         "generate": pictures * calls,
         "explain": _spent(run, "explain"),

@@ -10,6 +10,7 @@ from cyclopts import CycloptsError
 from unmemorize.cli import (  # noqa: F401
     attack,
     audit,
+    check,
     data,
     detect,
     explain,

@@ -25,7 +25,7 @@ DATA = Group("Training data", sort_key=5)
 TESTBED = Group("Testbed and reports", sort_key=6)
 PROGRAM = Group("This program", sort_key=9)
 
-ARGUMENTS = ("model", "prompt", "source")  # fields that are typed without a name, in this order
+ARGUMENTS = ("model", "prompt", "source", "picture")  # fields that are typed without a name, in this order
 ARGUMENT = Group("Arguments", sort_key=9)
 OUTPUT = Group("Where results go", sort_key=99)
 
@@ -46,7 +46,9 @@ app.register_install_completion_command(help="Let the shell complete commands an
 
 def _worth_saying(default: Any) -> str | None:
     """A default as the help shows it; what stands for "none" says nothing."""
-    return None if default in ("", None, False, ()) else str(default)
+    if default in ("", None, False, ()):
+        return None
+    return ", ".join(default) if isinstance(default, tuple) else str(default)
 
 
 def option(text: str, **named: Any) -> Parameter:

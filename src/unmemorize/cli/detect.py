@@ -19,7 +19,7 @@ from unmemorize.core.specs import Count, DetectSpec
 @command(
     FIND,
     "unmemorize detect MODEL --prompts captions.csv",
-    "unmemorize detect MODEL --prompts captions.csv --seeds 8 --run runs/scores --json",
+    "unmemorize detect MODEL --prompts captions.csv --method max-z --method noise-gap --run runs/scores",
 )
 def detect(
     spec: DetectSpec,
@@ -63,12 +63,16 @@ def detect(
 
 
 def _print_table(rows: list[dict[str, Any]], top: int, run: str) -> None:
-    table = Table("rank", "score", "prompt", box=None, pad_edge=False)
+    names = list(rows[0]["methods"])
+    table = Table("rank", *(["score"] if len(names) == 1 else names), "prompt", box=None, pad_edge=False)
     for rank, row in enumerate(rows[:top], 1):
-        add_row(table, rank, f"{row['score']:.3f}", row["prompt"])
+        add_row(table, rank, *(f"{row['methods'][name]['score']:.3f}" for name in names), row["prompt"])
     out.print(table)
-    cost = sum(row["evaluations"] for row in rows)
+    costs = {name: sum(row["methods"][name]["evaluations"] for row in rows) for name in names}
     rest = f", {len(rows) - top} more not shown" if len(rows) > top else ""
-    say(f"{len(rows)} prompts, {cost} denoiser evaluations{rest}")
+    say(f"{len(rows)} prompts, {sum(costs.values())} denoiser evaluations{rest}")
+    if len(names) > 1:
+        each = ", ".join(f"{name} {cost}" for name, cost in costs.items())
+        say(f"evaluations: {each}; what an earlier method read costs a later one nothing")
     if run:
         say(f"scores: {Path(run) / 'scores' / 'detect.parquet'}")

@@ -13,20 +13,22 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import MISSING, Field, dataclass, fields, is_dataclass
+from dataclasses import MISSING, Field, dataclass, fields, is_dataclass, replace
 from difflib import get_close_matches
-from functools import cache, partial
+from functools import cache
 from importlib import import_module
 from importlib.metadata import entry_points
 from pathlib import Path
 from pkgutil import iter_modules
 from typing import Any, ClassVar, Literal, TypeVar, get_type_hints
 
+import torch
 from pydantic import TypeAdapter, ValidationError
 from torch import Tensor
 
 from unmemorize.core.errors import UserError
 from unmemorize.core.model import Condition, DiffusionModel
+from unmemorize.core.recording import Recorder, Recording
 from unmemorize.core.results import Explanation, Found, Localization, Pairs, Scores, Surrogates, Trained
 from unmemorize.core.run import Progress, quiet
 from unmemorize.core.sample import Sampler
@@ -89,16 +91,50 @@ class Detector(Method):
     kind = "detector"
 
     @abstractmethod
+    def score_recording(self, recording: Recording) -> Scores:
+        """Score every prompt at every seed of a recording, which evaluates once what several detectors read.
+
+        Raises:
+            NotApplicable: The model lacks what the detector reads.
+        """
+
+    def fitted(self, ordinary: Scores) -> Detector:
+        """The detector with what it takes from ordinary prompts: from the scores that it gave them as it is."""
+        return self
+
     def score(self, subject: Subject, cond: Condition, *, seeds: Sequence[int]) -> Scores:
         """Score every prompt at every seed.
 
         Raises:
             NotApplicable: The model lacks what the detector reads.
         """
+        return self.ready(subject, seeds=seeds)(cond)
 
     def ready(self, subject: Subject, *, seeds: Sequence[int]) -> Callable[[Condition], Scores]:
         """`score` for many batches of prompts: what all of them share is computed once."""
-        return partial(self.score, subject, seeds=seeds)
+        recorder = Recorder(subject.model, subject.sampler, tuple(seeds))
+        return lambda cond: score_each([self], recorder, cond)[0]
+
+
+def score_each(detectors: Sequence[Detector], recorder: Recorder, cond: Condition) -> list[Scores]:
+    """The scores of several detectors from one recording.
+
+    What an evaluation costs is counted where it is first read, so that costs add up; not counted is what all prompts
+    share (`Recorder.shared`).
+    """
+    parts: list[list[Scores]] = [[] for _ in detectors]
+    for recording in recorder.recordings(cond):
+        for detector, own in zip(detectors, parts, strict=True):
+            shared = recorder.shared
+            with recorder.model.counted() as cost:
+                scores = detector.score_recording(recording)
+            own.append(replace(scores, evaluations=cost.forward - (recorder.shared - shared)))
+    return [_joined(own) for own in parts]
+
+
+def _joined(parts: Sequence[Scores]) -> Scores:
+    columns = {name: torch.cat([part.columns[name] for part in parts]) for name in parts[0].columns}
+    return Scores(torch.cat([part.by_seed for part in parts]), sum(part.evaluations for part in parts), columns)
 
 
 class PictureTest(Method):

@@ -31,12 +31,12 @@ class Scores:
 
     Attributes:
         by_seed: A score for every seed, (n, seeds), on the CPU.
-        evaluations: What they cost the denoiser.
+        evaluations: What they cost the denoiser; of a detector's, `score_each` counts it.
         columns: What else was measured, (n, seeds) or (n, seeds, steps) each; it is kept beside the scores.
     """
 
     by_seed: Tensor
-    evaluations: int
+    evaluations: int = 0
     columns: Mapping[str, Tensor] = field(default_factory=dict)
 
     @property

@@ -197,13 +197,29 @@ class Targeted:
 
 
 @dataclass(frozen=True, kw_only=True)
-class AuditSpec(OfModel, Prompted, Calibrated, Compared, Seeded, Sampled, Loaded):
+class Scored(OfModel):
+    """How prompts are scored.
+
+    Attributes:
+        method: A detector with its settings: `unmemorize methods` lists them; repeatable. Prompts are ranked by the
+            first.
+    """
+
+    method: tuple[str, ...] = ("noise-gap",)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if isinstance(self.method, str):  # as calls in Python name one
+            object.__setattr__(self, "method", (self.method,))
+
+
+@dataclass(frozen=True, kw_only=True)
+class AuditSpec(Scored, Prompted, Calibrated, Compared, Seeded, Sampled, Loaded):
     """What to audit, and how much of it.
 
     Attributes:
         held_out: Pictures like the training pictures that were not trained on: a folder; their mirror images by
             default.
-        method: The detector, with its settings: `unmemorize methods` lists them.
         explainer: What explains words, with its settings.
         plan: How much is done where nothing else is asked for: quick, or full.
         pictures: Pictures a generated prompt.
@@ -220,7 +236,6 @@ class AuditSpec(OfModel, Prompted, Calibrated, Compared, Seeded, Sampled, Loaded
     """
 
     held_out: str = ""
-    method: str = "noise-gap"
     explainer: str = "gradient"
     plan: Literal["quick", "full"] = "quick"
     pictures: Count = PLANNED
@@ -243,14 +258,27 @@ class AuditSpec(OfModel, Prompted, Calibrated, Compared, Seeded, Sampled, Loaded
 
 
 @dataclass(frozen=True, kw_only=True)
-class DetectSpec(OfModel, Prompted, Seeded, Sampled, Loaded):
-    """What to score, and how.
+class DetectSpec(Scored, Prompted, Seeded, Sampled, Loaded):
+    """What to score, and how."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckSpec(OfModel, Seeded, Loaded):
+    """Which pictures to look for in a model, and how.
 
     Attributes:
-        method: The detector, with its settings: `unmemorize methods` lists them.
+        picture: The pictures to look for: files, or folders of them; the testbed has its own.
+        controls: Pictures of the same kind that are known not to be memorized: a folder; the testbed has its own.
+        method: A picture test with its settings: `unmemorize methods` lists them; repeatable.
+        limit: How many of the controls, evenly spread; 0 for all.
+        seeds: Seeds a score.
     """
 
-    method: str = "noise-gap"
+    picture: tuple[str, ...] = ()
+    controls: str = ""
+    method: tuple[str, ...] = ("velocity-error", "flipd", "one-laplacian")
+    limit: Limit = 100
+    seeds: Count = 1
 
 
 @dataclass(frozen=True, kw_only=True)

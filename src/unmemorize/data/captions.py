@@ -7,7 +7,7 @@ from pathlib import Path
 from unmemorize.core.errors import UserError
 from unmemorize.core.files import is_special, kind_of
 from unmemorize.core.pictures import ENDINGS
-from unmemorize.data.folders import METADATA, folder_pieces
+from unmemorize.data.folders import METADATA, FolderPiece, folder_pieces
 from unmemorize.data.items import Piece, is_hidden
 from unmemorize.data.tables import dataset_files, holds_pictures, table_pieces
 from unmemorize.data.tars import TarPiece
@@ -23,7 +23,7 @@ def pieces(source: Path, column: str = "", *, pictures: bool = True) -> list[Pie
     files beside them caption; else as its tables of captions alone.
 
     Args:
-        source: A folder, or a file: .tar, .parquet, .arrow, .csv, .tsv, .jsonl, or .txt with a caption a line.
+        source: A folder, or a file: .tar, .parquet, .arrow, .csv, .tsv, .jsonl, .txt (a caption a line), or a picture.
         column: The caption column; by default the first of `items.COLUMNS` that a table has.
         pictures: Whether the pictures in tables are wanted, beside the captions.
 
@@ -48,6 +48,9 @@ def _pieces_of_file(source: Path, column: str, pictures: bool) -> list[Piece]:
         return [TarPiece(source)]
     if _ending([source], ARROW + PARQUET):
         return [*table_pieces([source], source.parent, column, pictures)]
+    if _ending([source], ENDINGS):  # one picture, with the caption that its folder has for it
+        beside = folder_pieces(source.parent, column)
+        return [FolderPiece(p.root, tuple(e for e in p.entries if e.name == source.name)) for p in beside]
     return [text_piece(source, column)] if _ending([source], (*TABLES, ".txt")) else []
 
 

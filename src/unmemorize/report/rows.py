@@ -98,10 +98,10 @@ class Prompt:
 
 
 def method_of(run: Run) -> str | None:
-    """The method that the table ranks by: the summary's, or the first by name that has scores."""
+    """The method that the table ranks by: the summary's, or the first that has scores."""
     if run.summary.detector is not None:
         return run.summary.detector.method
-    return min((row["method"] for row in run.detect), default=None)
+    return run.detect[0]["method"] if run.detect else None
 
 
 def rank_prompts(run: Run) -> list[Prompt]:

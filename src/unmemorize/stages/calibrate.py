@@ -16,7 +16,7 @@ from unmemorize.data.source import Prompt
 from unmemorize.metrics.calibrate import check_calibration, conformal_p_values
 from unmemorize.metrics.discovery import benjamini_hochberg
 from unmemorize.metrics.related import related
-from unmemorize.stages.detect import scores_of_all
+from unmemorize.stages.detect import cost_of, detectors_of, fitted, scores_of_all
 from unmemorize.stages.inputs import Inputs, Ordinary, scores_of
 from unmemorize.stages.stage import Cost, Stage
 
@@ -43,7 +43,8 @@ def _work(inputs: Inputs, run: Path, progress: Progress) -> None:
         )
     known = scores[list(ordinary.listed)].mean(axis=1)
     if ordinary.others:
-        table = scores_of_all("ordinary", inputs, ordinary.others).run(run, progress)
+        first = fitted(inputs, run, progress)[:1]
+        table = scores_of_all("ordinary", inputs, ordinary.others, first).run(run, progress)
         known = np.r_[known, table["score"].to_numpy().reshape(len(ordinary.others), -1).mean(axis=1)]
     tested = sorted(set(range(len(prompts))) - set(ordinary.listed))
     p = conformal_p_values(scores[tested].mean(axis=1), known)
@@ -71,7 +72,7 @@ def _write_check(run: Path, scores: np.ndarray, known: np.ndarray, clusters: Seq
 
 def _cost(inputs: Inputs) -> Cost:
     others = len(inputs.ordinary.others)
-    return Cost(inputs.spec.seeds * (others + 1) if others else 0)
+    return Cost(cost_of(inputs, detectors_of(inputs.spec)[:1], others) if others else 0)
 
 
 CALIBRATE = Stage("calibrate", "calibrated", _work, _cost)

@@ -1,81 +1,139 @@
-"""Score every prompt with a detector, in pieces that survive a kill."""
+"""Score every prompt with detectors, in pieces that survive a kill."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
+import torch
+from torch import Tensor
 
 from unmemorize.core.errors import UserError
-from unmemorize.core.methods import Detector, parse
+from unmemorize.core.methods import Detector, parse, score_each, spelled
 from unmemorize.core.plain import to_json
+from unmemorize.core.recording import Recorder
 from unmemorize.core.results import Scores
 from unmemorize.core.run import Progress, Run
 from unmemorize.core.shards import WHOLE, Part, Row, write_rows
-from unmemorize.core.specs import DetectSpec
+from unmemorize.core.specs import DetectSpec, Scored
+from unmemorize.data.ordinary import ordinary_prompts
 from unmemorize.data.source import Prompt
 from unmemorize.stages.inputs import Inputs, prompt_source
 from unmemorize.stages.stage import Cost, Stage, Work, in_shards
 
+PLAIN = 50  # plain descriptions that detectors are fitted to
+
 
 def detect(spec: DetectSpec, run: Path, progress: Progress, part: Part = WHOLE) -> list[Row]:
-    """Score the prompts into `run`; returns one row a prompt, highest score first.
+    """Score the prompts into `run`; returns one row a prompt, highest score of the first method first.
 
     Raises:
-        UserError: The model, the prompts or the method cannot be used, or `run` holds another run.
+        UserError: The model, the prompts or a method cannot be used, or `run` holds another run.
         Unfinished: Other parts are not done.
     """
-    parse("detector", spec.method)  # or a mistake in it would be told once the model is loaded
+    detectors = detectors_of(spec)  # or a mistake in one would be told once the model is loaded
     inputs = Inputs.of(spec)
     prompts = inputs.prompts
     source = prompt_source(inputs.bundle.source("prompts"), prompts)
     with Run.open(run, inputs.record({"prompts": source})):
         write_prompts(prompts, run)
         table = scoring(inputs, run, progress).run(run, progress, part)
-    scores = table["score"].to_numpy().reshape(len(prompts), -1).mean(axis=1)
-    spent = table["evaluations"].to_numpy().reshape(len(prompts), -1).sum(axis=1)
-    rows = [
-        {"prompt": prompt.text, "score": float(score), "seeds": list(spec.numbers), "evaluations": int(cost)}
-        for prompt, score, cost in zip(prompts, scores, spent, strict=True)
-    ]
+    shape = (len(prompts), len(detectors), spec.seeds)
+    scores = table["score"].to_numpy().reshape(shape).mean(axis=2)
+    spent = table["evaluations"].to_numpy().reshape(shape).sum(axis=2)
+    rows = []
+    for prompt, values, costs in zip(prompts, scores, spent, strict=True):
+        row: Row = {"prompt": prompt.text, "score": float(values[0]), "seeds": list(spec.numbers)}
+        row |= {"evaluations": int(costs.sum()), "methods": {}}
+        for detector, value, cost in zip(detectors, values, costs, strict=True):
+            row["methods"][spelled(detector)] = {"score": float(value), "evaluations": int(cost)}
+        rows.append(row)
     return sorted(rows, key=lambda row: -row["score"])
 
 
+def detectors_of(spec: Scored) -> list[Detector]:
+    """The detectors that the settings name, not fitted.
+
+    Raises:
+        UserError: None is named, there is no such method or setting, or one is named twice.
+    """
+    detectors: list[Detector] = [parse("detector", text) for text in spec.method]
+    if not detectors:
+        raise UserError("--method: name a detector: unmemorize methods lists them")
+    for i, detector in enumerate(detectors):
+        if detector in detectors[:i]:
+            raise UserError(f"--method {spelled(detector)}: is named twice")
+    return detectors
+
+
+def unfitted_of(detectors: Sequence[Detector]) -> list[Detector]:
+    """Those that take something from ordinary prompts."""
+    return [detector for detector in detectors if "ordinary" in detector.needs]
+
+
 def scoring(inputs: Inputs, run: Path, progress: Progress) -> Work[Prompt]:
-    """Scoring the prompts: `scores/detect.parquet`, one row a prompt and seed, in that order."""
-    return scores_of_all("detect", inputs, inputs.prompts)
+    """Scoring the prompts: `scores/detect.parquet`, one row a prompt, method and seed, in that order."""
+    return scores_of_all("detect", inputs, inputs.prompts, fitted(inputs, run, progress))
 
 
-def scores_of_all(name: str, inputs: Inputs, prompts: Sequence[Prompt]) -> Work[Prompt]:
-    """Scoring some prompts: `scores/NAME.parquet`, one row a prompt and seed, in that order.
+def fitted(inputs: Inputs, run: Path, progress: Progress) -> list[Detector]:
+    """The detectors with what some of them take from ordinary prompts.
+
+    These are plain descriptions, scored into `scores/plain.parquet`: they are neither ranked nor what others are
+    compared with, so that p-values stay exact.
+    """
+    detectors = detectors_of(inputs.spec)
+    unfitted = unfitted_of(detectors)
+    if not unfitted:
+        return detectors
+    plain = [Prompt(f"plain-{i:05d}", text) for i, text in enumerate(ordinary_prompts(PLAIN))]
+    table = scores_of_all("plain", inputs, plain, unfitted).run(run, progress)
+    return [d.fitted(_scores(table, d, len(plain))) if d in unfitted else d for d in detectors]
+
+
+def _scores(table: pa.Table, detector: Detector, prompts: int) -> Scores:
+    """A detector's scores as its rows in a table hold them."""
+    own = table.filter(pc.equal(table["method"], spelled(detector)))
+    values: dict[str, Tensor] = {}
+    for name in own.column_names:
+        if name not in ("id", "method", "seed", "evaluations") and not own[name].null_count:
+            numbers = torch.tensor(own[name].to_pylist())
+            values[name] = numbers.reshape(prompts, -1, *numbers.shape[1:])
+    return Scores(values.pop("score"), columns=values)
+
+
+def scores_of_all(name: str, inputs: Inputs, prompts: Sequence[Prompt], detectors: Sequence[Detector]) -> Work[Prompt]:
+    """Scoring some prompts from one recording: `scores/NAME.parquet`, one row a prompt, method and seed, in that order.
 
     A shard raises UserError where the model's predictions are not finite.
     """
-    detector: Detector = parse("detector", inputs.spec.method)
     model, seeds = inputs.model, inputs.spec.numbers
-    score = detector.ready(inputs.subject, seeds=seeds)
+    recorder = Recorder(model, inputs.subject.sampler, tuple(seeds))
 
     def do(shard: Sequence[Prompt]) -> list[Row]:
-        scores = score(model.encode([prompt.text for prompt in shard]))
-        if not scores.by_seed.isfinite().all():
+        scores = score_each(detectors, recorder, model.encode([prompt.text for prompt in shard]))
+        if not all(part.by_seed.isfinite().all() for part in scores):
             raise UserError(f"{model.name}: its predictions are not finite: load it in a wider dtype")
-        return _rows(shard, scores, detector.name, seeds)
+        return _rows(shard, dict(zip(map(spelled, detectors), scores, strict=True)), seeds)
 
     return Work(name, f"scores/{name}.parquet", prompts, do, size=32)
 
 
-def _rows(prompts: Sequence[Prompt], scores: Scores, method: str, seeds: Sequence[int]) -> list[Row]:
-    cost = scores.evaluations // scores.by_seed.numel()
+def _rows(prompts: Sequence[Prompt], scores: Mapping[str, Scores], seeds: Sequence[int]) -> list[Row]:
+    columns = list(dict.fromkeys(name for part in scores.values() for name in part.columns))
     rows = []
     for i, prompt in enumerate(prompts):
-        for k, seed in enumerate(seeds):
-            row: Row = {"id": prompt.id, "method": method, "seed": seed}
-            row |= {"score": float(scores.by_seed[i, k]), "evaluations": cost}
-            for name, values in scores.columns.items():
-                row[name] = values[i, k].tolist()
-            rows.append(row)
+        for method, part in scores.items():
+            cost = part.evaluations // part.by_seed.numel()
+            for k, seed in enumerate(seeds):
+                row: Row = {"id": prompt.id, "method": method, "seed": seed}
+                row |= {"score": float(part.by_seed[i, k]), "evaluations": cost}
+                for name in columns:
+                    row[name] = part.columns[name][i, k].tolist() if name in part.columns else None
+                rows.append(row)
     return rows
 
 
@@ -85,12 +143,15 @@ def wen_lines(run: Path) -> list[str]:
     Raises:
         UserError: The run's detector keeps no norms.
     """
-    rows = pq.read_table(run / "scores" / "detect.parquet").to_pylist()
+    table = pq.read_table(run / "scores" / "detect.parquet")
+    if "uncond_norm" not in table.column_names:
+        raise UserError("--format wen-jsonl holds the norms of noise-gap: choose --method noise-gap")
+    rows = table.filter(pc.equal(table["method"], table["method"][0])).to_pylist()
     lines: dict[str, Row] = {}
     texts = {row["id"]: row["prompt"] for row in pq.read_table(run / "scores" / "prompts.parquet").to_pylist()}
     for row in rows:
-        if "text_norm" not in row:
-            raise UserError("--format wen-jsonl holds the norms of noise-gap: choose --method noise-gap")
+        if row["uncond_norm"] is None:
+            raise UserError("--format wen-jsonl holds the norms of noise-gap: name --method noise-gap first")
         line = lines.setdefault(row["id"], {"uncond_noise_norm": [], "text_noise_norm": [], "prompt": texts[row["id"]]})
         line["uncond_noise_norm"].append(row["uncond_norm"])
         line["text_noise_norm"].append(row["text_norm"])
@@ -107,7 +168,17 @@ def write_prompts(prompts: Sequence[Prompt], run: Path) -> None:
 
 
 def _cost(inputs: Inputs) -> Cost:
-    return Cost(inputs.spec.seeds * (len(inputs.prompts) + 1))
+    detectors = detectors_of(inputs.spec)
+    unfitted = unfitted_of(detectors)
+    return Cost(cost_of(inputs, detectors, len(inputs.prompts)) + (cost_of(inputs, unfitted, PLAIN) if unfitted else 0))
+
+
+def cost_of(inputs: Inputs, detectors: Sequence[Detector], prompts: int) -> int:
+    """Evaluations that scoring so many prompts takes, from those that the first one took."""
+    model = inputs.model
+    recorder = Recorder(model, inputs.subject.sampler, tuple(inputs.spec.numbers))
+    scores = score_each(detectors, recorder, model.encode([inputs.prompts[0].text]))
+    return prompts * sum(part.evaluations for part in scores) + recorder.shared
 
 
 DETECT = Stage("detect", "detect", in_shards(scoring), _cost)

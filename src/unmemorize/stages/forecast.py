@@ -15,14 +15,16 @@ from unmemorize.attack.dori import Dori
 from unmemorize.attack.extraction import SEEDS, Trial, extraction
 from unmemorize.core.batches import in_batches
 from unmemorize.core.errors import UserError
-from unmemorize.core.methods import Detector, Localizer, Subject, Training, parse, settings
+from unmemorize.core.methods import Detector, Localizer, Subject, Training, parse, score_each, settings
 from unmemorize.core.model import DiffusionModel
+from unmemorize.core.recording import Recorder
 from unmemorize.core.results import Surrogates
 from unmemorize.core.sample import generators, sampling_evaluations
 from unmemorize.core.specs import AttackSpec, DetectSpec, LocalitySpec, LocateSpec, MitigateSpec, TriggerSpec
 from unmemorize.explain.words import measure
 from unmemorize.models.pipeline import PipelineModel
 from unmemorize.stages.attack import checked_attack, chosen_subjects, curve_of
+from unmemorize.stages.detect import PLAIN, detectors_of, unfitted_of
 from unmemorize.stages.inputs import Inputs
 from unmemorize.stages.locality import localizers_of, memorized_of
 from unmemorize.stages.locate import prompts_of, require_ordinary
@@ -142,12 +144,18 @@ def forecast_detect(spec: DetectSpec) -> Expected:
     Raises:
         UserError: The model, the prompts or the method cannot be used.
     """
-    detector: Detector = parse("detector", spec.method)
+    detectors = detectors_of(spec)
     inputs = Inputs.of(spec)
     model, prompts = inputs.model, [prompt.text for prompt in inputs.prompts]
-    score = detector.ready(inputs.subject, seeds=spec.numbers)
-    each = _warm(model, prompts[0], lambda prompt: score(model.encode([prompt])))
-    return expected(model, len(prompts), {"detect": each * len(prompts)})
+    recorder = Recorder(model, inputs.subject.sampler, tuple(spec.numbers))
+
+    def each(some: Sequence[Detector]) -> Spent:
+        return _warm(model, prompts[0], lambda prompt: score_each(some, recorder, model.encode([prompt])))
+
+    spent = {"detect": each(detectors) * len(prompts)}
+    if unfitted := unfitted_of(detectors):
+        spent = {"plain": each(unfitted) * PLAIN} | spent
+    return expected(model, len(prompts), spent)
 
 
 def forecast_triggers(spec: TriggerSpec) -> Expected:

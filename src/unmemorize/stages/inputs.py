@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import torch
 
@@ -128,8 +129,9 @@ class Inputs:
 
 
 def scores_of(run: Path, prompts: int) -> np.ndarray:
-    """The recorded scores: (prompts, seeds)."""
-    scores: np.ndarray = pq.read_table(run / "scores" / "detect.parquet")["score"].to_numpy()
+    """The recorded scores of the first method: (prompts, seeds)."""
+    table = pq.read_table(run / "scores" / "detect.parquet")
+    scores: np.ndarray = table.filter(pc.equal(table["method"], table["method"][0]))["score"].to_numpy()
     return scores.reshape(prompts, -1)
 
 

@@ -64,7 +64,7 @@ def summarise(
         "templates": basis.templates,
         "needed": units_to_decide(basis.bound),
         **_counts(prompts, matches, by_prompt),
-        **_ranking(prompts, scores, by_prompt),
+        **_ranking(run, prompts, scores, by_prompt),
         "calibration": _calibration(run, tables["calibrated"], by_prompt),
         "nearness": tables["nearness"],
         "dose": _dose(prompts, by_prompt),
@@ -149,7 +149,7 @@ def _pictures(count: int) -> str:
     return f"{count} training picture{'' if count == 1 else 's'}"
 
 
-def _ranking(prompts: Sequence[Prompt], scores: np.ndarray, by_prompt: dict[str, list[bool]]) -> Row:
+def _ranking(run: Path, prompts: Sequence[Prompt], scores: np.ndarray, by_prompt: dict[str, list[bool]]) -> Row:
     truth, label = _truth(prompts, by_prompt)
     rows = [i for i, p in enumerate(prompts) if p.id in truth]
     positive = np.array([truth[prompts[i].id] for i in rows], dtype=bool)
@@ -162,8 +162,9 @@ def _ranking(prompts: Sequence[Prompt], scores: np.ndarray, by_prompt: dict[str,
     except NotApplicable:
         return {"detector": None, "text_control": None, "roc": None}
     counts = {"positives": int(positive.sum()), "negatives": int((~positive).sum())}
+    method = pq.read_table(run / "scores" / "detect.parquet")["method"][0].as_py()  # the first is what ranks
     detector = {
-        "method": "noise-gap",
+        "method": method,
         "label": label,
         **counts,
         "auc": asdict(area),

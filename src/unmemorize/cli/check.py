@@ -1,0 +1,57 @@
+"""`unmemorize check`."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from unmemorize.cli.app import FIND, Json, command
+from unmemorize.cli.checks import check as check_inputs
+from unmemorize.cli.terminal import add_row, next_step, out, print_json, say, working
+from unmemorize.core.errors import UserError
+from unmemorize.core.pictures import ENDINGS
+from unmemorize.core.specs import CheckSpec
+
+
+@command(FIND, "unmemorize check", "unmemorize check MODEL picture.png --controls pictures/ --json")
+def check(spec: CheckSpec, *, json: Json = False) -> None:
+    """Say whether a model treats pictures unlike others of their kind: are they in there?"""
+    if spec.model.lower().endswith(ENDINGS):
+        meant = shlex.join(["testbed", spec.model, *spec.picture])
+        raise UserError(f"check takes a model and pictures: is this meant? unmemorize check {meant}")
+    for path in spec.picture:
+        _require_pictures(path)
+    check_inputs(spec)
+
+    from unmemorize.stages.check import check as run_check
+
+    with working() as progress:
+        found = run_check(spec, progress)
+    if json:
+        print_json(found)
+        return
+    _print_table(found)
+    targets = ("--targets", spec.picture[0]) if len(spec.picture) == 1 and Path(spec.picture[0]).is_dir() else ()
+    controls = ("--controls", spec.controls) if spec.controls else ()
+    next_step("attack", spec.model, *targets, *controls)
+
+
+def _require_pictures(path: str) -> None:
+    """Refuse what is no picture and no folder of pictures."""
+    from unmemorize.data.captions import pieces
+
+    pieces(Path(path))
+
+
+def _print_table(found: dict[str, Any]) -> None:
+    table = Table("picture", "method", "score", "p", "p (as simple)", "q", box=None, pad_edge=False)
+    for row in found["pictures"]:
+        for name, test in row["methods"].items():
+            values = [f"{test[key]:.3f}" for key in ("p_value", "p_value_matched", "q_value")]
+            add_row(table, row["picture"], name, f"{test['score']:.4g}", *values)
+    out.print(table)
+    captions = "with" if found["captions"] else "without"
+    say(f"{found['controls']} controls, {captions} captions, {found['evaluations']} denoiser evaluations")

@@ -1,0 +1,87 @@
+"""Several detectors in one run: one table, one recording, the fit kept beside it."""
+
+from __future__ import annotations
+
+import json
+
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from unmemorize.core.methods import Subject, parse
+from unmemorize.core.sample import Sampler
+from unmemorize.data.ordinary import ordinary_prompts
+from unmemorize.models.load import load
+
+PROMPTS = ["an owl on a fence", "the old harbour", "two red kites"]
+
+
+@pytest.fixture
+def given(tiny_folder, tmp_path, monkeypatch):
+    """The model, its prompts and few evaluations."""
+    for module in ("detect", "forecast"):
+        monkeypatch.setattr(f"unmemorize.stages.{module}.PLAIN", 4)
+    (tmp_path / "prompts.txt").write_text("\n".join(PROMPTS))
+    return (tiny_folder, "--prompts", tmp_path / "prompts.txt", "--seeds", 2, "--steps", 3)
+
+
+def test_two_detectors_share_a_table_and_a_recording(call, given, tmp_path, tiny_folder):
+    """Each scores as it does alone, fitted on plain descriptions; what the first has read costs the second nothing."""
+    run = tmp_path / "run"
+    methods = ("--method", "max-z", "--method", "noise-gap:last=2")
+    code, out, err = call("detect", *given, *methods, "--run", run, "--json")
+    assert code == 0, err
+    printed = {row["prompt"]: row for row in json.loads(out)["prompts"]}
+    rows = pq.read_table(run / "scores" / "detect.parquet").to_pylist()
+    assert [(row["method"], row["seed"]) for row in rows[:4]] == [
+        (method, seed) for method in ("max-z", "noise-gap:last=2") for seed in (0, 1)
+    ]
+    assert [row["evaluations"] for row in rows[:4]] == [6, 6, 0, 0]
+    model = load(str(tiny_folder))
+    subject = Subject(model, Sampler(3))
+    first, second = parse("detector", "max-z"), parse("detector", "noise-gap:last=2")
+    first = first.fitted(first.score(subject, model.encode(ordinary_prompts(4)), seeds=[0, 1]))
+    for detector, name in ((first, "max-z"), (second, "noise-gap:last=2")):
+        values = detector.score(subject, model.encode(PROMPTS), seeds=[0, 1]).value
+        own = [printed[prompt]["methods"][name]["score"] for prompt in PROMPTS]
+        assert torch.allclose(torch.tensor(own), values, rtol=1e-3, atol=1e-3)
+    assert all(row["score"] == row["methods"]["max-z"]["score"] for row in printed.values())
+    assert [row["evaluations"] for row in printed.values()] == [12] * 3
+    assert len(pq.read_table(run / "scores" / "plain.parquet")) == 8
+    assert call("detect", *given, *methods, "--run", run, "--json")[1] == out  # continued
+
+
+def test_the_cost_of_each_is_shown(call, given):
+    code, out, err = call("detect", *given, "--method", "noise-gap", "--method", "dcs")
+    assert code == 0, err
+    assert "evaluations: noise-gap 6, dcs 0" in out
+    code, out, err = call("detect", *given, "--method", "two-probe", "--method", "noise-gap", "--dry-run", "--json")
+    assert code == 0, err
+    assert json.loads(out)["evaluations"] == {"plain": 4 * 2 * 3, "detect": 3 * 2 * 3}
+
+
+@pytest.mark.parametrize(
+    ("methods", "message"),
+    [
+        (["noise-gap", "noise-gap"], "named twice"),
+        (["noise-gap", "luck"], "no such detector"),
+        (["dcs", "noise-gap"], "name --method noise-gap first"),
+        (["dcs"], "choose --method noise-gap"),
+    ],
+)
+def test_a_mistake_is_one_line(call, given, methods, message):
+    """Also where the norms of the public format are not those of the first method."""
+    named = [word for method in methods for word in ("--method", method)]
+    code, _, err = call("detect", *given, *named, "--format", "wen-jsonl")
+    assert code == 2
+    assert message in err
+
+
+def test_a_call_in_python_names_one_method_or_several(given, tiny_folder, tmp_path):
+    import unmemorize
+
+    settings = {"prompts": str(tmp_path / "prompts.txt"), "seeds": 1, "steps": 2}
+    one = unmemorize.detect(str(tiny_folder), run=str(tmp_path / "one"), method="dcs", **settings)
+    two = unmemorize.detect(str(tiny_folder), run=str(tmp_path / "two"), method=("dcs", "noise-gap"), **settings)
+    assert [row["prompt"] for row in one] == [row["prompt"] for row in two]
+    assert list(two[0]["methods"]) == ["dcs", "noise-gap"]
