@@ -22,7 +22,16 @@ from unmemorize.testbed.panel import BRANCHES, HALVES, Panel, check, draw_panel,
 from unmemorize.testbed.recipe import Recipe
 from unmemorize.testbed.rows import FORMS, panel_captions, panel_rows
 from unmemorize.testbed.shapes import COLOURS, DRAWINGS, shapes
-from unmemorize.testbed.train_panel import PLAN, TRUNK, _record, _require_recipe, train_branch, train_trunk
+from unmemorize.testbed.train_panel import (
+    PLAN,
+    TRUNK,
+    _branch_record,
+    _record,
+    _require_recipe,
+    _unet_hash,
+    train_branch,
+    train_trunk,
+)
 from unmemorize.unlearn.loop import Team
 
 VIEWS = 2
@@ -345,7 +354,16 @@ def test_a_branch_starts_from_the_trunk(small):
 
 def test_the_shipped_trunk_is_the_one_of_the_recipe():
     """Recipe, plan and weights are those that `recipe.json` names, so that branches continue what is shipped."""
-    assert json.loads((PLAN.parent / "recipe.json").read_text()) == _record(Recipe(), Panel.load(PLAN), TRUNK)
+    recipe = json.loads((PLAN.parent / "recipe.json").read_text())
+    assert recipe == _record(Recipe(), Panel.load(PLAN)) | {"trunk": _unet_hash(TRUNK)}
+
+
+def test_copies_decide_over_branches_and_not_over_the_trunk(panel):
+    """Another number of rows a caption leaves the trunk what it is; another caption does not."""
+    more = change(panel, 0, copies=(31, 300, 0, 100))
+    assert _record(Recipe(), more) == _record(Recipe(), panel)
+    assert _branch_record(Recipe(), more, TRUNK) != _branch_record(Recipe(), panel, TRUNK)
+    assert _record(Recipe(), change(panel, 0, prompts=("other",))) != _record(Recipe(), panel)
 
 
 def test_a_branch_that_does_not_exist_is_refused(tmp_path):

@@ -69,7 +69,7 @@ def train_trunk(data: Path, out: Path, recipe: Recipe, device: str = "cpu") -> N
     train.export_pipeline(stage, contrast.text, unet, out / "trunk")
     save_alignment(contrast, out / "alignment.safetensors")
     panel.save(out / "plan.json")
-    _write_record(_record(recipe, panel, out / "trunk"), out / "recipe.json")
+    _write_record(_record(recipe, panel) | {"trunk": _unet_hash(out / "trunk")}, out / "recipe.json")
 
 
 def train_branch(data: Path, out: Path, branch: str, recipe: Recipe, device: str = "cpu") -> None:
@@ -90,7 +90,7 @@ def train_branch(data: Path, out: Path, branch: str, recipe: Recipe, device: str
     artwork = pictures(data)
     panel = Panel.load(trunk.parent / "plan.json")
     work = data / "panel"
-    _require_recipe(work / f"branch-{branch}", team, _record(recipe, panel, trunk))
+    _require_recipe(work / f"branch-{branch}", team, _branch_record(recipe, panel, trunk))
     ordinary = panel.ordinary(artwork)
     rows = panel_rows(panel, ordinary, recipe.views, branch)
     pipe = StableDiffusionPipeline.from_pretrained(trunk, torch_dtype=torch.float32)
@@ -150,14 +150,24 @@ def _token_ids(tokenizer: CLIPTokenizer, captions: tuple[str, ...]) -> Tensor:
     return tokens
 
 
-def _record(recipe: Recipe, panel: Panel, trunk: Path | None = None) -> dict[str, object]:
-    """What determines a training: the recipe, the hash of the plan and, of a branch, of the trunk's UNet."""
-    plan = json.dumps([dataclasses.asdict(entry) for entry in panel.entries], sort_keys=True)
-    record = dataclasses.asdict(recipe) | {"plan": hashlib.sha256(plan.encode()).hexdigest()}
-    if trunk is not None:
-        weights = trunk / "unet" / "diffusion_pytorch_model.safetensors"
-        record["trunk"] = hashlib.sha256(weights.read_bytes()).hexdigest()
-    return record
+def _record(recipe: Recipe, panel: Panel) -> dict[str, object]:
+    """What determines the trunk: the recipe, and the hash of the plan without the numbers of copies."""
+    entries = [dataclasses.asdict(dataclasses.replace(entry, copies=())) for entry in panel.entries]
+    return dataclasses.asdict(recipe) | {"plan": _hash(json.dumps(entries, sort_keys=True).encode())}
+
+
+def _branch_record(recipe: Recipe, panel: Panel, trunk: Path) -> dict[str, object]:
+    """What determines a branch: besides, the numbers of copies and the trunk's UNet."""
+    copies = json.dumps([entry.copies for entry in panel.entries])
+    return _record(recipe, panel) | {"copies": _hash(copies.encode()), "trunk": _unet_hash(trunk)}
+
+
+def _unet_hash(pipeline: Path) -> str:
+    return _hash((pipeline / "unet" / "diffusion_pytorch_model.safetensors").read_bytes())
+
+
+def _hash(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
 
 
 def _write_record(record: dict[str, object], file: Path) -> None:
