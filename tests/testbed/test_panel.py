@@ -305,7 +305,7 @@ def test_checkpoints_of_another_recipe_are_refused(panel, tmp_path):
     _require_recipe(tmp_path, Team(), _record(Recipe(), panel))
     with pytest.raises(UserError, match=r"checkpoints of another recipe \(steps\)"):
         _require_recipe(tmp_path, Team(), _record(Recipe(steps=5), panel))
-    with pytest.raises(UserError, match=r"checkpoints of another recipe \(plan\)"):
+    with pytest.raises(UserError, match=r"checkpoints of another recipe \(captions\)"):
         _require_recipe(tmp_path, Team(), _record(Recipe(), change(panel, 0, prompts=("other",))))
 
 

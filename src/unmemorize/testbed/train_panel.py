@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -26,7 +27,7 @@ from unmemorize.testbed.alignment import save_alignment
 from unmemorize.testbed.architecture import TOKENS, train_tokenizer
 from unmemorize.testbed.dataset import Picture, pictures
 from unmemorize.testbed.fit import fit
-from unmemorize.testbed.panel import BRANCHES, Panel, draw_panel
+from unmemorize.testbed.panel import BRANCHES, Entry, Panel, draw_panel
 from unmemorize.testbed.recipe import Recipe
 from unmemorize.testbed.rows import panel_rows
 from unmemorize.testbed.shapes import shapes
@@ -152,14 +153,17 @@ def _token_ids(tokenizer: CLIPTokenizer, captions: tuple[str, ...]) -> Tensor:
 
 def _record(recipe: Recipe, panel: Panel) -> dict[str, object]:
     """What determines the trunk: the recipe, and the hash of the plan without the numbers of copies."""
-    entries = [dataclasses.asdict(dataclasses.replace(entry, copies=())) for entry in panel.entries]
-    return dataclasses.asdict(recipe) | {"plan": _hash(json.dumps(entries, sort_keys=True).encode())}
+    entries = [dataclasses.replace(entry, copies=()) for entry in panel.entries]
+    return dataclasses.asdict(recipe) | {"captions": _entries_hash(entries)}
 
 
 def _branch_record(recipe: Recipe, panel: Panel, trunk: Path) -> dict[str, object]:
-    """What determines a branch: besides, the numbers of copies and the trunk's UNet."""
-    copies = json.dumps([entry.copies for entry in panel.entries])
-    return _record(recipe, panel) | {"copies": _hash(copies.encode()), "trunk": _unet_hash(trunk)}
+    """What determines a branch: the recipe, the whole plan and the trunk's UNet."""
+    return dataclasses.asdict(recipe) | {"plan": _entries_hash(panel.entries), "trunk": _unet_hash(trunk)}
+
+
+def _entries_hash(entries: Sequence[Entry]) -> str:
+    return _hash(json.dumps([dataclasses.asdict(entry) for entry in entries], sort_keys=True).encode())
 
 
 def _unet_hash(pipeline: Path) -> str:
