@@ -98,6 +98,7 @@ def test_memory_is_computed_for_the_published_numbers_of_parameters(harness):
         assert kept[name]["denoiser"] / 1e9 == pytest.approx(model.billions, rel=0.07), name
     for name in ("Stable Diffusion 1.5", "PixArt-Σ"):
         assert kept[name]["denoiser"] == memory.MODELS[name].parameters
+    assert kept["PixArt-Σ"]["operations"] == pytest.approx(memory.operations("PixArt-Σ"))
     assert kept["Flux.1"]["encoders"]["CLIP-L"] == memory.of_encoder("CLIP-L") == 123_060_480
 
 

@@ -1,23 +1,31 @@
-"""What the weights of published models take, computed from their shapes: nothing is downloaded, nothing is run.
+"""What published models take, computed from their shapes: GB of weights, and operations an evaluation of one row.
 
-Networks are built without memory for their weights. Shapes are the defaults of diffusers' and transformers' classes
-or the settings below, both those of published configurations as far as they are known here; a test holds the numbers of
-parameters against those that the models are published with.
+Nothing is downloaded. Networks are built without memory for their weights, and called without computing. Shapes are the
+defaults of diffusers' and transformers' classes or the settings below, both those of published configurations as far as
+they are known here; a test holds the numbers of parameters against those that the models are published with.
 """
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import diffusers
 import torch
 import transformers
 from harness import Options, Row, Study, table
+from torch.utils.flop_counter import FlopCounterMode
 
+sys.path.insert(0, str(Path(__file__).parents[2] / "tests"))
+
+from pipelines import tiny
+from unmemorize.core.model import Condition
 from unmemorize.models.configs import CONFIGS
+from unmemorize.models.load import wrap
 
 HALF, SINGLE, TRAINED = 2, 4, 16  # bytes of a parameter; trained: weight, gradient and AdamW's two moments
 
@@ -64,9 +72,14 @@ class Published:
     settings: dict[str, Any]
 
     @property
+    def built(self) -> torch.nn.Module:
+        """The denoiser, without memory for its weights."""
+        return built(diffusers, self.denoiser, **self.settings)
+
+    @property
     def parameters(self) -> int:
         """Those of the denoiser."""
-        return parameters(diffusers, self.denoiser, **self.settings)
+        return count(self.built)
 
 
 def published(denoiser: str, billions: float, *encoders: str, **settings: Any) -> Published:
@@ -115,26 +128,70 @@ MODELS = {
 }
 
 
+# What one row is given: the family of the adapter, pixels, and the text's tokens, width and pooled width.
+# Families that are not here look at numbers while they are called, which a network without memory does not have.
+ROWS = {
+    "Stable Diffusion 1.5": ("sd", 512, 77, 768, None),
+    "Stable Diffusion XL": ("sdxl", 1024, 77, 2048, 1280),
+    "Stable Diffusion 3 medium": ("sd3", 1024, 333, 4096, 2048),
+    "Stable Diffusion 3.5 large": ("sd3", 1024, 333, 4096, 2048),
+    "Flux.1": ("flux", 1024, 512, 4096, 768),
+    "Chroma": ("chroma", 1024, 512, 4096, None),
+    "PixArt-Σ": ("pixart", 1024, 300, 4096, None),
+    "Sana": ("sana", 1024, 300, 2304, None),
+    "Flux.2 klein 4B": ("flux2_klein", 1024, 512, 7680, None),
+    "Flux.2 klein 9B": ("flux2_klein", 1024, 512, 12288, None),
+    "Flux.2 dev": ("flux2", 1024, 512, 15360, None),
+    "AuraFlow": ("aura_flow", 1024, 256, 2048, None),
+}
+RATE = 100  # 10¹² operations a second
+
+
+def operations(name: str) -> float | None:
+    """10¹² operations of matrix products, convolutions and attention in one row of an evaluation."""
+    if name not in ROWS:
+        return None
+    family, pixels, tokens, width, pooled = ROWS[name]
+    pipe = tiny(family)
+    setattr(pipe, "unet" if hasattr(pipe, "unet") else "transformer", MODELS[name].built)
+    model = wrap(pipe, size=(pixels, pixels))
+    channels, side, _ = model._latent_shape
+    if family == "sana":
+        side = pixels // 32  # its VAE is deeper than the tiny one's
+    with torch.device("meta"), torch.no_grad():
+        x, t, embeds = torch.empty(1, channels, side, side), torch.empty(()), torch.empty(1, tokens, width)
+        cond = Condition(embeds, pooled=None if pooled is None else torch.empty(1, pooled))
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        model.denoise(x, t, cond)
+    return float(counter.get_total_flops() / 1e12)
+
+
 @cache
 def of_encoder(name: str) -> int:
     """The parameters of a text encoder."""
     cls, settings = ENCODERS[name]
-    return parameters(transformers, cls, **settings)
+    return count(built(transformers, cls, **settings))
 
 
-def parameters(library: Any, name: str, **settings: Any) -> int:
-    """How many a network has; of transformers' the settings are those of its configuration."""
+def built(library: Any, name: str, **settings: Any) -> torch.nn.Module:
+    """A network without memory for its weights; of transformers' the settings are those of its configuration."""
     cls = getattr(library, name)
     own = {key: value for key, value in settings.items() if not key.startswith("_")}
     with torch.device("meta"):
-        built = cls(**own) if library is diffusers else cls(cls.config_class(**own))
-    return sum(parameter.numel() for parameter in built.parameters())
+        network: torch.nn.Module = cls(**own) if library is diffusers else cls(cls.config_class(**own))
+    return network
+
+
+def count(network: torch.nn.Module) -> int:
+    """How many parameters it has."""
+    return sum(parameter.numel() for parameter in network.parameters())
 
 
 def measure(options: Options) -> Row:
     rows = {}
     for name, model in MODELS.items():
-        rows[name] = {"denoiser": model.parameters, "encoders": {key: of_encoder(key) for key in model.encoders}}
+        encoders = {key: of_encoder(key) for key in model.encoders}
+        rows[name] = {"denoiser": model.parameters, "encoders": encoders, "operations": operations(name)}
     return rows
 
 
@@ -149,10 +206,12 @@ def page(numbers: Row) -> Iterator[str]:
             denoiser * TRAINED + others * SINGLE,
         )
         texts = ", ".join(row["encoders"])
-        lines.append([name, f"{denoiser / 1e9:.2f}", texts, *(f"{size / 1e9:.1f}" for size in sizes)])
+        work = row["operations"]
+        spent = ["–", "–"] if work is None else [f"{work:.1f}", f"{work / RATE:.3f}"]
+        lines.append([name, f"{denoiser / 1e9:.2f}", texts, *(f"{size / 1e9:.1f}" for size in sizes), *spent])
     head = (
-        "computed from shapes, in GB | denoiser, 10⁹ parameters | text encoders | float32 | half precision | "
-        "the denoiser alone | training the whole denoiser"
+        "computed from shapes; weights in GB | denoiser, 10⁹ parameters | text encoders | float32 | half precision | "
+        f"the denoiser alone | training the whole denoiser | 10¹² operations an evaluation | seconds at {RATE} TFLOP/s"
     )
     yield from table(head, lines)
 
