@@ -29,7 +29,7 @@ from unmemorize.models.load import wrap
 QUICK = {  # settings under which a method takes little time
     "dsm": "dsm:step=0",
     "nemo": "nemo:threshold=-1,minimum=4.75,seeds=2",
-    "nemo-joint": "nemo-joint:threshold=-1,minimum=4.75,seeds=2",
+    "nemo-joint": "nemo-joint:threshold=-1,minimum=4.75,seeds=2,refine=false",
     "adaptive": "adaptive:updates=1,sampling=1",
     "prompt-search": "prompt-search:updates=1,tried=2",
     "erase": "erase:updates=1,attack=high-noise:updates=1,ordinary=2,hostile=2",
