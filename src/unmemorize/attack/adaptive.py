@@ -64,8 +64,8 @@ class Adaptive(Attack):
     ) -> Found:
         """Search for every picture; in place of losses its distance, (1, n). On the way only the start is kept."""
         starts = mixed(start, self.pools, seeds=seeds)
-        found = self.search(subject, latents, starts, seeds=seeds)
-        return replace(found, conditions={0: start} | found.conditions)
+        result = self.search(subject, latents, starts, seeds=seeds)
+        return replace(result, conditions={0: start} | result.conditions)
 
     def search(
         self,

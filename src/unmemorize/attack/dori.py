@@ -88,15 +88,15 @@ class Dori(Attack):
         """
         model = subject.model
         size = max(rows // self.batch, 1)
-        kept = {*keep, self.updates}
+        steps = {*keep, self.updates}
 
         def search(part: slice) -> tuple[dict[int, Condition], Tensor]:
-            return self._search(model, latents[part], start[part], seeds[part], kept)
+            return self._search(model, latents[part], start[part], seeds[part], steps)
 
         with model.counted() as cost, frozen(model.denoiser):
             searches = in_batches(model, len(latents), search, size=size, rows=self.batch)
             attacked = [result for _, result in searches]
-        conditions = {step: joined([found[step] for found, _ in attacked]) for step in attacked[0][0]}
+        conditions = {step: joined([of_part[step] for of_part, _ in attacked]) for step in attacked[0][0]}
         return Found(conditions, torch.cat([losses for _, losses in attacked], dim=1), cost.forward)
 
     def _search(
@@ -108,7 +108,7 @@ class Dori(Attack):
         y = start.embeds.detach().float().clone().requires_grad_()
         rows = start.repeat(self.batch)
         optimizer = torch.optim.Adam([y], lr=self.lr)
-        kept = {0: start} if 0 in keep else {}
+        conditions = {0: start} if 0 in keep else {}
         losses = []
         for update in range(1, self.updates + 1):
             optimizer.param_groups[0]["lr"] = self.rate(update - 1)
@@ -123,8 +123,8 @@ class Dori(Attack):
             optimizer.step()
             losses.append(loss.detach().cpu())
             if update in keep:
-                kept[update] = start.with_embeds(y.detach().to(start.embeds.dtype).clone())
-        return kept, torch.stack(losses)
+                conditions[update] = start.with_embeds(y.detach().to(start.embeds.dtype).clone())
+        return conditions, torch.stack(losses)
 
     def _draw(
         self, model: DiffusionModel, latents: Tensor, streams: Sequence[torch.Generator]

@@ -102,7 +102,7 @@ def extraction(
     targets: References,
     attack: Attack,
     judge: Judge,
-    how: Trial = Trial(),
+    trial: Trial = Trial(),
     *,
     ordinary: Sequence[str] = (),
 ) -> tuple[Extraction, Evidence]:
@@ -116,8 +116,8 @@ def extraction(
         targets: The pictures; their captions are their prompts.
         attack: The attack, prepared where it has other starts.
         judge: The comparison of pictures with their own targets.
-        how: Starts, restarts, and how pictures are generated.
-        ordinary: Prompts to start from where `how.init` is `ordinary`.
+        trial: Starts, restarts, and how pictures are generated.
+        ordinary: Prompts to start from where `trial.init` is `ordinary`.
 
     Raises:
         UserError: A start from the prompt is asked for and a picture has none.
@@ -125,33 +125,33 @@ def extraction(
     model = subject.model
     with torch.no_grad():
         latents = torch.cat([model.invert(part) for part in targets.batches(ROWS)])
-    asked = sorted({0, *how.curve})
+    asked = sorted({0, *trial.curve})
     prompts = model.encode([caption or "" for caption in targets.captions])
-    original = _judge(subject, prompts, targets, judge, how)
+    original = _judge(subject, prompts, targets, judge, trial)
     attacks, judged, moved, norms = [], [], [], []
-    for restart in range(how.restarts):
-        init = starts(model, targets, how.init, restart, ordinary)
+    for restart in range(trial.restarts):
+        init = starts(model, targets, trial.init, restart, ordinary)
         seeds = [_seed(name, restart) for name in targets.names]
         result = attack.attack(subject, latents, init, seeds=seeds, keep=asked)
         attacks.append(result)
         # Not every attack has something to keep on the way.
         steps = tuple(step for step in asked if step in result.conditions)
-        known = {0: original} if how.init == "prompt" else {}
-        judged.append([known.get(s) or _judge(subject, result.conditions[s], targets, judge, how) for s in steps])
+        known = {0: original} if trial.init == "prompt" else {}
+        judged.append([known.get(s) or _judge(subject, result.conditions[s], targets, judge, trial) for s in steps])
         moved.append([_norm(result.conditions[s].embeds - init.embeds) for s in steps])
         norms.append(_norm(init.embeds))
     unknown = np.array([[caption is None] for caption in targets.captions])
     numbers = Extraction(
         names=targets.names,
         steps=steps,
-        seeds=how.seeds,
+        seeds=trial.seeds,
         values=np.moveaxis(np.array([[j.values for j in row] for row in judged]), 2, 0),
         verdicts=np.moveaxis(np.array([[j.verdicts for j in row] for row in judged]), 2, 0),
         moved=np.moveaxis(np.array(moved), 2, 0),
         start=np.array(norms).T,
         original_values=np.where(unknown, np.nan, original.values),
         original_verdicts=np.where(unknown, "none", original.verdicts),
-        evaluations=sum(a.evaluations for a in attacks) / (len(targets) * how.restarts),
+        evaluations=sum(a.evaluations for a in attacks) / (len(targets) * trial.restarts),
     )
     embeds = torch.stack([a.conditions[steps[-1]].embeds for a in attacks], dim=1)
     return numbers, Evidence(embeds.cpu(), judged[0][-1].first, original.first)
@@ -204,11 +204,11 @@ class _Judged:
     first: Tensor
 
 
-def _judge(subject: Subject, cond: Condition, targets: References, judge: Judge, how: Trial) -> _Judged:
+def _judge(subject: Subject, cond: Condition, targets: References, judge: Judge, trial: Trial) -> _Judged:
     """Pictures of every condition at every seed, each against its own target."""
-    n, g = len(cond), len(how.seeds)
+    n, g = len(cond), len(trial.seeds)
     every = cond.repeat(g)
-    images = generate(subject.model, every, seeds=how.seeds * n, sampler=subject.sampler)
+    images = generate(subject.model, every, seeds=trial.seeds * n, sampler=subject.sampler)
     pictures = images.float().cpu()
     rows = torch.arange(n).repeat_interleave(g)
     matches = judge(pictures, targets[rows.tolist()])

@@ -85,8 +85,8 @@ class PromptSearch(Attack):
                 prompt, trace = self.search(model, latent[None], text, seed=seed, words=words)
                 prompts.append(prompt)
                 losses.append(torch.tensor(trace))
-        found = {0: start, self.updates: model.encode(prompts)}
-        return Found(found, torch.stack(losses, dim=1), cost.forward)
+        conditions = {0: start, self.updates: model.encode(prompts)}
+        return Found(conditions, torch.stack(losses, dim=1), cost.forward)
 
     def search(
         self, model: TypedModel, latent: Tensor, start: str, *, seed: int, words: Words, rows: int = 64
@@ -147,10 +147,10 @@ def _typed_words(start: Condition, words: Words) -> list[str]:
     known = set(words.words)
     typed_texts = []
     for text in start.texts:
-        kept = [word for word in text.lower().split() if word in known]
-        if not kept:
+        typed_words = [word for word in text.lower().split() if word in known]
+        if not typed_words:
             raise UserError(f"{text!r}: none of its words is a token of its own: start from another prompt")
-        typed_texts.append(" ".join(kept))
+        typed_texts.append(" ".join(typed_words))
     return typed_texts
 
 

@@ -76,17 +76,17 @@ def variants(
     """
     places = list(spans(prompt))
     names = [normalise(prompt[a:b]) for a, b in places]
-    found = [Variant("full", "", prompt)]
+    texts = [Variant("full", "", prompt)]
     for word in dict.fromkeys(names):
         own = [place for place, name in zip(places, names, strict=True) if name == word]
         said = prompt[slice(*own[-1])]
-        found.append(Variant("word", word, said))
-        found.append(Variant("without", word, without(prompt, own)))
-        found += [Variant("moved", word, f"{context}, {said}") for context in contexts]
-        found += [Variant("repeated", word, again(prompt, own[-1], k), k) for k in range(2, repeats + 1)]
+        texts.append(Variant("word", word, said))
+        texts.append(Variant("without", word, without(prompt, own)))
+        texts += [Variant("moved", word, f"{context}, {said}") for context in contexts]
+        texts += [Variant("repeated", word, again(prompt, own[-1], k), k) for k in range(2, repeats + 1)]
     for (a, _), (_, b) in pairwise(places):
-        found.append(Variant("bigram", normalise(prompt[a:b]), prompt[a:b]))
-    return found + _random_texts(sorted({1, 2, len(places)} - {0}), pool, seed)
+        texts.append(Variant("bigram", normalise(prompt[a:b]), prompt[a:b]))
+    return texts + _random_texts(sorted({1, 2, len(places)} - {0}), pool, seed)
 
 
 def without(prompt: str, places: Sequence[tuple[int, int]]) -> str:
@@ -186,7 +186,7 @@ def word_effects(
     Paper: Naseh, Roh and Houmansadr 2023 name words as triggers; only the abstract was read.
     Differs: the texts that are tried and the rule are ours.
     """
-    words = sorted({v.word for found in tried.values() for v in found if v.kind == "without"})
+    words = sorted({v.word for texts in tried.values() for v in texts if v.kind == "without"})
     effects = [_effect(word, tried, outcomes, share, margin) for word in words]
     return sorted(effects, key=lambda e: (not e.trigger, e.without.value - e.holding.value, e.word))
 
@@ -194,17 +194,16 @@ def word_effects(
 def _effect(
     word: str, tried: Mapping[str, Sequence[Variant]], outcomes: Mapping[str, Outcome], share: float, margin: float
 ) -> WordEffect:
-    holders = [found for found in tried.values() if any(v.kind == "without" and v.word == word for v in found)]
+    holders = [texts for texts in tried.values() if any(v.kind == "without" and v.word == word for v in texts)]
 
     def of(kind: str) -> list[Outcome]:
-        return [outcomes[v.text] for found in holders for v in found if v.kind == kind and v.word in (word, "")]
+        return [outcomes[v.text] for texts in holders for v in texts if v.kind == kind and v.word in (word, "")]
 
-    longest = [
-        outcomes[v.text]
-        for found in holders
-        for v in found
-        if v.kind == "random" and v.times == max(u.times for u in found if u.kind == "random")
-    ]
+    longest = []  # as many random words as the prompt has
+    for texts in holders:
+        random = [v for v in texts if v.kind == "random"]
+        most = max((v.times for v in random), default=0)
+        longest += [outcomes[v.text] for v in random if v.times == most]
     holding, removed = _rate(of("full")), _rate(of("without"))
     assert holding is not None  # every prompt is tried as it is,
     assert removed is not None  # and without each of its words
