@@ -17,6 +17,7 @@ from harness import run, write_results
 NAMES = (
     "testbed",
     "detection",
+    "detectors",
     "explanation",
     "mitigation",
     "pruning",
