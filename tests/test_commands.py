@@ -137,6 +137,19 @@ def test_generate_writes_a_picture_a_seed(call, tiny_folder, tmp_path):
             assert a.tobytes() != b.tobytes()
 
 
+@pytest.mark.parametrize(
+    ("mitigation", "seen"), [("per-sample-noise:target=0,iterations=3", True), ("opposite-guidance", False)]
+)
+def test_generate_says_what_a_mitigation_did_before_the_first_step(call, tiny_folder, tmp_path, mitigation, seen):
+    """To noise as to prompts; of one that acts later there is nothing to say."""
+    arguments = ("a green bicycle", "--pictures", 2, "--steps", 2, "--mitigation", mitigation, "--out", tmp_path / "p")
+    code, out, err = call("generate", tiny_folder, *arguments, "--json")
+    assert code == 0, err
+    rows = json.loads(out)["pictures"]
+    assert [row.get("acted") for row in rows] == [True if seen else None] * 2
+    assert all(row["magnitude_after"] < row["magnitude"] for row in rows if seen)
+
+
 WORDS = ["--column", "words"]
 WRONG = {
     "an unknown detector": (

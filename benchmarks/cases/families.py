@@ -38,6 +38,8 @@ QUICK = {  # settings under which a method takes little time
     "adversarial-finetune": "adversarial-finetune:updates=1,batch=2,attack=dori:updates=1",
     "erase": "erase:updates=1,attack=high-noise:updates=1,ordinary=2,hostile=2",
     "guard": "guard:threshold=0,target=0,iterations=1",
+    "per-sample-noise": "per-sample-noise:target=0,iterations=1",
+    "sail": "sail:target=0,iterations=1,candidates=1",
     "adaptive": "adaptive:updates=1,sampling=1",
     "prompt-search": "prompt-search:updates=1,tried=2",
 }

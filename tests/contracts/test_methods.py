@@ -37,6 +37,8 @@ QUICK = {  # settings under which a method takes little time
     "located": "located:localizer=wanda:sparsity=0.1",
     "wanda": "wanda:sparsity=0.1",
     "guard": "guard:threshold=0,target=0,iterations=1",
+    "per-sample-noise": "per-sample-noise:target=0,iterations=1",
+    "sail": "sail:target=0,iterations=1,candidates=1",
 }
 NOT_OF_THE_ORACLE = {
     "letters": "says nothing about memory",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -301,6 +301,7 @@ class Schedule(Protocol):
 
 
 Reach = Literal["down-mid", "all"]
+AttentionChange = Callable[[str, Tensor], Tensor]  # from a layer's name and its logits (n, heads, queries, tokens)
 
 
 class DiffusionModel(Protocol):
@@ -400,6 +401,14 @@ class DiffusionModel(Protocol):
 
         Raises:
             NotApplicable: The family has none.
+        """
+        ...
+
+    def attending(self, change: AttentionChange, reach: Reach = "all") -> AbstractContextManager[None]:
+        """Pass the logits of every layer's attention from picture to text through a function, for a block.
+
+        Raises:
+            NotApplicable: The family's adapter does not give them.
         """
         ...
 

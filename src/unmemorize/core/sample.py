@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from unmemorize.core.batches import in_batches
+from unmemorize.core.errors import NotApplicable
 from unmemorize.core.model import Condition, DiffusionModel, Prediction
 
 ROWS = 16  # pictures that are sampled together, where nothing else is asked for
@@ -26,6 +27,7 @@ class StepState:
         cond: The prediction for the prompts.
         uncond: The unconditional prediction; None where guidance is off.
         output: What the family's guidance makes of the two, (n, c, h, w).
+        condition: What `cond` is the prediction for, a row a picture.
         model: The model.
     """
 
@@ -36,7 +38,18 @@ class StepState:
     cond: Prediction
     uncond: Prediction | None
     output: Tensor = field(repr=False)
+    condition: Condition = field(repr=False)
     model: DiffusionModel = field(repr=False)
+
+    def guided(self, scale: float | Tensor) -> Tensor:
+        """What guidance at another scale, a number or (n, 1, 1, 1), makes of the two, (n, c, h, w); 0: `uncond` alone.
+
+        Raises:
+            NotApplicable: Guidance is off.
+        """
+        if self.uncond is None:
+            raise NotApplicable("guidance is off, so there is no unconditional prediction")
+        return self.uncond.output + scale * (self.cond.output - self.uncond.output)
 
     def predict(self, cond: Condition) -> Prediction:
         """The prediction for other conditions at the same state, one row of them a picture."""
@@ -63,6 +76,10 @@ class Sampler:
 
     steps: int | None = None
     guidance: float | None = None
+
+    def fresh(self) -> Sampler:
+        """The sampler for one trajectory: another one where something is carried from step to step."""
+        return self
 
     def start(
         self, model: DiffusionModel, cond: Condition, noise: Tensor, seeds: Sequence[int]
@@ -119,6 +136,7 @@ def trajectory(
     """
     if len(seeds) != len(cond):
         raise ValueError(f"expected one seed per prompt, got {len(seeds)} seeds for {len(cond)} prompts")
+    sampler = sampler.fresh()
     scale = sampler.guidance_of(model)
     if scale > 1 and uncond is None:
         uncond = model.unconditional(len(cond))
@@ -135,10 +153,10 @@ def trajectory(
             else:
                 conditional, unconditional = model.predict(scaled, t, cond), None
                 output = conditional.output
-            state = StepState(index, t, x, scaled, conditional, unconditional, output, model)
+            state = StepState(index, t, x, scaled, conditional, unconditional, output, cond, model)
             x_next = schedule.step(sampler.guide(state), t, x, streams)
             x_next = sampler.after(state, x_next)
-        yield Step(index, t, x, scaled, conditional, unconditional, output, model, x_next)
+        yield Step(index, t, x, scaled, conditional, unconditional, output, cond, model, x_next)
         x = x_next
 
 

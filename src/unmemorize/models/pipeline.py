@@ -7,7 +7,7 @@ import json
 import shutil
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,16 @@ from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor, nn
 
 from unmemorize.core.errors import NotApplicable, UserError
-from unmemorize.core.model import Condition, Counted, Guided, Parameterisation, Prediction, Reach, TypedModel
+from unmemorize.core.model import (
+    AttentionChange,
+    Condition,
+    Counted,
+    Guided,
+    Parameterisation,
+    Prediction,
+    Reach,
+    TypedModel,
+)
 from unmemorize.core.run import digest, write_json
 from unmemorize.models.layers import attention_layers, require_plain_layers
 from unmemorize.models.schedules import RectifiedFlow, SchedulerRun, VariancePreserving
@@ -61,6 +70,14 @@ class Adapter(Counted, ABC):
     def combine(self, uncond: Tensor, cond: Tensor, scale: float) -> Tensor:
         """What guidance makes of two outputs."""
         return uncond + scale * (cond - uncond)
+
+    def attending(self, change: AttentionChange, reach: Reach = "all") -> AbstractContextManager[None]:
+        """None, where no adapter gives it.
+
+        Raises:
+            NotApplicable: Always.
+        """
+        raise NotApplicable("this family's adapter gives no attention from picture to text")
 
     def unconditional(self, count: int) -> Condition:
         """The empty prompt."""

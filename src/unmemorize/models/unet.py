@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from typing import Any
 
@@ -11,7 +12,8 @@ from torch import Tensor, nn
 
 from unmemorize.core.errors import NotApplicable, UserError
 from unmemorize.core.hooks import patched
-from unmemorize.core.model import Condition, Parameterisation, Reach
+from unmemorize.core.model import AttentionChange, Condition, Parameterisation, Reach
+from unmemorize.models.attention import attending
 from unmemorize.models.layers import feed_forward_outputs, value_projections
 from unmemorize.models.pipeline import PipelineModel
 from unmemorize.models.schedules import SchedulerRun, VariancePreserving, is_few_step, require_noise_schedule
@@ -117,6 +119,14 @@ class UNetModel(PipelineModel):
     def text_inputs(self, cond: Condition) -> Tensor:
         """The embeddings as they are."""
         return cond.embeds
+
+    def attending(self, change: AttentionChange, reach: Reach = "all") -> AbstractContextManager[None]:
+        """Pass the logits of cross-attention through a function, layer by layer.
+
+        Raises:
+            NotApplicable: There is no cross-attention, or it is computed by somebody else's processor.
+        """
+        return attending(self.denoiser, change, reach)
 
     def feed_forwards(self) -> dict[str, nn.Linear]:
         """The second linear layers of the transformer feed-forwards.

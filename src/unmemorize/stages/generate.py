@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from unmemorize.core.errors import UserError
 from unmemorize.core.methods import Subject
@@ -19,6 +20,8 @@ from unmemorize.data.pictures import save_image
 from unmemorize.mitigate.guard import Guard
 from unmemorize.stages.inputs import Inputs
 from unmemorize.stages.mitigations import mitigation_of
+
+STARTS = ("condition", "noise")  # what a mitigation may act on before the first step
 
 
 def generate(spec: GenerateSpec, out: Path, progress: Progress = quiet) -> list[Row]:
@@ -51,6 +54,8 @@ def generate(spec: GenerateSpec, out: Path, progress: Progress = quiet) -> list[
     )
     with fitted.applied(subject) as mitigated:
         _write(mitigated, cond, seeds, rows)
+        if fitted.acts not in STARTS:
+            return rows
         done = _done(subject, mitigated, cond, seeds)
     return [row | more for row, more in zip(rows, done, strict=True)]
 
@@ -62,16 +67,22 @@ def _write(subject: Subject, cond: Condition, seeds: Sequence[int], rows: Sequen
 
 
 def _done(subject: Subject, mitigated: Subject, cond: Condition, seeds: Sequence[int]) -> list[Row]:
-    """Whether the prompt was changed at the start, and its magnitude there before and after."""
+    """Whether sampling starts from something else under the mitigation, and the magnitude there before and after."""
+    noise = subject.model.noise(generators(seeds))
+    changed, moved = mitigated.sampler.fresh().start(subject.model, cond, noise, seeds)
+    before, after = _magnitudes(subject, cond, noise), _magnitudes(subject, changed, moved)
+    rows = []
+    for i, (first, last) in enumerate(zip(before, after, strict=True)):
+        same = torch.equal(cond.embeds[i], changed.embeds[i]) and torch.equal(noise[i], moved[i])
+        rows.append({"acted": not same, "magnitude": first, "magnitude_after": last})
+    return rows
+
+
+def _magnitudes(subject: Subject, cond: Condition, noise: Tensor) -> list[float]:
+    """Every row's magnitude at the first step from this noise."""
     model = subject.model
-    noise = model.noise(generators(seeds))
-    changed, _ = mitigated.sampler.start(model, cond, noise, seeds)
     x, t = sampling_start(model, noise, subject.steps)
     with torch.no_grad():
         empty = model.predict(x, t, model.unconditional(len(x)))
-        before, after = (model.predict(x, t, rows).gap(empty).tolist() for rows in (cond, changed))
-    acted = [not torch.equal(a, b) for a, b in zip(cond.embeds, changed.embeds, strict=True)]
-    return [
-        {"acted": one, "magnitude": first, "magnitude_after": last}
-        for one, first, last in zip(acted, before, after, strict=True)
-    ]
+        values: list[float] = model.predict(x, t, cond).gap(empty).tolist()
+    return values
