@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
@@ -111,6 +112,25 @@ def test_explain_by_each_method(call, tiny_folder, method, evaluations, special)
     assert (result["method"], result["evaluations"], set(result["special"])) == (method, evaluations, special)
     assert len({w["significance"] for w in result["words"]}) == 5
     assert call(*arguments)[0] == 0
+
+
+def test_explain_writes_pictures_with_maps(call, tiny_folder, tmp_path):
+    """A picture and a map of its size a seed, bright where it is highest; words are not asked for, nor written over."""
+    out = tmp_path / "maps"
+    arguments = ("explain", tiny_folder, "an owl", "--seeds", 2, "--steps", 2, "--method", "score-map", "--out", out)
+    code, printed, err = call(*arguments, "--json")
+    assert code == 0, err
+    rows = json.loads(printed)["pictures"]
+    assert [Path(row["map"]).name for row in rows] == ["0-map.png", "1-map.png"]
+    for row in rows:
+        with Image.open(row["image"]) as picture, Image.open(row["map"]) as shown:
+            assert picture.size == shown.size == (32, 32)
+            assert shown.convert("L").getextrema()[1] == 255
+    for wrong, message in ((arguments, "not empty"), ((*arguments[:-1], tmp_path / "new", "--check"), "--check")):
+        code, _, err = call(*wrong)
+        assert code == 2
+        assert message in err
+    assert not (tmp_path / "new").exists()
 
 
 def test_explain_prints_hostile_words_as_they_are(call, tiny_folder):

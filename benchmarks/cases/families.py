@@ -20,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "tests"))
 from pipelines import FAMILIES, tiny
 from unmemorize.core.errors import NotApplicable
 from unmemorize.core.methods import Kind, Subject, Training, methods, parse
-from unmemorize.core.results import Pairs, Surrogates
+from unmemorize.core.results import Pairs, Regions, Surrogates
 from unmemorize.core.sample import Sampler, generate
 from unmemorize.models.load import wrap
 from unmemorize.unlearn import erase
@@ -38,6 +38,9 @@ QUICK = {  # settings under which a method takes little time
     "adversarial-finetune": "adversarial-finetune:updates=1,batch=2,attack=dori:updates=1",
     "erase": "erase:updates=1,attack=high-noise:updates=1,ordinary=2,hostile=2",
     "guard": "guard:threshold=0,target=0,iterations=1",
+    "curvature-map": "curvature-map:probes=1",
+    "static-transition": "static-transition:until=0.5",  # of two steps both may lie below the default
+    "opposite-guidance": "opposite-guidance:until=0.5",
     "per-sample-noise": "per-sample-noise:target=0,iterations=1",
     "sail": "sail:target=0,iterations=1,candidates=1",
     "adaptive": "adaptive:updates=1,sampling=1",
@@ -57,6 +60,9 @@ def picture_test(method: Any, subject: Subject) -> torch.Tensor:
 
 def explainer(method: Any, subject: Subject) -> torch.Tensor:
     found = method.explain(subject, PROMPTS[1], seeds=[0])
+    if isinstance(found, Regions):
+        assert (found.maps > 0).any()
+        return found.maps
     assert found.words == ("an", "owl", "on", "a", "fence")
     values = torch.tensor(found.significance)
     assert (values != 0).all()

@@ -37,6 +37,7 @@ QUICK = {  # settings under which a method takes little time
     "located": "located:localizer=wanda:sparsity=0.1",
     "wanda": "wanda:sparsity=0.1",
     "guard": "guard:threshold=0,target=0,iterations=1",
+    "curvature-map": "curvature-map:probes=1",
     "per-sample-noise": "per-sample-noise:target=0,iterations=1",
     "sail": "sail:target=0,iterations=1,candidates=1",
 }
@@ -180,13 +181,21 @@ def test_a_picture_test_scores_every_picture(name, subject):
 
 
 @of_kind("explainer")
-def test_an_explainer_has_a_finite_value_for_every_word(name, subject):
-    """And leaves no gradient and no hook behind."""
+def test_an_explainer_has_a_finite_value_for_every_word_or_place(name, subject):
+    """The same again, for a seed alone what it is among others; and it leaves no gradient and no hook behind."""
     explainer, model = quick("explainer", name), subject.model
-    found = explainer.explain(subject, PROMPTS[0], seeds=[0, 1])
-    assert found.words == ("a", "green", "bicycle")
-    assert torch.tensor(found.significance).isfinite().all()
-    assert explainer.explain(subject, PROMPTS[0], seeds=[0, 1]) == found
+    found, again, alone = (explainer.explain(subject, PROMPTS[0], seeds=seeds) for seeds in ([0, 1], [0, 1], [1]))
+    if explainer.says == "regions":
+        assert found.maps.shape == (2, 8, 8)
+        assert found.latents.shape == (2, 4, 8, 8)
+        assert (found.maps >= 0).all()
+        assert found.maps.isfinite().all()
+        assert torch.equal(again.maps, found.maps)
+        assert torch.allclose(alone.maps[0], found.maps[1], rtol=1e-2, atol=1e-3 * found.maps.max().item())
+    else:
+        assert found.words == ("a", "green", "bicycle")
+        assert torch.tensor(found.significance).isfinite().all()
+        assert again == found
     assert all(p.grad is None and p.requires_grad for p in model.denoiser.parameters())
 
 

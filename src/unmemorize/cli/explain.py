@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import shlex
-from typing import Any
+from pathlib import Path
+from typing import Annotated, Any
 
 from rich.table import Table
 from rich.text import Text
 
-from unmemorize.cli.app import EXPLAIN, Json, command
+from unmemorize.cli.app import EXPLAIN, Json, command, option
 from unmemorize.cli.checks import check
 from unmemorize.cli.terminal import add_row, cell, next_step, out, print_json, say, working
 from unmemorize.core.errors import UserError
@@ -21,18 +22,33 @@ COLUMNS = {
 }
 
 
-@command(EXPLAIN, "unmemorize explain testbed 'bento box'", "unmemorize explain MODEL 'a prompt' --check --json")
-def explain(spec: ExplainSpec, *, json: Json = False) -> None:
-    """Show which words of a prompt carry its memory."""
+@command(
+    EXPLAIN,
+    "unmemorize explain testbed 'bento box'",
+    "unmemorize explain MODEL 'a prompt' --check --json",
+    "unmemorize explain MODEL 'a prompt' --method curvature-map --out maps",
+)
+def explain(
+    spec: ExplainSpec,
+    *,
+    out_: Annotated[str, option("A new folder for the pictures and maps of some methods.", name="--out")] = "maps",
+    json: Json = False,
+) -> None:
+    """Show which words of a prompt carry its memory, or where in its pictures it shows."""
     require_prompt("explain", spec.model, spec.prompt)
     check(spec)
 
     from unmemorize.stages.explain import explain as run_explain
 
     with working():
-        result = run_explain(spec)
+        result = run_explain(spec, Path(out_))
     if json:
         print_json(result)
+    elif "pictures" in result:
+        table = Table("seed", "image", "map", box=None, pad_edge=False)
+        for row in result["pictures"]:
+            add_row(table, *row.values())
+        out.print(table, highlight=False)
     else:
         _print_words(result)
         next_step("generate", spec.model, spec.prompt, "--mitigation", "guard", "--out", "pictures")

@@ -29,7 +29,7 @@ from torch import Tensor
 from unmemorize.core.errors import UserError
 from unmemorize.core.model import Condition, DiffusionModel
 from unmemorize.core.recording import Recorder, Recording
-from unmemorize.core.results import Explanation, Found, Localization, Pairs, Scores, Surrogates, Trained
+from unmemorize.core.results import Explanation, Found, Localization, Pairs, Regions, Scores, Surrogates, Trained
 from unmemorize.core.run import Progress, quiet
 from unmemorize.core.sample import Sampler
 
@@ -152,13 +152,18 @@ class PictureTest(Method):
 
 
 class Explainer(Method):
-    """Says which words of a prompt carry its memory."""
+    """Says which words of a prompt carry its memory, or where in its pictures it shows.
+
+    Attributes:
+        says: Which of the two.
+    """
 
     kind = "explainer"
+    says: ClassVar[Literal["words", "regions"]] = "words"
 
     @abstractmethod
-    def explain(self, subject: Subject, prompt: str, *, seeds: Sequence[int]) -> Explanation:
-        """The value of every word: higher carries more.
+    def explain(self, subject: Subject, prompt: str, *, seeds: Sequence[int]) -> Explanation | Regions:
+        """The value of every word, or of every place in a picture a seed: higher carries more.
 
         Raises:
             NotApplicable: The model lacks what the explainer reads.

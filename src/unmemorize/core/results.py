@@ -65,6 +65,30 @@ class Explanation:
 
 
 @dataclass(frozen=True)
+class Regions:
+    """Where in the pictures of a prompt its memory shows.
+
+    Attributes:
+        prompt: The prompt.
+        latents: The pictures, one a seed, (seeds, c, h, w).
+        maps: A value for every place of a latent, (seeds, h, w): higher is more, 0 or more.
+        evaluations: What they cost the denoiser, sampling included.
+    """
+
+    prompt: str
+    latents: Tensor
+    maps: Tensor
+    evaluations: int
+
+    def above(self, threshold: float) -> Tensor:
+        """The places whose value is more than `threshold` times the picture's highest, (seeds, h, w) bool.
+
+        A threshold is chosen on other pictures than those it is reported on.
+        """
+        return self.maps > threshold * self.maps.amax(dim=(1, 2), keepdim=True)
+
+
+@dataclass(frozen=True)
 class Interval:
     """A statistic with its 95% interval."""
 

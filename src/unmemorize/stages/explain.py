@@ -1,4 +1,4 @@
-"""Which words of a prompt carry its memory, by several methods, and copies without the first of them."""
+"""Which words of a prompt carry its memory, or where in its pictures it shows, and copies without the first word."""
 
 from __future__ import annotations
 
@@ -7,15 +7,19 @@ from functools import partial
 from pathlib import Path
 
 import pyarrow.parquet as pq
+import torch
 from torch import Tensor
+from torch.nn.functional import interpolate
 
 from unmemorize.core.errors import NotApplicable, UserError
 from unmemorize.core.methods import Explainer, Subject, parse
-from unmemorize.core.results import Explanation
-from unmemorize.core.run import Progress
+from unmemorize.core.model import DiffusionModel
+from unmemorize.core.results import Explanation, Regions
+from unmemorize.core.run import Progress, require_new
 from unmemorize.core.sample import sampling_evaluations
 from unmemorize.core.shards import Row
 from unmemorize.core.specs import ExplainSpec, limited
+from unmemorize.data.pictures import save_image
 from unmemorize.data.source import Prompt
 from unmemorize.explain.leave_one_out import LeaveOneOut
 from unmemorize.explain.tokens import rank_agreement
@@ -28,18 +32,25 @@ from unmemorize.study.copies import CopyCheck
 SPECIAL = ("begin", "end", "padding")  # tokens that are no words
 
 
-def explain(spec: ExplainSpec) -> Row:
-    """The value of every word and special token of the prompt.
+def explain(spec: ExplainSpec, out: Path) -> Row:
+    """The value of every word and special token of the prompt, or a folder of its pictures with a map of each.
 
     Raises:
-        UserError: The prompt holds no word, or the model or the method cannot be used.
+        UserError: The prompt holds no word, the folder is not empty, or the model or the method cannot be used.
     """
     prompt = spec.prompt
     if not prompt.strip():
         raise UserError("the prompt is empty: name one with at least a word")
     explainer: Explainer = parse("explainer", spec.method)
+    if explainer.says == "regions":
+        if spec.check:
+            raise UserError(f"--check is about words, {explainer.name} about places in pictures: leave one of them out")
+        require_new(out)
     subject = Inputs.of(spec).subject
     explanation = explainer.explain(subject, prompt, seeds=spec.numbers)
+    if isinstance(explanation, Regions):
+        pictures = _write(subject.model, explanation, spec.numbers, out)
+        return {"method": explainer.name, "pictures": pictures, "evaluations": explanation.evaluations}
     words: list[Row] = []
     for word, value in zip(explanation.words, explanation.significance, strict=True):
         words.append({"word": word, "significance": value})
@@ -54,13 +65,31 @@ def explain(spec: ExplainSpec) -> Row:
     return result
 
 
+def _write(model: DiffusionModel, found: Regions, seeds: Sequence[int], out: Path) -> list[Row]:
+    """Each picture and its map, as bright as its share of the highest value, in files of one name."""
+    with torch.no_grad():
+        pictures = model.decode(found.latents.to(model.device)).float().cpu()
+    shares = found.maps / found.maps.amax(dim=(1, 2), keepdim=True).clamp(min=torch.finfo(found.maps.dtype).tiny)
+    grey = interpolate(shares[:, None].float(), pictures.shape[2:]).expand(-1, 3, -1, -1)
+    rows: list[Row] = []
+    for seed, picture, shown in zip(seeds, pictures, grey, strict=True):
+        image, brightness = out / f"{seed}.png", out / f"{seed}-map.png"
+        save_image(picture, image)
+        save_image(shown, brightness)
+        rows.append({"seed": seed, "image": str(image), "map": str(brightness)})
+    return rows
+
+
 def explaining(inputs: Inputs, run: Path, progress: Progress) -> Work[Prompt]:
     """The words of each chosen prompt, their significance, and copies without the first: `scores/explain.parquet`.
 
     Raises:
-        NotApplicable: No prompt holds a word.
+        NotApplicable: No prompt holds a word, or the explainer does not say words.
     """
     spec, prompts, subject, seeds = inputs.spec, inputs.prompts, inputs.subject, inputs.spec.numbers
+    explainer: Explainer = parse("explainer", spec.explainer)
+    if explainer.says != "words":
+        raise NotApplicable(f"{explainer.name} says where in pictures, not which words: explain single prompts by it")
     means = scores_of(run, len(prompts)).mean(axis=1)
     verified = run / "scores" / "verify.parquet"
     rows = pq.read_table(verified).to_pylist() if verified.exists() else []
@@ -70,13 +99,13 @@ def explaining(inputs: Inputs, run: Path, progress: Progress) -> Work[Prompt]:
     worded = [prompt for prompt in chosen if prompt.text.strip()]
     if not worded:
         raise NotApplicable("no prompt holds a word")
-    explainer: Explainer = parse("explainer", spec.explainer)
 
     def do(shard: Sequence[Prompt]) -> list[Row]:
         rows = []
         for prompt in shard:
             with subject.model.counted() as cost:
                 explanation = explainer.explain(subject, prompt.text, seeds=seeds)
+                assert isinstance(explanation, Explanation)  # it says words
                 row = _row(prompt.id, explanation)
                 if prompt.id in copies and len(explanation.words) > 1:
                     row |= _without_first(subject, explanation, seeds, copies[prompt.id])
