@@ -12,7 +12,12 @@ from unmemorize.attack.dori import Dori
 from unmemorize.attack.high_noise import FromNoise, HighNoise
 from unmemorize.core.methods import Subject
 from unmemorize.core.model import Condition
-from unmemorize.core.sample import Sampler, generate, generators
+from unmemorize.core.sample import Sampler, generate, generators, sample
+from unmemorize.data.bundle import Bundle
+from unmemorize.mitigate.guard import Guard, magnitudes
+from unmemorize.mitigate.perturb import EmbeddingNoise
+from unmemorize.models.load import load
+from unmemorize.testbed.embedded import own
 
 SMALL = Adaptive(updates=20, seeds=(90,), sampling=2)
 
@@ -187,3 +192,36 @@ def test_every_kind_of_start_is_searched_in_both_ways(tiny_model, targets, monke
         assert torch.equal(starts[:, 0], own.embeds)
         assert torch.equal(starts[:, 2:], torch.stack(drawn).expand(3, -1, -1, -1))
         assert not any(torch.equal(noise, known) for noise in starts[:, 1] for known in (*own.embeds, *drawn))
+
+
+def test_candidates_are_checked_through_what_acts_on_sampling():
+    """On the testbed, of a memorized picture: its prompt is nearest, but not where a guard lowers it.
+
+    The distances that the attack reports are those of the guarded sampler's own samples, and what it chooses is the
+    nearest of them; its searches go as they went.
+    """
+    model, bundle = load("testbed"), Bundle("testbed", {}, own=own())
+    planted = next(prompt for prompt in bundle.prompts if prompt.copies == 1000)
+    references = bundle.references(model.image_size)
+    latents = model.invert(references[[references.captions.index(planted.text)]].images)
+    prompt, other = model.encode([planted.text]), model.encode(["a thing"])
+    subject = Subject(model, Sampler(8))
+    high, low = magnitudes(subject, prompt, [0])[0], magnitudes(subject, other, [0])[0]
+    attack = Adaptive(updates=1, ways=(HighNoise(batch=1),), seeds=(7001, 7002))
+    plain = attack.search(subject, latents, [prompt, other], seeds=[0])
+    with Guard(threshold=(high + low) / 2, target=low / 4).applied(subject) as guarded:
+        found = attack.search(guarded, latents, [prompt, other], seeds=[0])
+        samples = sample(model, found.last.repeat(2), seeds=[7001, 7002], sampler=guarded.sampler)
+    by_hand = (samples - latents).square().mean(dim=(1, 2, 3)).sqrt().mean()
+    assert found.losses.item() == pytest.approx(by_hand.item(), rel=1e-4)
+    assert found.losses.item() > 1.1 * plain.losses.item()
+    assert found.evaluations > plain.evaluations
+
+
+def test_what_an_attack_meets_is_what_it_was_an_attack_on(tiny_model):
+    """All meet weights; the adaptive one also what acts on sampling, in the choice of what it found."""
+    assert {Guard.acts, EmbeddingNoise.acts} <= Adaptive.meets
+    assert Dori.meets == HighNoise.meets == {"weights"}
+    with EmbeddingNoise(scale=0.5).applied(Subject(tiny_model, Sampler(3))) as noisy:
+        assert SMALL._checking(noisy) is noisy.sampler
+    assert SMALL._checking(Subject(tiny_model, Sampler(3))) == Sampler(2, 7.5)

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, replace
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from unmemorize.attack.dori import ROWS, Dori
 from unmemorize.attack.high_noise import FromNoise, HighNoise
-from unmemorize.core.methods import Attack, Subject, method
-from unmemorize.core.model import Condition, DiffusionModel, joined
+from unmemorize.core.methods import SAMPLING, Acts, Attack, Subject, method
+from unmemorize.core.model import Condition, joined
 from unmemorize.core.results import Found
 from unmemorize.core.sample import Sampler, generators, sample
 
@@ -26,7 +27,9 @@ from unmemorize.core.sample import Sampler, generators, sample
 class Adaptive(Attack):
     """Search long from many starts, in two ways; keep what brings samples nearest to the picture, be it a start.
 
-    Near is the mean distance between the picture's latent and samples of a few steps, from seeds of their own. A
+    Near is the mean distance between the picture's latent and samples of a few steps, from seeds of their own. Where a
+    mitigation acts on sampling, samples are the subject's own, so that what does not come through it is not chosen: the
+    searches do not see it, the choice does. A
     picture is searched from its own prompt twice, two draws from N(0, I), and prompts of ordinary and of other
     pictures; starts take turns in how they are searched from: what a defence hides from one loss may show in another.
 
@@ -34,13 +37,15 @@ class Adaptive(Attack):
 
     Attributes:
         updates: Updates of each search.
-        sampling: Sampling steps of a check.
-        guidance: Guidance scale of a check.
+        sampling: Sampling steps of a check, where nothing acts on sampling.
+        guidance: Guidance scale of such a check.
         ways: The searches, which starts take in turn.
         seeds: Seeds of a check. They have to differ from those that copies are judged on: the best of many tries looks
             like success.
         pools: Prompts to start from beside the picture's own, one of each pool.
     """
+
+    meets: ClassVar[frozenset[Acts]] = SAMPLING | {"weights"}
 
     updates: int = 186
     sampling: int = 8
@@ -89,19 +94,27 @@ class Adaptive(Attack):
                 for place, k in enumerate(chosen):
                     ends[k] = last[slice(place, None, len(chosen))]
             candidates = _by_picture([*starts, *ends])
-            near, best = self._distances(model, latents, candidates, rows).min(dim=1)
+            near, best = self._distances(subject, latents, candidates, rows).min(dim=1)
         chosen_rows = torch.arange(len(latents)) * (len(starts) + len(ends)) + best.cpu()
         return Found({self.updates: candidates[chosen_rows]}, near[None], cost.forward)
 
-    def _distances(self, model: DiffusionModel, latents: Tensor, cond: Condition, rows: int) -> Tensor:
+    def _checking(self, subject: Subject) -> Sampler:
+        """The sampler of a check: one of few steps, unless a mitigation acts in the subject's own.
+
+        Limits of a guard hold for the steps that they were measured at.
+        """
+        acted_on = type(subject.sampler) is not Sampler
+        return subject.sampler if acted_on else Sampler(self.sampling, self.guidance)
+
+    def _distances(self, subject: Subject, latents: Tensor, cond: Condition, rows: int) -> Tensor:
         """Root mean square distance of each candidate's samples to the picture, over the check's seeds: (n, k)."""
         n, checks = len(latents), len(self.seeds)
         k = len(cond) // n
         each, seeds = cond.repeat(checks), self.seeds * (n * k)
         targets = latents.repeat_interleave(k * checks, dim=0)
         # Guidance gives the denoiser two rows a picture.
-        sampler = Sampler(self.sampling, self.guidance)
-        samples = sample(model, each, seeds=seeds, sampler=sampler, batch=max(rows // 2, 1))
+        sampler, batch = self._checking(subject), max(rows // 2, 1)
+        samples = sample(subject.model, each, seeds=seeds, sampler=sampler, batch=batch)
         distances: Tensor = (samples - targets).square().mean(dim=(1, 2, 3)).sqrt()
         return distances.reshape(n, k, checks).mean(dim=2)
 

@@ -35,6 +35,7 @@ from unmemorize.core.sample import Sampler
 
 Kind = Literal["detector", "picture-test", "explainer", "localizer", "unlearner", "mitigation", "attack"]
 Acts = Literal["weights", "condition", "noise", "guidance", "attention", "state"]
+SAMPLING: frozenset[Acts] = frozenset({"condition", "noise", "guidance", "state"})  # what the sampler's hooks act on
 NEEDS = frozenset({"gradients", "attention", "unconditional", "pictures", "ordinary", "tokens", "base"})
 
 GROUPS: dict[Kind, str] = {
@@ -222,7 +223,7 @@ class Mitigation(Method):
     """Changes a model, or how pictures are drawn from it, for a while.
 
     Attributes:
-        acts: On what. An attack that searches the model alone meets only what acts on weights.
+        acts: On what: it says which attacks have met it.
     """
 
     kind = "mitigation"
@@ -250,9 +251,16 @@ class Mitigation(Method):
 
 
 class Attack(Method):
-    """Searches for conditions that bring pictures back."""
+    """Searches for conditions that bring pictures back.
+
+    Attributes:
+        meets: What a mitigation may act on so that the attack meets it: one that searches the model alone meets only
+            what acts on weights.
+        updates: Updates of a search.
+    """
 
     kind = "attack"
+    meets: ClassVar[frozenset[Acts]] = frozenset({"weights"})
     updates: int
 
     def prepared(self, prompts: Condition, ordinary: Condition) -> Attack:

@@ -34,8 +34,7 @@ MEMORIZED, CONTROLS = IN_AUDIT[ATTACKED], (IN_AUDIT[CONTROL], IN_AUDIT[UNSEEN])
 def attacking(inputs: Inputs, run: Path, progress: Progress) -> Work[tuple[str, str, Sequence[int]]]:
     """What each picture gives after so many updates, by mitigation, group and seed: `scores/attack.parquet`.
 
-    `attack_knows_it` says whether the attack searched the mitigated model: one that does not act on weights, it never
-    meets.
+    `attack_knows_it` says whether the attack met the mitigation: most search the model, and meet what acts on weights.
 
     Raises:
         NotApplicable: Nothing was copied.
@@ -63,7 +62,7 @@ def attacking(inputs: Inputs, run: Path, progress: Progress) -> Work[tuple[str, 
         applied = fitted[name].applied(subject) if name in fitted else nullcontext(subject)
         with applied as changed, model.counted() as cost:
             extracted, _ = extraction(changed, groups[group][rows], attack, inputs.check.against, trial)
-        knows = name not in fitted or fitted[name].acts == "weights"
+        knows = name not in fitted or fitted[name].acts in attack.meets
         head = {"mitigation": name, "group": group, "attack_knows_it": knows}
         facts = [head | {"id": f"{group}-{i:04d}"} for i in rows]
         table = to_rows(extracted, facts)
