@@ -173,6 +173,18 @@ def test_a_run_is_finished_where_its_block_succeeds(tmp_path):
     assert load_record(tmp_path / "run").status == "finished"
 
 
+@pytest.mark.parametrize(
+    "content", [b"", b"{", b"[" * 100_000, b"null", b'{"seconds": {"a": "b"}}', b'{"seconds": []}']
+)
+def test_damaged_seconds_stop_nothing(tmp_path, content):
+    """They decide nothing: they are counted anew."""
+    with Run.open(tmp_path / "run", make_record()) as run:
+        (run.folder / "timing.json").write_bytes(content)
+        with run.timed("a"):
+            pass
+    assert json.loads((tmp_path / "run" / "timing.json").read_text())["seconds"].keys() == {"a"}
+
+
 def test_seconds_add_up(tmp_path):
     """What a stage took before it was killed counts, too; the start is the first one's."""
     with Run.open(tmp_path / "run", make_record()) as run:

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from unmemorize.core import shards
 from unmemorize.core.errors import UserError
 from unmemorize.core.run import RunRecord, load_record
-from unmemorize.core.shards import Part, merge_shards, part_of, run_shards
+from unmemorize.core.shards import Part, merge_shards, part_of, require_whole, run_shards, write_rows
 
 
 class Worker:
@@ -186,6 +186,34 @@ def test_a_damaged_or_foreign_shard_is_refused_or_made_anew(damage, tmp_path, ca
     assert again.seen == [3, 4, 5]
     assert [path.read_bytes() for path in sorted(folder.iterdir())] == before
     assert [record.getMessage().split(": ")[1] for record in caplog.records] == ["damaged, or of another run"]
+
+
+def _truncate(path):
+    path.write_bytes(path.read_bytes()[:-9])
+
+
+def _retype(path):
+    table = pq.read_table(path)
+    pq.write_table(table.set_column(1, "b", pa.array([str(value) for value in table["b"].to_pylist()])), path)
+
+
+def _one_number(path):
+    table = pq.read_table(path)
+    pq.write_table(table.set_column(1, "b", pa.array([1.5, 9.0])), path)
+
+
+def _foreign(path):
+    pq.write_table(pa.table({"a": ["x", "y"], "b": [1.5, 2.5]}), path)
+
+
+@pytest.mark.parametrize("damage", [_truncate, _retype, _one_number, _foreign])
+def test_a_table_that_was_changed_is_refused(damage, tmp_path):
+    """Also by one number: a run goes on with what it wrote, or not at all."""
+    write_rows(tmp_path / "t.parquet", [{"a": "x", "b": 1.5}, {"a": "ÿ", "b": float("nan")}])
+    require_whole(tmp_path)
+    damage(tmp_path / "t.parquet")
+    with pytest.raises(UserError, match=r"t\.parquet: damaged: delete it and start the same command again"):
+        require_whole(tmp_path)
 
 
 def test_a_merge_wants_all_shards(tmp_path):

@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 from unmemorize.audit.plan import STAGES
 from unmemorize.core.run import Progress, Run, RunRecord, write_json
 from unmemorize.core.sample import sampling_evaluations
+from unmemorize.core.shards import require_whole
 from unmemorize.core.specs import AuditSpec
 from unmemorize.metrics.similarity import PIXELS
 from unmemorize.report.build import Evidence, build_report
@@ -41,6 +42,7 @@ def run_audit(
     inputs = Inputs.of(spec)
     prompts = inputs.prompts
     with Run.open(run, _record(inputs)) as opened:
+        require_whole(run / "scores")
         write_prompts(prompts, run)
         states = run_stages(STAGES, inputs, opened, progress)
         write_outcomes(run)

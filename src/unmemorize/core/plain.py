@@ -36,6 +36,18 @@ def to_json(value: Any, *, indent: int | None = None, separators: tuple[str, str
     return _raw.sub(lambda match: f"\\u{ord(match.group()):04x}", text)
 
 
+def from_json(text: str | bytes) -> Any:
+    """The value of a JSON document.
+
+    Raises:
+        ValueError: It is none: also where it is nested more deeply, or has longer numbers, than Python reads.
+    """
+    try:
+        return json.loads(text)
+    except RecursionError as error:
+        raise ValueError("nested too deeply") from error
+
+
 def _finite(value: Any) -> Any:
     if isinstance(value, float):
         return value if math.isfinite(value) else None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import platform
 import re
@@ -23,7 +22,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from unmemorize.core.errors import UserError
 from unmemorize.core.files import kind_of, real_path, require_file, require_plain, walk
-from unmemorize.core.plain import to_json
+from unmemorize.core.plain import from_json, to_json
 
 Progress = Callable[[str, int, int], None]  # stage, done, total
 
@@ -129,10 +128,20 @@ class Run:
             yield
         finally:
             fresh: dict[str, Any] = {"started": datetime.now(UTC).isoformat(timespec="seconds"), "seconds": {}}
-            timing = json.loads(path.read_text(encoding="utf-8")) if path.exists() else fresh
+            timing = _timing(path) or fresh
             seconds = timing["seconds"]
             seconds[stage] = round(seconds.get(stage, 0) + time.perf_counter() - since, 2)
             write_json(path, timing)
+
+
+def _timing(path: Path) -> dict[str, Any] | None:
+    """What `timing.json` holds, if it is there and whole: it decides nothing, so that its loss stops nothing."""
+    try:
+        timing = from_json(path.read_bytes())
+        known = all(isinstance(spent, int | float) for spent in timing["seconds"].values())
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):
+        return None
+    return timing if known else None
 
 
 def _opened(run: Path, record: RunRecord) -> RunRecord:

@@ -7,7 +7,6 @@ flight and nothing else. Its footer says which shard of which run it is.
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import platform
@@ -24,8 +23,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from unmemorize.core.errors import Unfinished, UserError
-from unmemorize.core.plain import to_json
-from unmemorize.core.run import atomic, is_gone, load_record, this_process
+from unmemorize.core.plain import from_json, to_json
+from unmemorize.core.run import atomic, digest, is_gone, load_record, this_process
 
 Item = TypeVar("Item")
 Row = dict[str, Any]  # of a table in a run directory
@@ -33,8 +32,9 @@ Rows = list[Row]
 
 log = logging.getLogger(__name__)
 
-FOOTER = "unmemorize"  # the key in a file's metadata
-BROKEN = (OSError, ValueError, pa.ArrowException)
+FOOTER, SEAL = "unmemorize", "unmemorize sha256"  # keys in the metadata of a shard and of a table
+BROKEN = (OSError, ValueError, OverflowError, MemoryError, pa.ArrowException)
+ANEW = "delete it and start the same command again, which makes it anew"
 DIGITS = 9
 POLL = 0.2  # seconds between two looks at what another process does
 BEAT = 3.0  # seconds after which a process says again that it is at a shard
@@ -282,7 +282,7 @@ class Claims:
         if time.monotonic() - self._seen[claim][1] > SILENT:
             return True
         try:
-            host, pid = json.loads(content)
+            host, pid = from_json(content)
         except (ValueError, TypeError):
             return False  # being written, or left half written
         return is_gone(host, pid) or (host, pid) == this_process()
@@ -297,9 +297,35 @@ def _beat(claim: Path, over: threading.Event) -> None:
 
 
 def write_rows(path: Path, rows: Sequence[Row], schema: pa.Schema | None = None) -> None:
-    """Write rows as one Parquet file, in one piece; without a schema, columns are those of the first row."""
+    """Write rows as a table of a run, in one piece; without a schema, columns are those of the first row."""
+    _write(path, pa.Table.from_pylist(list(rows), schema))
+
+
+def _write(path: Path, table: pa.Table) -> None:
+    """Write a table that says what it holds, so that one that was changed or damaged since is told from it."""
     with atomic(path) as temporary:
-        pq.write_table(pa.Table.from_pylist(list(rows), schema), temporary)
+        pq.write_table(table.replace_schema_metadata({SEAL: _content(table)}), temporary)
+
+
+def _content(table: pa.Table) -> str:
+    """SHA-256 of a table's rows, whichever file they are in."""
+    return digest(repr(row).encode(errors="surrogatepass") for row in table.to_pylist())
+
+
+def require_whole(folder: Path) -> None:
+    """Refuse tables of a run that hold something else than what was written.
+
+    Raises:
+        UserError: One is damaged, or was written by somebody else.
+    """
+    for path in sorted(folder.glob("*.parquet")):
+        try:
+            table = pq.read_table(path)
+            whole = (table.schema.metadata or {}).get(SEAL.encode()) == _content(table).encode()
+        except BROKEN:
+            whole = False
+        if not whole:
+            raise UserError(f"{path}: damaged: {ANEW}")
 
 
 def merge_shards(folder: Path, target: Path) -> pa.Table:
@@ -319,8 +345,7 @@ def merge_shards(folder: Path, target: Path) -> pa.Table:
     joined = pa.concat_tables(
         (table.replace_schema_metadata(None) for table in tables.values()), promote_options="permissive"
     )
-    with atomic(target) as temporary:
-        pq.write_table(joined, temporary)
+    _write(target, joined)
     return joined
 
 
@@ -328,10 +353,10 @@ def _read(path: Path) -> pa.Table:
     try:
         table = pq.read_table(path)
     except BROKEN as error:
-        raise UserError(f"{path}: damaged: start the same command again, which makes it anew") from error
+        raise UserError(f"{path}: damaged: {ANEW}") from error
     footer = _footer(table.schema.metadata)
     if footer is None or footer.rows != len(table):
-        raise UserError(f"{path}: damaged: start the same command again, which makes it anew")
+        raise UserError(f"{path}: damaged: {ANEW}")
     return table
 
 
@@ -352,7 +377,7 @@ def _check_complete(folder: Path, footers: Mapping[Path, Footer | None]) -> None
 
 def _footer(metadata: Mapping[bytes, bytes] | None) -> Footer | None:
     try:
-        return Footer(**json.loads((metadata or {})[FOOTER.encode()]))
+        return Footer(**from_json((metadata or {})[FOOTER.encode()]))
     except (LookupError, ValueError, TypeError):
         return None
 

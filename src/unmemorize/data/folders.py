@@ -6,7 +6,6 @@ above, else in a file beside it: `NAME.txt`, `.caption`, `.text` or `.json`, or 
 
 from __future__ import annotations
 
-import json
 import os
 import unicodedata
 from collections.abc import Iterable, Iterator
@@ -18,6 +17,7 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from unmemorize.core.pictures import ENDINGS
+from unmemorize.core.plain import from_json
 from unmemorize.data.items import (
     SIDECARS,
     TWICE,
@@ -181,7 +181,7 @@ def _mask(cells: dict[str, Any]) -> object:
     """The box that varies, as the row has it: a list, or in CSV its text."""
     mask = cells.get("mask")
     try:
-        return json.loads(mask) if isinstance(mask, str) and mask.strip() else mask or None
+        return from_json(mask) if isinstance(mask, str) and mask.strip() else mask or None
     except ValueError:
         return mask
 

@@ -5,7 +5,6 @@ Nothing a source holds is written anywhere while it is read, and nothing in it s
 
 from __future__ import annotations
 
-import json
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -15,6 +14,7 @@ from typing import Any, Protocol
 
 from unmemorize.core.errors import UserError
 from unmemorize.core.files import kind_of, real_path
+from unmemorize.core.plain import from_json
 
 COLUMNS = ("prompt", "caption", "text")  # the first of them that a table has is its captions
 SIDECARS = (".txt", ".caption", ".text", ".json")  # files that hold a picture's caption; the first there is counts
@@ -72,8 +72,8 @@ def sidecar_caption(ending: str, content: bytes) -> object:
         # Latin-1 and the like become surrogates, which `with_caption` refuses by name.
         return content.decode("utf-8-sig", "surrogateescape").strip()
     try:
-        document = json.loads(content)
-    except (ValueError, RecursionError):
+        document = from_json(content)
+    except ValueError:
         return None
     return caption_of(document) if isinstance(document, dict) else None
 

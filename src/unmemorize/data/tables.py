@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from unmemorize.core.plain import from_json
 from unmemorize.data.cells import Columns, Pictures, as_bytes, ids
 from unmemorize.data.items import TWICE, Item, caption_column, is_twice, no_caption_column, safe_id, with_caption
 
@@ -117,9 +117,9 @@ def dataset_files(files: list[Path]) -> list[Path]:
 
 def _named_files(folder: Path) -> set[str]:
     try:
-        state = json.loads((folder / "state.json").read_bytes())
+        state = from_json((folder / "state.json").read_bytes())
         return {Path(entry["filename"]).name for entry in state["_data_files"]}
-    except (OSError, ValueError, RecursionError, LookupError, TypeError):
+    except (OSError, ValueError, LookupError, TypeError):
         return set()
 
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import csv
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
 from typing import Any
 
+from unmemorize.core.plain import from_json
 from unmemorize.data.items import (
     TWICE,
     Item,
@@ -101,8 +101,8 @@ def _json_rows(path: Path) -> Iterator[Row]:
     for number, line in enumerate(_lines(path), 1):
         if line.strip():
             try:
-                cells = json.loads(line)
-            except (ValueError, RecursionError):
+                cells = from_json(line)
+            except ValueError:
                 cells = None
             place = f"line {number}"
             yield Row(place, cells) if isinstance(cells, dict) else Row(place, problem="not a JSON object")

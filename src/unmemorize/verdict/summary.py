@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -12,7 +11,8 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from unmemorize.core.criteria import Criterion
-from unmemorize.core.errors import NotApplicable
+from unmemorize.core.errors import NotApplicable, UserError
+from unmemorize.core.plain import from_json
 from unmemorize.core.shards import Row
 from unmemorize.core.specs import BOUND
 from unmemorize.data.source import Prompt
@@ -87,9 +87,25 @@ def _rows(run: Path, name: str) -> list[Row] | None:
 def _calibration(run: Path, calibrated: list[Row] | None, by_prompt: dict[str, list[bool]]) -> Row | None:
     if calibrated is None:
         return None
-    facts: Row = json.loads((run / "calibration.json").read_text(encoding="utf-8"))
+    facts = _facts(run / "calibration.json")
     suspected = [row["id"] for row in calibrated if row["q_value"] <= facts["level"]]
     return facts | {"suspected": len(suspected), "unverified": sum(i not in by_prompt for i in suspected)}
+
+
+def _facts(path: Path) -> Row:
+    """What a stage wrote down beside its table.
+
+    Raises:
+        UserError: It is missing or damaged.
+    """
+    try:
+        facts: Row = from_json(path.read_bytes())
+        whole = isinstance(facts["level"], int | float)
+    except (OSError, ValueError, LookupError, TypeError):
+        whole = False
+    if not whole:
+        raise UserError(f"{path}: damaged: delete scores/calibrated.parquet and start the same command again")
+    return facts
 
 
 def _by_prompt(matches: Sequence[Row]) -> dict[str, list[bool]]:
