@@ -33,6 +33,7 @@ if TYPE_CHECKING:  # torch and diffusers take seconds to import: what a folder i
 
     from unmemorize.models.pipeline import PipelineModel
 
+SMALL = 64  # pixels a side of the picture that is made to try a model
 EMBEDDED_STEPS = 16  # sampling steps: their pictures are small
 
 
@@ -118,13 +119,50 @@ def load(  # noqa: PLR0913 - all but the name are optional
             for file in embeddings:
                 additions.add_words(pipe, file)
     origin = Path(path) if source.kind == "folder" else path if source.kind == "hub" else None
+    _require_weights(pipe, path)
     place(pipe, torch.device(device), offload)
     model = wrap(pipe, name=" + ".join([path, *lora, *embedding]), source=origin, size=size)
     model.revision = revision
     model.as_loaded = not loras and not embeddings and source.variant is None
     if source.kind == "embedded":
         model.steps = EMBEDDED_STEPS
+        return model
+    with _failures(source), _silence():
+        _try(model)
     return model
+
+
+def _require_weights(pipe: DiffusionPipeline, path: str) -> None:
+    """Refuse a pipeline of which a part has got no weights where it needs some.
+
+    Raises:
+        UserError: It has none.
+    """
+    for name, part in pipe.components.items():
+        weights = dict(part.named_parameters()) if hasattr(part, "named_parameters") else {}
+        missing = [weight for weight, value in weights.items() if value.is_meta]
+        if missing:
+            raise UserError(f"{path}: its {name} lacks {len(missing)} weights, such as {missing[0]}: download it again")
+
+
+def _try(model: PipelineModel) -> None:
+    """Make a picture in two steps: parts that do not fit each other are found here, and not hours later.
+
+    A small one; where the network takes none so small, one of the model's own size.
+    """
+    from unmemorize.core.sample import Sampler, generate
+
+    def make(size: tuple[int, int] | None) -> None:
+        tried = wrap(model.pipe, size=size)
+        generate(tried, tried.encode([""]), seeds=[0], sampler=Sampler(2))
+
+    side = model.multiple * -(-SMALL // model.multiple)
+    try:
+        make((side, side))
+    except UnmemorizeError:
+        raise
+    except Exception:  # of a dozen kinds: the second try says which
+        make(model.image_size)
 
 
 def place(pipe: DiffusionPipeline, device: torch.device, offload: str | None) -> None:
@@ -170,7 +208,8 @@ def _pipeline(source: Source, dtype: torch.dtype, config: str | None) -> Any:
                 )
         location = ASSETS / "model" if source.kind == "embedded" else source.path
         named = {"variant": source.variant, "revision": source.revision} | left_out
-        pipe = own.from_pretrained(location, dtype=dtype, use_safetensors=True, **named)
+        with _nothing_made_up(source.path):
+            pipe = own.from_pretrained(location, dtype=dtype, use_safetensors=True, **named)
         if source.path == "testbed-twin":
             twin = diffusers.UNet2DConditionModel
             pipe.unet = twin.from_pretrained(ASSETS / "twin", torch_dtype=dtype, use_safetensors=True)
@@ -191,6 +230,36 @@ def _failures(source: Source) -> Iterator[None]:
         raise UserError(
             f"{source.path}: cannot be loaded as a {source.family or 'pipeline'}{hint}: {reason}"
         ) from error
+
+
+class _MadeUp(logging.Filter):
+    """Notes whether transformers reports weights that it made up, and passes on nothing."""
+
+    seen = False
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        self.seen = self.seen or "MISSING" in record.getMessage()
+        return False
+
+
+@contextmanager
+def _nothing_made_up(path: str) -> Iterator[None]:
+    """Refuse text encoders of which transformers draws weights at random, since their file lacks them.
+
+    Raises:
+        UserError: It drew some.
+    """
+    logger, made_up = logging.getLogger("transformers.modeling_utils"), _MadeUp()
+    level = logger.level
+    logger.addFilter(made_up)
+    logger.setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        logger.removeFilter(made_up)
+        logger.setLevel(level)
+    if made_up.seen:
+        raise UserError(f"{path}: weights of its text encoder are missing: download it again")
 
 
 @contextmanager

@@ -33,6 +33,7 @@ from unmemorize.models.layers import attention_layers, require_plain_layers
 from unmemorize.models.schedules import RectifiedFlow, SchedulerRun, VariancePreserving
 
 WEIGHTS = (".safetensors", ".bin", ".ckpt", ".pt", ".pth", ".gguf", ".onnx", ".msgpack", ".h5")
+LARGEST = 16_384  # pixels a side
 ASIDE = ("safety_checker", "feature_extractor", "image_encoder")  # components that read pictures, not prompts
 
 
@@ -161,9 +162,9 @@ class PipelineModel(Adapter, TypedModel):
             )
         self._config: Any = self.denoiser.config
         self._size = size or self._own_size()
-        if any(side <= 0 or side % self.multiple for side in self._size):
+        if any(not 0 < side <= LARGEST or side % self.multiple for side in self._size):
             height, width = self._size
-            raise UserError(f"{height} × {width} pixels: name multiples of {self.multiple}")
+            raise UserError(f"{height} × {width} pixels: name multiples of {self.multiple} up to {LARGEST}")
         self._prepare()
         self._empty_pooled: Tensor | None = None
 
@@ -322,7 +323,12 @@ class PipelineModel(Adapter, TypedModel):
         """The size that pictures have if none is named."""
         scale = self.pipe.vae_scale_factor
         size = self._config.get("sample_size") or getattr(self.pipe, "default_sample_size", 1024 // scale)
-        return (size * scale, size * scale) if isinstance(size, int) else (size[0] * scale, size[1] * scale)
+        sides = tuple(size) if isinstance(size, list | tuple) else (size, size)
+        if len(sides) != 2 or not all(isinstance(side, int) for side in sides):
+            raise UserError(
+                f"{self.name}: sample_size {size}: it should be a number of pixels, or two: download it again"
+            )
+        return sides[0] * scale, sides[1] * scale
 
     def text_stream_values(self, reach: Reach = "all") -> dict[str, nn.Linear]:
         """None, where cross-attention reads the text alone.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from typing import Any
 
 from unmemorize.core.errors import NotApplicable, UserError
 from unmemorize.core.files import kind_of, require_file, require_plain
+from unmemorize.core.plain import from_json
 from unmemorize.core.specs import EMBEDDED
 
 ASSETS = Path(__file__).parent.parent / "testbed" / "assets"
@@ -41,6 +41,9 @@ OPTIONAL = ("safety_checker", "feature_extractor", "image_encoder")
 _PICKLES = (".bin", ".ckpt", ".pt", ".pth", ".pkl")
 _FILE = re.compile(r"(?:diffusion_pytorch_model|model)(?:\.(?P<variant>\w+))?(?:-\d+-of-\d+)?\.safetensors")
 _WORDS = ("tokenizer.json", "vocab.json", "spiece.model", "tokenizer.model")  # a tokenizer has one of these
+_NAME = re.compile(r"\w+")
+# Settings by what is in their names, and more than any network has: what is built of so many parts is never done.
+_MOST = {"layers": 1000, "num_train_timesteps": 100_000}
 _MOST_HEADER = 100_000_000  # bytes, as safetensors itself allows
 
 # Single files are told by tensors that only one family's checkpoints have.
@@ -183,7 +186,7 @@ def header(path: Path) -> Mapping[str, Any]:
         length = int.from_bytes(file.read(8), "little")
         text = file.read(length) if length <= _MOST_HEADER else b""
     try:
-        entries = json.loads(text)
+        entries = from_json(text)
         tensors = {name: entry for name, entry in entries.items() if name != "__metadata__"}
         end = 8 + length + max((entry["data_offsets"][1] for entry in tensors.values()), default=0)
     except (ValueError, TypeError, LookupError, AttributeError) as error:
@@ -226,6 +229,8 @@ def _folder(path: str, folder: Path, variant: str | None) -> Source:
         if name.startswith("tokenizer") and not any((folder / name / file).exists() for file in _WORDS):
             # Without them transformers makes up a tokenizer, which knows no word.
             raise UserError(f"{path}: no words in its {name}: download it again")
+        for file in sorted((folder / name).glob("*config.json")):
+            _check_config(path, file)
         if (folder / name / "config.json").exists():
             variants[name] = _variants(path, folder / name)
     return Source(path, "folder", family, null, _variant(path, variants, variant))
@@ -240,13 +245,18 @@ def pipeline_index(path: str, folder: Path) -> dict[str, Any]:
     file = folder / "model_index.json"
     if not file.exists():
         raise UserError(f"{path}: no model_index.json: {_instead(folder)}")
-    try:
-        index = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError:
-        index = None
-    if not isinstance(index, dict) or "_class_name" not in index:
+    index = _object(file)
+    if index is None or "_class_name" not in index or not all(map(_is_entry, index.items())):
         raise UserError(f"{path}: its model_index.json is none: download it again")
     return index
+
+
+def _is_entry(entry: tuple[str, Any]) -> bool:
+    """Whether an entry of an index is a setting, or a component: its folder's name, its library and class."""
+    name, value = entry
+    if not isinstance(value, list):
+        return True
+    return bool(_NAME.fullmatch(name)) and len(value) == 2 and all(isinstance(part, str | None) for part in value)
 
 
 def _instead(folder: Path) -> str:
@@ -259,6 +269,32 @@ def _instead(folder: Path) -> str:
     if len(files) == 1:
         return f"name the file in it, {files[0].name}"
     return "name a folder saved by pipe.save_pretrained(...)"
+
+
+def _check_config(path: str, file: Path) -> None:
+    """Refuse what is no configuration, or one of a network that would take hours, or all memory, to build.
+
+    Raises:
+        UserError: It is.
+    """
+    config = _object(file)
+    where = f"{path}: its {file.parent.name}/{file.name}"
+    if config is None:
+        raise UserError(f"{where} is no configuration: download it again")
+    for name, value in config.items():
+        most = next((most for part, most in _MOST.items() if part in name), None)
+        for number in value if isinstance(value, list) else [value]:
+            if most is not None and isinstance(number, int | float) and not number <= most:
+                raise UserError(f"{where}: {name} {number:.3g}: download it again")
+
+
+def _object(file: Path) -> dict[str, Any] | None:
+    """The object in a JSON file, or None where it holds none."""
+    try:
+        document = from_json(file.read_bytes())
+    except ValueError:
+        return None
+    return document if isinstance(document, dict) else None
 
 
 def _variants(path: str, part: Path) -> set[str | None]:
@@ -274,7 +310,10 @@ def _variants(path: str, part: Path) -> set[str | None]:
             )
         raise UserError(f"{path}: no weights in its {part.name}: download it again")
     for index in part.glob("*.safetensors.index*.json"):
-        named = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+        weights = (_object(index) or {}).get("weight_map")
+        if not isinstance(weights, dict):
+            raise UserError(f"{path}: {part.name}/{index.name} lists no weights: download it again")
+        named = set(map(str, weights.values()))
         if named - set(files):
             raise UserError(
                 f"{path}: {len(named - set(files))} of {len(named)} files missing in its {part.name}: download it again"
