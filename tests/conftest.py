@@ -19,6 +19,12 @@ torch.set_num_threads(1)
 settings.register_profile("repeatable", deadline=None, derandomize=True, max_examples=40, database=None)
 settings.load_profile("repeatable")
 
+
+def pytest_addoption(parser):
+    parser.addoption("--hostile", type=int, default=200, help="hostile inputs, of all kinds together")
+    parser.addoption("--hostile-seed", type=int, default=0, help="what they are drawn from")
+
+
 CAPTIONS = [
     "a lighthouse at dusk",
     "two red kites over a field",
