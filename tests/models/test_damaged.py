@@ -66,7 +66,6 @@ def use(folder):
     return png(generate(model, cond, seeds=[0], sampler=Sampler(2))[0])
 
 
-@pytest.mark.timeout(60)
 @pytest.mark.parametrize(("part", "name", "value"), CASES, ids=lambda value: str(value)[:20])
 def test_a_setting_that_cannot_be_is_a_line(part, name, value, folder, capfd):
     """Refused where it is loaded or where the picture is written; or it does no harm, and there is a picture."""
