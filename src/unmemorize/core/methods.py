@@ -397,6 +397,11 @@ def spelled(method: Method) -> str:
     return f"{method.name}:{','.join(parts)}" if parts else method.name
 
 
+def is_plain(method: Method) -> bool:
+    """Whether a string can name all its settings, so that `spelled` loses none."""
+    return _types(type(method)).keys() == {field.name for field in _fields(type(method))}
+
+
 def describe(cls: type[Method]) -> dict[str, Any]:
     """What there is to know about a method, for people and programs."""
     types, usual, texts = _types(cls), settings(cls), _setting_texts(cls)

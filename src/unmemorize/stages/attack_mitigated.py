@@ -52,7 +52,7 @@ def attacking(inputs: Inputs, run: Path, progress: Progress) -> Work[tuple[str, 
     fitted, fits = {}, {}
     for name, text in tried.items():
         with model.counted() as cost:
-            fitted[name] = fitting.fitted(name, text)
+            fitted[name], _ = fitting.fitted(name, text)
         fits[name] = cost.forward
     attack = _attack_of(inputs, subjects)
     trial = Trial(curve_of(spec), "prompt", 1, attack_seeds(spec))

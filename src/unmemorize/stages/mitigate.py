@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,8 +14,8 @@ from torch import Tensor
 from unmemorize.attack.extraction import SEEDS
 from unmemorize.core.choose import evenly
 from unmemorize.core.errors import NotApplicable, UserError
-from unmemorize.core.methods import Mitigation, Subject
-from unmemorize.core.run import Progress
+from unmemorize.core.methods import Mitigation, Subject, is_plain, parse, spelled
+from unmemorize.core.run import Progress, write_json
 from unmemorize.core.sample import sampling_evaluations
 from unmemorize.core.shards import Row
 from unmemorize.core.specs import AuditSpec, limited
@@ -63,7 +64,7 @@ def mitigations(spec: AuditSpec, *, testbed: bool = False) -> dict[str, str]:
 
 @dataclass(frozen=True)
 class Fitting:
-    """Makes mitigations, each once a run: an edit is kept in `edits/`, what others measure is measured again.
+    """Makes mitigations, each once a run: `edits/` keeps edits, and in `NAME.fit.json` measured settings and the cost.
 
     Attributes:
         inputs: The model as it came, and its prompts.
@@ -77,23 +78,30 @@ class Fitting:
     prompts: tuple[str, ...]
     progress: Progress
 
-    def fitted(self, name: str, text: str) -> Mitigation:
-        """The mitigation of that name, ready to be applied."""
-        path = self.run / "edits" / f"{name}.safetensors"
-        if path.exists():
-            return Edit.load(path)
+    def fitted(self, name: str, text: str) -> tuple[Mitigation, int]:
+        """The mitigation of that name, ready to be applied, and the evaluations that it took to make it."""
+        edit = self.run / "edits" / f"{name}.safetensors"
+        record = edit.with_suffix(".fit.json")
+        if record.exists():
+            fit = json.loads(record.read_text(encoding="utf-8"))
+            known: Mitigation = Edit.load(edit) if fit["mitigation"] is None else parse("mitigation", fit["mitigation"])
+            return known, fit["evaluations"]
         model = self.inputs.model
         mitigation = mitigation_of(text, model)
-        fitted = mitigation.fitted(
-            self.inputs.subject,
-            prompts=model.encode(self.prompts),
-            ordinary=model.encode(_calibrating(self.inputs)),
-            seeds=self.inputs.spec.numbers,
-            progress=self.progress,
-        )
+        with model.counted() as cost:
+            fitted = mitigation.fitted(
+                self.inputs.subject,
+                prompts=model.encode(self.prompts),
+                ordinary=model.encode(_calibrating(self.inputs)),
+                seeds=self.inputs.spec.numbers,
+                progress=self.progress,
+            )
         if isinstance(fitted, Edit):
-            fitted.save(path)
-        return fitted
+            fitted.save(edit)
+            write_json(record, {"mitigation": None, "evaluations": cost.forward})
+        elif fitted is not mitigation and is_plain(fitted):
+            write_json(record, {"mitigation": spelled(fitted), "evaluations": cost.forward})
+        return fitted, cost.forward
 
 
 def _calibrating(inputs: Inputs) -> list[str]:
@@ -132,10 +140,9 @@ def mitigating(inputs: Inputs, run: Path, progress: Progress) -> Work[str]:
         (name,) = shard
         if name == UNMITIGATED:
             return [measured(subject, name, 0)]
-        with model.counted() as cost:
-            mitigation = fitting.fitted(name, tried[name])
+        mitigation, spent = fitting.fitted(name, tried[name])
         with mitigation.applied(subject) as changed:
-            return [measured(changed, name, cost.forward)]
+            return [measured(changed, name, spent)]
 
     names = [UNMITIGATED, *tried]
     # In order, since all need the pictures of the first.
