@@ -40,12 +40,13 @@ TargetMatcher = Callable[[References, References], Callable[[Tensor, list[int]],
 class Distances:
     """The plain distances under a comparison, and which pictures are one picture under it.
 
-    `features` takes pictures, bytes or in [0, 1], to what is compared of them, `between` such features and others to
-    distances (n, m). `groups` takes pictures (n, 3, 64, 64), the pixels to keep, (n, 64, 64), and the features to a
-    group number per picture, the same for duplicates.
+    `features` takes pictures, bytes or in [0, 1], to what is compared of them, `of` training pictures, once; `between`
+    takes such features and others to distances (n, m). `groups` takes pictures (n, 3, 64, 64), the pixels to keep,
+    (n, 64, 64), and the features to a group number per picture, the same for duplicates.
     """
 
     features: Callable[[Tensor], Tensor]
+    of: Callable[[References], Tensor]
     between: Callable[[Tensor, Tensor], Tensor]
     groups: Callable[[Tensor, Tensor, Tensor], NDArray[np.int64]]
 
@@ -86,11 +87,7 @@ def _comparisons(
         return TILED, match_tiled, _row_by_row(match_tiled_targets)
     if not sscd:
         return PIXELS, match_pixels, _row_by_row(match_targets)
-    criterion, embed = sscd_criterion(Path(sscd), recipe), load_sscd(Path(sscd), device)
-
-    @lru_cache(maxsize=1)
-    def features(references: References) -> Tensor:
-        return sscd_features(references.pixels, criterion, embed)
+    criterion, embed, features = _network(sscd, recipe, torch.device(device))
 
     def match(images: Tensor, references: References) -> list[Match]:
         return match_sscd(images, references, criterion, embed, features=features(references))
@@ -100,6 +97,20 @@ def _comparisons(
         return lambda images, rows: match_sscd_targets(images, targets[rows], criterion, embed, features=own[rows])
 
     return criterion, match, against
+
+
+@lru_cache(maxsize=1)
+def _network(
+    sscd: str, recipe: str, device: torch.device
+) -> tuple[Criterion, Callable[[Tensor], Tensor], Callable[[References], Tensor]]:
+    """The criterion, the network, and the features of training pictures, which are computed once."""
+    criterion, embed = sscd_criterion(Path(sscd), recipe), load_sscd(Path(sscd), device)
+
+    @lru_cache(maxsize=1)
+    def features(references: References) -> Tensor:
+        return sscd_features(references.pixels, criterion, embed)
+
+    return criterion, embed, features
 
 
 def _row_by_row(match: Callable[[Tensor, References, References], list[Match]]) -> TargetMatcher:
@@ -113,10 +124,16 @@ def distances(sscd: str, recipe: str, device: torch.device | str = "cpu") -> Dis
         UserError: The file or the recipe cannot be used.
     """
     if not sscd:
-        return Distances(small, pixel_distances, lambda pictures, keep, _: duplicate_groups(pictures, keep))
-    criterion, embed = sscd_criterion(Path(sscd), recipe), load_sscd(Path(sscd), device)
+        return Distances(
+            small,
+            lambda references: references.small,
+            pixel_distances,
+            lambda pictures, keep, _: duplicate_groups(pictures, keep),
+        )
+    criterion, embed, features = _network(sscd, recipe, torch.device(device))
     return Distances(
         lambda pixels: sscd_features(pixels, criterion, embed),
+        features,
         lambda features, others: 1 - (features @ others.T).double(),
         lambda pictures, keep, features: duplicate_groups(pictures, keep, (features @ features.T).double()),
     )
