@@ -18,7 +18,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from unmemorize.core.results import Interval
+from unmemorize.core.records import Interval
 from unmemorize.core.run import atomic
 
 OUT = Path("docs/results")

@@ -75,7 +75,7 @@ def _outcomes() -> dict[str, list[dict[str, object]]]:
     rates = {"none": (0.9, 0.95, 0.1), "pruning <b>": (0.05, 0.7, 0.1), "guidance": (0.1, None, None)}
     mitigations = [
         {"name": name, "pictures": 6, "attack_knows_it": values[1] is not None}
-        | {"quality": 0.8, "alignment": 0.3, "evaluations": 1200, "seconds": 31.5}
+        | {"quality": 0.8, "alignment": 0.3, "evaluations": 1200}
         | {f"{column}{end}": None if v is None else max(0.0, min(1.0, v + d))
            for column, v in zip(("copy_rate", "copy_rate_attacked", "control_rate"), values, strict=True)
            for end, d in (("", 0), ("_low", -0.05), ("_high", 0.05))}
@@ -88,13 +88,7 @@ def _outcomes() -> dict[str, list[dict[str, object]]]:
         for group, rate in (("memorized", 0.8), ("negative", 0.2), ("never trained", 0.1))
         for steps in (0, 10, 25, 50)
     ]
-    levels = ("embeddings", "activations", "weights")
-    locality = [
-        {"level": level, "group": group, "value": value, "low": value - 0.1, "high": value + 0.1}
-        for level in levels
-        for group, value in (("same picture", 0.5), ("other pictures", 0.4))
-    ]
-    return {"mitigations": mitigations, "attack_curve": curve, "locality": locality}
+    return {"mitigations": mitigations, "attack_curve": curve}
 
 
 def write_json(path: Path, content: object) -> None:
@@ -145,7 +139,7 @@ def _draw(path: Path, key: int, size: int, noise: float = 0) -> None:
 def _record(prompts: int) -> dict[str, object]:
     source = {"source": "plan <b>one</b>.json", "sha256": "ab" * 32, "count": prompts}
     return {
-        "schema": 1,
+        "schema_version": 1,
         "status": "finished",
         "spec": {"model": "testbed/<i>64</i>", "prompts": "prompts.txt", "seeds": SEEDS, "steps": 50, "guidance": 7.5},
         "versions": {"unmemorize": "0.1.0", "python": "3.11.7", "torch": "2.13.0", "diffusers": "0.42.1"},

@@ -180,6 +180,7 @@ def figure(results: Row) -> None:
         canvas = Figure(figsize=(3.4 * len(shown), 3.2), layout="constrained")
         for axes, row in zip(canvas.subplots(1, len(shown), squeeze=False)[0], shown, strict=True):
             draw_copies(axes, row["curve"])
+            axes.legend(frameon=False, fontsize="small")
             axes.set_title(row["edit"])
         save_figure(canvas, "attack.svg")
     sheet = RUNS / shown[-1]["run"] / "sheet.png"

@@ -28,7 +28,7 @@ from tqdm import tqdm
 
 from unmemorize.core.hooks import observed
 from unmemorize.core.model import Condition, DiffusionModel, Reach
-from unmemorize.core.results import Interval
+from unmemorize.core.records import Interval
 from unmemorize.core.run import atomic
 from unmemorize.core.specs import LocalitySpec
 from unmemorize.localize.locality import Floats, distances, mean_over, mean_over_pairs, short

@@ -33,7 +33,13 @@ def make_record(**changes):
         "versions": versions(),
         "model": {"name": "testbed", "fingerprint": "00"},
         "data": {"prompts": Source(source="日本.txt", sha256="ab", count=3)},
-        "criterion": {"name": "l2-ratio", "threshold": 0.5, "weights": None, "higher_is_closer": False},
+        "criterion": {
+            "name": "l2-ratio",
+            "threshold": 0.5,
+            "recipe": "any",
+            "weights": None,
+            "higher_is_closer": False,
+        },
     }
     return RunRecord(**values | changes)
 

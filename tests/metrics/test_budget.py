@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy.stats import beta
 
-from unmemorize.core.results import Interval
+from unmemorize.core.records import Interval
 from unmemorize.metrics.budget import extracted, rates, search_budget, work_to_extract
 
 

@@ -232,27 +232,27 @@ def test_what_falls_on_no_word_and_the_copies_without_one_are_shown(run):
 
 
 def test_numbers_of_every_figure_are_there_as_csv(run):
-    rewrite(table(run, "locality"), lambda row: row | {"group": '=HYPERLINK("x")' if row["value"] > 0.45 else "other"})
+    rewrite(table(run, "attack_curve"), lambda row: row | {"mitigation": '=HYPERLINK("x")'})
     links = {a["download"]: a["href"] for tag, a in Page(page_of(run)).elements if tag == "a" and "download" in a}
-    assert set(links) == {f"{name}.csv" for name in ("dose", "roc", "scores", "attack", "locality")}
+    assert set(links) == {f"{name}.csv" for name in ("dose", "roc", "scores", "attack")}
     files = {name: base64.b64decode(href.split(",")[1]).decode() for name, href in links.items()}
     dose = list(csv.DictReader(files["dose.csv"].splitlines()))
     assert [int(row["copies"]) for row in dose] == [1, 2, 4, 8, 16, 32, 64]
     assert len(files["scores.csv"].splitlines()) == 41
-    assert "\"'=HYPERLINK" in files["locality.csv"]  # a spreadsheet shows it and does not run it
+    assert "\"'=HYPERLINK" in files["attack.csv"]  # a spreadsheet shows it and does not run it
 
 
 def test_mitigations_that_were_not_attacked_say_so(run):
     text = Page(page_of(run)).text
     assert "pruning <b>" in text
     assert "A mitigation that was not attacked by an attack that knows it is untested." in text
-    assert "Not attacked by one that knows of it, and so untested: guidance." in text
-    assert "Of those attacked, the one that holds best (pruning <b>)" in text
-    for name in ("mitigations", "attack_curve", "locality"):
+    assert "Not attacked by an attack that knows it, and so untested: guidance." in text
+    assert "Of those attacked, the most effective (pruning <b>)" in text
+    for name in ("mitigations", "attack_curve"):
         table(run, name).unlink()
     text = Page(page_of(run)).text
     assert "No mitigation was tried in this run, so none can be called effective." in text
-    assert "No remedy was tried in this run." in text
+    assert "No mitigation was tried in this run." in text
 
 
 @pytest.mark.parametrize("old", [False, True])
@@ -265,7 +265,7 @@ def test_an_attack_that_never_met_a_mitigation_is_never_the_best(run, old):
     rewrite(table(run, "mitigations"), lambda row: row | (guard if row["name"] == "guidance" else {}))
     text = Page(page_of(run)).text
     assert "not attacked by one that knows it (1% by one that does not)" in text
-    assert "the one that holds best (pruning <b>)" in text
+    assert "the most effective (pruning <b>)" in text
     card = json.loads((run / "model-card.md").read_text().split("---")[1])
     metrics = {metric["type"]: metric["value"] for metric in card["model-index"][0]["results"][0]["metrics"]}
     assert metrics["copies_after_attack"] == pytest.approx(0.7)
@@ -377,8 +377,8 @@ def test_large_pictures_are_shrunk(make, tmp_path):
     [
         (lambda run: shutil.rmtree(run), "no such run directory"),
         (lambda run: (run / "run.json").unlink(), r"run\.json: cannot be read"),
-        (lambda run: (run / "run.json").write_text('{"schema": 1'), r"run\.json: the file: Invalid JSON"),
-        (lambda run: edit(run / "run.json", schema=2), r"run\.json: schema: Input should be 1"),
+        (lambda run: (run / "run.json").write_text('{"schema_version": 1'), r"run\.json: the file: Invalid JSON"),
+        (lambda run: edit(run / "run.json", schema_version=2), r"run\.json: schema_version: Input should be 1"),
         (lambda run: edit(run / "summary.json", detector={"method": "x"}), r"summary\.json: detector\.label"),
         (lambda run: table(run, "prompts").write_bytes(b"PAR1"), r"prompts\.parquet: cannot be read"),
         (lambda run: table(run, "detect").unlink(), r"detect\.parquet: cannot be read"),

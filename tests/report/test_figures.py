@@ -8,8 +8,8 @@ import matplotlib
 import pytest
 
 from unmemorize.core.groups import LABELS
+from unmemorize.report.attack import attack_figure
 from unmemorize.report.figures import MOST_DOTS, Figure, dose_figure, roc_figure, score_figure
-from unmemorize.report.outcomes import attack_figure
 from unmemorize.report.rows import Group, Prompt, Shot
 from unmemorize.report.schema import Detector, Dose, Roc
 
@@ -30,7 +30,18 @@ DETECTOR = Detector(
     method="noise-gap", label="planted", positives=3, negatives=4, auc=INTERVAL, tpr=INTERVAL | {"fpr": 0.01}
 )
 CURVE = Roc(fpr=[0, 0, 1], tpr=[0, 0.8, 1])
+
+
+def points(groups, *updates: int, low: float | None = 0.0) -> list[dict[str, object]]:
+    """An attack's curve under one mitigation of a hostile name."""
+    rate = {"copy_rate": 0.5, "low": low, "high": low if low is None else 1.0, "ratio": 0.4}
+    return [{"mitigation": "<b>$x$\u202e", "group": g, "steps": n} | rate for g in groups for n in updates]
+
+
 FIGURES = {
+    "attack": lambda: attack_figure(points(("memorized", "negative", "never trained"), 0, 13, 50)),
+    "attack-without-updates": lambda: attack_figure(points(("memorized",), 0, low=None), ["<b>$x$\u202e"]),
+    "attack-of-an-unknown-group": lambda: attack_figure(points(("memorized", "<i>"), 0, 50)),
     "dose": lambda: dose_figure([dose(4, 0.5), dose(1, 0.0)]),
     "dose-of-none": lambda: dose_figure([dose(0, 0.0), dose(1, 0.1), dose(64, 0.9)]),
     "dose-of-one": lambda: dose_figure([dose(1, 0.5)]),

@@ -202,7 +202,7 @@ def test_the_method_rehearses_the_attack_it_names_and_keeps_its_way(make_pipe, t
     forget, keep = Pairs(latents[:2], captions[:2]), Pairs(latents[2:], captions[2:])
     objective = method.objective(Subject(model), forget, keep, Training(tmp_path, surrogates=None))
     assert objective._attack.name == "dori"
-    assert objective._kept == [12, 25, 50]
+    assert objective._taken == [12, 25, 50]
     assert set(captions[2:].texts) <= set(objective._captions)
     assert len(objective._captions) > 4000
 

@@ -67,17 +67,17 @@ def _gauge(value: float, inspector: Inspector) -> str:
 <span style="left:{place(inspector.threshold)}">threshold</span></p>"""
 
 
-def words(found: Explanation | None) -> str:
+def words(explanation: Explanation | None) -> str:
     """The words of a prompt, each with its significance as colour, bar and number."""
-    if found is None:
+    if explanation is None:
         return ""
-    most = max((*found.significance, 1e-12))
-    top = max(range(len(found.words)), key=found.significance.__getitem__)
+    most = max((*explanation.significance, 1e-12))
+    top = max(range(len(explanation.words)), key=explanation.significance.__getitem__)
     items = "".join(
-        _word(word, value, value / most, index == top and len(found.words) > 1)
-        for index, (word, value) in enumerate(zip(found.words, found.significance, strict=True))
+        _word(word, value, value / most, index == top and len(explanation.words) > 1)
+        for index, (word, value) in enumerate(zip(explanation.words, explanation.significance, strict=True))
     )
-    rest = ", ".join(f"{name} {_small(value)}" for name, value in found.special.items())
+    rest = ", ".join(f"{name} {_small(value)}" for name, value in explanation.special.items())
     return f"""<section class="words" aria-label="Words"><h2>Words</h2><ol>{items}</ol>
 <p class="meta">How steeply the score rises with each word: change the most significant one first. Not words: {rest};
 where these are larger, the numbers of the words say little.</p>
@@ -115,44 +115,44 @@ def gallery(plain: Pictures | None, guarded: Pictures | None) -> str:
 <div class="panels{"" if guarded is None else " two"}">{panels}</div></section>"""
 
 
-def _panel(title: str, made: Pictures) -> str:
-    copies = sum(picture.copied for picture in made.pictures)
-    many = len(made.pictures)
-    if made.pictures[0].nearest is None:
+def _panel(title: str, drawn: Pictures) -> str:
+    copies = sum(picture.copied for picture in drawn.pictures)
+    many = len(drawn.pictures)
+    if drawn.pictures[0].nearest is None:
         line = "No training pictures are known: name their folder with <code>--references</code>."
     else:
         line = f"<b>{copies} of {many}</b> {'is a copy' if copies == many == 1 else 'are copies'} of training pictures."
-    pairs = "".join(_pair(picture, note) for picture, note in zip(made.pictures, _notes(made), strict=True))
-    return f"""<div class="panel {"over" if copies else "under"}"><h3>{title}</h3><p>{line}{_acted(made)}</p>
+    pairs = "".join(_pair(picture, note) for picture, note in zip(drawn.pictures, _notes(drawn), strict=True))
+    return f"""<div class="panel {"over" if copies else "under"}"><h3>{title}</h3><p>{line}{_acted(drawn)}</p>
 <div class="pairs">{pairs}</div></div>"""
 
 
-def _acted(made: Pictures) -> str:
-    if made.outcome is None:
+def _acted(drawn: Pictures) -> str:
+    if drawn.outcome is None:
         return ""
-    count = sum(made.outcome.acted)
-    limit = f"{made.outcome.limits.threshold:.2f}"
+    count = sum(drawn.outcome.acted)
+    limit = f"{drawn.outcome.limits.threshold:.2f}"
     if not count:
         return f" The guard did not act: no picture's magnitude is above {limit}, so they are the same to the last bit."
     return f" The guard acted on {count}, whose magnitude is above {limit}."
 
 
-def _notes(made: Pictures) -> list[str]:
-    if made.outcome is None:
-        return [""] * len(made.pictures)
-    seen = zip(made.outcome.acted, made.outcome.before, made.outcome.after, strict=True)
+def _notes(drawn: Pictures) -> list[str]:
+    if drawn.outcome is None:
+        return [""] * len(drawn.pictures)
+    seen = zip(drawn.outcome.acted, drawn.outcome.before, drawn.outcome.after, strict=True)
     return [f"magnitude {b:.2f} → {a:.2f}" if acted else f"magnitude {b:.2f}, left alone" for acted, b, a in seen]
 
 
 def _pair(picture: Picture, note: str) -> str:
-    made = _figure(picture.image, "made", f"Made by the model, seed {picture.seed}", f"seed {picture.seed}")
+    generated = _figure(picture.image, "made", f"Made by the model, seed {picture.seed}", f"seed {picture.seed}")
     if picture.nearest is None:
-        return f'<div class="pair">{made}<p class="meta">{note}</p></div>'
+        return f'<div class="pair">{generated}<p class="meta">{note}</p></div>'
     match, name = picture.nearest.match, picture.nearest.caption or picture.nearest.match.nearest
     nearest = _figure(picture.nearest.image, "nearest", f"Nearest training picture: {name}", "nearest")
     mirrored = ", mirrored" if match.mirrored else ""
     badge = f'<span class="badge {match.verdict}">{VERDICTS[match.verdict]}{mirrored}</span>'
-    return f"""<div class="pair{" copied" if picture.copied else ""}">{made}{nearest}
+    return f"""<div class="pair{" copied" if picture.copied else ""}">{generated}{nearest}
 <p>{badge} <span class="meta">ratio {match.value:.2f}</span></p><p class="meta">nearest: {_text(name)}</p>
 {f'<p class="meta">{note}</p>' if note else ""}</div>"""
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Literal
 
 Verdict = Literal["verbatim", "template", "none"]
@@ -43,9 +43,3 @@ class Criterion:
             f"({self.error:.1%}, at most {self.error_high:.1%} with 95% confidence), each compared with all but its "
             "own duplicates."
         )
-
-    def recorded(self) -> dict[str, str | float | bool | None]:
-        """What stands in a run's record: all but an error that was not measured."""
-        facts = asdict(self)
-        measured = ("error", "error_high", "measured_on")
-        return {name: value for name, value in facts.items() if name not in measured or value is not None}

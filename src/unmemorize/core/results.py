@@ -89,15 +89,6 @@ class Regions:
 
 
 @dataclass(frozen=True)
-class Interval:
-    """A statistic with its 95% interval."""
-
-    value: float
-    low: float
-    high: float
-
-
-@dataclass(frozen=True)
 class Match:
     """A generated picture beside its nearest training picture.
 

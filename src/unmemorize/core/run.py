@@ -12,14 +12,15 @@ import socket
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
 
+from unmemorize.core.criteria import Criterion
 from unmemorize.core.errors import UserError
 from unmemorize.core.files import kind_of, real_path, require_file, require_plain, walk
 from unmemorize.core.plain import from_json, to_json
@@ -55,7 +56,7 @@ class RunRecord(BaseModel):
     versions: dict[str, str]
     model: dict[str, str]
     data: dict[str, Source]
-    criterion: dict[str, str | float | bool | None] = {}
+    criterion: Annotated[Criterion | None, BeforeValidator(lambda value: value or None)] = None
 
     def save(self, run: Path) -> None:
         """Write `run.json`."""
@@ -71,7 +72,8 @@ class RunRecord(BaseModel):
         settings = {name: value for name, value in self.spec.items() if name not in self.places}
         facts = {"weights of the model": self.model.get("fingerprint")}
         facts |= {f"content of {name}": source.sha256[:8] for name, source in self.data.items()}
-        return facts | settings | {f"criterion's {k}": v for k, v in self.criterion.items()} | self.versions
+        criterion = {} if self.criterion is None else asdict(self.criterion)
+        return facts | settings | {f"criterion's {k}": v for k, v in criterion.items()} | self.versions
 
     @property
     def places(self) -> set[str]:

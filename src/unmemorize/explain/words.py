@@ -11,7 +11,7 @@ import numpy as np
 from torch import Tensor
 
 from unmemorize.core.methods import Subject
-from unmemorize.core.results import Interval
+from unmemorize.core.records import Interval
 from unmemorize.core.sample import ROWS, first_conditional, first_unconditional, generate
 from unmemorize.core.text import normalise, spans
 from unmemorize.metrics.ranking import rate_interval

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from unmemorize.core.methods import Localizer, Subject, settings
 from unmemorize.core.model import Condition
-from unmemorize.core.results import Interval
+from unmemorize.core.records import Interval
 
 Floats = NDArray[np.float64]
 Units = NDArray[np.int32]  # numbers of a layer's channels, or of its weights row by row

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from unmemorize.core.results import Interval
+from unmemorize.core.records import Interval
 from unmemorize.metrics.ranking import rate_interval
 
 

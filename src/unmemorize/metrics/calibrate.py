@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unmemorize.core.errors import NotApplicable
-from unmemorize.core.results import Interval
+from unmemorize.core.records import Interval
 from unmemorize.metrics.discovery import Floats, benjamini_hochberg
 from unmemorize.metrics.ranking import rate_interval
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from scipy.optimize import isotonic_regression
 
-from unmemorize.core.results import Interval
+from unmemorize.core.records import Interval
 from unmemorize.metrics.ranking import rate_interval
 
 

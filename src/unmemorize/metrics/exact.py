@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from scipy.stats import binom, hypergeom
 
-from unmemorize.core.results import Interval
+from unmemorize.core.records import Interval
 from unmemorize.metrics.ranking import rate_interval
 
 MOST = 10_000  # units; a bound that takes more is called undecidable

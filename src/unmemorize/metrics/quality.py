@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from unmemorize.core.results import Interval
+from unmemorize.core.records import Interval
 
 Floats = NDArray[np.float64]
 Measure = Callable[[Floats, Floats], float]

@@ -14,7 +14,7 @@ from sklearn.model_selection import StratifiedGroupKFold, cross_val_predict
 from sklearn.pipeline import make_pipeline
 
 from unmemorize.core.errors import NotApplicable
-from unmemorize.core.results import Interval
+from unmemorize.core.records import Interval
 
 TAIL = 0.025  # on either side of a 95% interval
 MIN_CLUSTERS = 5  # with fewer unrelated prompts an interval would look narrower than it is

@@ -20,14 +20,15 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from unmemorize.core.outputs import write_output
 from unmemorize.core.plain import to_json, well_formed
-from unmemorize.report.card import model_card
+from unmemorize.core.records import Interval
+from unmemorize.report.attack import attack_figure
+from unmemorize.report.card import audit_card
 from unmemorize.report.drawing import Figure
 from unmemorize.report.figures import dose_figure, roc_figure, score_figure
-from unmemorize.report.outcomes import attack_figure, locality_figure
 from unmemorize.report.pictures import LARGEST, THUMB, file_hasher, picture_loader
 from unmemorize.report.prose import plain_verdict
 from unmemorize.report.rows import COPIES, SEVERITY, Group, Prompt, Shot, method_of, rank_prompts
-from unmemorize.report.schema import Interval, Run, load_run
+from unmemorize.report.schema import Run, load_run
 
 TEMPLATES = Path(__file__).parent / "templates"
 WITH_PICTURES = 60  # prompts shown with their pictures, and every prompt that gave a copy
@@ -63,7 +64,7 @@ def build_report(run: Path, *, evidence: Evidence = "full") -> Path:
         UserError: The run directory is missing, incomplete or damaged.
     """
     loaded = load_run(Path(run))
-    write_text(Path(run) / "model-card.md", model_card(loaded))
+    write_text(Path(run) / "model-card.md", audit_card(loaded))
     return write_text(Path(run) / "report.html", _render(loaded, evidence))
 
 
@@ -111,7 +112,7 @@ def _render(run: Run, evidence: Evidence) -> str:
 def data_block(value: Any) -> str:
     """JSON that may stand inside a script element: nothing in it can end the element or begin another."""
     text = to_json(value, separators=(",", ":"))
-    return re.sub("[<>&\u2028\u2029]", lambda found: f"\\u{ord(found.group()):04x}", text)
+    return re.sub("[<>&\u2028\u2029]", lambda match: f"\\u{ord(match.group()):04x}", text)
 
 
 def _compact(p: Prompt) -> list[Any]:
@@ -152,7 +153,6 @@ def _figures(run: Run, prompts: Sequence[Prompt]) -> dict[str, Figure | None]:
         "roc": roc_figure(s.roc, s.detector, s.text_control) if s.roc else None,
         "scores": score_figure(prompts) if any(p.score is not None for p in prompts) else None,
         "attack": attack_figure(run.attack_curve, unknown) if run.attack_curve else None,
-        "locality": locality_figure(run.locality) if run.locality else None,
     }
 
 
@@ -163,11 +163,14 @@ def _reason(run: Run, name: str) -> str:
 
 def _showcase(prompts: Sequence[Prompt]) -> list[tuple[Prompt, Group, Shot]]:
     """The closest copies, each training picture once."""
-    copies = [(p, g, shot) for p in prompts for g in p.groups for shot in g.shots if shot.verdict in COPIES]
-    copies.sort(key=lambda found: (_closeness(found[2]), found[0].rank))
+    copies = []
+    for prompt in prompts:
+        for group in prompt.groups:
+            copies += [(prompt, group, shot) for shot in group.shots if shot.verdict in COPIES]
+    copies.sort(key=lambda copy: (_closeness(copy[2]), copy[0].rank))
     closest: dict[str, tuple[Prompt, Group, Shot]] = {}
-    for found in copies:
-        closest.setdefault(found[1].nearest, found)
+    for prompt, group, shot in copies:
+        closest.setdefault(group.nearest, (prompt, group, shot))
     return list(closest.values())[:SHOWCASE]
 
 

@@ -10,12 +10,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unmemorize.core.errors import UserError
+from unmemorize.core.records import Interval
 from unmemorize.metrics.ranking import MIN_CLUSTERS, rate_interval
 from unmemorize.metrics.related import related
 from unmemorize.report.build import SIDES, TEMPLATES, Evidence, environment, write_text
 from unmemorize.report.pictures import Picture, picture_loader
 from unmemorize.report.rows import COPIES, Prompt, rank_prompts
-from unmemorize.report.schema import Interval, Run, load_run
+from unmemorize.report.schema import Run, load_run
 
 SHOWN = 200  # pairs with pictures on the page
 ROUNDS = 2000

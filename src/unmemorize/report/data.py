@@ -12,9 +12,10 @@ import pyarrow as pa
 from pydantic import BaseModel
 
 from unmemorize.core.files import require_plain
+from unmemorize.core.run import RunRecord
 from unmemorize.report.build import TEMPLATES, environment, write_text
 from unmemorize.report.pictures import picture_loader
-from unmemorize.report.schema import Record, read_document, read_rows
+from unmemorize.report.schema import read_document, read_rows
 
 KINDS = {
     "across": (
@@ -87,7 +88,7 @@ def build_data_report(run: Path) -> Path:
         environment()
         .get_template("data.html.j2")
         .render(
-            record=read_document(run / "run.json", Record),
+            record=read_document(run / "run.json", RunRecord),
             s=summary,
             sentence=sentence(summary),
             kinds=[(k, *KINDS[k], [t for t in triggers if t["kind"] == k]) for k in KINDS],

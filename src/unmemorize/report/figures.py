@@ -64,14 +64,17 @@ def roc_figure(roc: Roc, detector: Detector | None, text: TextControl | None) ->
 
 
 def _roc_notes(detector: Detector | None, text: TextControl | None) -> list[tuple[str, str]]:
-    def area(found: Detector | TextControl | None) -> str:
-        return f"{found.auc.value:.3f} [{found.auc.low:.2f}, {found.auc.high:.2f}]" if found else "not applicable"
+    def area(measured: Detector | TextControl | None) -> str:
+        if measured is None:
+            return "not applicable"
+        auc = measured.auc
+        return f"{auc.value:.3f} [{auc.low:.2f}, {auc.high:.2f}]"
 
     return [("area under the curve", area(detector)), ("same, from text alone", area(text)), ("chance", "0.500")]
 
 
 def score_figure(prompts: Sequence[Prompt]) -> Figure:
-    """Scores of all prompts, by what they were planted as if that is known; copies stand out."""
+    """Scores of all prompts, a row for each kind of planted prompt where these are known; copies are marked."""
     scored = [prompt for prompt in prompts if prompt.score is not None]
     rows: dict[str, list[Prompt]] = defaultdict(list)
     for prompt in sorted(scored, key=lambda p: (p.memorable is not True, p.kind or "", p.rank)):
@@ -105,7 +108,8 @@ def _row_label(prompt: Prompt) -> str:
 
 def _draw_row(axes: Axes, y: float, members: Sequence[Prompt], bin_width: float, *, dots: bool) -> None:
     values = sorted(p.score or 0.0 for p in members)
-    low, median, high = (values[int(q * (len(values) - 1))] for q in (0.05, 0.5, 0.95))
+    last = len(values) - 1
+    low, median, high = values[int(0.05 * last)], values[int(0.5 * last)], values[int(0.95 * last)]
     axes.hlines(y, low, high, color=LINE, linewidth=1.2, zorder=0)
     axes.vlines(median, y - 0.36, y + 0.36, color=INK, linewidth=1.2, zorder=1)
     if dots:

@@ -74,5 +74,5 @@ def _encode(image: Image.Image, largest: int) -> Picture:
         image.save(buffer, "WEBP", quality=85, method=4)
     kind = "png" if exact else "webp"
     scale = SHOWN // max(image.size) if exact else SHOWN / max(image.size)
-    width, height = (max(1, round(length * scale)) for length in image.size)
+    width, height = [max(1, round(length * scale)) for length in image.size]
     return Picture(f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode()}", width, height, exact)

@@ -45,7 +45,7 @@ class Group:
 
 @dataclass(frozen=True)
 class Word:
-    """A piece of a prompt; `share` of the prompt's greatest significance, None for what stands between words."""
+    """A part of a prompt: a word with its `share` of the highest significance there, or None between words."""
 
     text: str
     share: float | None
@@ -113,29 +113,37 @@ def rank_prompts(run: Run) -> list[Prompt]:
     lowest = min([0.0, *means.values()])
     span = max([0.0, *means.values()]) - lowest or 1.0
     ordered = sorted(run.prompts, key=lambda row: (-means.get(row["id"], -math.inf), row["id"]))
-    return [
-        Prompt(
-            **row,
-            rank=rank,
-            score=means.get(row["id"]),
-            spread=pstdev(scores[row["id"]]) if len(scores.get(row["id"], ())) > 1 else None,
-            bar=(means.get(row["id"], lowest) - lowest) / span,
-            groups=groups.get(row["id"], ()),
-            verdict=_worst(groups.get(row["id"], ())),
-            p_value=calibrated.get(row["id"], {}).get("p_value"),
-            q_value=calibrated.get(row["id"], {}).get("q_value"),
-            scores=tuple(scores.get(row["id"], ())),
-            words=_words(row["prompt"], explained[row["id"]]) if row["id"] in explained else (),
-            shares=_shares(explained[row["id"]]) if row["id"] in explained else {},
-            omission=_omission(row["prompt"], explained[row["id"]]) if row["id"] in explained else None,
-            curve=curves.get(row["id"], ()),
+    prompts = []
+    for rank, row in enumerate(ordered, start=1):
+        key = row["id"]
+        by_seed = scores.get(key, [])
+        own_groups = groups.get(key, ())
+        tested = calibrated.get(key, {})
+        explanation = explained.get(key)
+        prompts.append(
+            Prompt(
+                **row,
+                rank=rank,
+                score=means.get(key),
+                spread=pstdev(by_seed) if len(by_seed) > 1 else None,
+                bar=(means.get(key, lowest) - lowest) / span,
+                groups=own_groups,
+                verdict=_worst(own_groups),
+                p_value=tested.get("p_value"),
+                q_value=tested.get("q_value"),
+                scores=tuple(by_seed),
+                words=_words(row["prompt"], explanation) if explanation else (),
+                shares=_shares(explanation) if explanation else {},
+                omission=_omission(row["prompt"], explanation) if explanation else None,
+                curve=curves.get(key, ()),
+            )
         )
-        for rank, row in enumerate(ordered, start=1)
-    ]
+    return prompts
 
 
 def _scores(run: Run) -> dict[str, list[float]]:
-    method, scores = method_of(run), defaultdict(list)
+    method = method_of(run)
+    scores = defaultdict(list)
     for row in run.detect:
         if row["method"] == method and row["score"] is not None and math.isfinite(row["score"]):
             scores[row["id"]].append(row["score"])
@@ -143,16 +151,20 @@ def _scores(run: Run) -> dict[str, list[float]]:
 
 
 def _words(prompt: str, row: Row) -> tuple[Word, ...]:
-    """The prompt cut into words, with their share of the greatest significance, and what stands between them."""
-    pieces, end, most = [], 0, max(row["significance"], default=0.0) or 1.0
+    """The prompt cut into words and what stands between them."""
+    highest = max(row["significance"], default=0.0) or 1.0
+    parts = []
+    end = 0
     for start, stop, value in zip(row["starts"], row["stops"], row["significance"], strict=True):
-        pieces += [Word(prompt[end:start], None), Word(prompt[start:stop], value / most, value)]
+        parts.append(Word(prompt[end:start], None))
+        parts.append(Word(prompt[start:stop], value / highest, value))
         end = stop
-    return tuple(piece for piece in [*pieces, Word(prompt[end:], None)] if piece.text)
+    parts.append(Word(prompt[end:], None))
+    return tuple(part for part in parts if part.text)
 
 
 def _shares(row: Row) -> dict[str, float]:
-    """Shares of the gradient on words and on the tokens that are none; empty where these were not recorded."""
+    """The shares of significance on words and on special tokens; empty where these were not recorded."""
     if row["padding"] is None:
         return {}
     parts = {"words": sum(row["significance"])} | {name: row[name] for name in ("begin", "end", "padding")}
@@ -170,25 +182,28 @@ def _omission(prompt: str, row: Row) -> Omission | None:
 
 def _curves(run: Run) -> dict[str, tuple[float, ...]]:
     """The magnitude at each sampling step, mean over a prompt's pictures, where it was recorded."""
-    found: dict[str, list[list[float]]] = defaultdict(list)
+    by_prompt: dict[str, list[list[float]]] = defaultdict(list)
     for row in run.images:
         if row["curve"]:
-            found[row["id"]].append(row["curve"])
-    return {key: tuple(fmean(step) for step in zip(*curves, strict=False)) for key, curves in found.items()}
+            by_prompt[row["id"]].append(row["curve"])
+    means = {}
+    for key, curves in by_prompt.items():
+        means[key] = tuple(fmean(step) for step in zip(*curves, strict=False))
+    return means
 
 
 def _groups(run: Run) -> dict[str, tuple[Group, ...]]:
     pictures = run.verify or [row | NOT_COMPARED for row in run.images]
     ordered = sorted(pictures, key=lambda row: (row["id"], row["nearest"], row["seed"]))
-    found: dict[str, list[Group]] = defaultdict(list)
+    by_prompt: dict[str, list[Group]] = defaultdict(list)
     for (key, nearest), rows in groupby(ordered, key=lambda row: (row["id"], row["nearest"])):
         members = list(rows)
         shots = []
         for row in members:
             values = (row["seed"], row["image"], row["distance"], row["ratio"], row["verdict"])
             shots.append(Shot(*values, mirrored=bool(row["mirrored"])))
-        found[key].append(Group(nearest, members[0]["caption"], tuple(shots)))
-    return {key: tuple(sorted(groups, key=lambda g: g.shots[0].seed)) for key, groups in found.items()}
+        by_prompt[key].append(Group(nearest, members[0]["caption"], tuple(shots)))
+    return {key: tuple(sorted(groups, key=lambda g: g.shots[0].seed)) for key, groups in by_prompt.items()}
 
 
 def _worst(groups: Iterable[Group]) -> str:

@@ -4,64 +4,26 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Literal, TypeVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from pydantic import AliasChoices, BaseModel, Field, ValidationError
+from pydantic import BaseModel, ValidationError
 
 from unmemorize.core.errors import UserError
 from unmemorize.core.files import require_plain
+from unmemorize.core.records import Finding, Interval
+from unmemorize.core.run import RunRecord
 from unmemorize.core.shards import Row
 
 Loaded = TypeVar("Loaded", bound=BaseModel)
 
 
-class Interval(BaseModel):
-    """A statistic with its 95% interval."""
-
-    value: float
-    low: float
-    high: float
-
-
+@dataclass(frozen=True)
 class RateAt(Interval):
     """A true positive rate at a fixed false positive rate."""
 
     fpr: float
-
-
-class Source(BaseModel):
-    """Where an input came from."""
-
-    source: str
-    sha256: str
-    count: int
-
-
-class Criterion(BaseModel):
-    """What counted as a copy."""
-
-    name: str
-    threshold: float
-    recipe: str
-    weights: str | None = None
-    higher_is_closer: bool = False
-    error: float | None = None
-    error_high: float | None = None
-    measured_on: int | None = None
-
-
-class Record(BaseModel):
-    """`run.json`."""
-
-    schema_version: Literal[1] = Field(validation_alias=AliasChoices("schema", "schema_version"))
-    status: str
-    spec: dict[str, Any]
-    versions: dict[str, str]
-    model: dict[str, str]
-    data: dict[str, Source]
-    criterion: Criterion
 
 
 class Detector(BaseModel):
@@ -132,19 +94,6 @@ class Nearness(BaseModel):
     p_value: float
 
 
-class Finding(BaseModel):
-    """A code of the catalogue and its state in this run."""
-
-    code: str
-    title: str
-    severity: Literal["high", "medium", "low"]
-    state: Literal["passed", "issue", "inconclusive", "not applicable", "not run"]
-    count: int
-    evidence: str
-    advice: str
-    docs: str
-
-
 class Summary(BaseModel):
     """`summary.json`; None means not applicable.
 
@@ -203,7 +152,7 @@ _COUNTS = ("pictures", "pictures_copied", "pictures_copied_attacked", "control_p
 MITIGATIONS = _columns(
     {"name": _TEXT},
     {rate + end: _REAL for rate in _RATES for end in ("", "_low", "_high")}
-    | {"quality": _REAL, "alignment": _REAL, "evaluations": _WHOLE, "seconds": _REAL}
+    | {"quality": _REAL, "alignment": _REAL, "evaluations": _WHOLE}
     | {"attack_knows_it": pa.bool_(), "control": _TEXT}
     | dict.fromkeys(_COUNTS, _WHOLE),
 )
@@ -211,7 +160,6 @@ ATTACK_CURVE = _columns(
     {"mitigation": _TEXT, "group": _TEXT, "steps": _WHOLE, "copy_rate": _REAL},
     {"low": _REAL, "high": _REAL, "ratio": _REAL},
 )
-LOCALITY = _columns({"level": _TEXT, "group": _TEXT, "value": _REAL}, {"low": _REAL, "high": _REAL})
 VERIFY = _columns(
     {"id": _TEXT, "seed": _WHOLE, "image": _TEXT, "nearest": _TEXT, "verdict": _TEXT},
     {"caption": _TEXT, "distance": _REAL, "ratio": _REAL, "mirrored": pa.bool_()},
@@ -223,7 +171,7 @@ class Run:
     """Everything the report shows, as read from `path`. `attack_knows_it` of a mitigation is never None."""
 
     path: Path
-    record: Record
+    record: RunRecord
     summary: Summary
     timing: Timing
     prompts: list[Row]
@@ -234,7 +182,6 @@ class Run:
     explain: list[Row]
     mitigations: list[Row]
     attack_curve: list[Row]
-    locality: list[Row]
 
 
 def load_run(path: Path) -> Run:
@@ -250,7 +197,7 @@ def load_run(path: Path) -> Run:
     scores = path / "scores"
     return Run(
         path=path,
-        record=read_document(path / "run.json", Record),
+        record=read_document(path / "run.json", RunRecord),
         summary=summary,
         timing=read_document(path / "timing.json", Timing) if (path / "timing.json").exists() else Timing(),
         prompts=read_rows(scores / "prompts.parquet", PROMPTS),
@@ -264,7 +211,6 @@ def load_run(path: Path) -> Run:
             for row in read_rows(scores / "mitigations.parquet", MITIGATIONS, required=False)
         ],
         attack_curve=read_rows(scores / "attack_curve.parquet", ATTACK_CURVE, required=False),
-        locality=read_rows(scores / "locality.parquet", LOCALITY, required=False),
     )
 
 

@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
+from unmemorize.core.criteria import Criterion
 from unmemorize.core.errors import UserError
 from unmemorize.core.outputs import Output, check_outputs
 from unmemorize.core.pictures import Unusable, read_picture
@@ -55,7 +56,7 @@ def audit_data(spec: DataSpec, run: Path, progress: Progress = quiet, part: Part
         versions=versions() | {name: version(name) for name in ("duckdb", "imagehash")},
         model={},
         data={"source": source_of(source, spec.column)},
-        criterion={"name": "near-duplicate", "threshold": SAME, "recipe": f"phash-{BITS}-cosine-16px"},
+        criterion=Criterion("near-duplicate", SAME, f"phash-{BITS}-cosine-16px", higher_is_closer=True),
     )
     with Run.open(run, record):
         progress("read", 0, len(parts))

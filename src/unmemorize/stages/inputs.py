@@ -88,7 +88,7 @@ class Inputs:
             versions=versions(),
             model={"name": self.model.name, "fingerprint": self.model.fingerprint},
             data=dict(data),
-            criterion={} if criterion is None else criterion.recorded(),
+            criterion=criterion,
         )
 
     @property

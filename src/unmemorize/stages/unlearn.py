@@ -16,7 +16,7 @@ from torch import Tensor
 
 from unmemorize.attack.dori import Dori
 from unmemorize.core.errors import UserError
-from unmemorize.core.methods import Subject, Training, Unlearner
+from unmemorize.core.methods import Subject, Training, Unlearner, settings
 from unmemorize.core.model import DiffusionModel
 from unmemorize.core.results import Surrogates, Trained
 from unmemorize.core.run import (
@@ -31,7 +31,7 @@ from unmemorize.core.run import (
 from unmemorize.core.specs import MitigateSpec
 from unmemorize.metrics.neighbours import neighbours
 from unmemorize.metrics.similarity import References
-from unmemorize.stages.card import card
+from unmemorize.report.card import removal_card
 from unmemorize.stages.inputs import Inputs, bundle_of
 from unmemorize.stages.unlearner import pairs_of, surrogates_of, unlearner_of
 from unmemorize.study.copies import copy_check
@@ -184,6 +184,7 @@ def _results(
         "copy_rate_after": rate_of(after["copies"][chosen]),
         "attacked_copy_rate_after": worst,
         "attacked": attacked,
+        "attack_updates": attack.updates,
         "quality": quality(before, after, job.subjects, job.judge),
         "features": "testbed CLIP" if job.judge.alignment else "VAE latents, 4x4 mean",
         "updates": trained.updates,
@@ -208,10 +209,11 @@ def _export(
     removed = hashes(targets)
     if spec.captions:
         removed = [row | {"text": text} for row, text in zip(removed, captions_of(targets), strict=True)]
+    given = {"method": unlearner.name, **settings(unlearner), "surrogates": spec.surrogates}
+    card = removal_card(text, given, results, removed)
     try:
         with new_folder(out) as temporary:
             model.save(temporary)
-            written = card(text, spec, unlearner, results, removed)
-            (temporary / "README.md").write_text(written, encoding="utf-8", errors="replace")
+            (temporary / "README.md").write_text(card, encoding="utf-8", errors="replace")
     except SafetensorError as error:
         raise UserError(f"{out}: cannot be written: {error}: make room and start again: training is kept") from error

@@ -11,7 +11,7 @@ import numpy as np
 from unmemorize.attack.extraction import Extraction
 from unmemorize.core.criteria import Criterion
 from unmemorize.core.groups import ATTACKED, CONTROLS
-from unmemorize.core.results import Interval
+from unmemorize.core.records import Interval
 from unmemorize.core.shards import Row
 from unmemorize.metrics.budget import extracted, rates, search_budget, work_to_extract
 from unmemorize.metrics.ranking import share_interval

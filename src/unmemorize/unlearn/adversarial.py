@@ -1,4 +1,4 @@
-"""Adversarial fine-tuning: whatever embedding an attacker finds for a memorized picture, other pictures come of it."""
+"""Adversarial fine-tuning: embeddings that an attack finds for memorized pictures learn to give other pictures."""
 
 from __future__ import annotations
 
@@ -60,37 +60,37 @@ class InnerLoop:
     ) -> None:
         self._attack, self._memorized = attack, memorized
         self._random, self._warm, self._every = random, warm, every
-        self._found = torch.zeros_like(memorized.captions.embeds)
+        self._last = torch.zeros_like(memorized.captions.embeds)
         self._known = torch.zeros(len(memorized), dtype=torch.bool)
 
     def conditions(self, model: DiffusionModel, rows: Rows, update: int, team: Team) -> Condition:
-        """Found now, or by an earlier update's attack."""
+        """What the attack gives now, or gave at an earlier update."""
         own = self._memorized.captions[rows.items]
         pictures = team.gather(rows.items.to(team.device)).cpu()
         if update % self._every and self._known[pictures].all():
-            return own.with_embeds(self._found[rows.items])
+            return own.with_embeds(self._last[rows.items])
         init = torch.stack([self._init(p, g) for p, g in zip(rows.items.tolist(), rows.streams, strict=True)])
         seeds = [int(torch.randint(2**62, (1,), generator=g)) for g in rows.streams]
         latents = self._memorized.latents[rows.items]
         adversarial = self._attack.attack(Subject(model), latents, own.with_embeds(init), seeds=seeds).last
-        self._found[pictures] = team.gather(adversarial.embeds).to(self._found)
+        self._last[pictures] = team.gather(adversarial.embeds).to(self._last)
         self._known[pictures] = True
         return adversarial
 
     def _init(self, picture: int, generator: torch.Generator) -> Tensor:
         if self._warm and self._known[picture]:
-            return self._found[picture]
+            return self._last[picture]
         own = self._memorized.captions.embeds[picture]
         noise = torch.randn(own.shape, generator=generator).to(own)
         return noise if torch.rand(1, generator=generator) < self._random else own
 
     def state(self) -> dict[str, Tensor]:
         """The last embedding of every picture, and which pictures have one."""
-        return {"found": self._found, "known": self._known}
+        return {"last": self._last, "known": self._known}
 
     def load_state(self, state: dict[str, Tensor]) -> None:
         """Take up what `state` returned."""
-        self._found.copy_(state["found"])
+        self._last.copy_(state["last"])
         self._known.copy_(state["known"])
 
 
@@ -158,7 +158,7 @@ class OnSurrogates(WithOrdinary):
 )
 @dataclass(frozen=True)
 class Adversarial(WithOrdinary):
-    """Whatever embedding an attacker finds for a memorized picture, other pictures come of it.
+    """Train embeddings that an attack finds for a memorized picture to give other pictures.
 
     Attributes:
         attack: The attack on the current weights, before every update.

@@ -16,7 +16,7 @@ from torch import Tensor
 from unmemorize.core.errors import UserError
 from unmemorize.core.run import atomic
 
-KEPT = 2  # should the disk spoil the last one, there is another
+LAST = 2  # should the disk spoil the last one, there is another
 
 
 def save_checkpoint(folder: Path, update: int, record: dict[str, Any], tensors: Mapping[str, Tensor]) -> None:
@@ -27,7 +27,7 @@ def save_checkpoint(folder: Path, update: int, record: dict[str, Any], tensors: 
     """
     with _disk(folder), atomic(folder / f"update-{update:08d}.safetensors") as temporary:
         save_file({name: t.contiguous() for name, t in tensors.items()}, temporary, {"run": json.dumps(record)})
-    for old in _checkpoints(folder)[:-KEPT]:
+    for old in _checkpoints(folder)[:-LAST]:
         old.unlink()
 
 

@@ -43,10 +43,12 @@ def stream(*name: int) -> torch.Generator:
 
 
 def in_turn(count: int, places: Iterable[int], *name: int) -> Tensor:
-    """Which of `count` items stand at these places of an endless line of shuffles, each of all items: (places,)."""
+    """The items, of `count`, at these places in a sequence of epochs, each a shuffle of all items: (places,)."""
     places = list(places)
-    lines = {lap: torch.randperm(count, generator=stream(*name, lap)) for lap in {p // count for p in places}}
-    return torch.stack([lines[p // count][p % count] for p in places])
+    shuffles = {}
+    for epoch in {place // count for place in places}:
+        shuffles[epoch] = torch.randperm(count, generator=stream(*name, epoch))
+    return torch.stack([shuffles[place // count][place % count] for place in places])
 
 
 def draw_rows(count: int, batch: int, share: slice, *, update: int, name: tuple[int, ...]) -> Rows:

@@ -23,7 +23,7 @@ from unmemorize.unlearn.denoising import Noise, Rows, draw_noise, draw_rows, str
 from unmemorize.unlearn.finetune import Finetune, Finetuning
 from unmemorize.unlearn.loop import Team
 
-WORD_PAIRS = 4000  # made-up captions that are kept as they are
+WORD_PAIRS = 4000  # captions of two random words, whose predictions are to stay
 
 
 @method(
@@ -39,20 +39,20 @@ class Erase(Finetuning):
     In the last two fifths of the updates what is ordinary counts most, and the learning rate falls once more.
 
     Attributes:
-        attack: The attack that is rehearsed; triggers are kept from a quarter, a half and the end of its way.
+        attack: The attack that is rehearsed; triggers are taken after a quarter, a half and all of its updates.
         every: Updates between two attacks.
         ordinary: Ordinary rows of an update.
         hostile: Rows of memorized pictures of an update.
         fresh: The share of hostile rows with triggers of the last attack.
         own: The share of hostile rows with the picture's own prompt; others have earlier triggers.
         elsewhere: The share of the own prompt's rows that shows another picture, at high noise.
-        margin: How far behind the empty prompt a trigger has to stay where the memorized picture is shown, as a share
-            of the way from there to it.
-        weight: What triggers count beside the ordinary rows.
-        settled: The same in the last updates, when little is left and what was lost beside it comes back.
+        margin: How much less than the empty prompt a trigger may lead to the memorized picture where that is shown, as
+            a share of the distance between the two predictions.
+        weight: The weight of triggers beside the ordinary rows.
+        settled: The same in the last updates, when little is left and lost quality comes back.
         ceiling: The largest weight that noise gives a row.
-        focus: A picture gets hostile rows in proportion to what is left of it to this power.
-        memory: How much of what was seen of a picture before counts in what is left of it.
+        focus: A picture gets hostile rows in proportion to this power of what is left of it.
+        memory: The weight of earlier updates in the moving average of what is left of a picture.
     """
 
     usual_lr: ClassVar[float] = 2e-5
@@ -84,7 +84,7 @@ class Erase(Finetuning):
         return replace(super().finetune, settling=self.settling)
 
     def objective(self, subject: Subject, forget: Pairs, keep: Pairs, training: Training) -> Erasing:
-        """The distillation of the model as it was, except under triggers."""
+        """Distillation of the model as it was, except under triggers."""
         model = subject.model
         captions = self._kept_captions(model, list(keep.captions.texts or ()), list(forget.captions.texts or ()))
         before = {name: p.detach().clone() for name, p in model.denoiser.named_parameters()}
@@ -94,7 +94,7 @@ class Erase(Finetuning):
     def _kept_captions(self, model: DiffusionModel, ordinary: list[str], memorized: list[str]) -> list[str]:
         """The ordinary captions, pairs of words that no memorized caption has, and of all those the nearest thrice.
 
-        What a model makes of words is a prediction like any other: it can be kept without a picture that shows it.
+        The target of an ordinary row is a prediction, so a caption needs no picture.
         """
         words = _words(model, ordinary, {word for caption in memorized for word in re.findall(r"\w+", caption)})
         draw = random.Random(self.seed)
@@ -108,8 +108,8 @@ def _words(model: DiffusionModel, captions: list[str], forbidden: set[str]) -> l
     try:
         return Words(typed(model), forbidden).words
     except NotApplicable:
-        found = {word for caption in captions for word in re.findall(r"\w+", caption)}
-        return sorted(found - forbidden) or sorted(found)
+        words = {word for caption in captions for word in re.findall(r"\w+", caption)}
+        return sorted(words - forbidden) or sorted(words)
 
 
 class Erasing:
@@ -117,19 +117,20 @@ class Erasing:
 
     Written for a model that predicts ε, with ε̄ the prediction of the model as it was; others have their own output
     in its place. The target of an ordinary row is ε̄(x_t, t, y): what is ordinary cannot drift. In a row with a
-    trigger y of a picture x0, d = (x_t − α x0)/σ − ε̄(x_t, t, ∅) is the way from what the empty prompt gives to the
-    picture, and s = ⟨ε_θ(x_t, t, y) − ε̄(x_t, t, ∅), d⟩ / ‖d‖² how much of it y goes: 0 as far as the empty prompt,
-    1 all the way. The row's error is ‖d‖² max(s + m, 0)²: a trigger may give anything that is no nearer to the
-    picture than the empty prompt's prediction, less a margin, so no picture has to take the memorized one's place
-    and what is near in words can stay. x_t is the noisy picture, under the prompt also another one's: who is only
-    shown the picture learns to recognise it in the noise, and arrives there from where it is not.
+    trigger y of a picture x0, d = (x_t − α x0)/σ − ε̄(x_t, t, ∅) leads from the empty prompt's prediction to the
+    picture, and s = ⟨ε_θ(x_t, t, y) − ε̄(x_t, t, ∅), d⟩ / ‖d‖² is the share of it that y covers: 0 for the empty
+    prompt's prediction, 1 for the picture. The row's error is ‖d‖² max(s + m, 0)², m a margin: a trigger may give
+    anything that is no nearer to the picture than the empty prompt's prediction, so no other picture has to take the
+    memorized one's place, and captions with similar words keep theirs. x_t is the noisy memorized picture or, under the
+    prompt, also another one: trained on the memorized picture alone, the model would learn to recognise it in the
+    noise, and still arrive there from other states.
 
-    Triggers are the prompt and what short attacks find on the weights of that moment, from prompts, from N(0, I) and
-    from ordinary captions, at the end and on the way. All are kept: weights that forget how they resisted an old
-    trigger would only chase the newest. Errors count once or by (σ/α)² where that is more, up to a ceiling, as errors
-    of the clean latent do: what a picture becomes is decided at high noise. Of every picture it is known what is left,
-    the error of its triggers' rows as a share of what it would be if they gave the picture itself, and the more, the
-    more rows it gets.
+    Triggers are the prompt and what short attacks on the current weights find, from prompts, from N(0, I) and from
+    ordinary captions, after some of their updates and after all. None is dropped: otherwise the model would resist the
+    newest triggers only, and older ones would work again. An error counts max(1, (σ/α)²) times, up to a ceiling, as an
+    error of the clean latent does: what a picture becomes is decided at high noise. What is left of a picture is the
+    error of its triggers' rows as a share of what it would be if they gave the picture itself; pictures of which more
+    is left get more rows.
 
     Args:
         memorized: Pictures to erase, with their prompts.
@@ -138,7 +139,7 @@ class Erasing:
         empty: The empty prompt, one row.
         before: The denoiser's parameters as they were, by name.
         attack: The rehearsed attack.
-        how: Settings.
+        settings: Settings.
     """
 
     def __init__(
@@ -149,31 +150,36 @@ class Erasing:
         empty: Condition,
         before: dict[str, Tensor],
         attack: Attack,
-        how: Erase = Erase(),
+        settings: Erase = Erase(),
     ) -> None:
         self._memorized, self._ordinary, self._captions, self._empty = memorized, ordinary, captions, empty
-        self._before, self._attack, self._how = before, attack, how
-        self._kept = sorted({max(attack.updates // 4, 1), max(attack.updates // 2, 1), attack.updates})
+        self._before, self._attack, self._settings = before, attack, settings
+        # Triggers are taken from these numbers of updates of an attack.
+        self._taken = sorted({max(attack.updates // 4, 1), max(attack.updates // 2, 1), attack.updates})
         self._triggers = memorized.captions.embeds[None]
         self._old = 1  # how many of the triggers of a picture the last attack did not find
         self._left = torch.ones(len(memorized))
 
     def backward(self, model: DiffusionModel, update: int, team: Team) -> dict[str, Tensor]:
         """Two evaluations a row, one by the model as it was; an attack every `every` updates."""
-        how = self._how
-        if update % how.every == 0:
+        settings = self._settings
+        if update % settings.every == 0:
             self._rehearse(model, update, team)
-        kept = self._drift(model, *self._ordinary_rows(model, update, team)).mean()
-        kept.backward()
+        drift = self._drift(model, *self._ordinary_rows(model, update, team)).mean()
+        drift.backward()
         rows, chosen = self._hostile_rows(update, team)
         latents = self._memorized.latents[rows.items]
         triggers = self._memorized.captions[rows.items].with_embeds(self._triggers[chosen, rows.items])
-        pushed, whole = self._approach(model, latents, triggers, *self._states(model, latents, rows, own=chosen == 0))
-        settled = update >= how.updates - how.settling
-        ((how.settled if settled else how.weight) * pushed.mean()).backward()
-        seen = (rows.items, pushed.detach(), whole)
-        self._note(*(team.gather(part.to(team.device)).cpu() for part in seen))
-        return {"ordinary": kept, "triggers": pushed.mean(), "left": self._left.mean().to(kept)}
+        x, t, margin = self._states(model, latents, rows, own=chosen == 0)
+        errors, whole = self._approach(model, latents, triggers, x, t, margin)
+        settled = update >= settings.updates - settings.settling
+        weight = settings.settled if settled else settings.weight
+        (weight * errors.mean()).backward()
+        items, all_errors, all_whole = [
+            team.gather(part.to(team.device)).cpu() for part in (rows.items, errors.detach(), whole)
+        ]
+        self._note(items, all_errors, all_whole)
+        return {"ordinary": drift, "triggers": errors.mean(), "left": self._left.mean().to(drift)}
 
     def _drift(self, model: DiffusionModel, latents: Tensor, captions: Condition, noise: Noise) -> Tensor:
         """How far every row's prediction is from that of the model as it was, (n,)."""
@@ -205,18 +211,21 @@ class Erasing:
         """What an error in the trained output counts: in ε more at high noise, where the others are large already."""
         if prediction.kind != "epsilon":
             return torch.ones(len(prediction.x), device=prediction.x.device)
-        return (prediction.sigma / prediction.alpha).square().clamp(1, self._how.ceiling).reshape(-1)
+        return (prediction.sigma / prediction.alpha).square().clamp(1, self._settings.ceiling).reshape(-1)
 
     def _note(self, items: Tensor, errors: Tensor, whole: Tensor) -> None:
         """Follow what is left of the pictures that these rows show."""
-        parts = (errors, whole, torch.ones(len(items)))
-        error, most, seen = (torch.zeros(len(self._left)).index_add(0, items, part) for part in parts)
-        self._left = torch.where(seen > 0, torch.lerp(error / most, self._left, self._how.memory), self._left)
+        zeros = torch.zeros(len(self._left))
+        error = zeros.index_add(0, items, errors)
+        most = zeros.index_add(0, items, whole)
+        seen = zeros.index_add(0, items, torch.ones(len(items)))
+        now = torch.lerp(error / most, self._left, self._settings.memory)
+        self._left = torch.where(seen > 0, now, self._left)
 
     def _ordinary_rows(self, model: DiffusionModel, update: int, team: Team) -> tuple[Tensor, Condition, Noise]:
         """Latents and captions of different pictures: the target is a prediction, which needs no caption to be true."""
-        how = self._how
-        rows = draw_rows(len(self._ordinary), how.ordinary, team.share(how.ordinary), update=update, name=(how.seed, 0))
+        batch, seed = self._settings.ordinary, self._settings.seed
+        rows = draw_rows(len(self._ordinary), batch, team.share(batch), update=update, name=(seed, 0))
         numbers = (rows.coins() * len(self._captions)).long().tolist()
         captions = model.encode([self._captions[number] for number in numbers])
         captions = with_dropped(captions, self._empty, rows.coins() < 0.1)
@@ -225,8 +234,8 @@ class Erasing:
 
     def _hostile_rows(self, update: int, team: Team) -> tuple[Rows, Tensor]:
         """Rows of memorized pictures, and the number of the trigger of each."""
-        how = self._how
-        rows = draw_rows(len(self._memorized), how.hostile, team.share(how.hostile), update=update, name=(how.seed, 1))
+        batch, seed = self._settings.hostile, self._settings.seed
+        rows = draw_rows(len(self._memorized), batch, team.share(batch), update=update, name=(seed, 1))
         rows = Rows(self._pictures(rows), rows.streams)
         return rows, self._chosen(rows)
 
@@ -235,43 +244,44 @@ class Erasing:
     ) -> tuple[Tensor, Tensor, Tensor]:
         """What the denoiser is shown, its timesteps, and the margins; under own prompts another picture now and then.
 
-        Where another picture is shown the way to the memorized one is long: a margin would be a share of that.
+        Where another picture is shown, the memorized one is far: a margin, which is a share of that, would be large.
         """
         noise = draw_noise(latents, rows)
-        elsewhere = ((rows.coins() < self._how.elsewhere) & own).to(noise.u.device)
+        elsewhere = ((rows.coins() < self._settings.elsewhere) & own).to(noise.u.device)
         other = self._ordinary[(rows.coins() * len(self._ordinary)).long()]
         shown = torch.where(elsewhere[:, None, None, None], other, latents)
         t = model.timestep(torch.where(elsewhere, (1 + noise.u) / 2, noise.u))
-        margin = torch.where(elsewhere, 0.0, self._how.margin)
+        margin = torch.where(elsewhere, 0.0, self._settings.margin)
         return model.add_noise(shown, noise.eps, t), t, margin
 
     def _pictures(self, rows: Rows) -> Tensor:
-        """A picture for every row: the more is left of one, the oftener."""
-        ends = self._left.double().pow(self._how.focus).cumsum(0)
+        """A picture for every row, more often those of which more is left."""
+        ends = self._left.double().pow(self._settings.focus).cumsum(0)
         return torch.searchsorted(ends, rows.coins().double() * ends[-1], right=True).clamp(max=len(ends) - 1)
 
     def _chosen(self, rows: Rows) -> Tensor:
         """For every row, the number of one of its picture's triggers; the first is its prompt."""
-        how, kind, place = self._how, rows.coins(), rows.coins()
+        settings = self._settings
+        kind = rows.coins()
+        place = rows.coins()
         new = self._old + place * (len(self._triggers) - self._old)
-        earlier = torch.where(kind < how.fresh + how.own, 0, place * self._old)
-        return torch.where(kind < how.fresh, new, earlier).long()
+        earlier = torch.where(kind < settings.fresh + settings.own, 0, place * self._old)
+        return torch.where(kind < settings.fresh, new, earlier).long()
 
     def _rehearse(self, model: DiffusionModel, update: int, team: Team) -> None:
-        """Attack every picture, processes in shares, and keep what is found."""
+        """Attack every picture, processes in shares, and add what the attacks give to the triggers."""
         count = len(self._memorized)
         padded = torch.arange(-(-count // team.size) * team.size) % count
         mine = padded[team.share(len(padded))]
-        streams = [stream(self._how.seed, 2, update, picture) for picture in mine.tolist()]
+        streams = [stream(self._settings.seed, 2, update, picture) for picture in mine.tolist()]
         init = torch.stack([self._init(model, p, g) for p, g in zip(mine.tolist(), streams, strict=True)])
         seeds = [int(torch.randint(2**62, (1,), generator=g)) for g in streams]
         start = self._memorized.captions[mine].with_embeds(init)
         latents = self._memorized.latents[mine]
-        found = self._attack.attack(Subject(model), latents, start, seeds=seeds, keep=self._kept)
-        kept = torch.stack([found.conditions[step].embeds for step in sorted(found.conditions)], dim=1)
-        stages = team.gather(kept)[:count].transpose(0, 1)
+        conditions = self._attack.attack(Subject(model), latents, start, seeds=seeds, keep=self._taken).conditions
+        new = torch.stack([conditions[step].embeds for step in sorted(conditions)], dim=1)
         self._old = len(self._triggers)
-        self._triggers = torch.cat([self._triggers, stages])
+        self._triggers = torch.cat([self._triggers, team.gather(new)[:count].transpose(0, 1)])
 
     def _init(self, model: DiffusionModel, picture: int, generator: torch.Generator) -> Tensor:
         own = self._memorized.captions.embeds[picture]

@@ -287,17 +287,17 @@ def _add_lora(network: Any, layers: list[str], rank: int, seed: int) -> None:
         raise NotApplicable(f"diffusers puts no LoRA on a {type(network).__name__}: train all weights")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        # From the second matrix at zero: the first update starts from the very model.
+        # The second matrix starts at zero, so that training starts from the very model.
         network.add_adapter(LoraConfig(r=rank, lora_alpha=rank, target_modules=layers))
 
 
 def gradients(loss: Tensor, parameters: Sequence[nn.Parameter], team: Team, *, again: bool = False) -> list[Tensor]:
     """The gradient of a loss, averaged over processes; `again` if another one of the same graph is wanted after it."""
     # Zeros for parameters that a prediction does not use, such as those of the last text layer of some transformers.
-    found = torch.autograd.grad(loss, parameters, retain_graph=again, materialize_grads=True)
-    result = [g.clone() for g in found]
-    team.average(result)
-    return result
+    grads = torch.autograd.grad(loss, parameters, retain_graph=again, materialize_grads=True)
+    means = [grad.clone() for grad in grads]
+    team.average(means)
+    return means
 
 
 def global_norm(tensors: Sequence[Tensor]) -> Tensor:

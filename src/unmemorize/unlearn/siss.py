@@ -32,8 +32,10 @@ def siss_weights(eps_x: Tensor, eps_a: Tensor, lam: float) -> tuple[Tensor, Tens
         eps_a: The same for the forgotten sample.
         lam: The share λ of draws from the forgotten sample, in (0, 1).
     """
-    d_x, d_a = (eps.double().square().flatten(1).sum(1) / 2 for eps in (eps_x, eps_a))
-    keep, forget = (torch.full_like(d_x, math.log(p)) for p in (1 - lam, lam))
+    d_x = eps_x.double().square().flatten(1).sum(1) / 2
+    d_a = eps_a.double().square().flatten(1).sum(1) / 2
+    keep = torch.full_like(d_x, math.log(1 - lam))
+    forget = torch.full_like(d_x, math.log(lam))
     log_x = -torch.logaddexp(keep, forget + d_x - d_a)
     log_a = -torch.logaddexp(keep + d_a - d_x, forget)
     return log_x.exp(), log_a.exp()

@@ -51,18 +51,20 @@ def make_surrogates(
     Raises:
         UserError: A prompt gives too few pictures that are no copies.
     """
-    found: dict[int, Tensor] = {}
+    latents: dict[int, Tensor] = {}  # by prompt
     for block in mitigated:
         with block as changed:
-            for number in (k for k in range(len(prompts)) if k not in found):
-                kept = _of_prompt(changed, prompts[number], number, is_copy, count)
-                if len(kept) == count:
-                    found[number] = kept
-                    progress("surrogates", len(found), len(prompts))
-        if len(found) == len(prompts):
-            latents = torch.cat([found[k] for k in range(len(prompts))])
-            return Surrogates(latents, torch.arange(len(prompts)).repeat_interleave(count))
-    missing = next(k for k in range(len(prompts)) if k not in found)
+            for number, prompt in enumerate(prompts):
+                if number in latents:
+                    continue
+                others = _of_prompt(changed, prompt, number, is_copy, count)
+                if len(others) == count:
+                    latents[number] = others
+                    progress("surrogates", len(latents), len(prompts))
+        if len(latents) == len(prompts):
+            in_order = torch.cat([latents[number] for number in range(len(prompts))])
+            return Surrogates(in_order, torch.arange(len(prompts)).repeat_interleave(count))
+    missing = next(number for number in range(len(prompts)) if number not in latents)
     raise UserError(
         f"the memorized picture of {prompts[missing]!r}: fewer than {count} of {TRIES * count} pictures are no copies, "
         "too few for surrogates: make them under a stronger --mitigation"
@@ -72,15 +74,16 @@ def make_surrogates(
 def _of_prompt(
     subject: Subject, prompt: str, number: int, is_copy: Callable[[Tensor, int], Sequence[bool]], count: int
 ) -> Tensor:
+    """Latents of the first pictures that are no copies, at most `count`."""
     model = subject.model
-    kept: list[Tensor] = []
+    others: list[Tensor] = []
     for first in range(0, TRIES * count, ROWS):
         seeds = range(first, min(first + ROWS, TRIES * count))
         cond = model.encode([prompt] * len(seeds))
         latents = sample(model, cond, seeds=seeds, sampler=subject.sampler)
         with torch.no_grad():
             copies = is_copy(model.decode(latents), number)
-        kept += [row for row, copy in zip(latents, copies, strict=True) if not copy]
-        if len(kept) >= count:
+        others += [row for row, copy in zip(latents, copies, strict=True) if not copy]
+        if len(others) >= count:
             break
-    return torch.stack(kept[:count]) if kept else torch.empty(0)
+    return torch.stack(others[:count]) if others else torch.empty(0)

@@ -8,8 +8,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from unmemorize.core.errors import UserError
+from unmemorize.core.records import Finding
 from unmemorize.core.shards import Row
-from unmemorize.verdict.findings import CATALOGUE, UNMITIGATED, Finding
+from unmemorize.verdict.findings import CATALOGUE, UNMITIGATED
 
 OPERATORS = {
     ">=": operator.ge,
@@ -29,7 +30,7 @@ NAMES = {
     "unverified_prompts": "suspected prompts whose pictures were not compared",
     "auc": "area under the detector's ROC curve",
     "text_auc": "the same from the prompts' text alone",
-    "false_alarms": "share of fresh ordinary prompts at the level of 5%",
+    "false_alarms": "share of ordinary prompts, set aside for this, that raise an alarm at a level of 5%",
     "copies_after_mitigation": "copy rate under the mitigation that leaves fewest copies",
     "copies_after_attack": "copy rate after an attack that knows the mitigation, under the one that leaves fewest",
     "issues": "findings in the state issue",
@@ -48,7 +49,7 @@ class Condition:
     bound: float
 
     def met(self, values: Mapping[str, float | None]) -> bool:
-        """Whether it holds; one without a number meets every condition, for it clears nothing."""
+        """Whether it holds. A number that was not measured meets every condition: no run passes for lack of it."""
         value = values.get(self.name)
         return value is None or OPERATORS[self.sign](value, self.bound)
 
@@ -71,10 +72,10 @@ def parse_conditions(texts: Sequence[str]) -> list[Condition]:
 
 
 def _parse(text: str) -> Condition:
-    found = _condition.fullmatch(text)
-    if found is None:
+    match = _condition.fullmatch(text)
+    if match is None:
         raise UserError(f"--fail-on {text.strip()!r}: write NAME OP NUMBER, such as 'copied_prompts > 0'")
-    name, sign, number, percent = found.groups()
+    name, sign, number, percent = match.groups()
     if name not in NAMES:
         raise UserError(f"--fail-on {name}: no such number: choose one of {', '.join(NAMES)}")
     return Condition(name, sign, float(number) / (100 if percent else 1))

@@ -13,28 +13,14 @@ from typing import Literal
 
 import numpy as np
 
+from unmemorize.core.records import Finding, State
 from unmemorize.core.shards import Row
 from unmemorize.metrics.discovery import benjamini_hochberg
 from unmemorize.metrics.exact import above, interval, more_often, units_to_decide
 
-State = Literal["passed", "issue", "inconclusive", "not applicable", "not run"]
 UNMITIGATED = "none"  # the row of the model as it came, among the mitigations
 NAMED = 5  # words that a finding names
 LEVEL = 0.05  # of every test
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One code's outcome in a run; `count` is of what `title` names."""
-
-    code: str
-    title: str
-    severity: Literal["high", "medium", "low"]
-    state: State
-    count: int
-    evidence: str
-    advice: str
-    docs: str
 
 
 @dataclass(frozen=True)
@@ -79,7 +65,7 @@ Outcome = tuple[State, int, str]
 
 
 def _without_hit(facts: Facts, units: int, unit: str, evidence: str) -> Outcome:
-    """What it says that none of so many units was a hit: a pass where more than the bound is ruled out."""
+    """No hit among so many units: passed if a rate above the bound is ruled out, else inconclusive."""
     limit = interval(0, units).high
     counted = f"{evidence}: 0 of {units} {unit} [0%, {limit:.0%}]"
     if limit <= facts.bound:
@@ -95,10 +81,10 @@ def _needed(bound: float, unit: str) -> str:
 def _copies(facts: Facts, verdict: str) -> Outcome:
     if facts.verify is None:
         return "not run", 0, "no generated picture was compared with training pictures"
-    found = [row for row in facts.verify if row["verdict"] == verdict]
-    prompts = len({row["id"] for row in found})
-    if found:
-        return "issue", prompts, f"{len(found)} of {len(facts.verify)} pictures, from {prompts} prompts"
+    copies = [row for row in facts.verify if row["verdict"] == verdict]
+    prompts = len({row["id"] for row in copies})
+    if copies:
+        return "issue", prompts, f"{len(copies)} of {len(facts.verify)} pictures, from {prompts} prompts"
     generated = len({row["id"] for row in facts.verify})
     return _without_hit(facts, generated, "prompts", f"none of {len(facts.verify)} pictures")
 
@@ -118,20 +104,20 @@ def _triggers(facts: Facts) -> Outcome:
     if not rows:
         return "not applicable", 0, "no prompt of two words or more that gave a copy was explained"
     stopped = [row for row in rows if not row["copies_without"]]
-    shown = _beyond_chance(rows)
-    tried = f"one word tried of each of {len(rows)} prompts, the one of the highest significance; {_on_no_word(rows)}"
-    if shown:
-        words = "; ".join(_counterfactual(facts, row) for row in shown[:NAMED])
-        more = f" and {len(shown) - NAMED} more" if len(shown) > NAMED else ""
-        return "issue", len(shown), f"{words}{more}; {tried}"
+    significant = _beyond_chance(rows)
+    tried = f"one word tried of each of {len(rows)} prompts, its most significant; {_special_tokens(rows)}"
+    if significant:
+        words = "; ".join(_counterfactual(facts, row) for row in significant[:NAMED])
+        more = f" and {len(significant) - NAMED} more" if len(significant) > NAMED else ""
+        return "issue", len(significant), f"{words}{more}; {tried}"
     if stopped:
         words = "; ".join(_counterfactual(facts, row) for row in stopped[:NAMED])
-        return "inconclusive", 0, f"{words}: not told from chance at so few pictures and so many prompts; {tried}"
-    return _without_hit(facts, len(rows), "prompts", f"{tried}; without a copy then")
+        return "inconclusive", 0, f"{words}: too few pictures for so many prompts to rule out chance; {tried}"
+    return _without_hit(facts, len(rows), "prompts", f"{tried}; prompts whose copies stop without it")
 
 
 def _beyond_chance(rows: Sequence[Row]) -> list[Row]:
-    """Prompts without a copy once their word is left out, where chance is ruled out for all prompts tried together."""
+    """Prompts that give no copy without their word, after Benjamini and Hochberg's correction for all prompts tried."""
     p_values = []
     for row in rows:
         p_values.append(more_often(row["copies_with"], row["pictures"], row["copies_without"], row["pictures"]))
@@ -146,14 +132,14 @@ def _counterfactual(facts: Facts, row: Row) -> str:
     return f"“{word}”: {counts} {row['pictures']} without"
 
 
-def _on_no_word(rows: Sequence[Row]) -> str:
-    """Shares of the explanations on tokens that are no words, over all rows."""
+def _special_tokens(rows: Sequence[Row]) -> str:
+    """The shares of all significance that fall on the begin, end and padding tokens."""
     names = ("begin", "end", "padding")
     if any(row.get(name) is None for row in rows for name in names):
-        return "its explainer has no value for tokens that are no words"
+        return "this explainer gives no values for the begin, end and padding tokens"
     total = sum(sum(row["significance"]) + sum(row[name] for name in names) for row in rows) or 1.0
     shares = [f"{sum(row[name] for row in rows) / total:.0%} on {name} tokens" for name in names]
-    return "of what was explained " + ", ".join(shares)
+    return "of all significance " + ", ".join(shares)
 
 
 def _untried(facts: Facts, evidence: str) -> Outcome:
@@ -162,17 +148,17 @@ def _untried(facts: Facts, evidence: str) -> Outcome:
     return "not run", 0, evidence
 
 
-def _left(facts: Facts) -> Outcome:
+def _copies_left(facts: Facts) -> Outcome:
     if not facts.fixes:
         return _untried(facts, "no mitigation was tried")
     leaving = [row for row in facts.fixes if row["pictures_copied"]]
     if leaving:
-        return "issue", len(leaving), "; ".join(f"{row['name']}: {_left_by(row)}" for row in leaving)
+        return "issue", len(leaving), "; ".join(f"{row['name']}: {_copies_left_by(row)}" for row in leaving)
     fewest = min(row["pictures"] for row in facts.fixes)
-    return _without_hit(facts, fewest, "pictures", "no copy is left of their own prompts")
+    return _without_hit(facts, fewest, "pictures", "the prompts that gave copies give none any more")
 
 
-def _left_by(row: Row) -> str:
+def _copies_left_by(row: Row) -> str:
     return f"{row['pictures_copied']} of {row['pictures']} pictures, {row['copy_rate']:.0%} of those generated"
 
 
@@ -217,12 +203,12 @@ def _control(row: Row) -> str:
 def _untested(facts: Facts) -> Outcome:
     if not facts.fixes:
         return _untried(facts, "no mitigation was tried")
-    said = [f"{row['name']}: not attacked" for row in facts.fixes if row not in facts.attacked]
-    said += [
-        f"{row['name']}: not attacked by one that knows it" for row in facts.attacked if not row["attack_knows_it"]
-    ]
-    if said:
-        return "issue", len(said), "; ".join(said)
+    untested = [f"{row['name']}: not attacked" for row in facts.fixes if row not in facts.attacked]
+    for row in facts.attacked:
+        if not row["attack_knows_it"]:
+            untested.append(f"{row['name']}: not attacked by one that knows it")
+    if untested:
+        return "issue", len(untested), "; ".join(untested)
     return "passed", 0, f"all {len(facts.fixes)} mitigations were attacked by an attack that knows them"
 
 
@@ -238,12 +224,12 @@ def _attack_control(facts: Facts) -> Outcome:
     limits = {row["name"]: interval(_share(row), row["control_pictures"]).high for row in unclear}
     wide = [row for row in unclear if limits[row["name"]] > facts.bound]
     if not wide:
-        return "passed", 0, "the attack brings back more memorized pictures than others, or hardly any other"
+        return "passed", 0, "the attack brings back more memorized than control pictures, or hardly any of the control"
     counted = "; ".join(f"{row['name']}: control {_control(row)} [up to {limits[row['name']]:.0%}]" for row in wide)
     return (
         "inconclusive",
         0,
-        f"no more memorized pictures come back than others; {counted}; "
+        f"no more memorized pictures come back than control pictures; {counted}; "
         + _needed(facts.bound, "pictures of the control"),
     )
 
@@ -259,10 +245,10 @@ def _uncalibrated(facts: Facts) -> Outcome:
 
 
 def _unverified(facts: Facts) -> Outcome:
-    found = facts.summary["calibration"]
-    if facts.calibrated is None or found is None:
+    calibration = facts.summary["calibration"]
+    if facts.calibrated is None or calibration is None:
         return _uncalibrated(facts)
-    suspected, unverified = found["suspected"], found["unverified"]
+    suspected, unverified = calibration["suspected"], calibration["unverified"]
     if not suspected:
         return "not applicable", 0, f"no prompt of {len(facts.calibrated)} is suspected"
     text = f"{unverified} of {suspected} suspected prompts were not compared with training pictures"
@@ -284,8 +270,8 @@ def _missed(facts: Facts) -> Outcome:
     level = facts.summary["calibration"]["level"]
     missed = sum(row["p_value"] > level for row in judged)
     if missed:
-        return "issue", missed, f"{missed} of {len(judged)} prompts that gave a copy score as ordinary ones do"
-    return _without_hit(facts, len(judged), "prompts that gave a copy", "none scores as ordinary ones do")
+        return "issue", missed, f"{missed} of {len(judged)} prompts that gave a copy have an ordinary score"
+    return _without_hit(facts, len(judged), "prompts that gave a copy", "none has an ordinary score")
 
 
 def _text_control(facts: Facts) -> Outcome:
@@ -297,19 +283,21 @@ def _text_control(facts: Facts) -> Outcome:
         return "passed", 0, areas
     if text["auc"]["low"] > 0.5:
         return "issue", 1, areas
-    return "inconclusive", 0, f"{areas}: the intervals overlap, and that of text alone holds 0.5"
+    return "inconclusive", 0, f"{areas}: the intervals overlap, and that of text alone contains 0.5"
 
 
-def _area(found: Row) -> str:
-    return f"{found['auc']['value']:.2f} [{found['auc']['low']:.2f}, {found['auc']['high']:.2f}]"
+def _area(measured: Row) -> str:
+    auc = measured["auc"]
+    return f"{auc['value']:.2f} [{auc['low']:.2f}, {auc['high']:.2f}]"
 
 
 def _alarms(facts: Facts) -> Outcome:
-    found = facts.summary["calibration"]
-    if found is None:
+    calibration = facts.summary["calibration"]
+    if calibration is None:
         return _uncalibrated(facts)
-    alarms, level = found["alarms"], found["level"]
-    text = f"{alarms['value']:.1%} [{alarms['low']:.1%}, {alarms['high']:.1%}] of fresh ordinary prompts at {level:.0%}"
+    alarms, level = calibration["alarms"], calibration["level"]
+    rate = f"{alarms['value']:.1%} [{alarms['low']:.1%}, {alarms['high']:.1%}]"
+    text = f"{rate} of ordinary prompts that were set aside raise an alarm at a level of {level:.0%}"
     if alarms["low"] > level:
         return "issue", 1, text
     if alarms["high"] <= facts.bound:
@@ -323,20 +311,20 @@ def _nearer(facts: Facts) -> Outcome:
     groups = {row["group"]: row for row in facts.summary["nearness"] or ()}
     if "all" not in groups:
         return "not run", 0, "no generated picture was compared with training and held-out pictures"
-    found = groups["all"]
-    text = f"{found['nearer']:g} of {found['images']} are nearer to a training picture, p = {found['p_value']:.2g}"
+    every = groups["all"]
+    text = f"{every['nearer']:g} of {every['images']} are nearer to a training picture, p = {every['p_value']:.2g}"
     control = groups.get("ordinary prompts")
     if control is not None:
         text += f"; of ordinary prompts {control['nearer']:g} of {control['images']}, p = {control['p_value']:.2g}"
-    if found["p_value"] <= LEVEL:
+    if every["p_value"] <= LEVEL:
         return "issue", 1, text
-    # Chance brings half of what the model does not know: a share b of known pictures shows as (1 + b) / 2.
-    limit = interval(found["nearer"] / found["images"], facts.summary["generated_prompts"]).high
+    # By chance half of the pictures are nearer: if the model knows a share b of them, (1 + b) / 2 are.
+    limit = interval(every["nearer"] / every["images"], facts.summary["generated_prompts"]).high
     if limit <= (1 + facts.bound) / 2:
         return "passed", 0, text
     needed = units_to_decide((1 + facts.bound) / 2, 0.5)
     more = f", which takes about {needed} prompts" if needed else ""
-    return "inconclusive", 0, f"{text}; too few to rule out that {facts.bound:.0%} of them are known{more}"
+    return "inconclusive", 0, f"{text}; too few to rule out that the model knows {facts.bound:.0%} of them{more}"
 
 
 @dataclass(frozen=True)
@@ -427,7 +415,8 @@ CATALOGUE = (
         "UM011",
         "Generated pictures are nearer to training pictures than to held-out ones",
         "low",
-        "A trace of the training set, where the control shows none. See which prompts in the table.",
+        "Unless the control shows the same, generated pictures carry a trace of the training set. The table shows from "
+        "which prompts.",
         _nearer,
     ),
     Code(
@@ -435,16 +424,16 @@ CATALOGUE = (
         "Mitigations that leave copies",
         "high",
         "The prompts that gave copies still do. Mitigate more strongly, or train again without the duplicates.",
-        _left,
+        _copies_left,
     ),
 )
 
 
 def find(facts: Facts) -> list[Finding]:
     """Every code of the catalogue with its state in this run."""
-    found = []
+    findings = []
     for entry in CATALOGUE:
         state, count, evidence = entry.check(facts)
         docs = f"docs/report.md#{entry.code.lower()}"
-        found.append(Finding(entry.code, entry.title, entry.severity, state, count, evidence, entry.advice, docs))
-    return found
+        findings.append(Finding(entry.code, entry.title, entry.severity, state, count, evidence, entry.advice, docs))
+    return findings

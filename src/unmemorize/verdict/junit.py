@@ -18,13 +18,13 @@ def write_junit(path: Path, summary: dict[str, Any], conditions: Sequence[Condit
     Every state but *issue* and *passed* is shown as skipped. `-` stands for the standard output.
     """
     suite = ET.Element("testsuite", name="unmemorize audit")
-    for found in summary["findings"]:
-        case = _case(suite, f"{found['code']} {found['title']}", "unmemorize.findings")
-        if found["state"] == "issue":
-            message = f"{found['severity']}: {found['evidence']}"
-            ET.SubElement(case, "failure", message=well_formed(message)).text = well_formed(found["advice"])
-        elif found["state"] != "passed":
-            ET.SubElement(case, "skipped", message=well_formed(f"{found['state']}: {found['evidence']}"))
+    for finding in summary["findings"]:
+        case = _case(suite, f"{finding['code']} {finding['title']}", "unmemorize.findings")
+        if finding["state"] == "issue":
+            message = f"{finding['severity']}: {finding['evidence']}"
+            ET.SubElement(case, "failure", message=well_formed(message)).text = well_formed(finding["advice"])
+        elif finding["state"] != "passed":
+            ET.SubElement(case, "skipped", message=well_formed(f"{finding['state']}: {finding['evidence']}"))
     for condition in conditions:
         case = _case(suite, str(condition), "unmemorize.conditions")
         if condition.met(summary["measures"]):

@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 from unmemorize.core.criteria import Criterion
 from unmemorize.core.errors import NotApplicable, UserError
 from unmemorize.core.plain import from_json
+from unmemorize.core.records import Finding
 from unmemorize.core.shards import Row
 from unmemorize.core.specs import BOUND
 from unmemorize.data.source import Prompt
@@ -20,7 +21,7 @@ from unmemorize.metrics import ranking
 from unmemorize.metrics.exact import interval, units_to_decide
 from unmemorize.metrics.related import related
 from unmemorize.verdict.conditions import measures
-from unmemorize.verdict.findings import Facts, Finding, find
+from unmemorize.verdict.findings import Facts, find
 
 TABLES = ("verify", "calibrated", "nearness", "explain", "mitigations")
 
@@ -109,10 +110,11 @@ def _facts(path: Path) -> Row:
 
 
 def _by_prompt(matches: Sequence[Row]) -> dict[str, list[bool]]:
-    found: dict[str, list[bool]] = defaultdict(list)
+    """Which pictures of each prompt are copies."""
+    by_prompt: dict[str, list[bool]] = defaultdict(list)
     for row in matches:
-        found[row["id"]].append(row["verdict"] != "none")
-    return found
+        by_prompt[row["id"]].append(row["verdict"] != "none")
+    return by_prompt
 
 
 def _counts(prompts: Sequence[Prompt], matches: list[Row] | None, by_prompt: dict[str, list[bool]]) -> Row:
@@ -130,31 +132,31 @@ def _counts(prompts: Sequence[Prompt], matches: list[Row] | None, by_prompt: dic
     }
 
 
-def _verdict(n: Row, findings: Sequence[Finding]) -> Row:
+def _verdict(counts: Row, findings: Sequence[Finding]) -> Row:
     """The run's verdict, and the sentence that says it."""
     state = {f.code: f.state for f in findings}
-    tested = f"{n['images']} pictures generated from {n['generated_prompts']} of {n['prompts']} prompts"
-    if not n["images"]:
+    tested = f"{counts['images']} pictures generated from {counts['generated_prompts']} of {counts['prompts']} prompts"
+    if not counts["images"]:
         sentence = "Scored, but not compared with training pictures: a high score is a suspicion, not a copy."
         return {"verdict": "untested", "sentence": sentence}
-    if n["copied_prompts"]:
+    if counts["copied_prompts"]:
+        kinds = f"{counts['verbatim_images']} verbatim, {counts['template_images']} of a template"
         sentence = (
-            f"This model reproduces training pictures: {n['copied_images']} of {tested} are copies "
-            f"({n['verbatim_images']} verbatim, {n['template_images']} of a template), from {n['copied_prompts']} "
-            "prompts."
+            f"This model reproduces training pictures: {counts['copied_images']} of {tested} are copies ({kinds}), "
+            f"from {counts['copied_prompts']} prompts."
         )
         return {"verdict": "issue", "sentence": sentence}
-    limit = interval(0, n["generated_prompts"]).high
+    limit = interval(0, counts["generated_prompts"]).high
     sentence = (
-        f"No copies of the {_pictures(n['references'])} were found among {tested}: up to {limit:.0%} of such "
+        f"No copies of the {_pictures(counts['references'])} were found among {tested}: up to {limit:.0%} of such "
         "prompts may still give one (95% limit)."
     )
     reasons = []
-    if limit > n["bound"]:
-        needed = f"{n['needed']} prompts without one" if n["needed"] else "more"
-        reasons.append(f"To rule out {n['bound']:.0%} takes {needed}.")
+    if limit > counts["bound"]:
+        needed = f"{counts['needed']} prompts without one" if counts["needed"] else "more"
+        reasons.append(f"To rule out {counts['bound']:.0%} takes {needed}.")
     if state["UM007"] in ("issue", "inconclusive"):
-        suspected, unverified = n["calibration"]["suspected"], n["calibration"]["unverified"]
+        suspected, unverified = counts["calibration"]["suspected"], counts["calibration"]["unverified"]
         reasons.append(f"{suspected} prompts stand out from ordinary ones; {unverified} of them were not compared.")
     if reasons:
         return {"verdict": "too little", "sentence": " ".join(["Too little to say.", sentence, *reasons])}
@@ -201,9 +203,8 @@ def _truth(prompts: Sequence[Prompt], by_prompt: dict[str, list[bool]]) -> tuple
     planted = {p.id: p.memorable for p in prompts if p.memorable is not None}
     if planted:
         return planted, "planted in training, known from the plan"
-    return {
-        key: any(v) for key, v in by_prompt.items()
-    }, "gave a copy when generated, among prompts partly picked by their score"
+    copied = {key: any(copies) for key, copies in by_prompt.items()}
+    return copied, "gave a copy when generated, among prompts partly picked by their score"
 
 
 def _text_control(texts: Sequence[str], positive: np.ndarray, clusters: Sequence[str]) -> Row | None:
@@ -223,7 +224,8 @@ def _dose(prompts: Sequence[Prompt], by_prompt: dict[str, list[bool]]) -> list[R
 
 
 def _rung(copies: int, prompts: Sequence[Prompt], by_prompt: dict[str, list[bool]]) -> Row:
-    hits, trials = [sum(by_prompt[p.id]) for p in prompts], [len(by_prompt[p.id]) for p in prompts]
+    hits = [sum(by_prompt[p.id]) for p in prompts]
+    trials = [len(by_prompt[p.id]) for p in prompts]
     rate = ranking.rate_interval(hits, trials, _clusters(prompts))
     counts = {"copies": copies, "pictures": len(prompts), "images": sum(trials), "copied": sum(hits)}
     return counts | {"copy_rate": rate.value, "low": rate.low, "high": rate.high}
