@@ -65,15 +65,17 @@ def check_calibration(
     Related prompts (one cluster) are never on both sides.
     """
     known, fold = np.asarray(ordinary, float), _fold(clusters, folds)
-    alarm, found, false = np.zeros(len(known), int), 0, 0
+    alarm = np.zeros(len(known), int)
+    discoveries = false = 0
     for k in range(fold.max() + 1):
         fresh = fold == k
         p = conformal_p_values([*known[fresh], *scores], known[~fresh])
         picked = benjamini_hochberg(p) <= level
         alarm[fresh] = p[: fresh.sum()] <= level
-        found, false = found + int(picked.sum()), false + int(picked[: fresh.sum()].sum())
+        discoveries += int(picked.sum())
+        false += int(picked[: fresh.sum()].sum())
     member = np.unique(np.asarray(clusters), return_inverse=True)[1]
-    return Check(rate_interval(np.bincount(member, alarm), np.bincount(member)), found, false)
+    return Check(rate_interval(np.bincount(member, alarm), np.bincount(member)), discoveries, false)
 
 
 def _fold(clusters: Sequence[str], folds: int) -> NDArray[np.int64]:

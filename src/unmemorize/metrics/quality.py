@@ -100,12 +100,12 @@ def compare(
     rng = np.random.default_rng(seed)
     member = np.unique(np.asarray(clusters), return_inverse=True)[1]
     groups, ones = int(member.max()) + 1, np.ones(real)
-    found = []
+    resampled = []
     for _ in range(rounds):
         w = np.bincount(rng.integers(groups, size=groups), minlength=groups)[member].astype(np.float64)
         v = np.bincount(rng.integers(real, size=real), minlength=real).astype(np.float64)
-        found.append(_three(before(w, v), after(w, v)))
-    low, high = np.nanquantile(found, [0.025, 0.975], axis=0)
+        resampled.append(_three(before(w, v), after(w, v)))
+    low, high = np.nanquantile(resampled, [0.025, 0.975], axis=0)
     values = _three(before(np.ones(len(member)), ones), after(np.ones(len(member)), ones))
     return Change(*(Interval(v, float(a), float(b)) for v, a, b in zip(values, low, high, strict=True)))
 

@@ -71,16 +71,16 @@ class References:
         return small(self.pixels)
 
     @cached_property
-    def kept(self) -> Tensor:
+    def keep(self) -> Tensor:
         """Which pixels of each picture count at that size, (n, 64, 64): 0 in the box that varies."""
-        kept = torch.ones(len(self), SIZE, SIZE)
+        keep = torch.ones(len(self), SIZE, SIZE)
         for row, box in enumerate(self.masks):
             if box is not None:
                 left, top, right, bottom = box
                 counts = torch.ones(1, 1, *self.pixels.shape[-2:])
                 counts[..., top:bottom, left:right] = 0
-                kept[row] = small(counts)[0, 0]
-        return kept
+                keep[row] = small(counts)[0, 0]
+        return keep
 
 
 SIZE = 64  # pictures are compared at this size: pixels of a large picture shift without its being another picture
@@ -116,7 +116,7 @@ def match_pixels(images: Tensor, references: References, criterion: Criterion = 
     Differs: α is left to the threshold; duplicates of the nearest reference are no neighbours, or a training picture
     that is there fifty times would hide its own copies; a handful of references is completed as if by unrelated ones.
     """
-    images, pictures, keep = small(images), references.small, references.kept
+    images, pictures, keep = small(images), references.small, references.keep
     plain, masked = pixel_distances(images, pictures), pixel_distances(images, pictures, keep)
     ratios = plain.min(1).values / neighbourhood(plain, pictures[plain.argmin(1)], pictures)
     templates = masked.argmin(1)
@@ -141,7 +141,7 @@ def match_targets(
     The value is that of `match_pixels`. A target need not be among the references, and does not count as its own
     neighbour where it is. Of a template the fixed part is judged; a copy of all of it is verbatim.
     """
-    images, own, pictures, keep = small(images), targets.small, references.small, targets.kept
+    images, own, pictures, keep = small(images), targets.small, references.small, targets.keep
     distances = (images.double() - own.double()).square().mean(dim=(1, 2, 3)).sqrt()
     ratios = distances / neighbourhood(pixel_distances(images, pictures), own, pictures)
     matches = []
@@ -161,7 +161,7 @@ def with_mirrored(images: Tensor, match: Callable[[Tensor, list[int]], list[Matc
     References are not embedded again for it. `match` takes pictures and their places among the images.
     """
     matches = match(images, list(range(len(images))))
-    rows = [row for row, found in enumerate(matches) if found.verdict == "none"]
+    rows = [row for row, plain in enumerate(matches) if plain.verdict == "none"]
     if not rows:
         return matches
     for row, mirrored in zip(rows, match(images[rows].flip(-1), rows), strict=True):
@@ -210,8 +210,10 @@ def _fixed_ratios(
 def _fixed_part(images: Tensor, keep: Tensor, pictures: Tensor) -> Tensor:
     """Distances (n, m) of images to all pictures over the same pixels, those to keep."""
     w = keep.double().expand(images.shape[1:]).flatten()
-    kept = w > 0
-    w, (x, y) = w[kept], (v.flatten(1)[:, kept].double() for v in (images, pictures))
+    counts = w > 0
+    w = w[counts]
+    x = images.flatten(1)[:, counts].double()
+    y = pictures.flatten(1)[:, counts].double()
     squared = x.square() @ w[:, None] - 2 * (x * w) @ y.T + y.square() @ w
     return (squared.clamp(min=0) / w.sum()).sqrt().nan_to_num(torch.inf)
 

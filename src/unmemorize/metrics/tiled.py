@@ -115,9 +115,9 @@ def _nearest(images: Tensor, references: References, left_out: Tensor | None = N
     return best[0].long(), best[1], best[2]
 
 
-def _smaller(best: Tensor, *found: Tensor) -> Tensor:
+def _smaller(best: Tensor, *rows: Tensor) -> Tensor:
     """Of two sets of rows the columns whose last value is smaller."""
-    other = torch.stack([row.double() for row in found])
+    other = torch.stack([row.double() for row in rows])
     return torch.where(other[-1] < best[-1], other, best)
 
 

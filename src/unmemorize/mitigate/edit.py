@@ -68,14 +68,20 @@ class Edit(Mitigation):
     origins: tuple[Origin, ...] = ()
 
     @classmethod
-    def of(cls, found: Localization, fingerprint: str, *, prompt: PromptUnits | None = None) -> Edit:
-        """The edit that removes what was found in the model of that fingerprint: all of it, or one prompt's."""
-        masks = union([(prompt or found).masks])
-        texts = (prompt.prompt,) if prompt else found.prompts
+    def of(cls, localization: Localization, fingerprint: str, *, prompt: PromptUnits | None = None) -> Edit:
+        """The edit that sets localized units of the model of that fingerprint to zero: all of them, or one prompt's."""
+        masks = union([(prompt or localization).masks])
+        texts = (prompt.prompt,) if prompt else localization.prompts
         hashes = tuple(hashlib.sha256(text.encode()).hexdigest() for text in texts)
-        origin = Origin(method=found.method, parameters=dict(found.parameters), seeds=found.seeds, prompts=hashes)
-        whole = found.units == "channels"
-        return cls(masks if whole else {}, {} if whole else masks, fingerprint, (origin,))
+        origin = Origin(
+            method=localization.method,
+            parameters=dict(localization.parameters),
+            seeds=localization.seeds,
+            prompts=hashes,
+        )
+        if localization.units == "channels":
+            return cls(masks, {}, fingerprint, (origin,))
+        return cls({}, masks, fingerprint, (origin,))
 
     @property
     def selected(self) -> int:
@@ -133,10 +139,12 @@ class Edit(Mitigation):
             UserError: The name does not end in .safetensors, or is a folder's.
         """
         check_name(path)
-        # As places in the flattened mask, which take a hundredth of the room where a hundredth is set.
-        places = {name: mask.flatten().nonzero()[:, 0].int().cpu() for name, mask in self._named().items()}
+        places, shapes = {}, {}
+        for name, mask in sorted(self._named().items()):
+            # As places in the flattened mask, which take a hundredth of the room where a hundredth is set.
+            places[name] = mask.flatten().nonzero()[:, 0].int().cpu()
+            shapes[name] = tuple(mask.shape)
         data = save(places)
-        shapes = {name: tuple(mask.shape) for name, mask in sorted(self._named().items())}
         hashed = hashlib.sha256(data).hexdigest()
         record = EditRecord(fingerprint=self.fingerprint, origins=self.origins, shapes=shapes, sha256=hashed)
         with atomic(path) as weights, atomic(path.with_suffix(".json")) as text:
@@ -169,20 +177,24 @@ class Edit(Mitigation):
         return cls(channels, weights, record.fingerprint, record.origins)
 
     def _named(self) -> dict[str, Tensor]:
-        parts = zip(_KINDS, (self.channels, self.weights), strict=True)
-        return {f"{kind}{name}": mask for kind, part in parts for name, mask in part.items() if mask.any()}
+        """The masks that set anything to zero, each under its kind and its module's name."""
+        named = {}
+        for kind, masks in zip(_KINDS, (self.channels, self.weights), strict=True):
+            for name, mask in masks.items():
+                if mask.any():
+                    named[f"{kind}{name}"] = mask
+        return named
 
     def _edited(self, denoiser: nn.Module) -> dict[str, Tensor]:
         """New values of the parameters that the edit changes."""
         parameters = dict(denoiser.named_parameters())
         edited: dict[str, Tensor] = {}
-        for kind, part in zip(_KINDS, (self.channels, self.weights), strict=True):
-            for name, mask in part.items():
-                weight = parameters.get(f"{name}.weight")
-                if weight is None or weight.shape[: mask.ndim] != mask.shape:
-                    raise UserError(f"the edit does not fit this model, which has no such layer {name} of its shape")
-                names = [f"{name}.weight", f"{name}.bias"] if kind == "channels/" else [f"{name}.weight"]
-                for key in (key for key in names if key in parameters):
+        for masks, ends in ((self.channels, (".weight", ".bias")), (self.weights, (".weight",))):
+            for name, mask in masks.items():
+                _weight(parameters, name, mask)
+                for key in (name + end for end in ends):
+                    if key not in parameters:  # not every layer has a bias
+                        continue
                     value = edited.get(key, parameters[key].detach())
                     if value.is_meta or value.dtype.itemsize == 1:
                         raise NotApplicable(f"{name} has quantized or offloaded weights: load it in half precision")
@@ -257,8 +269,8 @@ class Located(Mitigation):
         if prompts is None:
             raise UserError(f"{self.localizer}: needs prompts that give copies")
         localizer: Localizer = parse("localizer", self.localizer)
-        found = localizer.find(subject, prompts, ordinary=ordinary, progress=progress)
-        return Edit.of(found, subject.model.fingerprint)
+        localization = localizer.find(subject, prompts, ordinary=ordinary, progress=progress)
+        return Edit.of(localization, subject.model.fingerprint)
 
     def applied(self, subject: Subject) -> AbstractContextManager[Subject]:
         """Nothing is found before it is fitted.
@@ -312,11 +324,21 @@ def removed_norm(edit: Edit, denoiser: nn.Module) -> float:
 
 def _norms(denoiser: nn.Module, name: str, mask: Tensor) -> Tensor:
     """|w| of every weight, or ‖w‖ of every output channel, in the shape of the mask."""
-    weight = dict(denoiser.named_parameters()).get(f"{name}.weight")
-    if weight is None or weight.shape[: mask.ndim] != mask.shape:
-        raise UserError(f"the edit does not fit this model, which has no such layer {name} of its shape")
+    weight = _weight(dict(denoiser.named_parameters()), name, mask)
     rows = weight.detach().float().cpu().reshape(*mask.shape, -1)
     return rows.square().sum(dim=-1).sqrt()
+
+
+def _weight(parameters: Mapping[str, Tensor], name: str, mask: Tensor) -> Tensor:
+    """The weight that a mask is for.
+
+    Raises:
+        UserError: The model has no such layer, or it has another shape.
+    """
+    weight = parameters.get(f"{name}.weight")
+    if weight is None or weight.shape[: mask.ndim] != mask.shape:
+        raise UserError(f"the edit does not fit this model, which has no such layer {name} of its shape")
+    return weight
 
 
 def _draw(taken: Tensor, norms: Tensor, generator: torch.Generator) -> Tensor:

@@ -88,7 +88,7 @@ def lower_magnitude(
     """
     moving = embeds.detach().float().clone().requires_grad_()
     optimizer = torch.optim.AdamW([moving], lr=lr)
-    kept = embeds.detach().clone()
+    lowered = embeds.detach().clone()
     active = torch.ones(len(embeds), dtype=torch.bool)
     trace: list[Tensor] = []
     while True:
@@ -97,10 +97,10 @@ def lower_magnitude(
             total = value.sum()
         trace.append(torch.where(active, value.detach().cpu(), trace[-1] if trace else torch.nan))
         if len(trace) > 1:  # a row that needs no update goes out in the very bits that came in
-            kept[active] = moving.detach()[active].to(kept)
+            lowered[active] = moving.detach()[active].to(lowered)
         active &= trace[-1] > target
         if len(trace) > iterations or not active.any():
-            return Lowered(kept, torch.stack(trace))
+            return Lowered(lowered, torch.stack(trace))
         (moving.grad,) = torch.autograd.grad(total, moving)
         optimizer.step()
         with torch.no_grad():
