@@ -20,6 +20,7 @@ NAMES = (
     "detectors",
     "explanation",
     "mitigation",
+    "published-mitigations",
     "pruning",
     "twin-swap",
     "mitigations",
