@@ -388,13 +388,12 @@ def test_a_picture_that_cannot_be_read_is_named(tmp_path, damage):
 
 
 def test_a_folder_without_pictures_is_named(tmp_path):
-    """An empty folder, a missing one and a file are one line each."""
+    """An empty folder, a missing one and a file of another kind are one line each; one picture is a set of its own."""
     (tmp_path / "p.txt").write_text("a prompt")
     for name, says in (("", "no pictures in it"), ("none", "no such file or folder"), ("p.txt", "no pictures in it")):
         with pytest.raises(UserError, match=says):
             read_references(tmp_path / name, (10, 20))
-    with pytest.raises(UserError, match="nothing to read in it"):
-        read_references(save_picture(tmp_path / "a.png"), (10, 20))
+    assert len(read_references(save_picture(tmp_path / "a.png"), (10, 20)).names) == 1
 
 
 def test_broken_metadata_is_named(tmp_path):

@@ -24,8 +24,7 @@ COLUMNS = {
 
 @command(
     EXPLAIN,
-    "unmemorize explain testbed 'bento box'",
-    "unmemorize explain MODEL 'a prompt' --check --json",
+    "unmemorize explain testbed 'bento box' --check",
     "unmemorize explain MODEL 'a prompt' --method curvature-map --out maps",
 )
 def explain(
