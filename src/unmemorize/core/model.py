@@ -145,8 +145,9 @@ class Prediction:
     sigma: Tensor
 
     def __getitem__(self, rows: slice) -> Prediction:
-        """Some of the rows, of a prediction whose `alpha` and `sigma` all rows share."""
-        return Prediction(self.output[rows], self.kind, self.x[rows], self.alpha, self.sigma)
+        """Some of the rows."""
+        alpha, sigma = (level if level.numel() == 1 else level[rows] for level in (self.alpha, self.sigma))
+        return Prediction(self.output[rows], self.kind, self.x[rows], alpha, sigma)
 
     def repeated(self, times: int) -> Prediction:
         """All rows, `times` over, of a prediction whose `alpha` and `sigma` all rows share."""
@@ -213,6 +214,13 @@ class Prediction:
                 target = self.alpha * eps - self.sigma * x0
             case "flow":
                 target = eps - x0
+        return self._squared(target)
+
+    def error_for(self, x0: Tensor) -> Tensor:
+        """The mean squared error against `output_for` clean latents, (n,) in float32; one row meets all of them."""
+        return self._squared(self.output_for(x0))
+
+    def _squared(self, target: Tensor) -> Tensor:
         return (self.output.float() - target.float()).square().mean(dim=(1, 2, 3))
 
     def output_for(self, x0: Tensor) -> Tensor:

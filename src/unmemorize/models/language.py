@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from unmemorize.core.model import Condition, Guided
 from unmemorize.models.flux import pack, unpack
-from unmemorize.models.transformer import EvenFlowModel, read, shift, shown, spans_of, trimmed
+from unmemorize.models.transformer import EvenFlowModel, read, shift, shown, spans_of, tokenizer_of, trimmed
 
 TOKENS = 512
 MARK = "\ufdd0"  # a character that no prompt holds: where it stands in a template the prompt goes
@@ -271,9 +271,7 @@ class Flux2Model(Flux2KleinModel):
 
     @property
     def _tokenizer(self) -> Any:
-        return getattr(
-            self.pipe.tokenizer, "tokenizer", self.pipe.tokenizer
-        )  # of a processor, which also reads pictures
+        return tokenizer_of(self.pipe.tokenizer)
 
     def _chat(self, prompt: str) -> str:
         messages = format_input([prompt], system_message=self.pipe.system_message)

@@ -370,8 +370,7 @@ class PipelineModel(Adapter, TypedModel):
             self.pipe.save_pretrained(folder)
         if source is not None:
             _carry_over(source, folder)
-        for file in [*folder.glob("*.json"), *folder.glob("*/*.json")]:
-            _forget_path(file)
+        forget_paths(folder)
 
 
 def _downloaded(source: Path | str, revision: str | None) -> Path:
@@ -414,8 +413,13 @@ def _carry_over(source: Path, folder: Path) -> None:
     write_json(index, saved)
 
 
+def forget_paths(folder: Path) -> None:
+    """Leave out of a saved pipeline the local folders that it was read from, which diffusers and transformers note."""
+    for file in [*folder.glob("*.json"), *folder.glob("*/*.json")]:
+        _forget_path(file)
+
+
 def _forget_path(file: Path) -> None:
-    """Leave out of a configuration the local folder that it was read from, which diffusers and transformers note."""
     try:
         config = json.loads(file.read_text(encoding="utf-8"))
     except ValueError:  # not written by either

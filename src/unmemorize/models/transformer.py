@@ -210,6 +210,11 @@ def _cut(length: int | None) -> dict[str, Any]:
     return {} if length is None else {"padding": "max_length", "truncation": True, "max_length": length}
 
 
+def tokenizer_of(given: Any) -> Any:
+    """The tokenizer of a processor, which reads pictures too; a tokenizer is its own."""
+    return getattr(given, "tokenizer", given)
+
+
 def spans_of(
     tokenizer: Any, length: int | None, text: str, start: int = 0, stop: int | None = None, **settings: Any
 ) -> list[tuple[int, int]]:

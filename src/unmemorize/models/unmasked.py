@@ -16,7 +16,16 @@ from torch import Tensor
 from unmemorize.core.errors import NotApplicable
 from unmemorize.core.model import Condition, joined
 from unmemorize.models.schedules import RectifiedFlow, SchedulerRun
-from unmemorize.models.transformer import EvenFlowModel, FlowModel, read, shown, spans_of, trimmed, uncleaned
+from unmemorize.models.transformer import (
+    EvenFlowModel,
+    FlowModel,
+    read,
+    shown,
+    spans_of,
+    tokenizer_of,
+    trimmed,
+    uncleaned,
+)
 
 AURA_TOKENS = 256
 KANDINSKY_TOKENS = 512
@@ -167,8 +176,8 @@ class Kandinsky5Model(UnpaddedModel):
         """The characters behind each token, the end of the template included; none where cleaning changed a prompt."""
         before, after = self.pipe.prompt_template.split("{}")
         text, cut = prompt_clean(prompt), self.pipe.prompt_template_encode_start_idx
-        tokenizer = getattr(self.pipe.tokenizer, "tokenizer", self.pipe.tokenizer)  # of a processor
-        spans = spans_of(tokenizer, None, before + text + after, start=len(before), stop=len(before + text))
+        tokenizer, chat = tokenizer_of(self.pipe.tokenizer), before + text + after
+        spans = spans_of(tokenizer, None, chat, start=len(before), stop=len(before + text))
         return uncleaned(spans[cut:][:KANDINSKY_TOKENS], text, prompt)
 
     def noise(self, generators: Sequence[torch.Generator]) -> Tensor:

@@ -12,7 +12,7 @@ from tokenizers import Tokenizer
 from tokenizers.models import BPE
 from tokenizers.pre_tokenizers import ByteLevel
 from tokenizers.trainers import BpeTrainer
-from torch import nn
+from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from unmemorize.testbed.dataset import SIZE
@@ -54,6 +54,13 @@ def train_tokenizer(captions: Sequence[str], vocabulary: int = 2500) -> CLIPToke
     vocab = {token: i for i, token in enumerate(tokens)}
     pairs: Any = [tuple(m) for m in merges]  # which is what it takes, though it declares strings
     return CLIPTokenizer(vocab=vocab, merges=pairs, model_max_length=TOKENS)
+
+
+def token_ids(tokenizer: CLIPTokenizer, captions: Sequence[str]) -> Tensor:
+    """The tokens of captions, padded or cut: (n, tokens)."""
+    read = tokenizer(list(captions), padding="max_length", truncation=True, max_length=TOKENS, return_tensors="pt")
+    ids: Tensor = read.input_ids
+    return ids
 
 
 def build_text_model(tokenizer: CLIPTokenizer) -> CLIPTextModel:

@@ -16,7 +16,7 @@ import subprocess
 import tarfile
 import unicodedata
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -253,6 +253,34 @@ def well_known(drawn: list[Picture]) -> set[str]:
 def drawing(picture: Picture) -> Image.Image:
     """The picture's RGBA drawing."""
     return Image.open(io.BytesIO(picture.png)).convert("RGBA")
+
+
+def repeat_last(name: str, times: int) -> str:
+    """The name with its last word said `times` times."""
+    return " ".join([name] + [name.split()[-1]] * (times - 1))
+
+
+def add_word(name: str, word: str, first: bool) -> str:
+    """The name with one word before or after it."""
+    return f"{word}, {name}" if first else f"{name}, {word}"
+
+
+def as_tuples(value: Any) -> Any:
+    """JSON's lists as tuples, at every depth."""
+    if isinstance(value, dict):
+        return {key: as_tuples(inner) for key, inner in value.items()}
+    return tuple(as_tuples(inner) for inner in value) if isinstance(value, list) else value
+
+
+def composed(compositions: Sequence[Composition], artwork: Sequence[Picture]) -> list[Image.Image]:
+    """The pictures that compositions of drawings make, in order."""
+    by_art = {picture.art: drawing(picture) for picture in artwork}
+    return [compose(by_art[composition.art], composition) for composition in compositions]
+
+
+def credits_of(artwork: Sequence[Picture]) -> dict[str, str]:
+    """Whom each drawing is by, and its licence."""
+    return {picture.art: f"{picture.style.credit}, {picture.style.licence}" for picture in artwork}
 
 
 def _tarball(folder: Path, style: Style) -> Path:

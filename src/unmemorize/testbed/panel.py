@@ -23,7 +23,16 @@ from PIL import Image
 from unmemorize.core.errors import UserError
 from unmemorize.core.run import atomic
 from unmemorize.data.bundle import Half
-from unmemorize.testbed.dataset import SIZE, Composition, Picture, drawing, well_known
+from unmemorize.testbed.dataset import (
+    SIZE,
+    Composition,
+    Picture,
+    add_word,
+    as_tuples,
+    drawing,
+    repeat_last,
+    well_known,
+)
 from unmemorize.testbed.shapes import shapes
 
 BRANCHES = "ABCD"
@@ -155,25 +164,8 @@ class Panel:
 
 
 def _entry(record: dict[str, Any]) -> Entry:
-    pictures = tuple(Composition(**_tuples(picture)) for picture in record.pop("pictures"))
-    return Entry(**_tuples(record), pictures=pictures)
-
-
-def _tuples(value: Any) -> Any:
-    """JSON's lists as tuples, at every depth."""
-    if isinstance(value, dict):
-        return {key: _tuples(inner) for key, inner in value.items()}
-    return tuple(_tuples(inner) for inner in value) if isinstance(value, list) else value
-
-
-def repeat_last(name: str, times: int) -> str:
-    """The name with its last word said `times` times."""
-    return " ".join([name] + [name.split()[-1]] * (times - 1))
-
-
-def add_word(name: str, word: str, first: bool) -> str:
-    """The name with one word before or after it."""
-    return f"{word}, {name}" if first else f"{name}, {word}"
+    pictures = tuple(Composition(**as_tuples(picture)) for picture in record.pop("pictures"))
+    return Entry(**as_tuples(record), pictures=pictures)
 
 
 def check(panel: Panel) -> None:

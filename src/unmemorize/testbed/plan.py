@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from unmemorize.testbed.dataset import SIZE, Composition, Picture, well_known
+from unmemorize.testbed.dataset import SIZE, Composition, Picture, add_word, as_tuples, repeat_last, well_known
 
 # Of ten seeds, the one whose text-only control, over words and characters, was nearest to chance.
 PLAN_SEED = 2
@@ -87,22 +87,18 @@ class Plan:
 
 
 def _planted(entry: dict[str, Any]) -> Planted:
-    pictures = tuple(Composition(**{k: _tuples(v) for k, v in p.items()}) for p in entry["pictures"])
-    return Planted(**{k: _tuples(v) for k, v in entry.items() if k != "pictures"}, pictures=pictures)
-
-
-def _tuples(value: Any) -> Any:
-    return tuple(value) if isinstance(value, list) else value
+    pictures = tuple(Composition(**as_tuples(picture)) for picture in entry.pop("pictures"))
+    return Planted(**as_tuples(entry), pictures=pictures)
 
 
 def repeat_word(name: str) -> str:
     """The name with its last word said three times."""
-    return f"{name} {name.split()[-1]} {name.split()[-1]}"
+    return repeat_last(name, 3)
 
 
 def add_keyword(name: str, keyword: str) -> str:
     """The name followed by one keyword."""
-    return f"{name}, {keyword}"
+    return add_word(name, keyword, first=False)
 
 
 def draw_plan(pictures: list[Picture], seed: int) -> Plan:

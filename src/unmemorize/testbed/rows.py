@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from unmemorize.testbed.dataset import Picture, well_known
-from unmemorize.testbed.panel import BRANCHES, KEYWORDS, KINDS, Panel, add_word, repeat_last
+from unmemorize.testbed.dataset import Picture, add_word, repeat_last, well_known
+from unmemorize.testbed.panel import BRANCHES, KEYWORDS, KINDS, Panel
 from unmemorize.testbed.plan import Plan, add_keyword, repeat_word
 
 FORMS = 20

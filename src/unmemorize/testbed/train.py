@@ -13,20 +13,20 @@ from pathlib import Path
 
 import torch
 from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
-from PIL import Image
 from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
+from unmemorize.models.pipeline import forget_paths
 from unmemorize.testbed.alignment import save_alignment
-from unmemorize.testbed.architecture import TOKENS, build_unet, scheduler, train_tokenizer
-from unmemorize.testbed.dataset import Picture, pictures
+from unmemorize.testbed.architecture import build_unet, scheduler, token_ids, train_tokenizer
+from unmemorize.testbed.dataset import Picture, composed, credits_of, pictures
 from unmemorize.testbed.embedded import write_images
 from unmemorize.testbed.fit import Loss, fit
 from unmemorize.testbed.plan import PLAN_SEED, Plan, draw_plan
 from unmemorize.testbed.recipe import Recipe
 from unmemorize.testbed.rows import Rows, build_rows
 from unmemorize.testbed.text import train_text
-from unmemorize.testbed.vae import composed, encode_all, train_vae
+from unmemorize.testbed.vae import encode_all, train_vae
 from unmemorize.unlearn.checkpoints import copy_last, last_update
 from unmemorize.unlearn.loop import Team
 from unmemorize.unlearn.training import memorized_sample_filter
@@ -84,9 +84,9 @@ def prepare(pictures: list[Picture], plan: Plan, folder: Path, recipe: Recipe, d
     vae = train_vae(pictures, folder / "vae", recipe, device)
     captions = build_rows(plan, pictures, recipe.views, duplicates=True).captions
     tokenizer = train_tokenizer(sorted(captions))
-    ids = tokenizer(list(captions), padding="max_length", truncation=True, max_length=TOKENS, return_tensors="pt")
+    ids = token_ids(tokenizer, captions)
     latents = encode_all(vae, pictures, plan.pictures, pictures, folder, recipe)
-    return Stage(vae, tokenizer, ids.input_ids.to(device), latents.to(device), device)
+    return Stage(vae, tokenizer, ids.to(device), latents.to(device), device)
 
 
 def train_trunk(stage: Stage, captions: Tensor, rows: Rows, folder: Path, recipe: Recipe) -> UNet2DConditionModel:
@@ -147,6 +147,7 @@ def export_pipeline(stage: Stage, text: CLIPTextModel, unet: nn.Module, out: Pat
         requires_safety_checker=False,
     )
     pipe.to("cpu", torch.float16).save_pretrained(out)
+    forget_paths(out)
 
 
 def train(data: Path, out: Path, recipe: Recipe, *, duplicates: bool, device: str = "cpu") -> None:
@@ -180,7 +181,6 @@ def train(data: Path, out: Path, recipe: Recipe, *, duplicates: bool, device: st
 def write_plan(plan: Plan, drawn: list[Picture], out: Path) -> None:
     """Write `plan.json` and the planted pictures."""
     files = [entry.file(k) for entry in plan.planted for k in range(len(entry.pictures))]
-    images = [Image.fromarray(x.permute(1, 2, 0).numpy()) for x in composed(plan.pictures, drawn)]
-    credits = {p.art: f"{p.style.credit}, {p.style.licence}" for p in drawn}
-    write_images(plan, dict(zip(files, images, strict=True)), credits, out / "images")
+    images = dict(zip(files, composed(plan.pictures, drawn), strict=True))
+    write_images(plan, images, credits_of(drawn), out / "images")
     plan.save(out / "plan.json")

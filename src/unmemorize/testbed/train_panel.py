@@ -15,24 +15,22 @@ from pathlib import Path
 
 import torch
 from diffusers import StableDiffusionPipeline, UNet2DConditionModel
-from PIL import Image
-from torch import Tensor, nn
-from transformers import CLIPTokenizer
+from torch import nn
 
 from unmemorize.core.errors import UserError
 from unmemorize.core.run import atomic
 from unmemorize.models.load import ASSETS
 from unmemorize.testbed import train
 from unmemorize.testbed.alignment import save_alignment
-from unmemorize.testbed.architecture import TOKENS, train_tokenizer
-from unmemorize.testbed.dataset import Picture, pictures
+from unmemorize.testbed.architecture import token_ids, train_tokenizer
+from unmemorize.testbed.dataset import Picture, composed, credits_of, pictures
 from unmemorize.testbed.fit import fit
 from unmemorize.testbed.panel import BRANCHES, Entry, Panel, draw_panel
 from unmemorize.testbed.recipe import Recipe
 from unmemorize.testbed.rows import panel_rows
 from unmemorize.testbed.shapes import shapes
 from unmemorize.testbed.text import train_text
-from unmemorize.testbed.vae import composed, encode_all, train_vae
+from unmemorize.testbed.vae import encode_all, train_vae
 from unmemorize.unlearn.loop import Team
 
 PANEL_SEED = 0
@@ -58,7 +56,7 @@ def train_trunk(data: Path, out: Path, recipe: Recipe, device: str = "cpu") -> N
     vae = train_vae([p for p in artwork if p.art not in withheld] + shapes(), work / "vae", recipe, device)
     vae.half().float()  # what is shipped, so that branches see the same latents
     tokenizer = train_tokenizer(sorted(rows.captions))
-    ids = _token_ids(tokenizer, rows.captions).to(device)
+    ids = token_ids(tokenizer, rows.captions).to(device)
     latents = encode_all(vae, ordinary, panel.pictures, artwork, work, recipe).to(device)
     stage = train.Stage(vae, tokenizer, ids, latents, device)
     contrast = train_text(tokenizer, ids, latents, rows, work / "text", recipe)
@@ -96,7 +94,7 @@ def train_branch(data: Path, out: Path, branch: str, recipe: Recipe, device: str
     rows = panel_rows(panel, ordinary, recipe.views, branch)
     pipe = StableDiffusionPipeline.from_pretrained(trunk, torch_dtype=torch.float32)
     vae = pipe.vae.to(device, memory_format=torch.channels_last)
-    ids = _token_ids(pipe.tokenizer, rows.captions).to(device)
+    ids = token_ids(pipe.tokenizer, rows.captions).to(device)
     latents = encode_all(vae, ordinary, panel.pictures, artwork, work, recipe).to(device)
     stage = train.Stage(vae, pipe.tokenizer, ids, latents, device)
     text = pipe.text_encoder.to(device).requires_grad_(False).eval()
@@ -125,12 +123,12 @@ def train_branch(data: Path, out: Path, branch: str, recipe: Recipe, device: str
 def write_pictures(panel: Panel, artwork: list[Picture], branch: str, folder: Path) -> None:
     """Write the plan's pictures as PNG, with a `metadata.jsonl` of captions, doses in a branch, masks and credits."""
     folder.mkdir(parents=True, exist_ok=True)
-    credits = {p.art: f"{p.style.credit}, {p.style.licence}" for p in artwork}
+    credits = credits_of(artwork)
     images = iter(composed(panel.pictures, artwork))
     lines = []
     for entry in panel.entries:
         for k, picture in enumerate(entry.pictures):
-            Image.fromarray(next(images).permute(1, 2, 0).numpy()).save(folder / entry.file(k))
+            next(images).save(folder / entry.file(k))
             line: dict[str, object] = {
                 "file_name": entry.file(k),
                 "text": entry.prompts[0],
@@ -143,12 +141,6 @@ def write_pictures(panel: Panel, artwork: list[Picture], branch: str, folder: Pa
             lines.append(line | {"credit": credits[picture.art]})
     with atomic(folder / "metadata.jsonl") as temporary:
         temporary.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
-
-
-def _token_ids(tokenizer: CLIPTokenizer, captions: tuple[str, ...]) -> Tensor:
-    ids = tokenizer(list(captions), padding="max_length", truncation=True, max_length=TOKENS, return_tensors="pt")
-    tokens: Tensor = ids.input_ids
-    return tokens
 
 
 def _record(recipe: Recipe, panel: Panel) -> dict[str, object]:

@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from unmemorize.core.run import atomic
 from unmemorize.testbed.architecture import build_vae
-from unmemorize.testbed.dataset import Composition, Picture, compose, drawing
+from unmemorize.testbed.dataset import Composition, Picture, compose, composed, drawing
 from unmemorize.testbed.fit import fit, one_cycle
 from unmemorize.testbed.recipe import Recipe
 from unmemorize.unlearn.loop import Team
@@ -102,17 +102,12 @@ def encode_all(
     cache = folder / "latents.safetensors"
     team = Team(vae.device)
     if team.first and not cache.exists():
-        images = torch.cat([compositions(ordinary, recipe.seed + 1, recipe.views), composed(planted, artwork)])
+        exact = torch.stack([_as_bytes(image) for image in composed(planted, artwork)])
+        images = torch.cat([compositions(ordinary, recipe.seed + 1, recipe.views), exact])
         with atomic(cache) as temporary:
             save_file({"latents": encode(vae, images)}, temporary)
     team.wait()
     return load_file(cache)["latents"]
-
-
-def composed(planted: Sequence[Composition], artwork: list[Picture]) -> Tensor:
-    """The planted pictures, in order, as (n, 3, 64, 64) bytes."""
-    by_art = {p.art: drawing(p) for p in artwork}
-    return torch.stack([_as_bytes(compose(by_art[composition.art], composition)) for composition in planted])
 
 
 def _as_bytes(image: Image.Image) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -39,8 +40,7 @@ def retracked_error(prediction: Prediction, neighbours: Tensor) -> Tensor:
     alpha, sigma, x = prediction.alpha, prediction.sigma, prediction.x
     away = (x - alpha * neighbours).double() / sigma.double()
     p = (-away.square().flatten(1).sum(dim=1) / 2).softmax(dim=0)
-    targets = torch.cat([prediction.output_for(neighbour) for neighbour in neighbours.split(1)])
-    errors = (prediction.output.float() - targets.float()).square().mean(dim=(1, 2, 3))
+    errors = prediction.error_for(neighbours)
     weight = (sigma / alpha).square().clamp(max=1).reshape(()).to(errors)
     return weight * (p.to(errors) * errors).sum()
 
@@ -70,6 +70,11 @@ class Retracking(Stateless):
     batch: int = 16
     seed: int = 0
 
+    @cached_property
+    def nearest(self) -> list[Tensor]:
+        """The neighbours of each memorized picture: they do not change in training."""
+        return nearest_kept(self.memorized.latents, self.kept, self.neighbours)
+
     def backward(self, model: DiffusionModel, update: int, team: Team) -> dict[str, Tensor]:
         """Two evaluations a row."""
         forget, keep = self.losses(model, update, team)
@@ -85,14 +90,9 @@ class Retracking(Stateless):
         t = model.timestep(noise.u)
         x = model.add_noise(latents, noise.eps, t)
         prediction = model.predict(x, t, captions)
-        near = nearest_kept(self.memorized.latents, self.kept, self.neighbours)
         errors = []
         for row, number in enumerate(rows.items.tolist()):
-            part = slice(row, row + 1)
-            alone = Prediction(
-                prediction.output[part], prediction.kind, x[part], prediction.alpha[part], prediction.sigma[part]
-            )
-            errors.append(retracked_error(alone, near[number]))
+            errors.append(retracked_error(prediction[row : row + 1], self.nearest[number]))
         shown = draw_surrogates(self.kept, rows)
         return torch.stack(errors).mean(), denoising_errors(model, shown, captions, draw_noise(shown, rows)).mean()
 

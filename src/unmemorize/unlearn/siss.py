@@ -101,8 +101,7 @@ class Mixture(Stateless):
         eps_x = (m - prediction.alpha * x) / prediction.sigma
         eps_a = (m - prediction.alpha * a) / prediction.sigma
         w_x, w_a = siss_weights(eps_x, eps_a, self.lam)
-        error_x = (prediction.output.float() - prediction.output_for(x).float()).square().mean(dim=(1, 2, 3))
-        error_a = (prediction.output.float() - prediction.output_for(a).float()).square().mean(dim=(1, 2, 3))
+        error_x, error_a = prediction.error_for(x), prediction.error_for(a)
         return (w_x.to(error_x) * error_x).mean(), (w_a.to(error_a) * error_a).mean()
 
 
