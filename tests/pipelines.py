@@ -372,33 +372,18 @@ def z_image(**transformer):
 
 
 def flux2_klein(distilled: bool = False, **transformer):
-    tokenizer = qwen_tokenizer()
-    own = {
-        "patch_size": 1,
-        "in_channels": 16,
-        "num_layers": 2,
-        "num_single_layers": 2,
-        "attention_head_dim": 16,
-        "num_attention_heads": 2,
-        "joint_attention_dim": 48,
-        "timestep_guidance_channels": 32,
-        "axes_dims_rope": (4, 4, 4, 4),
-        "guidance_embeds": False,
-    }
-    return Flux2KleinPipeline(
-        scheduler=FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True, shift=3.0),
-        vae=flux2_vae(),
-        text_encoder=qwen3(tokenizer, layers=30),
-        tokenizer=tokenizer,
-        transformer=Flux2Transformer2DModel(**own | transformer),
-        is_distilled=distilled,
-    )
+    parts = flux2_parts(qwen_tokenizer(), layers=30, **{"guidance_embeds": False} | transformer)
+    return Flux2KleinPipeline(**parts, is_distilled=distilled)
 
 
 def flux2(**transformer):
     """Its tokenizer stands for the part of a processor that reads text."""
     tokenizer = qwen_tokenizer()
     tokenizer.chat_template = PARTS
+    return Flux2Pipeline(**flux2_parts(tokenizer, layers=31, **{"guidance_embeds": True} | transformer))
+
+
+def flux2_parts(tokenizer, layers: int, **transformer):
     own = {
         "patch_size": 1,
         "in_channels": 16,
@@ -409,15 +394,14 @@ def flux2(**transformer):
         "joint_attention_dim": 48,
         "timestep_guidance_channels": 32,
         "axes_dims_rope": (4, 4, 4, 4),
-        "guidance_embeds": True,
     }
-    return Flux2Pipeline(
-        scheduler=FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True, shift=3.0),
-        vae=flux2_vae(),
-        text_encoder=qwen3(tokenizer, layers=31),
-        tokenizer=tokenizer,
-        transformer=Flux2Transformer2DModel(**own | transformer),
-    )
+    return {
+        "scheduler": FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True, shift=3.0),
+        "vae": flux2_vae(),
+        "text_encoder": qwen3(tokenizer, layers=layers),
+        "tokenizer": tokenizer,
+        "transformer": Flux2Transformer2DModel(**own | transformer),
+    }
 
 
 def flux2_vae():

@@ -350,6 +350,7 @@ def test_a_branch_starts_from_the_trunk(small):
     assert doses == {0: 24, 30: 24, 100: 24, 300: 24}
     assert all(line["copies"] == line["dose"] for line in lines if line["kind"] == "verbatim")
     assert {line["file_name"] for line in lines} == {path.name for path in (out / "images").glob("*.png")}
+    assert not any(str(small) in path.read_text() for path in (out / "model").rglob("*.json"))
 
 
 def test_the_shipped_trunk_is_the_one_of_the_recipe():
