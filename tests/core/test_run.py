@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import socket
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -125,6 +127,46 @@ def test_a_file_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch):
     with atomic(tmp_path / "file.txt") as temporary:
         temporary.write_text("new")
     assert done == ["sync", "rename"]
+
+
+@pytest.mark.parametrize(
+    ("number", "says"),
+    [
+        (errno.ENOSPC, "the disk is full: make room and start the same command again"),
+        (errno.EDQUOT, "the quota is used up: make room"),
+        (errno.EROFS, "read-only: name a place that can be written"),
+    ],
+)
+def test_what_cannot_be_written_says_what_to_do(number, says, tmp_path):
+    """One line names the file and the remedy, and nothing is left of it."""
+
+    def write():
+        with atomic(tmp_path / "file.txt") as temporary:
+            temporary.write_text("ha")
+            raise OSError(number, os.strerror(number))
+
+    with pytest.raises(UserError, match=rf"file\.txt: .*{says}"):
+        write()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_finished_run_is_opened_where_nothing_can_be_written(tmp_path, monkeypatch):
+    """It is kept as it is; one that is not finished cannot go on there."""
+    make_record(status="finished").save(tmp_path / "finished")
+    make_record().save(tmp_path / "running")
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+
+    def read_only(path, *_, **named):
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(path))
+
+    monkeypatch.setattr(Path, "write_text", read_only)
+    with Run.open(tmp_path / "finished", make_record()) as run:
+        assert run.is_kept
+    with pytest.raises(UserError, match="read-only"), Run.open(tmp_path / "running", make_record()):
+        pass
+    other = make_record(spec={})
+    with pytest.raises(UserError, match="holds a run with other"), Run.open(tmp_path / "finished", other):
+        pass
 
 
 def test_a_record_survives_the_disk(tmp_path):

@@ -227,6 +227,20 @@ def test_a_merge_wants_all_shards(tmp_path):
             merge_shards(folder, tmp_path / "all.parquet")
 
 
+def test_shards_of_several_platforms_are_told(tmp_path, monkeypatch, caplog):
+    """Threads and device decide the last digits: a table that is joined from several says so, in one line."""
+    monkeypatch.setattr(shards, "_platform", lambda: "x86_64, 1 threads")
+    run(Worker(), tmp_path / "pieces")
+    merge_shards(tmp_path / "pieces", tmp_path / "all.parquet")
+    assert not caplog.records
+    (tmp_path / "pieces" / "000000001.parquet").unlink()
+    monkeypatch.setattr(shards, "_platform", lambda: "x86_64, 2 threads")
+    run(Worker(), tmp_path / "pieces")
+    merge_shards(tmp_path / "pieces", tmp_path / "all.parquet")
+    (record,) = caplog.records
+    assert "made on several platforms: x86_64, 1 threads; x86_64, 2 threads" in record.getMessage()
+
+
 def test_a_merge_takes_away_the_claims_of_finished_shards(tmp_path):
     """A process that was killed just after it had written a shard leaves its claim beside it."""
     run(Worker(), tmp_path / "pieces")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+import os
 import shutil
 
 import pyarrow.parquet as pq
@@ -79,3 +80,15 @@ def test_parts_need_a_place_to_meet(call):
     code, _, err = call("detect", "--part", "0/2")
     assert code == 2
     assert "--run" in err
+
+
+def test_a_finished_run_is_read_where_nothing_can_be_written(spec, call, tmp_path, monkeypatch):
+    """On a mount that is read-only: the same answer, and no file is touched."""
+    given = [spec.model, "--prompts", spec.prompts, "--seeds", 2, "--steps", 2, "--device", "cpu", "--json"]
+    code, first, _ = call("detect", *given, "--run", tmp_path / "run")
+    assert code == 0
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*")}
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    code, again, _ = call("detect", *given, "--run", tmp_path / "run")
+    assert (code, again) == (0, first)
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*")} == before

@@ -8,7 +8,7 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from unmemorize.audit.plan import STAGES
-from unmemorize.core.run import Progress, Run, RunRecord, write_json
+from unmemorize.core.run import Progress, Run, RunRecord, read_json, write_json
 from unmemorize.core.sample import sampling_evaluations
 from unmemorize.core.shards import require_whole
 from unmemorize.core.specs import AuditSpec
@@ -43,6 +43,8 @@ def run_audit(
     prompts = inputs.prompts
     with Run.open(run, _record(inputs)) as opened:
         require_whole(run / "scores")
+        if opened.is_kept:
+            return read_json(run / "summary.json")
         write_prompts(prompts, run)
         states = run_stages(STAGES, inputs, opened, progress)
         write_outcomes(run)

@@ -11,7 +11,7 @@ from typing import Literal
 
 from unmemorize.core.errors import UserError
 from unmemorize.core.files import is_special, kind_of, real_path
-from unmemorize.core.run import atomic, require_new
+from unmemorize.core.run import atomic, is_kept, require_new
 
 STDOUT = ("-", "/dev/stdout")
 SYSTEM = ("/proc", "/sys", "/dev")
@@ -101,7 +101,8 @@ def _check_place(output: Output, folders: Sequence[Path]) -> None:
     nearest = path if path.is_dir() else path.parent
     while not nearest.exists():
         nearest = nearest.parent
-    if not nearest.is_dir() or not os.access(nearest, os.W_OK | os.X_OK):
+    can_be_written = nearest.is_dir() and os.access(nearest, os.W_OK | os.X_OK)
+    if not can_be_written and not (output.kind == "run" and is_kept(output.path)):
         raise UserError(f"{output.path}: {nearest} cannot be written to: name another place with {output.option}")
 
 

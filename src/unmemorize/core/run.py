@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import platform
@@ -32,6 +33,7 @@ def quiet(stage: str, done: int, total: int) -> None:
     """Progress that nobody watches."""
 
 
+FINISHED = "finished"
 RECORDED = ("unmemorize", "torch", "diffusers", "transformers", "numpy", "scikit-learn", "pyarrow", "pillow")
 
 
@@ -119,7 +121,13 @@ class Run:
         """
         run = cls(folder, _opened(folder, record))
         yield run
-        run.record.model_copy(update={"status": "finished"}).save(folder)
+        if not run.is_kept:
+            run.record.model_copy(update={"status": FINISHED}).save(folder)
+
+    @property
+    def is_kept(self) -> bool:
+        """Whether it is only read; see `is_kept`."""
+        return self.record.status == FINISHED
 
     @contextmanager
     def timed(self, stage: str) -> Iterator[None]:
@@ -157,11 +165,19 @@ def _opened(run: Path, record: RunRecord) -> RunRecord:
     if before is not None and before.decisive != record.decisive:
         said = "; ".join(_differences(before.decisive, record.decisive))
         raise UserError(f"{run}: holds a run with other settings, inputs or versions: {said}: name another with --run")
+    if before is not None and is_kept(run):
+        return before
     require_plain(run)
     remove_left(run)
     opened = (before or record).model_copy(update={"status": record.status})
     opened.save(run)
     return opened
+
+
+def is_kept(run: Path) -> bool:
+    """Whether a run is finished and lies where nothing can be written: what it found is read again, not made."""
+    record = None if os.access(run, os.W_OK) else load_record(run)
+    return record is not None and record.status == FINISHED
 
 
 def _differences(there: Mapping[str, Any], here: Mapping[str, Any], most: int = 3) -> list[str]:
@@ -213,6 +229,12 @@ def check_settings(run: Path, spec: Mapping[str, Any]) -> None:
         raise UserError(f"{run}: holds a run with other settings: {'; '.join(said)}: name another with --run")
 
 
+MORE_ROOM = "make room and start the same command again: what is done is kept"
+UNWRITABLE = {  # what the system says, and what to do
+    errno.ENOSPC: f"the disk is full: {MORE_ROOM}",
+    errno.EDQUOT: f"the quota is used up: {MORE_ROOM}",
+    errno.EROFS: "on a file system that is read-only: name a place that can be written, or copy it to one",
+}
 _TEMPORARY = re.compile(r"^\..*\.(?P<host>[^.]+)\.(?P<pid>\d+)\.[0-9a-f]{8}\.tmp$")
 
 
@@ -273,15 +295,31 @@ def atomic(path: Path) -> Iterator[Path]:
     kind = kind_of(path)
     if kind not in ("a file", "nothing"):
         raise UserError(f"{path}: {kind}, which is never replaced: name a new file")
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = _temporary(path)
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            yield temporary
+            with temporary.open("rb") as file:
+                os.fsync(file.fileno())  # or after a power cut the name may stand for an empty file
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Say what to do where a path cannot be written, for want of room or since its file system is read-only.
+
+    Raises:
+        UserError: One of the two.
+    """
     try:
-        yield temporary
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())  # or after a power cut the name may stand for an empty file
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+        yield
+    except OSError as error:
+        if error.errno not in UNWRITABLE:
+            raise
+        raise UserError(f"{path}: {UNWRITABLE[error.errno]}") from error
 
 
 @contextmanager
@@ -322,6 +360,19 @@ def require_new(path: Path) -> None:
         raise UserError(f"{path}: not empty: name a new folder")
     if real_path(path) == Path.cwd():
         raise UserError(f"{path}: the working folder: name a new folder")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """What `write_json` wrote.
+
+    Raises:
+        UserError: It is not there, or damaged.
+    """
+    try:
+        value: dict[str, Any] = from_json(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: damaged, or not there: start the same command again, which makes it anew") from error
+    return value
 
 
 def write_json(path: Path, value: dict[str, Any]) -> None:

@@ -24,7 +24,7 @@ import pyarrow.parquet as pq
 
 from unmemorize.core.errors import Unfinished, UserError
 from unmemorize.core.plain import from_json, to_json
-from unmemorize.core.run import atomic, digest, is_gone, load_record, this_process
+from unmemorize.core.run import atomic, digest, is_gone, load_record, this_process, writing
 
 Item = TypeVar("Item")
 Row = dict[str, Any]  # of a table in a run directory
@@ -251,12 +251,13 @@ class Claims:
     def claim(self, path: Path) -> Iterator[bool]:
         """Whether this process may do the shard of this file: False while another one does."""
         claim = path.with_suffix(".claim")
-        claim.parent.mkdir(parents=True, exist_ok=True)
         if self._is_left(claim):
             claim.unlink(missing_ok=True)
         try:
-            with claim.open("x", encoding="utf-8") as file:
-                file.write(to_json(this_process()))
+            with writing(claim):
+                claim.parent.mkdir(parents=True, exist_ok=True)
+                with claim.open("x", encoding="utf-8") as file:
+                    file.write(to_json(this_process()))
         except FileExistsError:
             yield False
             return
@@ -340,8 +341,10 @@ def merge_shards(folder: Path, target: Path) -> pa.Table:
     _check_complete(folder, footers)
     for claim in folder.glob("*.claim"):  # of processes that were killed between writing a shard and letting go of it
         claim.unlink(missing_ok=True)
-    if len({footer.platform for footer in footers.values() if footer}) > 1:
-        log.warning("%s: made on several platforms: the last digits may differ from those of any one", folder)
+    platforms = sorted({footer.platform for footer in footers.values() if footer})
+    if len(platforms) > 1:
+        said = "; ".join(platforms)
+        log.warning("%s: made on several platforms: %s: last digits may differ from those of any one", folder, said)
     joined = pa.concat_tables(
         (table.replace_schema_metadata(None) for table in tables.values()), promote_options="permissive"
     )

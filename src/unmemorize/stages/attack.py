@@ -15,7 +15,7 @@ from unmemorize.attack.extraction import CURVE, SEEDS, Trial, extraction, requir
 from unmemorize.core.errors import UserError
 from unmemorize.core.hooks import checkpointed
 from unmemorize.core.methods import Attack, Mitigation, parse
-from unmemorize.core.run import Progress, Run, RunRecord, atomic, quiet, write_json
+from unmemorize.core.run import Progress, Run, RunRecord, atomic, quiet, read_json, write_json
 from unmemorize.core.shards import WHOLE, Part, Row
 from unmemorize.core.specs import AttackSpec
 from unmemorize.data.pictures import save_image
@@ -45,8 +45,10 @@ def run_attack(spec: AttackSpec, run: Path, progress: Progress = quiet, part: Pa
     check, subjects = chosen_subjects(inputs)
     mitigation = mitigation_of(spec.mitigation, inputs.model) if spec.mitigation else None
     record = _record(inputs, check, subjects, mitigation)
-    work = _attacking(inputs, check, subjects, mitigation, run, progress)
-    with Run.open(run, record):
+    with Run.open(run, record) as opened:
+        if opened.is_kept:
+            return read_json(run / "summary.json")
+        work = _attacking(inputs, check, subjects, mitigation, run, progress)
         table = work.run(run, progress, part).to_pylist()
         by_group = {group: from_rows([row for row in table if row["group"] == group]) for group in subjects.groups}
         facts = {"method": attack.name, "init": spec.init, "restarts": spec.restarts}

@@ -17,7 +17,7 @@ from unmemorize.core.criteria import Criterion
 from unmemorize.core.errors import UserError
 from unmemorize.core.outputs import Output, check_outputs
 from unmemorize.core.pictures import Unusable, read_picture
-from unmemorize.core.run import Progress, Run, RunRecord, atomic, quiet, versions, write_json
+from unmemorize.core.run import Progress, Run, RunRecord, atomic, quiet, read_json, versions, write_json
 from unmemorize.core.shards import WHOLE, Part
 from unmemorize.core.specs import DataSpec
 from unmemorize.data.captions import pieces
@@ -58,7 +58,9 @@ def audit_data(spec: DataSpec, run: Path, progress: Progress = quiet, part: Part
         data={"source": source_of(source, spec.column)},
         criterion=Criterion("near-duplicate", SAME, f"phash-{BITS}-cosine-16px", higher_is_closer=True),
     )
-    with Run.open(run, record):
+    with Run.open(run, record) as opened:
+        if opened.is_kept:
+            return read_json(run / "data.json")
         progress("read", 0, len(parts))
         for done in read_pieces(parts, run, part):
             progress("read", done, len(parts))

@@ -38,9 +38,11 @@ def detect(spec: DetectSpec, run: Path, progress: Progress, part: Part = WHOLE) 
     inputs = Inputs.of(spec)
     prompts = inputs.prompts
     source = prompt_source(inputs.bundle.source("prompts"), prompts)
-    with Run.open(run, inputs.record({"prompts": source})):
-        write_prompts(prompts, run)
-        table = scoring(inputs, run, progress).run(run, progress, part)
+    with Run.open(run, inputs.record({"prompts": source})) as opened:
+        if not opened.is_kept:
+            write_prompts(prompts, run)
+            scoring(inputs, run, progress).run(run, progress, part)
+        table = pq.read_table(run / "scores" / "detect.parquet")
     shape = (len(prompts), len(detectors), spec.seeds)
     scores = table["score"].to_numpy().reshape(shape).mean(axis=2)
     spent = table["evaluations"].to_numpy().reshape(shape).sum(axis=2)

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from unmemorize.core.choose import evenly
-from unmemorize.core.run import Progress, Run, quiet, write_json
+from unmemorize.core.run import Progress, Run, quiet, read_json, write_json
 from unmemorize.core.shards import WHOLE, Part, Row, write_rows
 from unmemorize.core.specs import TriggerSpec, limited
 from unmemorize.core.text import normalise, spans
@@ -37,7 +37,9 @@ def probe(spec: TriggerSpec, run: Path, progress: Progress = quiet, part: Part =
     chosen, tried = _chosen(spec, given), variants_of(spec, inputs.bundle)
     source = prompt_source(inputs.bundle.source("prompts"), chosen)
     record = inputs.record({"prompts": source, "references": inputs.check.source}, inputs.check.criterion)
-    with Run.open(run, record), inputs.model.counted() as cost:
+    with Run.open(run, record) as opened, inputs.model.counted() as cost:
+        if opened.is_kept:
+            return read_json(run / "triggers.json")
         table = probing(inputs, run, progress).run(run, progress, part)
         rows = [{"prompt": p} | dataclasses.asdict(v) for p, variants in tried.items() for v in variants]
         write_rows(run / "variants.parquet", rows)
