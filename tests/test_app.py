@@ -12,6 +12,8 @@ import pytest
 import torch
 
 from hostile import complaints
+from unmemorize.app.page import listen
+from unmemorize.core.errors import UserError
 from unmemorize.data.pictures import save_image
 
 HOSTILE = "<img src=x onerror=alert(1)> ${alert(2)} {{7*7}}"
@@ -189,6 +191,14 @@ def test_a_port_in_use_is_one_line(tiny_folder):
     assert (done.returncode, done.stdout) == (2, "")
     assert f"port {port}" in done.stderr
     assert len(complaints(done.stderr)) == 1
+
+
+@pytest.mark.enable_socket
+@pytest.mark.parametrize("host", ["\ud800", "x" * 300, "256.256.256.256", "a b"])
+def test_what_cannot_be_a_host_is_one_line(host):
+    with pytest.raises(UserError, match="or --host") as refused:
+        listen(host, 0)
+    assert len(str(refused.value).splitlines()) == 1
 
 
 def test_without_gradio_the_extra_is_named():

@@ -191,6 +191,8 @@ WRONG = {
     "nothing to explain": (["explain", "MODEL", " "], "the prompt is empty"),
     "no such model": (["explain", "./nowhere", "a"], "no such folder"),
     "a folder in use": (["generate", "MODEL", "a", "--out", "."], "not empty"),
+    "maps over a device": (["explain", "MODEL", "a", "--method", "curvature-map", "--out", "/dev/null"], "a device"),
+    "maps in a system folder": (["explain", "MODEL", "a", "--method", "curvature-map", "--out", "/proc/x"], "a system"),
     "half the limits": (["generate", "MODEL", "a", "--mitigation", "guard:target=1"], "come together"),
     "a guard that does not know what is ordinary": (
         ["generate", "MODEL", "a", "--mitigation", "guard"],

@@ -9,6 +9,7 @@ import sys
 from dataclasses import fields
 from functools import partial
 from pathlib import Path
+from typing import get_args
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -81,6 +82,21 @@ def test_an_old_name_says_the_new_one(command, old, new, call):
     assert (code, out) == (2, "")
     assert complaints(err) == [f"error: {old}: this option is called {new} now"]
     assert new.split()[0] in {name for a in COMMANDS[(command,)].assemble_argument_collection() for name in a.names}
+
+
+@pytest.mark.parametrize("words", COMMANDS, ids=" ".join)
+def test_every_number_has_bounds(words, call):
+    """More than 64 bits hold, or fewer than none, is refused by the option's name, and not quoted whole."""
+    known = COMMANDS[words].assemble_argument_collection()
+    needed = [f"{argument.name}=x" for argument in known if argument.required and argument.name.startswith("--")]
+    for argument in known:
+        kinds = {argument.hint, *get_args(argument.hint)}
+        if int in kinds:
+            for value in (str(2**63), "-1", "9" * 5000):
+                code, out, err = call(*words, *needed, f"{argument.name}={value}")
+                assert (code, out) == (2, ""), argument.name
+                assert argument.name in err
+                assert "9" * 201 not in err
 
 
 WRONG = {

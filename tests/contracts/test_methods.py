@@ -106,6 +106,23 @@ def test_what_cannot_be_read_is_one_line(text, message):
     assert "\n" not in str(error.value)
 
 
+def integers():
+    """The settings that are whole numbers, of every method."""
+    for kind in GROUPS:
+        for name, cls in methods(kind).items():
+            for setting, facts in describe(cls)["settings"].items():
+                if facts["type"] == "int":
+                    yield kind, name, setting
+
+
+@pytest.mark.parametrize(("kind", "name", "setting"), [*integers()])
+def test_a_count_has_a_ceiling(kind, name, setting):
+    """More than 64 bits hold, or fewer than none, is refused by the setting's name, before a model is asked."""
+    for value in (str(2**63), "-1"):
+        with pytest.raises(UserError, match=f"^{name}:{setting}='{value}': input should be (less|greater) than"):
+            parse(kind, f"{name}:{setting}={value}")
+
+
 def test_names_are_given_once():
     """A second method of a name, a name that no command line takes, and a need that nobody knows."""
     for name, needs, message in (

@@ -8,6 +8,7 @@ from itertools import pairwise
 import pytest
 import torch
 
+from unmemorize.core.errors import UserError
 from unmemorize.core.sample import Sampler, first_conditional, first_unconditional, generate, generators, trajectory
 
 PROMPTS = ["a lighthouse at dusk", "an owl on a fence", "the old harbour"]
@@ -54,6 +55,14 @@ def test_a_wrong_number_of_seeds_is_refused(tiny_model, seeds):
     cond = tiny_model.encode(PROMPTS)
     with pytest.raises(ValueError, match=rf"one seed per prompt, got {len(seeds)} seeds for 3 prompts"):
         next(trajectory(tiny_model, cond, seeds=seeds, sampler=Sampler(2)))
+
+
+@pytest.mark.parametrize("steps", [1000, 1001])
+def test_more_steps_than_levels_are_refused(tiny_model, steps):
+    """Its schedule has a thousand levels, and an offset of one."""
+    with pytest.raises(UserError, match=f"{steps} sampling steps"):
+        tiny_model.schedule(steps)
+    assert len(tiny_model.schedule(999).timesteps) == 999
 
 
 def test_steps_are_linked_and_counted(tiny_model, cost):

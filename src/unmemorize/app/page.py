@@ -44,9 +44,10 @@ def listen(host: str, port: int) -> socket.socket:
         UserError: The address cannot be used.
     """
     try:
+        host.encode("idna")  # what cannot be a name ends here, and not with a socket that is left open
         return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
-    except OSError as error:
-        reason = error.strerror or error
+    except (OSError, UnicodeError) as error:
+        reason = getattr(error, "strerror", None) or error
         raise UserError(f"{host}, port {port}: {reason}: name another --port (0 takes a free one) or --host") from error
 
 

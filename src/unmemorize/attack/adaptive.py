@@ -15,6 +15,7 @@ from unmemorize.core.methods import SAMPLING, Acts, Attack, Subject, method
 from unmemorize.core.model import Condition, joined
 from unmemorize.core.results import Found
 from unmemorize.core.sample import Sampler, generators, sample
+from unmemorize.core.specs import Count, SamplingSteps
 
 
 @method(
@@ -47,8 +48,8 @@ class Adaptive(Attack):
 
     meets: ClassVar[frozenset[Acts]] = SAMPLING | {"weights"}
 
-    updates: int = 186
-    sampling: int = 8
+    updates: Count = 186
+    sampling: SamplingSteps = 8
     guidance: float = 7.5
     ways: tuple[Dori, ...] = (HighNoise(), FromNoise())
     seeds: tuple[int, ...] = (7001, 7002, 7003, 7004)

@@ -14,6 +14,7 @@ from unmemorize.core.methods import Attack, Subject, method
 from unmemorize.core.model import Condition, DiffusionModel, Prediction, drawn_levels, joined
 from unmemorize.core.results import Found
 from unmemorize.core.sample import generators
+from unmemorize.core.specs import Count
 
 ROWS = 64  # the largest number of rows in one evaluation of the denoiser
 
@@ -42,9 +43,9 @@ class Dori(Attack):
         batch: Noisy versions of the picture that an update looks at.
     """
 
-    updates: int = 50
+    updates: Count = 50
     lr: float = 0.1
-    batch: int = 8
+    batch: Count = 8
 
     def __post_init__(self) -> None:
         if self.updates < 1 or self.lr <= 0 or self.batch < 1:

@@ -10,6 +10,7 @@ from torch import Tensor
 from unmemorize.attack.dori import Dori
 from unmemorize.core.methods import method
 from unmemorize.core.model import Prediction, drawn_levels
+from unmemorize.core.specs import Count
 
 
 @method(
@@ -31,9 +32,9 @@ class HighNoise(Dori):
         lowest: The noise level in (0, 1) above which all are drawn.
     """
 
-    updates: int = 64
+    updates: Count = 64
     lr: float = 0.2
-    batch: int = 2
+    batch: Count = 2
     lowest: float = 0.3
 
     def rate(self, done: int) -> float:

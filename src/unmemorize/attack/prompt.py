@@ -14,6 +14,7 @@ from unmemorize.core.methods import Attack, Subject, method
 from unmemorize.core.model import Condition, TypedModel, drawn_levels, typed
 from unmemorize.core.results import Found
 from unmemorize.core.sample import generators
+from unmemorize.core.specs import Count, Draws
 from unmemorize.core.vocabulary import BATCH, Words
 
 Draw = tuple[Tensor, Tensor, Tensor]  # noisy latents, their timesteps, their noise
@@ -54,10 +55,10 @@ class PromptSearch(Attack):
         noisy: The noisiest share of noise levels, from which they are drawn.
     """
 
-    updates: int = 20
-    batch: int = 4
-    tried: int = 24
-    top: int = 64
+    updates: Count = 20
+    batch: Count = 4
+    tried: Draws = 24
+    top: Count = 64
     noisy: float = 0.4
 
     def attack(

@@ -25,8 +25,8 @@ from unmemorize.cli import (  # noqa: F401
     triggers,
 )
 from unmemorize.cli.app import app
-from unmemorize.cli.mistakes import explained
-from unmemorize.cli.terminal import INTERRUPTED, complain, errors, say
+from unmemorize.cli.mistakes import explained, refusal, require_text
+from unmemorize.cli.terminal import INTERRUPTED, complain, errors, open_streams, say
 from unmemorize.core.errors import Unfinished, UnmemorizeError
 
 
@@ -35,15 +35,20 @@ def main() -> None:
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # or it warns of torchvision, which nothing here needs
     os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")  # or it prints what it cut off an overlong prompt
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # spinning threads slow a busy machine manyfold
+    open_streams()
     try:
+        require_text(sys.argv[1:])
         app(sys.argv[1:], exit_on_error=False, print_error=False)
     except CycloptsError as error:
         complain(explained(error))
         sys.exit(2)
     except Unfinished as state:
         say(str(state), to=errors)
-    except (UnmemorizeError, OSError) as error:
+    except UnmemorizeError as error:
         complain(str(error))
+        sys.exit(2)
+    except OSError as error:
+        complain(refusal(error))
         sys.exit(2)
     except RuntimeError as error:
         from unmemorize.core.batches import OUT_OF_MEMORY, is_out_of_memory  # by now torch is there

@@ -1,10 +1,14 @@
-"""What the parser refuses, in our words: one line that says what is wrong and what to type instead."""
+"""What the parser and the system refuse, in our words: one line that says what is wrong and what to type instead."""
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Sequence
+
 from cyclopts import CycloptsError, UnknownOptionError
 
-from unmemorize.core.plain import shortened
+from unmemorize.core.errors import UserError
+from unmemorize.core.plain import is_text, shortened
 
 LONGEST = 200  # characters of what was typed
 
@@ -62,3 +66,22 @@ def explained(error: CycloptsError) -> str:
         if len(token) > LONGEST:
             text = text.replace(" ".join(token.split()), shortened(token, LONGEST))
     return text[:1].lower() + text[1:].rstrip(".")
+
+
+def refusal(error: OSError) -> str:
+    """What the operating system refused, as other mistakes are told: the file first."""
+    return f"{error.filename}: {error.strerror}" if error.filename and error.strerror else str(error)
+
+
+def require_text(words: Sequence[str], encoding: str = sys.getfilesystemencoding()) -> None:
+    """Refuse words that files of a run, whose names and texts are UTF-8, could not hold.
+
+    Raises:
+        UserError: A word has bytes that are no text, or characters outside ASCII in a locale of another encoding.
+    """
+    for word in words:
+        if not is_text(word) or not (word.isascii() or encoding == "utf-8"):
+            raise UserError(
+                f"{word}: cannot be named in this locale, whose encoding is {encoding}: rename the file, or set a "
+                "locale of UTF-8, such as LC_ALL=C.UTF-8"
+            )

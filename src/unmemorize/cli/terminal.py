@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import codecs
+import io
+import json
+import logging
 import shlex
 import sys
 import time
@@ -29,6 +33,29 @@ EVERY = 60.0  # seconds between two lines of progress in a file
 
 out = Console()
 errors = Console(stderr=True)
+
+
+class _Log(logging.Handler):
+    """Says what is logged, as everything else is said: names of files in it act on nothing."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        say(self.format(record), to=errors, style="yellow")
+
+
+def _escaped(error: UnicodeError) -> tuple[str, int]:
+    r"""A character that a stream's encoding lacks, as `\u00e9`: JSON reads that as the character."""
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    return json.dumps(error.object[error.start : error.end])[1:-1], error.end
+
+
+def open_streams() -> None:
+    """Let every line be printed, in any locale, and what is logged be printed like the rest."""
+    codecs.register_error("escaped", _escaped)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="escaped")
+    logging.lastResort = _Log(logging.WARNING)
 
 
 def say(text: str, *, to: Console = out, style: str = "") -> None:

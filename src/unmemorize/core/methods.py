@@ -20,7 +20,7 @@ from importlib import import_module
 from importlib.metadata import entry_points
 from pathlib import Path
 from pkgutil import iter_modules
-from typing import Any, ClassVar, Literal, TypeVar, get_type_hints
+from typing import Annotated, Any, ClassVar, Literal, TypeVar, get_origin, get_type_hints
 
 import torch
 from pydantic import TypeAdapter, ValidationError
@@ -431,12 +431,14 @@ def _fields(cls: type[Method]) -> Sequence[Field[Any]]:
 @cache
 def _types(cls: type[Method]) -> Mapping[str, Any]:
     """The types of the settings that can be written as text."""
-    hints = get_type_hints(cls)
+    hints = get_type_hints(cls, include_extras=True)  # with the bounds of numbers
     return {f.name: hints[f.name] for f in _fields(cls) if f.init and _is_simple(hints[f.name])}
 
 
 def _is_simple(hint: Any) -> bool:
     """Numbers, texts and choices, or one of these and None."""
+    if get_origin(hint) is Annotated:
+        return _is_simple(hint.__origin__)
     if hint in _SIMPLE or hint is type(None):
         return True
     parts = getattr(hint, "__args__", ())
@@ -451,6 +453,8 @@ def _default(cls: type[Method], name: str) -> Any:
 
 
 def _written(hint: Any) -> str:
+    if get_origin(hint) is Annotated:
+        return _written(hint.__origin__)
     if isinstance(hint, type):
         return hint.__name__
     if getattr(hint, "__origin__", None) is Literal:

@@ -67,7 +67,8 @@ def write_output(path: str, content: bytes) -> None:
         UserError: The path is a folder, a device, a named pipe or a socket.
     """
     if is_stdout(path):
-        sys.stdout.write(content.decode())
+        sys.stdout.flush()
+        sys.stdout.buffer.write(content)  # in its own encoding, which a page and XML name, whatever the terminal's is
         sys.stdout.flush()
         return
     with atomic(Path(path)) as temporary:

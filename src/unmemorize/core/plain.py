@@ -16,6 +16,15 @@ _forbidden = re.compile("[^\t\n\r\x20-\x7e\x85\xa0-\ud7ff\ue000-\ufffd\U00010000
 _markdown = re.compile(r"[\\`*_{}\[\]<>()#|!~$@:]|(?<=www)\.", re.IGNORECASE)
 
 
+def is_text(text: str) -> bool:
+    """Whether UTF-8 can hold it: bytes of an argument or a file's name that are no text are halves of characters."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def printable(text: str) -> str:
     r"""Text on one line that moves no cursor and changes no reading direction: such characters become `\x1b`, `\n`."""
     return _unprintable.sub(lambda match: match.group().encode("unicode_escape").decode(), text)

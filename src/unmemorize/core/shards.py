@@ -69,19 +69,32 @@ def part_of(text: str, environment: Mapping[str, str] = os.environ) -> Part:
     """
     if text != "auto":
         index, _, of = text.partition("/")
-        if not (index.isdecimal() and of.isdecimal()):
+        if not (_is_count(index) and _is_count(of)):
             raise UserError(f"--part {text}: write I/N, such as 0/4, or auto")
         return Part(int(index), int(of))
     if "RANK" in environment:
-        return Part(int(environment["RANK"]), int(environment["WORLD_SIZE"]))
+        return Part(*_counts(environment, "RANK", "WORLD_SIZE"))
     if "SLURM_ARRAY_TASK_ID" not in environment:
         raise UserError("--part auto: neither RANK nor SLURM_ARRAY_TASK_ID is set: write I/N, such as 0/4")
-    number, first, last, count = (
-        int(environment[f"SLURM_ARRAY_TASK_{name}"]) for name in ("ID", "MIN", "MAX", "COUNT")
-    )
+    names = (f"SLURM_ARRAY_TASK_{name}" for name in ("ID", "MIN", "MAX", "COUNT"))
+    number, first, last, count = _counts(environment, *names)
     if last - first + 1 != count:
         raise UserError("--part auto: the SLURM array has gaps: number it without, or write I/N")
     return Part(number - first, count)
+
+
+def _is_count(text: str) -> bool:
+    return text.isdecimal() and len(text) <= DIGITS
+
+
+def _counts(environment: Mapping[str, str], *names: str) -> list[int]:
+    counts = []
+    for name in names:
+        value = environment.get(name, "")
+        if not _is_count(value):
+            raise UserError(f"--part auto: {name} is {value!r}, which is no count: write I/N, such as 0/4")
+        counts.append(int(value))
+    return counts
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,11 @@ from annotated_types import Interval
 
 from unmemorize.core.errors import UserError
 
-Count = Annotated[int, Interval(ge=1, le=1_000_000)]
-Limit = Annotated[int, Interval(ge=0, le=1_000_000_000)]
+Count = Annotated[int, Interval(ge=1, le=100_000)]
+Draws = Annotated[int, Interval(ge=1, le=10_000)]  # seeds, pictures and the like, which are held at once
+Limit = Annotated[int, Interval(ge=0, le=1_000_000_000)]  # of what is there
+Updates = Annotated[int, Interval(ge=0, le=100_000)]
+Rank = Annotated[int, Interval(ge=0, le=1024)]
 Seed = Annotated[int, Interval(ge=0, le=2**62)]
 SamplingSteps = Annotated[int, Interval(ge=0, le=1000)]
 Share = Annotated[float, Interval(ge=0, le=1)]
@@ -110,7 +113,7 @@ class Seeded:
         seed: The first of them.
     """
 
-    seeds: Count = 4
+    seeds: Draws = 4
     seed: Seed = 0
 
     @property
@@ -238,13 +241,13 @@ class AuditSpec(Scored, Prompted, Calibrated, Compared, Seeded, Sampled, Loaded)
     held_out: str = ""
     explainer: str = "gradient"
     plan: Literal["quick", "full"] = "quick"
-    pictures: Count = PLANNED
+    pictures: Draws = PLANNED
     generate: Limit = PLANNED
     explain: Limit = PLANNED
     mitigation: tuple[str, ...] = PLANNED
     attack: Limit = PLANNED
     attack_method: str = PLANNED
-    attack_updates: Limit = PLANNED
+    attack_updates: Updates = PLANNED
     bound: Annotated[float, Interval(ge=0.001, le=0.5)] = BOUND
 
     def __post_init__(self) -> None:
@@ -278,7 +281,7 @@ class CheckSpec(OfModel, Seeded, Loaded):
     controls: str = ""
     method: tuple[str, ...] = ("velocity-error", "flipd", "one-laplacian")
     limit: Limit = 100
-    seeds: Count = 1
+    seeds: Draws = 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -306,7 +309,7 @@ class TriggerSpec(OfModel, Prompted, Compared, Sampled, Loaded):
 
     limit: Limit = 20
     repeats: Annotated[int, Interval(ge=1, le=20)] = 3
-    pictures: Count = 2
+    pictures: Draws = 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -348,7 +351,7 @@ class LocalitySpec(OfModel, Prompted, Calibrated, Compared, Sampled, Loaded):
     inits: Annotated[int, Interval(ge=2, le=100_000)] = 100
     updates: Count = 50
     limit: Limit = 100
-    pictures: Count = 2
+    pictures: Draws = 2
     method: tuple[str, ...] = ("nemo:layers=all,refine=false", "wanda")
 
 
@@ -375,9 +378,9 @@ class AttackSpec(OfModel, Targeted, Calibrated, Compared, Sampled, Loaded):
     mitigation: str = ""
     init: Literal["prompt", "random", "ordinary"] = "prompt"
     updates: Count | None = None
-    restarts: Count = 1
+    restarts: Draws = 1
     limit: Limit = 0
-    pictures: Count = 4
+    pictures: Draws = 4
     bound: Share = 0.05
     checkpointing: bool = False
 
@@ -399,10 +402,10 @@ class MitigateSpec(OfModel, Targeted, Compared, Sampled, Loaded):
     method: str = "erase"
     updates: Count | None = None
     attack_updates: Count = 50
-    pictures: Count = 4
+    pictures: Draws = 4
     captions: bool = False
     mitigation: str = ""
-    surrogates: Count = 10
+    surrogates: Draws = 10
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -421,7 +424,7 @@ class GenerateSpec(OfModel, OnePrompt, Calibrated, Sampled, Loaded):
         mitigation: What to act with on memorized prompts, with its settings: guard, or any other mitigation.
     """
 
-    pictures: Count = 4
+    pictures: Draws = 4
     mitigation: str = ""
 
 
@@ -435,7 +438,7 @@ class InspectSpec(OfModel, Calibrated, Seeded, Sampled, Loaded):
     """
 
     references: str = ""
-    pictures: Count = 4
+    pictures: Draws = 4
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,7 +14,7 @@ from typing import Any, Protocol
 
 from unmemorize.core.errors import UserError
 from unmemorize.core.files import kind_of, real_path
-from unmemorize.core.plain import from_json
+from unmemorize.core.plain import from_json, is_text
 
 COLUMNS = ("prompt", "caption", "text")  # the first of them that a table has is its captions
 SIDECARS = (".txt", ".caption", ".text", ".json")  # files that hold a picture's caption; the first there is counts
@@ -24,7 +24,6 @@ MAX_JSON = 1 << 20
 TWICE = "two columns of one name"
 
 _drive = re.compile(r"[A-Za-z]:[\\/]")
-_surrogate = re.compile("[\ud800-\udfff]")  # what is no UTF-8, and half a character of a broken JSON escape
 
 
 @dataclass(frozen=True)
@@ -60,7 +59,7 @@ def with_caption(item: Item, caption: object) -> Item:
         return replace(item, problem="no caption")
     if not isinstance(caption, str):
         return replace(item, problem="caption is not text")
-    if _surrogate.search(caption):
+    if not is_text(caption):
         return replace(item, problem="caption is not UTF-8")
     problem = "caption too long" if len(caption) > MAX_CAPTION else "" if caption.strip() else "empty caption"
     return replace(item, caption=caption, problem=problem)

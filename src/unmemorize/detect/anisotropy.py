@@ -9,6 +9,7 @@ from torch.nn.functional import cosine_similarity
 from unmemorize.core.methods import Detector, method
 from unmemorize.core.recording import Recording, wide
 from unmemorize.core.results import Scores
+from unmemorize.core.specs import SamplingSteps
 
 
 @method(
@@ -32,7 +33,7 @@ class Anisotropy(Detector):
         before: How many sampling steps before the end the noise level lies; 3 is the third last step.
     """
 
-    before: int = 3
+    before: SamplingSteps = 3
 
     def __post_init__(self) -> None:
         if self.before < 1:

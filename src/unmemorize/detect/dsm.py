@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from unmemorize.core.methods import Detector, method
 from unmemorize.core.recording import Recording, wide
 from unmemorize.core.results import Scores
+from unmemorize.core.specs import SamplingSteps
 
 
 @method(
@@ -27,7 +28,7 @@ class Dsm(Detector):
         step: k, from 0.
     """
 
-    step: int = 1
+    step: SamplingSteps = 1
 
     def __post_init__(self) -> None:
         if self.step < 0:

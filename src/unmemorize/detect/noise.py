@@ -9,6 +9,7 @@ import torch
 from unmemorize.core.methods import Detector, method
 from unmemorize.core.recording import Recording, contrast_of
 from unmemorize.core.results import Scores
+from unmemorize.core.specs import SamplingSteps
 
 
 @method(
@@ -30,8 +31,8 @@ class NoiseGap(Detector):
         last: The step before which reading ends.
     """
 
-    first: int = 0
-    last: int = 1
+    first: SamplingSteps = 0
+    last: SamplingSteps = 1
 
     def __post_init__(self) -> None:
         if not 0 <= self.first < self.last:

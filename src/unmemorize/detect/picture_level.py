@@ -11,6 +11,7 @@ from unmemorize.core.methods import PictureTest
 from unmemorize.core.model import Condition, DiffusionModel, Prediction
 from unmemorize.core.recording import predicted, timestep_at, wide
 from unmemorize.core.results import Pairs
+from unmemorize.core.specs import Draws
 
 
 @dataclass(frozen=True)
@@ -23,7 +24,7 @@ class AtLevel(PictureTest):
     """
 
     ratio: float = 5.0
-    probes: int = 8
+    probes: Draws = 8
 
     def __post_init__(self) -> None:
         if self.ratio <= 0 or self.probes < 1:

@@ -14,6 +14,7 @@ from unmemorize.core.methods import Explainer, Subject, method
 from unmemorize.core.model import Condition, DiffusionModel
 from unmemorize.core.results import Regions
 from unmemorize.core.sample import Step, generators
+from unmemorize.core.specs import Draws
 from unmemorize.explain.score_map import last_steps
 
 
@@ -57,7 +58,7 @@ class CurvatureMap(Explainer):
 
     says: ClassVar[Literal["words", "regions"]] = "regions"
 
-    probes: int = 16
+    probes: Draws = 16
 
     def explain(self, subject: Subject, prompt: str, *, seeds: Sequence[int]) -> Regions:
         """The value of every place, one picture a seed."""

@@ -16,6 +16,7 @@ from unmemorize.core.methods import Subject
 from unmemorize.core.model import Condition, DiffusionModel, Prediction
 from unmemorize.core.results import Explanation
 from unmemorize.core.sample import first_unconditional, trajectory
+from unmemorize.core.specs import SamplingSteps
 from unmemorize.explain.words import words_of
 
 Pool = Literal["sum", "max", "mean"]
@@ -32,8 +33,8 @@ class Window:
         pool: How the tokens of a word are put together: sum, max or mean.
     """
 
-    first: int = 0
-    last: int = 1
+    first: SamplingSteps = 0
+    last: SamplingSteps = 1
     pool: Pool = "sum"
 
     def __post_init__(self) -> None:

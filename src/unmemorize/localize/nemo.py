@@ -17,6 +17,7 @@ from unmemorize.core.methods import Localizer, Subject, method
 from unmemorize.core.model import Condition, DiffusionModel, Reach, names_of
 from unmemorize.core.results import Localization, PromptUnits, union
 from unmemorize.core.run import Progress, quiet
+from unmemorize.core.specs import Count, Draws
 from unmemorize.localize.probe import MeanProbe, Probe, refine, refine_closely
 from unmemorize.localize.reference import (
     SEEDS,
@@ -33,6 +34,7 @@ PAPER_THRESHOLD = 0.428  # of the paper, for
 PAPER_MODEL = "CompVis/stable-diffusion-v1-4"
 SLACK = 1e-3  # or rounding decides whether a channel without effect is freed, where the limit is what was just measured
 ROUNDS = 8  # of the sweep tested at a time
+SWEEP = 10_000  # steps of the sweep, at most
 COMPARED = 100  # ordinary prompts that a blocked one is compared with by the rule `ordinary`
 QUANTILE = 0.95  # of their similarities, which a blocked prompt has to stay under
 
@@ -80,20 +82,22 @@ class Nemo(Localizer):
     """
 
     layers: Reach = "down-mid"
-    seeds: int = len(SEEDS)
+    seeds: Draws = len(SEEDS)  # noqa: RUF009  (of a constant)
     threshold: float | None = None
     start: float = 5.0
     decrement: float = 0.25
     minimum: float = 1.0
     refine: bool = True
     rule: Rule = "published"
-    batch: int = 64
+    batch: Count = 64
     cache: str = ""
     reference: Reference | None = field(default=None, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         if self.seeds < 2 or self.decrement <= 0 or not 0 <= self.minimum <= self.start:
             raise UserError("NeMo needs two seeds or more, and a minimum z-score between 0 and the start of the sweep")
+        if self.start - self.minimum > SWEEP * self.decrement:
+            raise UserError(f"nemo: the sweep takes over {SWEEP} steps: name a larger decrement, or a lower start")
         if self.cache and os.path.exists(self.cache) and not os.path.isdir(self.cache):
             raise UserError(f"nemo: cache={self.cache}: it is no folder: name a folder, or leave it out")
 

@@ -16,6 +16,7 @@ from unmemorize.core.model import Condition, DiffusionModel, names_of
 from unmemorize.core.results import Localization, PromptUnits, union
 from unmemorize.core.run import Progress, quiet
 from unmemorize.core.sample import Sampler, trajectory
+from unmemorize.core.specs import Count, Draws
 from unmemorize.localize.reference import check_finite
 
 CALLS = 10  # first sampling steps whose masks are joined
@@ -50,8 +51,8 @@ class Wanda(Localizer):
 
     sparsity: float = 0.01
     per_prompt: bool = False
-    seeds: int = 1
-    batch: int = 16
+    seeds: Draws = 1
+    batch: Count = 16
 
     def find(
         self, subject: Subject, cond: Condition, *, ordinary: Condition | None = None, progress: Progress = quiet

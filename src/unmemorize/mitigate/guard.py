@@ -18,6 +18,7 @@ from unmemorize.core.methods import Acts, Mitigation, Subject, method
 from unmemorize.core.model import Condition, DiffusionModel, Prediction
 from unmemorize.core.run import Progress, quiet
 from unmemorize.core.sample import Sampler, first_unconditional, sampling_start
+from unmemorize.core.specs import Count
 from unmemorize.metrics.calibrate import conformal_threshold
 
 # The target is a score that few ordinary prompts stay under: brought down to their median, most copies are still made.
@@ -169,7 +170,7 @@ class Guard(Mitigation):
     threshold: float | None = None
     target: float | None = None
     false_alarms: float = 0.01
-    iterations: int = 10
+    iterations: Count = 10
 
     def __post_init__(self) -> None:
         if (self.threshold is None) != (self.target is None):

@@ -14,6 +14,7 @@ from unmemorize.core.hooks import frozen
 from unmemorize.core.methods import Acts, method
 from unmemorize.core.model import Condition, DiffusionModel
 from unmemorize.core.sample import Sampler, sampling_start
+from unmemorize.core.specs import Count
 from unmemorize.mitigate.sampling import BySampler
 from unmemorize.mitigate.static_transition import StaticSampler, require_share
 
@@ -132,7 +133,7 @@ class BatchWiseNoise(BySampler):
 
     gamma: float = 0.7
     rho: float = 50 / 128
-    rounds: int = 2
+    rounds: Count = 2
     until: float = TRANSITION
 
     def __post_init__(self) -> None:
@@ -195,7 +196,7 @@ class PerSampleNoise(BySampler):
 
     target: float = 0.9
     lr: float = 0.01
-    iterations: int = 1000
+    iterations: Count = 1000
 
     def sampler(self, usual: Sampler) -> PerSampleSampler:
         """With adjusted noise."""

@@ -16,6 +16,7 @@ from unmemorize.core.errors import NotApplicable
 from unmemorize.core.methods import Acts, Mitigation, Subject, method
 from unmemorize.core.model import Condition, DiffusionModel, typed
 from unmemorize.core.sample import Sampler
+from unmemorize.core.specs import Draws
 
 
 @dataclass(frozen=True)
@@ -76,7 +77,7 @@ class MoreWords(Perturbation):
         count: How many.
     """
 
-    count: int = 4
+    count: Draws = 4
 
     @abstractmethod
     def said(self, model: DiffusionModel, prompt: str, seed: int) -> str:

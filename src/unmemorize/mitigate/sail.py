@@ -14,6 +14,7 @@ from unmemorize.core.hooks import frozen
 from unmemorize.core.methods import Acts, method
 from unmemorize.core.model import Condition, DiffusionModel
 from unmemorize.core.sample import Sampler, generators
+from unmemorize.core.specs import Count, Draws
 from unmemorize.mitigate.initial_noise import descend, difference, directions, norms
 from unmemorize.mitigate.sampling import BySampler
 
@@ -96,8 +97,8 @@ class Sail(BySampler):
     target: float = 1.8
     alpha: float = 0.05
     lr: float = 0.05
-    iterations: int = 10
-    candidates: int = 8
+    iterations: Count = 10
+    candidates: Draws = 8
 
     def sampler(self, usual: Sampler) -> SailSampler:
         """With noise that SAIL chose."""

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from unmemorize.core.errors import NotApplicable
+from unmemorize.core.errors import NotApplicable, UserError
 
 
 class SchedulerRun:
@@ -37,7 +37,10 @@ class SchedulerRun:
         own = dict(settings or {})
         if own.get("sigmas") is None:
             own["num_inference_steps"] = steps
-        self._scheduler.set_timesteps(device=device, **own)
+        try:
+            self._scheduler.set_timesteps(device=device, **own)
+        except ValueError as error:  # more steps than it was trained with
+            raise UserError(f"{steps} sampling steps: {error}") from error
         if begin and hasattr(self._scheduler, "set_begin_index"):
             self._scheduler.set_begin_index(0)
         parameters = inspect.signature(self._scheduler.step).parameters
@@ -45,6 +48,9 @@ class SchedulerRun:
         # Pipelines pass their own default of eta; a scheduler's may be another (TCD's is 0.3).
         self._settings = {"eta": 0.0} if "eta" in parameters else {}
         self.timesteps: Tensor = self._scheduler.timesteps
+        levels = getattr(self._scheduler, "alphas_cumprod", self.timesteps.new_empty(0))
+        if len(levels) and self.timesteps.max() >= len(levels):  # an offset moves the first step beyond the noisiest
+            raise UserError(f"{steps} sampling steps: too many for a schedule of {len(levels)} levels: name fewer")
         self.initial_scale = float(getattr(self._scheduler, "init_noise_sigma", 1.0))
 
     def scale(self, x: Tensor, t: Tensor) -> Tensor:

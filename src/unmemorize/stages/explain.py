@@ -14,8 +14,9 @@ from torch.nn.functional import interpolate
 from unmemorize.core.errors import NotApplicable, UserError
 from unmemorize.core.methods import Explainer, Subject, parse
 from unmemorize.core.model import DiffusionModel
+from unmemorize.core.outputs import Output, check_outputs
 from unmemorize.core.results import Explanation, Regions
-from unmemorize.core.run import Progress, require_new
+from unmemorize.core.run import Progress
 from unmemorize.core.sample import sampling_evaluations
 from unmemorize.core.shards import Row
 from unmemorize.core.specs import ExplainSpec, limited
@@ -45,7 +46,7 @@ def explain(spec: ExplainSpec, out: Path) -> Row:
     if explainer.says == "regions":
         if spec.check:
             raise UserError(f"--check is about words, {explainer.name} about places in pictures: leave one of them out")
-        require_new(out)
+        check_outputs([Output("--out", out, "new")])
     subject = Inputs.of(spec).subject
     explanation = explainer.explain(subject, prompt, seeds=spec.numbers)
     if isinstance(explanation, Regions):

@@ -11,6 +11,7 @@ from torch import Tensor
 from unmemorize.core.methods import Attack, Subject, Training, method, parse
 from unmemorize.core.model import Condition, DiffusionModel
 from unmemorize.core.results import Pairs, Surrogates
+from unmemorize.core.specs import Limit
 from unmemorize.unlearn.deletion import Ordinary, WithOrdinary
 from unmemorize.unlearn.denoising import Rows, denoising_errors, draw_noise, draw_rows
 from unmemorize.unlearn.finetune import Stateless
@@ -164,7 +165,7 @@ class Adversarial(WithOrdinary):
         attack: The attack on the current weights, before every update.
     """
 
-    check_every: int = 100
+    check_every: Limit = 100
     attack: str = "dori"
 
     def objective(self, subject: Subject, forget: Pairs, keep: Pairs, training: Training) -> Replacing:

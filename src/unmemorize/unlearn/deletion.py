@@ -9,6 +9,7 @@ from torch import Tensor
 from unmemorize.core.methods import Subject, Training, method
 from unmemorize.core.model import Condition, DiffusionModel
 from unmemorize.core.results import Pairs
+from unmemorize.core.specs import Count
 from unmemorize.unlearn.denoising import denoising_errors, draw_noise, draw_rows, with_dropped
 from unmemorize.unlearn.finetune import Finetuning, Stateless
 from unmemorize.unlearn.loop import Team
@@ -59,7 +60,7 @@ class WithOrdinary(Finetuning):
         batch: Rows of either kind in an update.
     """
 
-    batch: int = 8
+    batch: Count = 8
 
     def ordinary_half(self, subject: Subject, keep: Pairs) -> Ordinary:
         """The denoising loss of ordinary pairs."""

@@ -17,6 +17,7 @@ from unmemorize.core.hooks import replaced
 from unmemorize.core.methods import Attack, Subject, Training, method, parse
 from unmemorize.core.model import Condition, DiffusionModel, Prediction, typed
 from unmemorize.core.results import Pairs
+from unmemorize.core.specs import Count, Limit
 from unmemorize.core.vocabulary import Words
 from unmemorize.metrics.neighbours import neighbours
 from unmemorize.unlearn.denoising import Noise, Rows, draw_noise, draw_rows, stream, with_dropped
@@ -57,12 +58,12 @@ class Erase(Finetuning):
 
     usual_lr: ClassVar[float] = 2e-5
 
-    updates: int = 960
-    check_every: int = 100
+    updates: Count = 960
+    check_every: Limit = 100
     attack: str = "high-noise:updates=40"
-    every: int = 12
-    ordinary: int = 64
-    hostile: int = 36
+    every: Count = 12
+    ordinary: Count = 64
+    hostile: Count = 36
     fresh: float = 0.5
     own: float = 0.3
     elsewhere: float = 0.6

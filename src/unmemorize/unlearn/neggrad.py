@@ -9,6 +9,7 @@ from torch import Tensor
 from unmemorize.core.methods import Subject, Training, method
 from unmemorize.core.model import DiffusionModel
 from unmemorize.core.results import Pairs
+from unmemorize.core.specs import Count
 from unmemorize.unlearn.deletion import Ordinary, WithOrdinary
 from unmemorize.unlearn.denoising import denoising_errors, draw_noise, draw_rows
 from unmemorize.unlearn.finetune import Stateless
@@ -57,7 +58,7 @@ class NegGrad(WithOrdinary):
         strength: The weight of forgetting.
     """
 
-    updates: int = 50  # what it ascends has no end: more only does harm
+    updates: Count = 50  # what it ascends has no end: more only does harm
     strength: float = 1.0
 
     def objective(self, subject: Subject, forget: Pairs, keep: Pairs, training: Training) -> Ascent:

@@ -11,6 +11,7 @@ from torch import Tensor
 from unmemorize.core.methods import Subject, Training, method
 from unmemorize.core.model import DiffusionModel, Prediction
 from unmemorize.core.results import Pairs, Surrogates
+from unmemorize.core.specs import Count
 from unmemorize.unlearn.denoising import denoising_errors, draw_noise, draw_rows
 from unmemorize.unlearn.finetune import Finetuning, Stateless
 from unmemorize.unlearn.loop import Team
@@ -113,9 +114,9 @@ class Retrack(Finetuning):
         lam: The share of forgetting in the loss, between 0 and 1.
     """
 
-    updates: int = 30
-    batch: int = 16
-    neighbours: int = 10
+    updates: Count = 30
+    batch: Count = 16
+    neighbours: Count = 10
     lam: float = 0.5
 
     def __post_init__(self) -> None:

@@ -12,6 +12,7 @@ from torch import Tensor
 from unmemorize.core.methods import Subject, Training, method
 from unmemorize.core.model import DiffusionModel
 from unmemorize.core.results import Pairs, Surrogates
+from unmemorize.core.specs import Count
 from unmemorize.unlearn.denoising import draw_noise, draw_rows
 from unmemorize.unlearn.finetune import Finetuning, Stateless, global_norm, gradients
 from unmemorize.unlearn.loop import Team
@@ -121,8 +122,8 @@ class Siss(Finetuning):
         share: The norm of the forgetting gradient as a share of the keeping one's.
     """
 
-    updates: int = 100
-    batch: int = 8
+    updates: Count = 100
+    batch: Count = 8
     lam: float = 0.5
     share: float = 0.1
 

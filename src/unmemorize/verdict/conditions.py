@@ -37,7 +37,7 @@ NAMES = {
     "high_issues": "those of high severity",
     "inconclusive": "findings in the state inconclusive",
 } | {entry.code: f"count of {entry.code}, {entry.title[0].lower()}{entry.title[1:]}" for entry in CATALOGUE}
-_condition = re.compile(r"\s*(\w+)\s*(>=|<=|==|!=|>|<)\s*(-?\d+(?:\.\d+)?)(%?)\s*")
+_condition = re.compile(r"\s*(\w+)\s*(>=|<=|==|!=|>|<)\s*(-?\d{1,15}(?:\.\d{1,15})?)(%?)\s*")
 
 
 @dataclass(frozen=True)
