@@ -46,6 +46,7 @@ NOT_OF_THE_ORACLE = {
     "condition-jacobian": "the oracle's embedding is a log prior, so large for a prompt that a little less is the same",
     "mid-noise": "after the jump x is next to a picture, which the oracle then predicts without a prompt",
     "anisotropy": "at low noise the oracle goes to the picture nearest to x, which the prompt's is not",
+    "attention-entropy": "the oracle has no attention",
 }
 PROMPTS = ["a green bicycle", "the old harbour", "an owl on a fence"]
 EVERY = [(kind, name) for kind in GROUPS for name in methods(kind)]

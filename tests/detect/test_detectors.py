@@ -354,6 +354,9 @@ COSTS = {  # evaluations of 2 prompts at 3 seeds in 4 steps: what they cost, and
     "anisotropy": (12, 6),
     "dcs": (6, 3),
     "metric-2": (15, 3),
+    "clique": (48, 0),
+    "attention-entropy": (60, 0),
+    "cascade": (54, 3),
 }
 
 
@@ -373,8 +376,9 @@ def test_one_recording_feeds_all_detectors(tiny_model, cost):
     recorder = Recorder(tiny_model, Sampler(4), SEEDS)
     together = score_each(detectors, recorder, cond)
     assert sum(scores.evaluations for scores in together) + recorder.shared == cost.forward
-    # The first step, three steps of the path, then all four, the jump, a moved x, a faded prompt, low noise, gradients.
-    assert cost.forward == 6 + 3 + 36 + 48 + 12 + 12 + 6 + 6 + 3 + 9
+    # The first step, three steps of the path, then all four, the jump, a moved x, a faded prompt, low noise, gradients,
+    # attention at two steps.
+    assert cost.forward == 6 + 3 + 36 + 48 + 12 + 12 + 6 + 6 + 3 + 9 + 12
     for detector, scores in zip(detectors, together, strict=True):
         alone = detector.score(Subject(tiny_model, Sampler(4)), cond, seeds=SEEDS)
         assert torch.allclose(scores.by_seed, alone.by_seed, rtol=1e-3, atol=1e-6), detector.name
@@ -395,7 +399,16 @@ def test_a_recording_is_the_same_however_many_rows_are_evaluated_at_once(tiny_mo
 
 @pytest.mark.parametrize(
     "text",
-    ["mid-noise:ratio=0", "sharpness:step=0", "condition-jacobian:step=2", "anisotropy:before=0", "dsm:step=-1"],
+    [
+        "mid-noise:ratio=0",
+        "sharpness:step=0",
+        "condition-jacobian:step=2",
+        "anisotropy:before=0",
+        "dsm:step=-1",
+        "clique:threshold=1",
+        "cascade:share=0",
+        "cascade:screen=two-probe",
+    ],
 )
 def test_settings_out_of_range_are_refused(text):
     with pytest.raises(UserError, match=text.split(":")[0]):

@@ -129,9 +129,10 @@ def _rows(prompts: Sequence[Prompt], scores: Mapping[str, Scores], seeds: Sequen
     rows = []
     for i, prompt in enumerate(prompts):
         for method, part in scores.items():
-            cost = part.evaluations // part.by_seed.numel()
+            each, more = divmod(part.evaluations, part.by_seed.numel())  # a cascade's prompts do not cost the same
             for k, seed in enumerate(seeds):
                 row: Row = {"id": prompt.id, "method": method, "seed": seed}
+                cost = each + (i * len(seeds) + k < more)
                 row |= {"score": float(part.by_seed[i, k]), "evaluations": cost}
                 for name in columns:
                     row[name] = part.columns[name][i, k].tolist() if name in part.columns else None
