@@ -14,6 +14,7 @@ from unmemorize.core.methods import Subject, parse
 from unmemorize.core.recording import timestep_at
 from unmemorize.core.results import Pairs
 from unmemorize.detect.flipd import Flipd
+from unmemorize.detect.loss import Loss
 from unmemorize.detect.one_laplacian import OneLaplacian
 from unmemorize.detect.velocity_error import VelocityError
 from unmemorize.metrics.complexity import png_sizes
@@ -40,6 +41,30 @@ def latents():
 
 def level_of(model, ratio):
     return (level.item() for level in model.alpha_sigma(timestep_at(model, ratio)))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_loss_is_the_error_in_the_trained_output_at_all_levels(make_gaussian, latents, kind):
+    """With the posterior mean of a Gaussian written out here, one noise a level."""
+    model = make_gaussian(kind)
+    mean, variance = model.denoiser.mean, model.denoiser.variance
+    noises = torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(7)).double()
+    expected = torch.zeros(3, dtype=torch.float64)
+    for u, noise in zip((1 / 8, 3 / 8, 5 / 8, 7 / 8), noises, strict=True):
+        alpha, sigma = (float(level) for level in model.alpha_sigma(model.timestep(torch.tensor([u]))))
+        x = alpha * latents + sigma * noise
+        clean = mean + alpha * variance / (alpha**2 * variance + sigma**2) * (x - alpha * mean)
+        clean_error, noise_error = clean - latents, (x - alpha * clean) / sigma - noise
+        error = {
+            "epsilon": noise_error,
+            "sample": clean_error,
+            "v_prediction": alpha * noise_error - sigma * clean_error,
+            "flow": noise_error - clean_error,
+        }[kind]
+        expected += error.square().mean(dim=(1, 2, 3)) / 4
+    scores = Loss(levels=4).score(Subject(model), pairs(model, latents), seeds=[7])
+    assert torch.allclose(scores.by_seed[:, 0].double(), -expected, rtol=1e-4)
+    assert scores.evaluations == 4 * 3
 
 
 @pytest.mark.parametrize("kind", KINDS)

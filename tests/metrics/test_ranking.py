@@ -14,6 +14,8 @@ from unmemorize.core.errors import NotApplicable
 from unmemorize.metrics.ranking import (
     auc,
     cluster_bootstrap,
+    combined_scores,
+    ranked_together,
     rate_interval,
     roc,
     share_interval,
@@ -58,6 +60,48 @@ def test_true_positive_rate_is_the_best_within_the_false_positive_rate(rows, fpr
         if (scores[~positive] >= threshold).mean() <= fpr
     ]
     assert tpr_at_fpr(scores, positive, fpr) == pytest.approx(max(allowed))
+
+
+def test_methods_ranked_together_have_their_own_intervals_and_paired_differences():
+    """Each method's numbers are those that it has alone; a copy of the best is never behind, a worse one always is."""
+    rng = np.random.default_rng(0)
+    positive = np.arange(80) % 2 == 0
+    clusters = [str(i // 4) for i in range(80)]
+    good = positive + rng.normal(0, 0.5, 80)
+    scores = np.stack([good, 2 * good + 1, rng.normal(0, 1, 80)], axis=1)
+    together = ranked_together(scores, positive, clusters, rounds=200)
+    for row, column in zip(together, scores.T, strict=True):
+        assert row.auc == cluster_bootstrap(auc, column, positive, clusters, rounds=200)
+        assert row.tpr == cluster_bootstrap(tpr_at_fpr, column, positive, clusters, rounds=200)
+    assert (together[0].behind.low, together[1].behind.low, together[1].behind.high) == (0, 0, 0)
+    assert together[2].behind.value == pytest.approx(together[0].auc.value - together[2].auc.value)
+
+    def difference(both, positive):
+        return auc(both[:, 0], positive) - auc(both[:, 1], positive)
+
+    assert together[2].behind == cluster_bootstrap(difference, scores[:, [0, 2]], positive, clusters, rounds=200)
+
+
+def test_of_too_few_unrelated_prompts_there_is_no_interval():
+    positive = np.array([True, False] * 4)
+    (row,) = ranked_together(np.arange(8.0)[:, None], positive, ["a", "b"] * 4)
+    assert row.auc.value == auc(np.arange(8.0), positive)
+    assert np.isnan([row.auc.low, row.tpr.high, row.behind.low]).all()
+
+
+def test_a_combination_takes_its_weights_from_the_other_half():
+    """Two methods that each see half of what there is are better together; of noise nothing is learned."""
+    rng = np.random.default_rng(1)
+    positive = np.arange(400) % 2 == 0
+    clusters = [str(i // 2 * 2) for i in range(400)]
+    one, other = rng.normal(positive, 1), rng.normal(-1.0 * positive, 1)
+    combined = combined_scores(np.stack([one, 100 * other], axis=1), positive, clusters)
+    assert auc(combined, positive) > auc(one, positive) + 0.05
+    assert auc(combined, positive) == pytest.approx(auc(one - other, positive), abs=0.01)  # the best there is
+    noise = combined_scores(rng.normal(size=(400, 30)), positive, clusters)
+    assert abs(auc(noise, positive) - 0.5) < 0.1
+    with pytest.raises(NotApplicable, match="unrelated"):
+        combined_scores(rng.normal(size=(400, 2)), positive, ["a"] * 400)
 
 
 def test_the_false_positive_rate_allowed_is_never_exceeded():

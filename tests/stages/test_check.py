@@ -15,6 +15,7 @@ from unmemorize.data.pictures import load_image
 from unmemorize.metrics.calibrate import conformal_p_values
 from unmemorize.metrics.complexity import png_sizes
 from unmemorize.models.load import load
+from unmemorize.report.check import places
 from unmemorize.stages.check import calibrated
 
 QUICK = ("--method", "flipd:probes=1", "--method", "velocity-error:probes=1")
@@ -64,6 +65,46 @@ def test_a_picture_stands_beside_the_controls(call, pictures, tiny_folder):
         assert test["score"] == pytest.approx(scores[0].item(), rel=1e-3)
         assert test["p_value"] == conformal_p_values([scores[0]], scores[1:].tolist())[0]
         assert test["q_value"] == max(test["p_value"], test["p_value_matched"])
+
+
+def test_enough_pictures_are_tested_as_a_set(call, pictures, tiny_folder, monkeypatch):
+    """From as many pictures and controls as a set needs; one p-value a test, and a line of it."""
+    monkeypatch.setattr("unmemorize.stages.check.SET", 2)
+    given = (pictures / "few", "--controls", pictures / "controls", "--method", "loss:levels=1")
+    code, out, err = call("check", tiny_folder, *given, "--json")
+    assert code == 0, err
+    found = json.loads(out)
+    assert 0 < found["set"]["loss:levels=1"] < 1
+    assert f"all 5 pictures as a set, p = {found['set']['loss:levels=1']:.2g}" in call("check", tiny_folder, *given)[1]
+    monkeypatch.setattr("unmemorize.stages.check.SET", 6)
+    assert json.loads(call("check", tiny_folder, *given, "--json")[1])["set"] == {}
+
+
+def test_a_page_shows_the_pictures_and_where_their_scores_lie(call, pictures, tiny_folder, tmp_path):
+    """Names of files are text, whatever is in them; the page loads nothing, and only the page is left."""
+    hostile = pictures / "hostile"
+    hostile.mkdir()
+    (hostile / "<b>owl & co.png").write_bytes((pictures / "mine" / "owl.png").read_bytes())
+    page = tmp_path / "page.html"
+    given = (hostile, "--controls", pictures / "controls", *QUICK[:2])
+    code, out, err = call("check", tiny_folder, *given, "--out", page)
+    assert code == 0, err
+    assert f"page: {page}" in out
+    assert [path.name for path in tmp_path.iterdir()] == ["page.html"]
+    html = page.read_text()
+    assert "<b>owl" not in html
+    assert "&lt;b&gt;owl &amp; co.png" in html
+    assert html.count("data:image/") == 1
+    assert html.count("<line ") == 23
+    assert html.count("<circle ") == 1
+    found = json.loads(call("check", tiny_folder, *given, "--json")[1])
+    score, known = found["pictures"][0]["methods"]["flipd:probes=1"]["score"], found["known"]["flipd:probes=1"]
+    assert found["pictures"][0]["methods"]["flipd:probes=1"]["p_value"] == conformal_p_values([score], known)[0]
+    place, others = places(score, known)
+    assert min(place, *others) == 0
+    assert max(place, *others) == 1
+    assert sorted(range(23), key=others.__getitem__) == sorted(range(23), key=known.__getitem__)
+    assert sum(x >= place for x in others) == sum(value >= score for value in known)
 
 
 def test_captions_are_shown_to_all_pictures_or_to_none(call, pictures, tiny_folder):

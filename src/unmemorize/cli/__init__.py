@@ -10,6 +10,7 @@ from cyclopts import CycloptsError
 from unmemorize.cli import (  # noqa: F401
     attack,
     audit,
+    bench,
     check,
     data,
     detect,
@@ -21,6 +22,7 @@ from unmemorize.cli import (  # noqa: F401
     locate,
     methods,
     mitigate,
+    reproduce,
     testbed,
     triggers,
 )

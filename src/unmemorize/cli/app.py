@@ -25,7 +25,7 @@ DATA = Group("Training data", sort_key=5)
 TESTBED = Group("Testbed and reports", sort_key=6)
 PROGRAM = Group("This program", sort_key=9)
 
-ARGUMENTS = ("model", "prompt", "source", "picture")  # fields that are typed without a name, in this order
+ARGUMENTS = ("model", "more", "prompt", "source", "picture")  # fields that are typed without a name, in this order
 ARGUMENT = Group("Arguments", sort_key=9)
 OUTPUT = Group("Where results go", sort_key=99)
 

@@ -4,36 +4,42 @@ from __future__ import annotations
 
 import shlex
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from rich.table import Table
 
-from unmemorize.cli.app import FIND, Json, command
+from unmemorize.cli.app import FIND, Json, command, option
 from unmemorize.cli.checks import check as check_inputs
-from unmemorize.cli.terminal import add_row, next_step, out, print_json, say, working
+from unmemorize.cli.terminal import add_row, next_step, print_json, say, working
+from unmemorize.cli.terminal import out as console
 from unmemorize.core.errors import UserError
+from unmemorize.core.outputs import Output
 from unmemorize.core.pictures import ENDINGS
 from unmemorize.core.specs import CheckSpec
 
 
-@command(FIND, "unmemorize check", "unmemorize check MODEL picture.png --controls pictures/ --json")
-def check(spec: CheckSpec, *, json: Json = False) -> None:
+@command(FIND, "unmemorize check", "unmemorize check MODEL picture.png --controls pictures/ --out page.html")
+def check(
+    spec: CheckSpec, *, out: Annotated[str, option("Write a page to this file.")] = "", json: Json = False
+) -> None:
     """Say whether a model treats pictures unlike others of their kind: are they in there?"""
     if spec.model.lower().endswith(ENDINGS):
         meant = shlex.join(["testbed", spec.model, *spec.picture])
         raise UserError(f"check takes a model and pictures: is this meant? unmemorize check {meant}")
     for path in spec.picture:
         _require_pictures(path)
-    check_inputs(spec)
+    check_inputs(spec, *([Output("--out", Path(out), "file")] if out else []))
 
     from unmemorize.stages.check import check as run_check
 
     with working() as progress:
-        found = run_check(spec, progress)
+        found = run_check(spec, progress, Path(out) if out else None)
     if json:
         print_json(found)
         return
     _print_table(found)
+    if out:
+        say(f"page: {out}")
     targets = ("--targets", spec.picture[0]) if len(spec.picture) == 1 and Path(spec.picture[0]).is_dir() else ()
     controls = ("--controls", spec.controls) if spec.controls else ()
     next_step("attack", spec.model, *targets, *controls)
@@ -52,6 +58,8 @@ def _print_table(found: dict[str, Any]) -> None:
         for name, test in row["methods"].items():
             values = [f"{test[key]:.3f}" for key in ("p_value", "p_value_matched", "q_value")]
             add_row(table, row["picture"], name, f"{test['score']:.4g}", *values)
-    out.print(table)
+    console.print(table)
+    for name, p in found["set"].items():
+        say(f"{name}: all {len(found['pictures'])} pictures as a set, p = {p:.2g}")
     captions = "with" if found["captions"] else "without"
     say(f"{found['controls']} controls, {captions} captions, {found['evaluations']} denoiser evaluations")

@@ -15,7 +15,10 @@ from unmemorize.models.source import embedding_file, examine, lora_file
 
 PROMPTS = ("prompts", "ordinary")
 PICTURES = ("references", "targets", "controls", "held_out")
-FILES = {"sscd": "name an SSCD TorchScript (.pt) or ONNX (.onnx) file"}
+FILES = {
+    "sscd": "name an SSCD TorchScript (.pt) or ONNX (.onnx) file",
+    "labels": "name a .csv, .tsv or .jsonl file of prompts with a column named memorized",
+}
 
 
 def check(spec: OfModel, *outputs: Output) -> None:

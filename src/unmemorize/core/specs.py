@@ -266,6 +266,24 @@ class DetectSpec(Scored, Prompted, Seeded, Sampled, Loaded):
 
 
 @dataclass(frozen=True, kw_only=True)
+class BenchSpec(Scored, Seeded, Sampled, Loaded):
+    """Which detectors to rank, and on what.
+
+    Attributes:
+        more: Further models.
+        method: A detector with its settings: `unmemorize methods` lists them; repeatable; all by default.
+        labels: File of prompts, csv, tsv or jsonl, with a column memorized (1 or 0), and kind, copies and cluster where
+            they are known; the testbed has its own.
+        column: Caption column, where its name is unusual.
+    """
+
+    more: tuple[str, ...] = ()
+    method: tuple[str, ...] = ()
+    labels: str = ""
+    column: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
 class CheckSpec(OfModel, Seeded, Loaded):
     """Which pictures to look for in a model, and how.
 

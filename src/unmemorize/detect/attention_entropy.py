@@ -72,4 +72,5 @@ def entropies(recording: Recording, step: Step) -> Tensor:
         return torch.stack(layers).mean(dim=0)
 
     shares = [rows for _, rows in in_batches(model, len(recording.rows), attention, size=ROWS)]
-    return torch.special.entr(torch.cat(shares))
+    entropy: Tensor = torch.special.entr(torch.cat(shares))
+    return entropy

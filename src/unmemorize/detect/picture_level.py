@@ -45,7 +45,11 @@ class PictureLevel:
     @classmethod
     def of(cls, model: DiffusionModel, pictures: Pairs, ratio: float) -> PictureLevel:
         """Those pictures at the level α/σ = `ratio`."""
-        t = timestep_at(model, ratio)
+        return cls.at(model, pictures, timestep_at(model, ratio))
+
+    @classmethod
+    def at(cls, model: DiffusionModel, pictures: Pairs, t: Tensor) -> PictureLevel:
+        """Those pictures at a timestep, a scalar."""
         alpha, sigma = (level.to(pictures.latents) for level in model.alpha_sigma(t))
         return cls(model, pictures.latents, pictures.captions, t, alpha, sigma)
 

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.stats import beta
+from scipy.stats import beta, rankdata
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
-from sklearn.metrics import roc_auc_score, roc_curve
+from sklearn.metrics import roc_curve
 from sklearn.model_selection import StratifiedGroupKFold, cross_val_predict
 from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
 
 from unmemorize.core.errors import NotApplicable
 from unmemorize.core.records import Interval
 
 TAIL = 0.025  # on either side of a 95% interval
+TAILS = (TAIL, 1 - TAIL)
 MIN_CLUSTERS = 5  # with fewer unrelated prompts an interval would look narrower than it is
 Floats = NDArray[np.float64]
 Statistic = Callable[[Floats, NDArray[np.bool_]], float]
@@ -24,13 +27,12 @@ Statistic = Callable[[Floats, NDArray[np.bool_]], float]
 
 def auc(scores: Floats, positive: NDArray[np.bool_]) -> float:
     """Area under the ROC curve, with higher scores for positives; never flipped."""
-    return float(roc_auc_score(positive, scores))
+    return float(areas(scores[:, None], positive)[0])
 
 
 def tpr_at_fpr(scores: Floats, positive: NDArray[np.bool_], fpr: float = 0.01) -> float:
     """The highest true positive rate whose false positive rate is at most `fpr`."""
-    false, true, _ = roc_curve(positive, scores, drop_intermediate=False)
-    return float(true[false <= fpr].max())
+    return float(rates(scores[:, None], positive, fpr)[0])
 
 
 def roc(scores: Floats, positive: NDArray[np.bool_]) -> tuple[Floats, Floats]:
@@ -53,18 +55,110 @@ def cluster_bootstrap(
     Raises:
         NotApplicable: There are fewer than five clusters of either class.
     """
+    samples = _resampled(positive, clusters, rounds, seed)
+    low, high = np.quantile([statistic(scores[rows], positive[rows]) for rows in samples], TAILS)
+    return Interval(statistic(scores, positive), float(low), float(high))
+
+
+def _resampled(
+    positive: NDArray[np.bool_], clusters: Sequence[str], rounds: int, seed: int
+) -> Iterator[NDArray[np.int64]]:
+    """Rows of as many clusters as there are, drawn with replacement; draws without both classes are left out.
+
+    Raises:
+        NotApplicable: There are fewer than five clusters of either class.
+    """
     rng = np.random.default_rng(seed)
     names, member = np.unique(np.asarray(clusters), return_inverse=True)
     if min(len(np.unique(member[positive])), len(np.unique(member[~positive]))) < MIN_CLUSTERS:
         raise NotApplicable(f"a ranking needs {MIN_CLUSTERS} unrelated prompts of either kind, memorized and ordinary")
     rows = [np.flatnonzero(member == c) for c in range(len(names))]
-    values = []
     for _ in range(rounds):
         sample = np.concatenate([rows[c] for c in rng.integers(len(rows), size=len(rows))])
         if positive[sample].any() and not positive[sample].all():
-            values.append(statistic(scores[sample], positive[sample]))
-    low, high = np.quantile(values, [0.025, 0.975])
-    return Interval(statistic(scores, positive), float(low), float(high))
+            yield sample
+
+
+def areas(scores: Floats, positive: NDArray[np.bool_]) -> Floats:
+    """`auc` of several methods at once: `scores` is (n, methods), the areas are (methods,)."""
+    count = int(positive.sum())
+    ranks = rankdata(scores, axis=0)[positive].sum(axis=0)
+    pairs_in_order: Floats = ranks - count * (count + 1) / 2  # a tie counts one half
+    return pairs_in_order / (count * (len(positive) - count))
+
+
+def rates(scores: Floats, positive: NDArray[np.bool_], fpr: float = 0.01) -> Floats:
+    """`tpr_at_fpr` of several methods at once: `scores` is (n, methods), the rates are (methods,)."""
+    ordinary = np.sort(scores[~positive], axis=0)
+    alarms = int(fpr * len(ordinary) + 1e-9)  # a product that is a whole number may come out a little below it
+    bar = ordinary[-alarms - 1] if alarms < len(ordinary) else -np.inf
+    shares: Floats = (scores[positive] > bar).mean(axis=0)
+    return shares
+
+
+@dataclass(frozen=True)
+class Ranked:
+    """How well one of several methods ranks the same prompts.
+
+    Attributes:
+        auc: The area under the ROC curve.
+        tpr: The highest true positive rate whose false positive rate is at most 1%.
+        behind: The area of the method with the largest one minus this one's, resampled together.
+    """
+
+    auc: Interval
+    tpr: Interval
+    behind: Interval
+
+
+def ranked_together(
+    scores: Floats, positive: NDArray[np.bool_], clusters: Sequence[str], *, rounds: int = 1000, seed: int = 0
+) -> list[Ranked]:
+    """Rank the same prompts by several methods, `scores` (n, methods): paired, since all see the same draws.
+
+    Intervals are `cluster_bootstrap`'s; of fewer than five clusters of either class there are none, and limits are NaN.
+    The method with the largest area is the best of these prompts: a difference to it is not below 0.
+    """
+    area, rate = areas(scores, positive), rates(scores, positive)
+    best = int(area.argmax())
+    try:
+        samples = list(_resampled(positive, clusters, rounds, seed))
+        drawn_areas = np.array([areas(scores[rows], positive[rows]) for rows in samples])
+        drawn_rates = np.array([rates(scores[rows], positive[rows]) for rows in samples])
+    except NotApplicable:
+        drawn_areas = drawn_rates = np.full((1, len(area)), np.nan)
+    drawn_behind = drawn_areas[:, [best]] - drawn_areas
+    columns = [
+        _intervals(value, drawn)
+        for value, drawn in ((area, drawn_areas), (rate, drawn_rates), (area[best] - area, drawn_behind))
+    ]
+    return [Ranked(*intervals) for intervals in zip(*columns, strict=True)]
+
+
+def _intervals(values: Floats, drawn: Floats) -> list[Interval]:
+    """Values (methods,) with the limits of what was drawn for them, (rounds, methods)."""
+    limits = np.quantile(drawn, TAILS, axis=0)
+    return [Interval(*map(float, row)) for row in zip(values, *limits, strict=True)]
+
+
+def combined_scores(scores: Floats, positive: NDArray[np.bool_], clusters: Sequence[str]) -> Floats:
+    """One score of several methods' (n, methods), fitted on one half of the clusters and given to the other half.
+
+    Logistic regression of standardized scores, each half's from the other's labels: no prompt has a part in the weights
+    that score it.
+
+    Raises:
+        NotApplicable: There are fewer than five clusters of either class.
+    """
+    groups = np.unique(np.asarray(clusters), return_inverse=True)[1]
+    if min(len(np.unique(groups[positive])), len(np.unique(groups[~positive]))) < MIN_CLUSTERS:
+        raise NotApplicable(f"a combination needs {MIN_CLUSTERS} unrelated prompts of either kind")
+    halves = StratifiedGroupKFold(2, shuffle=True, random_state=0)
+    classifier = make_pipeline(StandardScaler(), LogisticRegression())
+    combined: Floats = cross_val_predict(
+        classifier, scores, positive, groups=groups, cv=halves, method="decision_function"
+    )
+    return combined
 
 
 def rate_interval(hits: ArrayLike, trials: ArrayLike, clusters: Sequence[str] | None = None) -> Interval:

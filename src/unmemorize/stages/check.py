@@ -14,19 +14,22 @@ from unmemorize.core.errors import UserError
 from unmemorize.core.methods import PictureTest, Subject, parse, spelled
 from unmemorize.core.model import DiffusionModel
 from unmemorize.core.results import Pairs, Scores
-from unmemorize.core.run import Progress
+from unmemorize.core.run import Progress, scratch
 from unmemorize.core.specs import CheckSpec
 from unmemorize.data.bundle import Bundle, Size
-from unmemorize.metrics.calibrate import conformal_p_values
+from unmemorize.data.pictures import save_image
+from unmemorize.metrics.calibrate import conformal_p_values, set_p_value
 from unmemorize.metrics.complexity import png_sizes
 from unmemorize.metrics.discovery import Floats, benjamini_hochberg
 from unmemorize.metrics.similarity import References
+from unmemorize.report.check import build_check
 from unmemorize.stages.inputs import bundle_of, load_as_asked
 from unmemorize.study.controls import spread
 
 ENOUGH = 20  # controls, below which no p-value is under 0.05
 MATCHED = 0.25  # the share of the controls that are nearest in complexity,
 FEWEST = 19  # and how many they are at the least
+SET = 70  # pictures, and as many controls, from which they are tested as a set
 ROWS = 16  # pictures that the VAE codes together
 
 
@@ -43,8 +46,11 @@ class Calibrated:
         return benjamini_hochberg(np.maximum(self.p, self.matched))
 
 
-def check(spec: CheckSpec, progress: Progress) -> dict[str, Any]:
+def check(spec: CheckSpec, progress: Progress, page: Path | None = None) -> dict[str, Any]:
     """Score every picture with every test; returns them in order, with p-values against the controls.
+
+    Where there are 70 of either, each test also has one p-value for all pictures together. With `page` a page of them
+    is written to that file.
 
     Raises:
         UserError: The model, the pictures, the controls or a method cannot be used, or there are too few controls.
@@ -65,9 +71,12 @@ def check(spec: CheckSpec, progress: Progress) -> dict[str, Any]:
         progress("check", done, len(tests))
         scores, others = (test.score(Subject(model), some, seeds=spec.numbers) for some in pairs)
         _require_finite(model, scores, others)
-        results.append((scores, others, calibrated(scores.value.numpy(), others.value.numpy(), *sizes)))
+        values, known = scores.value.numpy(), others.value.numpy()
+        as_set = set_p_value(values.tolist(), known.tolist()) if min(len(values), len(known)) >= SET else None
+        results.append((scores, others, calibrated(values, known, *sizes), as_set))
     progress("check", len(tests), len(tests))
-    return {
+    found = {
+        "model": model.name,
         "pictures": [
             {
                 "picture": name,
@@ -79,15 +88,23 @@ def check(spec: CheckSpec, progress: Progress) -> dict[str, Any]:
                         "p_value_matched": float(found.matched[row]),
                         "q_value": float(found.q[row]),
                     }
-                    for test, (scores, _, found) in zip(tests, results, strict=True)
+                    for test, (scores, _, found, _) in zip(tests, results, strict=True)
                 },
             }
             for row, name in enumerate(pictures.names)
         ],
+        "set": {spelled(test): p for test, (*_, p) in zip(tests, results, strict=True) if p is not None},
+        "known": {spelled(test): others.value.tolist() for test, (_, others, *_) in zip(tests, results, strict=True)},
         "controls": len(controls),
         "captions": captioned,
-        "evaluations": sum(scores.evaluations + others.evaluations for scores, others, _ in results),
+        "evaluations": sum(scores.evaluations + others.evaluations for scores, others, *_ in results),
     }
+    if page is not None:
+        with scratch(page.parent) as folder:
+            for row, image in enumerate(pictures.images):
+                save_image(image, folder / f"{row}.png")
+            build_check(found, folder, page)
+    return found
 
 
 def asked_about(spec: CheckSpec, bundle: Bundle, size: Size) -> References:

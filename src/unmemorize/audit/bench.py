@@ -1,0 +1,110 @@
+"""Rank detectors on prompts whose truth is known, on one model or several."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+
+from unmemorize.core.errors import UserError
+from unmemorize.core.methods import methods
+from unmemorize.core.run import Progress, Run, RunRecord, versions
+from unmemorize.core.shards import Row, write_rows
+from unmemorize.core.specs import EMBEDDED, BenchSpec, recorded
+from unmemorize.data.bundle import Bundle, Own
+from unmemorize.data.labels import read_labelled
+from unmemorize.data.source import Prompt
+from unmemorize.report.bench import RANKING, build_bench
+from unmemorize.stages.detect import DETECT, detectors_of, write_prompts
+from unmemorize.stages.inputs import Inputs, load_as_asked, prompt_source, with_sampling
+from unmemorize.stages.rank import RANK
+from unmemorize.stages.stage import Stage
+from unmemorize.stages.trial import TRIAL, trials, with_methods
+from unmemorize.testbed import embedded
+
+
+def run_bench(spec: BenchSpec, run: Path, progress: Progress) -> list[Row]:
+    """Run or continue a ranking in `run`; returns its rows and leaves them, a page and a LaTeX table there.
+
+    Raises:
+        UserError: A model, the labels or a method cannot be used, no method applies to a model, or `run` holds another
+            run.
+    """
+    spec = replace(spec, method=spec.method or tuple(methods("detector")))
+    detectors_of(spec)  # or a mistake in one would be told once a model is loaded
+    models = (spec.model, *spec.more)
+    prompts = {model: _prompts(model, spec) for model in models}
+    path = run / "scores" / "bench.parquet"
+    with Run.open(run, _record(spec, prompts)) as opened:
+        if not opened.is_kept:
+            rows: list[Row] = []
+            for number, model in enumerate(models):
+                own = replace(spec, model=model, more=())
+                rows += _ranked(own, prompts[model], run / "models" / f"{number}-{_safe(model)}", progress)
+            write_rows(path, rows, RANKING)
+            build_bench(run)
+        found: list[Row] = pq.read_table(path).to_pylist()
+    return found
+
+
+def _prompts(model: str, spec: BenchSpec) -> list[Prompt]:
+    if spec.labels:
+        return read_labelled(Path(spec.labels), spec.column)
+    if model in EMBEDDED:
+        return list(embedded.own().prompts)
+    raise UserError(f"{model}: which prompts are memorized? name a file with a column named memorized with --labels")
+
+
+def _record(spec: BenchSpec, prompts: dict[str, list[Prompt]]) -> RunRecord:
+    """The record of the whole; each model's own, with its weights, lies in its folder."""
+    data = {"labels": prompt_source(spec.labels or spec.model, prompts[spec.model])}
+    names = ", ".join(prompts)
+    return RunRecord(status="running", spec=recorded(spec), versions=versions(), model={"name": names}, data=data)
+
+
+def _ranked(spec: BenchSpec, prompts: Sequence[Prompt], run: Path, progress: Progress) -> list[Row]:
+    """The rows of one model: of its groups, and of the methods that do not apply to it."""
+    model = load_as_asked(spec)
+    own = Own(tuple(prompts), Path(), {})
+    inputs = Inputs(with_sampling(spec, model), model, Bundle(spec.model, {}, own=own))
+    source = prompt_source(spec.labels or spec.model, prompts)
+    with Run.open(run, inputs.record({"labels": source})) as opened:
+        write_prompts(prompts, run)
+        _do(TRIAL, inputs, opened, progress)
+        tried = trials(run)
+        applicable = [method for method, row in tried.items() if row["reason"] is None]
+        if not applicable:
+            reasons = "; ".join(f"{method}: {row['reason']}" for method, row in tried.items())
+            raise UserError(f"{spec.model}: no method applies to it: {reasons}")
+        for stage in (DETECT, RANK):
+            _do(stage, with_methods(inputs, applicable), opened, progress)
+    rows = pq.read_table(run / "scores" / "ranking.parquet").to_pylist()
+    rows += [row for row in tried.values() if row["reason"] is not None]
+    return [row | {"model": spec.model} for row in rows]
+
+
+def _do(stage: Stage, inputs: Inputs, run: Run, progress: Progress) -> None:
+    if not stage.done(run.folder):
+        with run.timed(stage.name):
+            stage.work(inputs, run.folder, progress)
+
+
+def _safe(model: str) -> str:
+    """A model's name as that of a folder."""
+    return re.sub(r"[^A-Za-z0-9.-]+", "-", Path(model).name)[:60]
+
+
+def summarised(rows: Sequence[Row]) -> dict[str, Any]:
+    """The rows by model, as the command prints them for programs."""
+    models: dict[str, Any] = {}
+    for row in rows:
+        own = models.setdefault(row["model"], {"ranking": [], "not_applicable": {}})
+        if row["reason"] is not None:
+            own["not_applicable"][row["method"]] = row["reason"]
+        else:
+            own["ranking"].append({name: value for name, value in row.items() if name not in ("model", "reason")})
+    return {"models": models}

@@ -1,0 +1,112 @@
+"""The page and the LaTeX table of a ranking."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow as pa
+
+from unmemorize.core.run import RunRecord
+from unmemorize.core.shards import Row
+from unmemorize.report.build import TEMPLATES, environment, number, write_text
+from unmemorize.report.schema import read_document, read_rows
+
+EVERY = "memorized"  # the group of all prompts that are labelled
+COMBINED, TEXT = "combination", "text alone"
+BESIDE = {
+    COMBINED: "of all methods, its weights fitted on the other half of the labels",
+    TEXT: "control: a classifier that sees no model",
+}
+
+_TEXT, _REAL, _WHOLE = pa.string(), pa.float64(), pa.int64()
+RANKING = pa.schema(
+    [
+        *((name, _TEXT) for name in ("model", "group", "method", "reason")),
+        *((name, _WHOLE) for name in ("memorized", "ordinary")),
+        *((f"{name}{end}", _REAL) for name in ("auc", "tpr", "behind") for end in ("", "_low", "_high")),
+        *((name, _REAL) for name in ("evaluations", "ratio")),
+    ]
+)
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """One model's part of the page.
+
+    Attributes:
+        model: The model.
+        methods: The rows of all labelled prompts, the largest area first.
+        groups: Each other group: its name, its size, and its areas in the order of `methods`, None where there is none.
+        not_applicable: Methods that do not apply to the model, each with the reason.
+    """
+
+    model: str
+    methods: list[Row]
+    groups: list[tuple[str, Row, list[Row | None]]]
+    not_applicable: list[Row]
+
+
+def build_bench(run: Path) -> Path:
+    """Write `report.html` and `table.tex` into the run directory of a ranking; returns the page's path.
+
+    Raises:
+        UserError: The run directory is incomplete or damaged.
+    """
+    rankings = rankings_of(read_rows(run / "scores" / "bench.parquet", RANKING))
+    write_text(run / "table.tex", latex(rankings))
+    page = (
+        environment()
+        .get_template("bench.html.j2")
+        .render(
+            record=read_document(run / "run.json", RunRecord),
+            rankings=rankings,
+            beside=BESIDE,
+            style=(TEMPLATES / "style.css").read_text("utf-8"),
+        )
+    )
+    return write_text(run / "report.html", page)
+
+
+def rankings_of(rows: Sequence[Row]) -> list[Ranking]:
+    """The rows by model, in order."""
+    rankings = []
+    for model in dict.fromkeys(row["model"] for row in rows):
+        own = [row for row in rows if row["model"] == model]
+        ranked = [row for row in own if row["reason"] is None]
+        methods = sorted((row for row in ranked if row["group"] == EVERY), key=lambda row: -row["auc"])
+        groups: list[tuple[str, Row, list[Row | None]]] = []
+        for name in dict.fromkeys(row["group"] for row in ranked):
+            by_method = {row["method"]: row for row in ranked if row["group"] == name}
+            if name != EVERY:
+                cells = [by_method.get(row["method"]) for row in methods]
+                groups.append((name, next(iter(by_method.values())), cells))
+        rankings.append(Ranking(model, methods, groups, [row for row in own if row["reason"] is not None]))
+    return rankings
+
+
+def latex(rankings: Sequence[Ranking]) -> str:
+    """All labelled prompts as a table of the booktabs package."""
+    lines = [r"\begin{tabular}{lrrrrr}", r"\toprule"]
+    lines.append(r"method & AUC & TPR at 1\% FPR & behind the best & evaluations & time \\")
+    for ranking in rankings:
+        lines += [r"\midrule", rf"\multicolumn{{6}}{{l}}{{{_escaped(ranking.model)}}} \\"]
+        for row in ranking.methods:
+            cells = [_escaped(row["method"]), *(_limits(row, name) for name in ("auc", "tpr", "behind"))]
+            cells += [number(row["evaluations"]), number(row["ratio"])]
+            lines.append(" & ".join(cells) + r" \\")
+    return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", ""])
+
+
+def _limits(row: Row, name: str) -> str:
+    if row[f"{name}_low"] is None:
+        return f"{row[name]:.3f}"
+    return f"{row[name]:.3f} [{row[f'{name}_low']:.3f}, {row[f'{name}_high']:.3f}]"
+
+
+def _escaped(text: str) -> str:
+    """Text that LaTeX sets as it is."""
+    named = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
+    return re.sub(r"[\\~^&%$#_{}]", lambda match: named.get(match[0], "\\" + match[0]), text)
