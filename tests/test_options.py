@@ -241,7 +241,8 @@ def test_what_was_copied_is_exported(call, tmp_path):
     record = {"status": "finished", "spec": {"model": "testbed"}, "versions": {}, "model": {}, "data": {}}
     (run / "run.json").write_text(json.dumps(record))
     rows = [("p0", 0, "none"), ("p1", 1, "verbatim"), ("p1", 1, "none"), ("p2", 1, "template"), ("p2", 2, "none")]
-    verify = [{"id": i, "nearest": f"references/{k}.png", "caption": f"c{k}", "verdict": v} for i, k, v in rows]
+    made = {"seed": 0, "image": "images/0.png"}
+    verify = [made | {"id": i, "nearest": f"references/{k}.png", "caption": f"c{k}", "verdict": v} for i, k, v in rows]
     pq.write_table(pa.Table.from_pylist(verify), run / "scores" / "verify.parquet")
     texts = {"p0": "plain", "p1": 'an "owl",\nhere', "p2": "[red]中"}
     prompts = [{"id": i, "prompt": text} for i, text in texts.items()]
@@ -258,6 +259,14 @@ def test_what_was_copied_is_exported(call, tmp_path):
     code, _, err = call("export", run, "--out", tmp_path / "copied")
     assert code == 2
     assert "not empty" in err
+    (tmp_path / "secret.png").write_bytes(b"secret")
+    for place, said in (("../secret.png", "a picture outside of"), ("references/x.png", "no such file")):
+        table = pa.Table.from_pylist([row | {"nearest": place} for row in verify])
+        pq.write_table(table, run / "scores" / "verify.parquet")
+        code, _, err = call("export", run, "--out", tmp_path / "more")
+        assert code == 2
+        assert said in complaints(err)[0]
+        assert not (tmp_path / "more").exists()
     for name in ("verify", "none"):
         (run / "scores" / "verify.parquet").unlink(missing_ok=True)
         code, _, err = call("export", run, "--out", tmp_path / name)

@@ -169,7 +169,23 @@ def without_footer(folder):
     pq.write_table(pq.read_table(path).replace_schema_metadata(None), path)
 
 
-@pytest.mark.parametrize("damage", [empty, truncated, a_row_missing, another_shard, another_run, without_footer])
+def one_number_changed(folder):
+    path = folder / "000000001.parquet"
+    table = pq.read_table(path)
+    values = [0, *table[0].to_pylist()[1:]]
+    pq.write_table(table.set_column(0, table.column_names[0], pa.array(values)), path)
+
+
+def retyped(folder):
+    path = folder / "000000001.parquet"
+    table = pq.read_table(path)
+    pq.write_table(table.set_column(0, table.column_names[0], pa.array([b"x"] * len(table))), path)
+
+
+DAMAGES = [empty, truncated, a_row_missing, another_shard, another_run, without_footer, one_number_changed, retyped]
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
 def test_a_damaged_or_foreign_shard_is_refused_or_made_anew(damage, tmp_path, caplog):
     """A merge refuses it in one line; the command started again makes it anew, and says so: the same bytes."""
     record_of(tmp_path)

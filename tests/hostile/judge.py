@@ -116,6 +116,8 @@ def _hook(event: str, arguments: tuple[Any, ...]) -> None:
         now.acts.append(f"starts a program: {event} {arguments!r:.200}")
     elif event == "socket.connect":
         now.acts.append(f"connects: {arguments!r:.200}")
+    elif event in ("os.remove", "os.rmdir") and arguments[-1] != -1:
+        return  # a name in a folder that is open: `shutil.rmtree` of one that was checked
     elif event in CHANGES or (event == "open" and _writes(arguments)):
         _check_place(now, event, arguments[0])
 

@@ -11,6 +11,7 @@ import pytest
 
 from hostile import others, sources
 from hostile.judge import violation
+from hostile.resumes import Finished, resumes
 from made_up_run import make_run
 
 # Shares of all inputs: those that take long are fewer.
@@ -19,7 +20,8 @@ SHARES = {
     "prompts": 0.2,
     "folders": 0.15,
     "archives": 0.15,
-    "runs": 0.05,
+    "runs": 0.04,
+    "resumes": 0.01,
     "models": 0.05,
     "arguments": 0.05,
     "outputs": 0.05,
@@ -33,9 +35,17 @@ def audited(tmp_path_factory):
     return make_run(tmp_path_factory.mktemp("audited") / "run", prompts=12, size=8)
 
 
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory, tiny_folder):
+    """A run of every command."""
+    return Finished(tiny_folder, tmp_path_factory.mktemp("finished"))
+
+
 @pytest.fixture
-def make(request, audited, tiny_folder):
+def make(request, audited, finished, tiny_folder):
     """What makes an input of the kind, by its name."""
+    if request.param == "resumes":
+        return partial(resumes, finished)
     sound = {"runs": audited, "models": tiny_folder}.get(request.param)
     if sound is not None:
         return partial(getattr(others, request.param), sound)

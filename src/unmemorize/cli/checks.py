@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ from unmemorize.cli.terminal import errors, say
 from unmemorize.core.files import require_file
 from unmemorize.core.outputs import Output, check_outputs
 from unmemorize.core.run import check_settings
-from unmemorize.core.shards import WHOLE, Part, part_of
+from unmemorize.core.shards import BROKEN, WHOLE, Part, part_of
 from unmemorize.core.specs import Loaded, OfModel, Prompted, recorded, require_prompts
 from unmemorize.models.source import embedding_file, examine, lora_file
 
@@ -102,6 +103,7 @@ def _say_kept(run: Path) -> None:
         part = path.parent.name
         if part == "scores" or not (run / "scores" / f"{part}.parquet").exists():
             name = path.stem if part == "scores" else part
-            counts[name] = counts.get(name, 0) + pq.read_metadata(path).num_rows
+            with suppress(*BROKEN):  # what is damaged is made anew, or named when it is read
+                counts[name] = counts.get(name, 0) + pq.read_metadata(path).num_rows
     shown = ", ".join(f"{name} {count:,}" for name, count in counts.items())
     say(f"{run}: goes on; rows kept from before: {shown or 'none'}", to=errors)

@@ -369,7 +369,9 @@ def read_json(path: Path) -> dict[str, Any]:
         UserError: It is not there, or damaged.
     """
     try:
-        value: dict[str, Any] = from_json(path.read_bytes())
+        value = from_json(path.read_bytes())
+        if not isinstance(value, dict):
+            raise ValueError("no object")
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: damaged, or not there: start the same command again, which makes it anew") from error
     return value

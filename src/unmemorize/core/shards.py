@@ -102,7 +102,7 @@ class Footer:
     """What a shard's file says of itself.
 
     `start` to `stop` are the items it is made of, of `total`; `rows` is how many rows it has, `record` the digest of
-    the run's record, `platform` what else decides the last digits.
+    the run's record, `platform` what else decides the last digits, `content` the SHA-256 of its rows, if it is kept.
     """
 
     stage: str
@@ -113,6 +113,7 @@ class Footer:
     rows: int
     record: str
     platform: str
+    content: str = ""
 
     def belongs(self, other: Footer) -> bool:
         """Whether both are the same shard of the same run, however many rows they have and wherever they were made."""
@@ -153,14 +154,14 @@ class Shards:
         """The items of a shard."""
         return range(number * self.size, min((number + 1) * self.size, self.total))
 
-    def footer(self, number: int, rows: int) -> dict[str, str]:
-        """The metadata of a shard's file that has so many rows."""
-        return {FOOTER: to_json(asdict(self._footer(number, rows)))}
+    def footer(self, number: int, rows: int, content: str = "") -> dict[str, str]:
+        """The metadata of a shard's file that has so many rows, and their SHA-256 where that is to be kept."""
+        return {FOOTER: to_json(asdict(self._footer(number, rows, content)))}
 
-    def _footer(self, number: int, rows: int) -> Footer:
+    def _footer(self, number: int, rows: int, content: str = "") -> Footer:
         items = self.items(number)
         place = (self.folder.name, number, items.start, items.stop, self.total)
-        return Footer(*place, rows=rows, record=self.record, platform=_platform())
+        return Footer(*place, rows=rows, record=self.record, platform=_platform(), content=content)
 
     def is_done(self, number: int) -> bool:
         """Whether a shard's file is there, whole, and of this run."""
@@ -169,7 +170,9 @@ class Shards:
         except BROKEN:
             return False
         footer = _footer(metadata.metadata)
-        return footer is not None and footer.belongs(self._footer(number, 0)) and footer.rows == metadata.num_rows
+        if footer is None or not footer.belongs(self._footer(number, 0)) or footer.rows != metadata.num_rows:
+            return False
+        return not footer.content or _is_whole(self.path(number))
 
     def take(self, do: Callable[[int], None], part: Part = WHOLE, *, in_order: bool = False) -> Iterator[int]:
         """Call `do` with the numbers of the part's shards that are not done, and yield each shard once it is.
@@ -242,7 +245,8 @@ def run_shards(
         own = shards.items(number)
         table = pa.Table.from_pylist(work(items[own.start : own.stop]))
         with atomic(shards.path(number)) as temporary:
-            pq.write_table(table.replace_schema_metadata(shards.footer(number, len(table))), temporary)
+            footer = shards.footer(number, len(table), _content(table))
+            pq.write_table(table.replace_schema_metadata(footer), temporary)
 
     done = 0
     for number in shards.take(do, part, in_order=in_order):
@@ -371,9 +375,17 @@ def _read(path: Path) -> pa.Table:
     except BROKEN as error:
         raise UserError(f"{path}: damaged: {ANEW}") from error
     footer = _footer(table.schema.metadata)
-    if footer is None or footer.rows != len(table):
+    if footer is None or footer.rows != len(table) or footer.content not in ("", _content(table)):
         raise UserError(f"{path}: damaged: {ANEW}")
     return table
+
+
+def _is_whole(path: Path) -> bool:
+    try:
+        _read(path)
+    except UserError:
+        return False
+    return True
 
 
 def _check_complete(folder: Path, footers: Mapping[Path, Footer | None]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Canvas
 
 from unmemorize.core.groups import ATTACKED, CONTROL, IN_AUDIT, LABELS, UNSEEN
-from unmemorize.core.pictures import read_picture
+from unmemorize.core.pictures import Unusable, read_picture
 from unmemorize.core.run import atomic
 from unmemorize.core.shards import Row
 from unmemorize.report.drawing import ACCENT, INK, MUTED, STYLE, Figure, panels_svg, share_axis
@@ -121,7 +122,8 @@ def draw_sheet(values: Mapping[str, tuple[float, float]], run: Path) -> None:
         titles = {"target": key, "original": said, "attacked": f"attack {attacked:.2f}"}
         for offset, (name, title) in enumerate(titles.items()):
             cell = cells[row][3 * column + offset]
-            cell.imshow(read_picture(run / "images" / f"{key}-{name}.png"), interpolation="nearest")
+            with suppress(Unusable):  # damaged since: a page leaves such pictures out, too
+                cell.imshow(read_picture(run / "images" / f"{key}-{name}.png"), interpolation="nearest")
             cell.set_title(title, fontsize=7.5, parse_math=False)
     with atomic(run / "sheet.png") as temporary:
         canvas.savefig(temporary, format="png", metadata={"Software": None}, dpi=110)

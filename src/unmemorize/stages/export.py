@@ -6,10 +6,11 @@ import csv
 import shutil
 from pathlib import Path
 
-import pyarrow.parquet as pq
-
 from unmemorize.core.errors import UserError
+from unmemorize.core.files import require_file
 from unmemorize.core.run import load_record, new_folder
+from unmemorize.data.items import inside
+from unmemorize.report.schema import PROMPTS, VERIFY, read_rows
 
 
 def export_copied(run: Path, out: Path) -> dict[str, int]:
@@ -20,14 +21,14 @@ def export_copied(run: Path, out: Path) -> dict[str, int]:
     are as the run keeps them: the upright centre at the model's size.
 
     Raises:
-        UserError: `run` holds no audit that compared pictures, nothing was copied, or `out` is not new.
+        UserError: `run` holds no audit that compared pictures, or is damaged; nothing was copied, or `out` is not new.
     """
     table = run / "scores" / "verify.parquet"
     if load_record(run) is None or not table.exists():
         raise UserError(f"{run}: no audit that compared pictures: run one with --references, or finish this one")
-    rows = pq.read_table(table).to_pylist()
-    texts = {row["id"]: row["prompt"] for row in pq.read_table(run / "scores" / "prompts.parquet").to_pylist()}
-    copies = [row for row in rows if row["verdict"] != "none"]
+    rows = read_rows(table, VERIFY)
+    texts = {row["id"]: row["prompt"] for row in read_rows(run / "scores" / "prompts.parquet", PROMPTS)}
+    copies = [row for row in rows if row["verdict"] != "none" and row["id"] in texts]
     if not copies:
         raise UserError(f"{run}: nothing was copied: there is nothing to export")
     targets: dict[str, str] = {}
@@ -48,6 +49,10 @@ def _write_pictures(run: Path, pictures: dict[str, str], folder: Path) -> None:
     """Pictures of the run, each with its caption in a file of the same stem."""
     folder.mkdir()
     for name, caption in pictures.items():
-        target = folder / Path(name).name
-        shutil.copyfile(run / name, target)
+        source = inside(run, name)
+        if source is None:
+            raise UserError(f"{name}: a picture outside of {run}, which names it: run the audit again")
+        require_file(source, "restore it, or run the audit again")
+        target = folder / source.name
+        shutil.copyfile(source, target)
         target.with_suffix(".txt").write_text(caption, encoding="utf-8", errors="replace")

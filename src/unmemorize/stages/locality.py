@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
 from unmemorize.attack.dori import Dori
 from unmemorize.core.choose import evenly
@@ -25,6 +25,7 @@ from unmemorize.core.run import Progress, Run, RunRecord, atomic, quiet, write_j
 from unmemorize.core.sample import generate, generators
 from unmemorize.core.shards import Row
 from unmemorize.core.specs import LocalitySpec, limited
+from unmemorize.core.tensors import read_tensors
 from unmemorize.data.bundle import Bundle
 from unmemorize.data.source import Prompt
 from unmemorize.localize.locality import Floats, Layer, Selected, distances, mean_over, measure, selections
@@ -171,7 +172,8 @@ def _groups(
             "captions with --prompts"
         )
     folder = study.run / "shards" / "attack"
-    parts = [load_file(path) for path in sorted(folder.glob("*.safetensors"))]
+    remedy = f"delete {folder} and start the same command again"
+    parts = [read_tensors(path, remedy) for path in sorted(folder.glob("*.safetensors"))]
     groups = {name: Condition(torch.cat([part[name] for part in parts])[copying]) for name in (ADVERSARIAL, INITS)}
     usual = [ordinary[i] for i in np.linspace(0, len(ordinary) - 1, min(spec.inits, len(ordinary))).astype(int)]
     groups |= {MEMORIZED: model.encode(texts), ORDINARY: model.encode(usual)}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,7 +14,7 @@ from unmemorize.attack.extraction import SEEDS
 from unmemorize.core.choose import evenly
 from unmemorize.core.errors import NotApplicable, UserError
 from unmemorize.core.methods import Mitigation, Subject, is_plain, parse, spelled
-from unmemorize.core.run import Progress, write_json
+from unmemorize.core.run import Progress, read_json, write_json
 from unmemorize.core.sample import sampling_evaluations
 from unmemorize.core.shards import Row
 from unmemorize.core.specs import AuditSpec, limited
@@ -82,10 +81,8 @@ class Fitting:
         """The mitigation of that name, ready to be applied, and the evaluations that it took to make it."""
         edit = self.run / "edits" / f"{name}.safetensors"
         record = edit.with_suffix(".fit.json")
-        if record.exists():
-            fit = json.loads(record.read_text(encoding="utf-8"))
-            known: Mitigation = Edit.load(edit) if fit["mitigation"] is None else parse("mitigation", fit["mitigation"])
-            return known, fit["evaluations"]
+        if kept := _kept(record, edit):
+            return kept
         model = self.inputs.model
         mitigation = mitigation_of(text, model)
         with model.counted() as cost:
@@ -102,6 +99,16 @@ class Fitting:
         elif fitted is not mitigation and is_plain(fitted):
             write_json(record, {"mitigation": spelled(fitted), "evaluations": cost.forward})
         return fitted, cost.forward
+
+
+def _kept(record: Path, edit: Path) -> tuple[Mitigation, int] | None:
+    """What was fitted before and the evaluations that it took, where both files are whole: else it is fitted anew."""
+    try:
+        fit = read_json(record)
+        known: Mitigation = Edit.load(edit) if fit["mitigation"] is None else parse("mitigation", fit["mitigation"])
+        return known, int(fit["evaluations"])
+    except (UserError, LookupError, TypeError, ValueError, AttributeError):
+        return None
 
 
 def _calibrating(inputs: Inputs) -> list[str]:

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
 from unmemorize.attack.dori import Dori
@@ -28,7 +28,9 @@ from unmemorize.core.run import (
     require_new,
     write_json,
 )
+from unmemorize.core.shards import ANEW
 from unmemorize.core.specs import MitigateSpec
+from unmemorize.core.tensors import read_tensors
 from unmemorize.metrics.neighbours import neighbours
 from unmemorize.metrics.similarity import References
 from unmemorize.report.card import removal_card
@@ -78,7 +80,7 @@ class _Job:
             except SafetensorError as error:
                 raise UserError(f"{path}: cannot be written: {error}: make room and start again") from error
         self.team.wait()
-        return load_file(path)
+        return read_tensors(path, ANEW)
 
 
 def mitigate(spec: MitigateSpec, out: Path, run: Path, progress: Progress = quiet) -> dict[str, Any]:
