@@ -29,7 +29,6 @@ from unmemorize.metrics.similarity import References
 from unmemorize.models.load import load
 from unmemorize.stages.unlearn import TEST_SEED, measures, mitigate
 from unmemorize.study.effects import Judge, Subjects, attacked_from_both, copies_of, measure, quality, rate_of
-from unmemorize.study.pairs import captions_of
 
 SPECS = {name: MitigateSpec(method=method, pictures=4) for name, method in UNLEARNERS.items()}
 BEFORE = "adaptive, own prompt not from noise"
@@ -75,7 +74,7 @@ class Bench:
         each = count if what.is_one else 1
         for i in range(0, count, each):
             part = self.targets[list(range(i, i + each))]
-            prompts = captions_of(part)
+            prompts = part.prompts
             with what.of(prompts[0], i).applied(self.subject) as subject:
                 own = copies_of(subject, subject.model.encode(prompts), part, self.judge)
                 attacked = attacked_from_both(subject, part, self.judge, seed=TEST_SEED + i, attack=Dori())

@@ -24,7 +24,7 @@ from unmemorize.models.load import load
 from unmemorize.stages.unlearner import pairs_of
 from unmemorize.study.copies import copy_check
 from unmemorize.study.effects import attacked_from_both, copies_of, judge_of, rate_of
-from unmemorize.study.pairs import captions_of, memorized_pictures, ordinary_pictures
+from unmemorize.study.pairs import memorized_pictures, ordinary_pictures
 from unmemorize.unlearn.deletion import Ordinary
 from unmemorize.unlearn.finetune import Finetune, finetune
 
@@ -60,7 +60,7 @@ def measured(name: str, updates: int, attack: bool, rows: Row) -> Row:
     if updates:
         trained_on(model, updates)
     subject = Subject(model, SAMPLER)
-    rates = {"prompt": rate_of(copies_of(subject, model.encode(captions_of(memorized)), memorized, judge))}
+    rates = {"prompt": rate_of(copies_of(subject, model.encode(memorized.prompts), memorized, judge))}
     if attack:
         attacked = attacked_from_both(subject, memorized, judge, seed=SEED, attack=Dori())
         rates |= {f"attacked from {init}": rate_of(hits) for init, hits in attacked.items()}

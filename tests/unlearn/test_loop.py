@@ -14,7 +14,7 @@ from torch import nn
 from processes import run_in_two_processes
 from unmemorize.core.errors import UserError
 from unmemorize.unlearn.checkpoints import load_checkpoint
-from unmemorize.unlearn.loop import Loop, Task, Team
+from unmemorize.unlearn.loop import Loop, Team, Trainable
 
 UPDATES, EMA, CLIP, DECAY, BETAS = 37, 0.9, 0.5, 1e-2, (0.9, 0.99)
 
@@ -34,7 +34,7 @@ def network():
         return nn.Sequential(nn.Linear(5, 16), nn.Tanh(), nn.Linear(16, 3))
 
 
-class Regression(Task):
+class Regression(Trainable):
     """A small network on random batches, whose processes take shares; some updates have no loss."""
 
     def __init__(self, model, team, skipped=()):

@@ -126,7 +126,7 @@ def extraction(
     with torch.no_grad():
         latents = torch.cat([model.invert(part) for part in targets.batches(ROWS)])
     asked = sorted({0, *trial.curve})
-    prompts = model.encode([caption or "" for caption in targets.captions])
+    prompts = model.encode(targets.prompts)
     original = _judge(subject, prompts, targets, judge, trial)
     attacks, judged, moved, norms = [], [], [], []
     for restart in range(trial.restarts):
@@ -172,7 +172,7 @@ def starts(
     if init == "ordinary":
         return model.encode([ordinary[seed % len(ordinary)] for seed in seeds])
     require_prompts(targets)
-    return model.encode([caption or "" for caption in targets.captions])
+    return model.encode(targets.prompts)
 
 
 def require_prompts(targets: References) -> None:

@@ -17,7 +17,7 @@ from unmemorize.report.build import Evidence, build_report
 from unmemorize.stages.attack_mitigated import write_outcomes
 from unmemorize.stages.detect import write_prompts
 from unmemorize.stages.inputs import Inputs, prompt_source, scores_of
-from unmemorize.stages.mitigate import asked
+from unmemorize.stages.mitigate import mitigations_of
 from unmemorize.stages.mitigations import mitigation_of, sources_of
 from unmemorize.stages.stage import run_stages
 from unmemorize.study.copies import check_network
@@ -58,9 +58,9 @@ def run_audit(
 def _record(inputs: Inputs) -> RunRecord:
     model, bundle = inputs.model, inputs.bundle
     data = {"prompts": prompt_source(bundle.source("prompts"), inputs.prompts)}
-    others = inputs.ordinary.others
-    if others:
-        data["ordinary"] = prompt_source(bundle.source("ordinary", "plain descriptions"), others)
+    unlisted = inputs.ordinary.unlisted
+    if unlisted:
+        data["ordinary"] = prompt_source(bundle.source("ordinary", "plain descriptions"), unlisted)
     criterion = PIXELS
     if bundle.has("references"):
         criterion = inputs.check.criterion
@@ -68,7 +68,8 @@ def _record(inputs: Inputs) -> RunRecord:
         held_out = bundle.held_out(model.image_size)
         if held_out is not None:
             data["held_out"] = held_out.source(bundle.source("held_out"))
-    data |= sources_of({f"mitigated {name}": mitigation_of(text, model) for name, text in asked(inputs).items()})
+    tried = mitigations_of(inputs)
+    data |= sources_of({f"mitigated {name}": mitigation_of(text, model) for name, text in tried.items()})
     return inputs.record(data, criterion)
 
 

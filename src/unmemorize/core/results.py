@@ -102,6 +102,11 @@ class Match:
     verdict: str
     mirrored: bool = False
 
+    @property
+    def copied(self) -> bool:
+        """Whether the picture is a copy, verbatim or of a template."""
+        return self.verdict != "none"
+
 
 @dataclass(frozen=True)
 class Surrogates:

@@ -38,6 +38,21 @@ class References:
         captions = tuple(self.captions[i] for i in rows)
         return References(names, self.pixels[list(rows)], masks, captions)
 
+    @classmethod
+    def joined(cls, parts: Sequence[References]) -> References:
+        """The pictures of all parts, one part after the other."""
+        return cls(
+            names=tuple(chain.from_iterable(part.names for part in parts)),
+            pixels=torch.cat([part.pixels for part in parts]),
+            masks=tuple(chain.from_iterable(part.masks for part in parts)),
+            captions=tuple(chain.from_iterable(part.captions for part in parts)),
+        )
+
+    @property
+    def prompts(self) -> list[str]:
+        """The captions as prompts: the empty prompt for a picture without one."""
+        return [caption or "" for caption in self.captions]
+
     def named(self, names: Collection[str]) -> References:
         """Those with one of these names."""
         return self[[i for i, name in enumerate(self.names) if name in names]]
@@ -161,11 +176,11 @@ def with_mirrored(images: Tensor, match: Callable[[Tensor, list[int]], list[Matc
     References are not embedded again for it. `match` takes pictures and their places among the images.
     """
     matches = match(images, list(range(len(images))))
-    rows = [row for row, plain in enumerate(matches) if plain.verdict == "none"]
+    rows = [row for row, plain in enumerate(matches) if not plain.copied]
     if not rows:
         return matches
     for row, mirrored in zip(rows, match(images[rows].flip(-1), rows), strict=True):
-        if mirrored.verdict != "none":
+        if mirrored.copied:
             matches[row] = replace(mirrored, mirrored=True)
     return matches
 
@@ -218,16 +233,16 @@ def _fixed_part(images: Tensor, keep: Tensor, pictures: Tensor) -> Tensor:
     return (squared.clamp(min=0) / w.sum()).sqrt().nan_to_num(torch.inf)
 
 
-def duplicates_of(some: Tensor, pictures: Tensor) -> Tensor:
-    """Which pictures are duplicates of each of some, (n, m): nearer than a share of its contrast."""
-    alike = (DUPLICATE * _contrast(some)).clamp(min=1e-3)  # below a grey level: a flat picture is its own duplicate
-    return pixel_distances(some, pictures) < alike[:, None]
+def duplicates_of(images: Tensor, pictures: Tensor) -> Tensor:
+    """Which pictures are duplicates of each image, (n, m): nearer to it than a share of its contrast."""
+    alike = (DUPLICATE * _contrast(images)).clamp(min=1e-3)  # below a grey level: a flat image is its own duplicate
+    return pixel_distances(images, pictures) < alike[:, None]
 
 
 def neighbourhood(distances: Tensor, closest: Tensor, pictures: Tensor) -> Tensor:
     """Mean of each row's 50 smallest distances, leaving out the closest picture and its duplicates: (n,)."""
-    others = distances.masked_fill(duplicates_of(closest, pictures), torch.inf)
-    near = others.topk(min(NEIGHBOURS, others.shape[1]), largest=False).values
+    to_others = distances.masked_fill(duplicates_of(closest, pictures), torch.inf)
+    near = to_others.topk(min(NEIGHBOURS, to_others.shape[1]), largest=False).values
     count = near.isfinite().sum(1)
     missing = (FEW - count).clamp(min=0)
     unrelated = 2**0.5 * _contrast(closest)

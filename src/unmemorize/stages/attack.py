@@ -5,13 +5,11 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from contextlib import nullcontext
-from itertools import chain
 from pathlib import Path
 
-import torch
 from safetensors.torch import save_file
 
-from unmemorize.attack.extraction import CURVE, SEEDS, Trial, extraction, require_prompts
+from unmemorize.attack.extraction import CURVE, SEEDS, Evidence, Trial, extraction, require_prompts
 from unmemorize.core.errors import UserError
 from unmemorize.core.hooks import checkpointed
 from unmemorize.core.methods import Attack, Mitigation, parse
@@ -108,7 +106,7 @@ def curve_of(attack: Attack) -> tuple[int, ...]:
 
 
 def attacking(inputs: Inputs, run: Path, progress: Progress) -> Work[tuple[str, int]]:
-    """One row a picture, restart, kept number of updates and seed in `scores/attack.parquet`, and what is to be seen.
+    """One row a picture, restart, number of updates and seed in `scores/attack.parquet`; `images/` and `embeds/`.
 
     Raises:
         UserError: The mitigation or the pictures cannot be used, or a prompt to start from is not known.
@@ -121,11 +119,9 @@ def _attacking(
     inputs: Inputs, check: CopyCheck, subjects: Subjects, mitigation: Mitigation | None, run: Path, progress: Progress
 ) -> Work[tuple[str, int]]:
     spec, model = inputs.spec, inputs.model
-    own = model.encode([caption or "" for caption in subjects.attacked.captions])
+    own = model.encode(subjects.attacked.prompts)
     ordinary = inputs.bundle.ordinary()
-    attack = attack_of(spec.method, spec.updates)
-    if "ordinary" in attack.needs:
-        attack = attack.prepared(prompts=own, ordinary=model.encode(ordinary))
+    attack = prepared(attack_of(spec.method, spec.updates), inputs, subjects)
     if mitigation is not None:
         mitigation = mitigation.fitted(
             inputs.subject, prompts=own, ordinary=model.encode(ordinary), seeds=range(len(ordinary)), progress=progress
@@ -134,34 +130,39 @@ def _attacking(
     trial = Trial(curve_of(attack), spec.init, spec.restarts, seeds)
 
     def do(shard: Sequence[tuple[str, int]]) -> list[Row]:
-        targets = _joined([subjects.groups[group][[index]] for group, index in shard])
+        targets = References.joined([subjects.groups[group][[index]] for group, index in shard])
         applied = mitigation.applied(inputs.subject) if mitigation else nullcontext(inputs.subject)
         with applied as subject, checkpointed(model.denoiser, spec.checkpointing):
             extracted, evidence = extraction(subject, targets, attack, check.against, trial, ordinary=ordinary)
         ids = [f"{group}-{index:04d}" for group, index in shard]
-        for name, images in (("attacked", evidence.attacked), ("original", evidence.original)):
-            for key, image in zip(ids, images, strict=True):
-                save_image(image, run / "images" / f"{key}-{name}.png")
-        for key, image in zip(ids, targets.images, strict=True):
-            save_image(image, run / "images" / f"{key}-target.png")
-        with atomic(run / "embeds" / f"{ids[0]}.safetensors") as temporary:
-            save_file({key: part.contiguous() for key, part in zip(ids, evidence.embeds, strict=True)}, temporary)
+        _save_evidence(run, ids, targets, evidence)
         facts = []
         for key, (group, _), caption in zip(ids, shard, targets.captions, strict=True):
             facts.append({"id": key, "group": group, "prompt": caption, "embeds": ids[0]})
         return to_rows(extracted, facts)
 
-    items = [(group, i) for group, pictures in subjects.groups.items() for i in range(len(pictures))]
+    items: list[tuple[str, int]] = []
+    for group, pictures in subjects.groups.items():
+        items += [(group, index) for index in range(len(pictures))]
     return Work("attack", "scores/attack.parquet", items, do, size=SHARD)
 
 
-def _joined(parts: Sequence[References]) -> References:
-    return References(
-        names=tuple(chain.from_iterable(part.names for part in parts)),
-        pixels=torch.cat([part.pixels for part in parts]),
-        masks=tuple(chain.from_iterable(part.masks for part in parts)),
-        captions=tuple(chain.from_iterable(part.captions for part in parts)),
-    )
+def prepared(attack: Attack, inputs: Inputs, subjects: Subjects) -> Attack:
+    """The attack, with what it takes from the captions and from ordinary prompts if it needs these."""
+    if "ordinary" not in attack.needs:
+        return attack
+    captions = inputs.model.encode(subjects.attacked.prompts)
+    return attack.prepared(prompts=captions, ordinary=inputs.model.encode(inputs.bundle.ordinary()))
+
+
+def _save_evidence(run: Path, ids: Sequence[str], targets: References, evidence: Evidence) -> None:
+    """What a shard leaves to be seen: `images/`, and in `embeds/` the conditions that the attack ended with."""
+    kinds = {"attacked": evidence.attacked, "original": evidence.original, "target": targets.images}
+    for kind, images in kinds.items():
+        for key, image in zip(ids, images, strict=True):
+            save_image(image, run / "images" / f"{key}-{kind}.png")
+    with atomic(run / "embeds" / f"{ids[0]}.safetensors") as temporary:
+        save_file({key: embeds.contiguous() for key, embeds in zip(ids, evidence.embeds, strict=True)}, temporary)
 
 
 def _sheet(table: Sequence[Row]) -> dict[str, tuple[float, float]]:

@@ -11,16 +11,16 @@ import pyarrow.parquet as pq
 from unmemorize.attack.extraction import Extraction, Trial, extraction
 from unmemorize.core.errors import UserError
 from unmemorize.core.groups import ATTACKED, CONTROL, IN_AUDIT, UNSEEN
-from unmemorize.core.methods import Attack, settings
+from unmemorize.core.methods import settings
 from unmemorize.core.run import Progress
 from unmemorize.core.sample import sampling_evaluations
 from unmemorize.core.shards import Row, write_rows
 from unmemorize.core.specs import AuditSpec, limited
 from unmemorize.metrics.budget import rates
 from unmemorize.metrics.similarity import References
-from unmemorize.stages.attack import attack_of
+from unmemorize.stages.attack import attack_of, prepared
 from unmemorize.stages.inputs import Inputs, NotRun
-from unmemorize.stages.mitigate import LOWERING, Copies, Fitting, asked, attack_seeds, copied
+from unmemorize.stages.mitigate import LOWERING, Copies, Fitting, attack_seeds, copied, mitigations_of
 from unmemorize.stages.stage import COPIED, Cost, Stage, Work, in_shards
 from unmemorize.stages.verify import reference_name
 from unmemorize.study.controls import FEWEST, Subjects, spread, with_controls
@@ -47,14 +47,15 @@ def attacking(inputs: Inputs, run: Path, progress: Progress) -> Work[tuple[str, 
     if not (run / "scores" / "mitigated.parquet").exists():
         raise NotRun("no mitigation was tried")
     groups = {IN_AUDIT[group]: pictures for group, pictures in subjects.groups.items()}
-    tried, subject = asked(inputs), inputs.subject
+    tried, subject = mitigations_of(inputs), inputs.subject
     fitting = Fitting(inputs, run, copies.prompts, progress)
-    fitted, fits = {}, {}
+    fitted = {}
+    fitting_costs = {}
     for name, text in tried.items():
         with model.counted() as cost:
             fitted[name], _ = fitting.fitted(name, text)
-        fits[name] = cost.forward
-    attack = _attack_of(inputs, subjects)
+        fitting_costs[name] = cost.forward
+    attack = prepared(attack_of(spec.attack_method, spec.attack_updates), inputs, subjects)
     trial = Trial(curve_of(spec), "prompt", 1, attack_seeds(spec))
 
     def do(shard: Sequence[tuple[str, str, Sequence[int]]]) -> list[Row]:
@@ -66,25 +67,22 @@ def attacking(inputs: Inputs, run: Path, progress: Progress) -> Work[tuple[str, 
         head = {"mitigation": name, "group": group, "attack_knows_it": knows}
         facts = [head | {"id": f"{group}-{i:04d}"} for i in rows]
         table = to_rows(extracted, facts)
-        first = group == MEMORIZED and 0 in rows  # with which a mitigation's fit is counted
-        spent = cost.forward + (fits.get(name, 0) if first else 0)
+        spent = cost.forward
+        if group == MEMORIZED and 0 in rows:  # a mitigation's fitting is counted once, with its first pictures
+            spent += fitting_costs.get(name, 0)
         return [row | {"spent": spent / len(table)} for row in table]
 
-    items = []
-    for name in (UNMITIGATED, *tried):
+    return Work("attack", "scores/attack.parquet", _items((UNMITIGATED, *tried), groups), do, size=1)
+
+
+def _items(names: Sequence[str], groups: Mapping[str, References]) -> list[tuple[str, str, Sequence[int]]]:
+    """Mitigation, group and rows of up to `SHARD` pictures: what is attacked together."""
+    items: list[tuple[str, str, Sequence[int]]] = []
+    for name in names:
         for group, targets in groups.items():
             for start in range(0, len(targets), SHARD):
                 items.append((name, group, range(start, min(start + SHARD, len(targets)))))
-    return Work("attack", "scores/attack.parquet", items, do, size=1)
-
-
-def _attack_of(inputs: Inputs, subjects: Subjects) -> Attack:
-    model = inputs.model
-    attack = attack_of(inputs.spec.attack_method, inputs.spec.attack_updates)
-    if "ordinary" not in attack.needs:
-        return attack
-    own = model.encode([caption or "" for caption in subjects.attacked.captions])
-    return attack.prepared(prompts=own, ordinary=model.encode(inputs.bundle.ordinary()))
+    return items
 
 
 def curve_of(spec: AuditSpec) -> tuple[int, ...]:
@@ -94,14 +92,16 @@ def curve_of(spec: AuditSpec) -> tuple[int, ...]:
 
 def _subjects(inputs: Inputs, run: Path) -> tuple[Copies, Subjects]:
     """What was copied, and the copied pictures with their controls."""
-    copies, references, bundle = copied(inputs, run), inputs.references, inputs.bundle
-    own = references[[]] if bundle.own is None else bundle.controls(inputs.model.image_size)
-    others = own if len(own) else _not_copied(run, references)
-    if not len(others):
+    copies, bundle = copied(inputs, run), inputs.bundle
+    controls = inputs.references[[]] if bundle.own is None else bundle.controls(inputs.model.image_size)
+    if not len(controls):
+        controls = _not_copied(run, inputs.references)
+    if not len(controls):
         raise NotRun("an attack needs controls: put captions beside training pictures that are not copied")
     try:
+        # More than are needed: those that the VAE does not give back recognisably are left out.
         count = 4 * max(len(copies.pictures), FEWEST)
-        return copies, with_controls(inputs.model, inputs.check, copies.pictures, spread(others, count))
+        return copies, with_controls(inputs.model, inputs.check, copies.pictures, spread(controls, count))
     except UserError as error:
         raise NotRun(str(error)) from error
 
@@ -110,22 +110,26 @@ def _not_copied(run: Path, references: References) -> References:
     """Training pictures with a caption that no generated picture copies."""
     rows = pq.read_table(run / "scores" / "verify.parquet").to_pylist()
     copied = {row["nearest"] for row in rows if row["verdict"] != "none"}
-    names = enumerate(references.names)
-    return references[[i for i, n in names if references.captions[i] and reference_name(n) not in copied]]
+    left = []
+    for i, name in enumerate(references.names):
+        if references.captions[i] and reference_name(name) not in copied:
+            left.append(i)
+    return references[left]
 
 
 def _cost(inputs: Inputs) -> Cost:
     """What it costs if a third of the generated prompts give copies."""
-    spec, tried = inputs.spec, asked(inputs)
+    spec, tried = inputs.spec, mitigations_of(inputs)
     if not tried or not spec.attack_updates or not inputs.bundle.has("references"):
         return Cost()
     pictures = limited(spec.attack, max(limited(spec.generate, len(inputs.prompts)) // COPIED, 1))
     attacks = (1 + len(tried)) * (pictures + len(CONTROLS) * max(pictures, FEWEST))
     calls = sampling_evaluations(inputs.model, inputs.subject.sampler)
     rows = int(settings(attack_of(spec.attack_method, spec.attack_updates)).get("batch", 1))
-    judged, updates = attacks * len(curve_of(spec)) * len(attack_seeds(spec)), spec.attack_updates * rows
-    guarding = judged // (1 + len(tried)) * LOWERING * ("guard" in tried)
-    gradients = attacks * updates + guarding
+    judged = attacks * len(curve_of(spec)) * len(attack_seeds(spec))
+    gradients = attacks * spec.attack_updates * rows
+    if "guard" in tried:
+        gradients += judged // (1 + len(tried)) * LOWERING
     return Cost(gradients + judged * calls, gradients=gradients, pictures=judged)
 
 
@@ -141,7 +145,8 @@ def write_outcomes(run: Path) -> None:
     if path.exists():
         attacked = pq.read_table(path).to_pylist()
         extractions = {}
-        for name in (row["name"] for row in rows):
+        for mitigated in rows:
+            name = mitigated["name"]
             extractions[name] = _by_group([row for row in attacked if row["mitigation"] == name])
         knows = {row["mitigation"]: row["attack_knows_it"] for row in attacked}
         rows = [row | _after_attack(extractions[row["name"]], knows[row["name"]]) for row in rows]

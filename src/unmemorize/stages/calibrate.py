@@ -36,29 +36,29 @@ def _work(inputs: Inputs, run: Path, progress: Progress) -> None:
     """
     prompts, ordinary = inputs.prompts, inputs.ordinary
     scores = scores_of(run, len(prompts))
-    count = len(ordinary.listed) + len(ordinary.others)
+    count = len(ordinary.listed) + len(ordinary.unlisted)
     if count < ENOUGH:
         raise NotApplicable(
             f"{count} ordinary prompts were given and p-values need {ENOUGH}: name a file of more with --ordinary"
         )
     known = scores[list(ordinary.listed)].mean(axis=1)
-    if ordinary.others:
+    if ordinary.unlisted:
         first = fitted(inputs, run, progress)[:1]
-        table = scores_of_all("ordinary", inputs, ordinary.others, first).run(run, progress)
-        known = np.r_[known, table["score"].to_numpy().reshape(len(ordinary.others), -1).mean(axis=1)]
+        table = scores_of_all("ordinary", inputs, ordinary.unlisted, first).run(run, progress)
+        known = np.r_[known, table["score"].to_numpy().reshape(len(ordinary.unlisted), -1).mean(axis=1)]
     tested = sorted(set(range(len(prompts))) - set(ordinary.listed))
-    p = conformal_p_values(scores[tested].mean(axis=1), known)
-    _write_check(run, scores[tested].mean(axis=1), known, _clusters(prompts, ordinary))
-    rows = [
-        {"id": prompts[i].id, "p_value": float(a), "q_value": float(b)}
-        for i, a, b in zip(tested, p, benjamini_hochberg(p), strict=True)
-    ]
+    means = scores[tested].mean(axis=1)
+    p_values = conformal_p_values(means, known)
+    _write_check(run, means, known, _clusters(prompts, ordinary))
+    rows = []
+    for i, p, q in zip(tested, p_values, benjamini_hochberg(p_values), strict=True):
+        rows.append({"id": prompts[i].id, "p_value": float(p), "q_value": float(q)})
     schema = pa.schema([("id", pa.string()), ("p_value", pa.float64()), ("q_value", pa.float64())])
     write_rows(run / "scores" / "calibrated.parquet", rows, schema)
 
 
 def _clusters(prompts: Sequence[Prompt], ordinary: Ordinary) -> list[str]:
-    chosen = [*(prompts[i] for i in ordinary.listed), *ordinary.others]
+    chosen = [*(prompts[i] for i in ordinary.listed), *ordinary.unlisted]
     if all(prompt.cluster for prompt in chosen):
         return [str(prompt.cluster) for prompt in chosen]
     return related([prompt.text for prompt in chosen])
@@ -71,8 +71,8 @@ def _write_check(run: Path, scores: np.ndarray, known: np.ndarray, clusters: Seq
 
 
 def _cost(inputs: Inputs) -> Cost:
-    others = len(inputs.ordinary.others)
-    return Cost(cost_of(inputs, detectors_of(inputs.spec)[:1], others) if others else 0)
+    unlisted = len(inputs.ordinary.unlisted)
+    return Cost(cost_of(inputs, detectors_of(inputs.spec)[:1], unlisted) if unlisted else 0)
 
 
 CALIBRATE = Stage("calibrate", "calibrated", _work, _cost)

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from unmemorize.core.errors import UserError
 from unmemorize.core.methods import PictureTest, Subject, parse, spelled
 from unmemorize.core.model import DiffusionModel
-from unmemorize.core.results import Pairs, Scores
+from unmemorize.core.results import Pairs
 from unmemorize.core.run import Progress, scratch
+from unmemorize.core.shards import Row
 from unmemorize.core.specs import CheckSpec
 from unmemorize.data.bundle import Bundle, Size
 from unmemorize.data.pictures import save_image
@@ -24,7 +24,7 @@ from unmemorize.metrics.discovery import Floats, benjamini_hochberg
 from unmemorize.metrics.similarity import References
 from unmemorize.report.check import build_check
 from unmemorize.stages.inputs import bundle_of, load_as_asked
-from unmemorize.study.controls import spread
+from unmemorize.study.controls import spread, without
 
 ENOUGH = 20  # controls, below which no p-value is under 0.05
 MATCHED = 0.25  # the share of the controls that are nearest in complexity,
@@ -46,7 +46,55 @@ class Calibrated:
         return benjamini_hochberg(np.maximum(self.p, self.matched))
 
 
-def check(spec: CheckSpec, progress: Progress, page: Path | None = None) -> dict[str, Any]:
+@dataclass(frozen=True)
+class _Measured:
+    """Pictures or controls as tests take them.
+
+    Attributes:
+        pictures: What was read.
+        pairs: Their latents with captions.
+        sizes: Bytes that each takes as a PNG, (n,): how complex it is.
+    """
+
+    pictures: References
+    pairs: Pairs
+    sizes: Floats
+
+    @classmethod
+    def of(cls, model: DiffusionModel, pictures: References, *, captioned: bool) -> _Measured:
+        """The pictures as the model has them; without captions all have the empty prompt."""
+        with torch.no_grad():
+            latents = torch.cat([model.invert(images) for images in pictures.batches(ROWS)])
+        prompts = pictures.prompts if captioned else [""] * len(pictures)
+        sizes = torch.cat([png_sizes(images) for images in pictures.batches(ROWS)])
+        return cls(pictures, Pairs(latents, model.encode(prompts)), sizes.double().numpy())
+
+
+@dataclass(frozen=True)
+class _Result:
+    """What one test said: scores of the pictures and of the controls, p-values, and denoiser evaluations.
+
+    `set_p_value` is of all pictures together; None where there are too few.
+    """
+
+    test: PictureTest
+    scores: Floats
+    known: Floats
+    calibrated: Calibrated
+    set_p_value: float | None
+    evaluations: int
+
+    def row(self, picture: int) -> Row:
+        """One picture's score and p-values."""
+        return {
+            "score": float(self.scores[picture]),
+            "p_value": float(self.calibrated.p[picture]),
+            "p_value_matched": float(self.calibrated.matched[picture]),
+            "q_value": float(self.calibrated.q[picture]),
+        }
+
+
+def check(spec: CheckSpec, progress: Progress, page: Path | None = None) -> Row:
     """Score every picture with every test; returns them in order, with p-values against the controls.
 
     Where there are 70 of either, each test also has one p-value for all pictures together. With `page` a page of them
@@ -61,53 +109,67 @@ def check(spec: CheckSpec, progress: Progress, page: Path | None = None) -> dict
     if not spec.picture and bundle.own is None:
         raise UserError(f"{spec.model}: which picture? name its file after the model")
     model = load_as_asked(spec)
-    pictures = asked_about(spec, bundle, model.image_size)
-    controls = controls_of(spec, bundle, pictures, model.image_size)
-    captioned = all((*pictures.captions, *controls.captions))
-    pairs = [_pairs(model, some, captioned) for some in (pictures, controls)]
-    sizes = [_complexity(some) for some in (pictures, controls)]
+    pictures = _pictures(spec, bundle, model.image_size)
+    controls = _controls(spec, bundle, pictures, model.image_size)
+
+    captioned = all(pictures.captions) and all(controls.captions)
+    asked_about = _Measured.of(model, pictures, captioned=captioned)
+    compared_with = _Measured.of(model, controls, captioned=captioned)
     results = []
     for done, test in enumerate(tests):
         progress("check", done, len(tests))
-        scores, others = (test.score(Subject(model), some, seeds=spec.numbers) for some in pairs)
-        _require_finite(model, scores, others)
-        values, known = scores.value.numpy(), others.value.numpy()
-        as_set = set_p_value(values.tolist(), known.tolist()) if min(len(values), len(known)) >= SET else None
-        results.append((scores, others, calibrated(values, known, *sizes), as_set))
+        results.append(_tested(model, test, asked_about, compared_with, spec.numbers))
     progress("check", len(tests), len(tests))
-    found = {
+
+    rows: list[Row] = []
+    for i, name in enumerate(pictures.names):
+        methods = {spelled(result.test): result.row(i) for result in results}
+        rows.append({"picture": name, "complexity": int(asked_about.sizes[i]), "methods": methods})
+    answer = {
         "model": model.name,
-        "pictures": [
-            {
-                "picture": name,
-                "complexity": int(sizes[0][row]),
-                "methods": {
-                    spelled(test): {
-                        "score": float(scores.value[row]),
-                        "p_value": float(found.p[row]),
-                        "p_value_matched": float(found.matched[row]),
-                        "q_value": float(found.q[row]),
-                    }
-                    for test, (scores, _, found, _) in zip(tests, results, strict=True)
-                },
-            }
-            for row, name in enumerate(pictures.names)
-        ],
-        "set": {spelled(test): p for test, (*_, p) in zip(tests, results, strict=True) if p is not None},
-        "known": {spelled(test): others.value.tolist() for test, (_, others, *_) in zip(tests, results, strict=True)},
+        "pictures": rows,
+        "set": {spelled(result.test): result.set_p_value for result in results if result.set_p_value is not None},
+        "known": {spelled(result.test): result.known.tolist() for result in results},
         "controls": len(controls),
         "captions": captioned,
-        "evaluations": sum(scores.evaluations + others.evaluations for scores, others, *_ in results),
+        "evaluations": sum(result.evaluations for result in results),
     }
     if page is not None:
-        with scratch(page.parent) as folder:
-            for row, image in enumerate(pictures.images):
-                save_image(image, folder / f"{row}.png")
-            build_check(found, folder, page)
-    return found
+        _write_page(answer, pictures, page)
+    return answer
 
 
-def asked_about(spec: CheckSpec, bundle: Bundle, size: Size) -> References:
+def _write_page(answer: Row, pictures: References, page: Path) -> None:
+    with scratch(page.parent) as folder:
+        for i, image in enumerate(pictures.images):
+            save_image(image, folder / f"{i}.png")
+        build_check(answer, folder, page)
+
+
+def _tested(
+    model: DiffusionModel, test: PictureTest, pictures: _Measured, controls: _Measured, seeds: Sequence[int]
+) -> _Result:
+    """The pictures' scores by one test, beside those of the controls.
+
+    Raises:
+        UserError: The model's predictions are not finite.
+    """
+    scores = test.score(Subject(model), pictures.pairs, seeds=seeds)
+    of_controls = test.score(Subject(model), controls.pairs, seeds=seeds)
+    if not (scores.by_seed.isfinite().all() and of_controls.by_seed.isfinite().all()):
+        raise UserError(f"{model.name}: its predictions are not finite: load it in a wider dtype")
+    values, known = scores.value.numpy(), of_controls.value.numpy()
+    return _Result(
+        test=test,
+        scores=values,
+        known=known,
+        calibrated=calibrated(values, known, pictures.sizes, controls.sizes),
+        set_p_value=set_p_value(values.tolist(), known.tolist()) if min(len(values), len(known)) >= SET else None,
+        evaluations=scores.evaluations + of_controls.evaluations,
+    )
+
+
+def _pictures(spec: CheckSpec, bundle: Bundle, size: Size) -> References:
     """The pictures that are named; of the model's own those that were planted often.
 
     Raises:
@@ -115,31 +177,23 @@ def asked_about(spec: CheckSpec, bundle: Bundle, size: Size) -> References:
     """
     if not spec.picture:
         return bundle.targets(size)
-    parts = [bundle.read(path, size) for path in spec.picture]
-    names = [
-        name if Path(path).is_dir() else path
-        for path, part in zip(spec.picture, parts, strict=True)
-        for name in part.names
-    ]
-    return References(
-        tuple(names),
-        torch.cat([part.pixels for part in parts]),
-        tuple(mask for part in parts for mask in part.masks),
-        tuple(caption for part in parts for caption in part.captions),
-    )
+    parts = []
+    for path in spec.picture:
+        part = bundle.read(path, size)
+        if not Path(path).is_dir():
+            part = replace(part, names=(path,) * len(part))  # a single file is known by the path that was typed
+        parts.append(part)
+    return References.joined(parts)
 
 
-def controls_of(spec: CheckSpec, bundle: Bundle, pictures: References, size: Size) -> References:
+def _controls(spec: CheckSpec, bundle: Bundle, pictures: References, size: Size) -> References:
     """The controls, without the pictures that are asked about.
 
     Raises:
         UserError: They cannot be read, or there are too few.
     """
-    controls = bundle.controls(size)
-    other = [
-        i for i, pixels in enumerate(controls.pixels) if not any(torch.equal(pixels, own) for own in pictures.pixels)
-    ]
-    controls = spread(controls[other], spec.limit or len(other))
+    controls = without(bundle.controls(size), pictures)
+    controls = spread(controls, spec.limit or len(controls))
     if len(controls) < ENOUGH:
         source = bundle.source("controls")
         raise UserError(f"{source}: {len(controls)} controls, and p-values need {ENOUGH}: name more with --controls")
@@ -154,22 +208,3 @@ def calibrated(scores: Floats, known: Floats, sizes: Floats, known_sizes: Floats
         near = np.argsort(np.abs(np.log(known_sizes / size)), kind="stable")[:nearest]
         matched.append(conformal_p_values([float(score)], known[near].tolist())[0])
     return Calibrated(conformal_p_values(scores.tolist(), known.tolist()), np.array(matched))
-
-
-def _pairs(model: DiffusionModel, pictures: References, captioned: bool) -> Pairs:
-    """Latents, and captions where all pictures have one."""
-    with torch.no_grad():
-        latents = [model.invert(images) for images in pictures.batches(ROWS)]
-    captions = [caption or "" for caption in pictures.captions] if captioned else [""] * len(pictures)
-    return Pairs(torch.cat(latents), model.encode(captions))
-
-
-def _complexity(pictures: References) -> Floats:
-    sizes: Tensor = torch.cat([png_sizes(images) for images in pictures.batches(ROWS)])
-    values: Floats = sizes.double().numpy()
-    return values
-
-
-def _require_finite(model: DiffusionModel, *scores: Scores) -> None:
-    if not all(part.by_seed.isfinite().all() for part in scores):
-        raise UserError(f"{model.name}: its predictions are not finite: load it in a wider dtype")

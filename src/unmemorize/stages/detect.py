@@ -1,4 +1,4 @@
-"""Score every prompt with detectors, in pieces that survive a kill."""
+"""Score every prompt with detectors, shard by shard: a killed run goes on where it was."""
 
 from __future__ import annotations
 
@@ -93,7 +93,12 @@ def fitted(inputs: Inputs, run: Path, progress: Progress) -> list[Detector]:
         return detectors
     plain = [Prompt(f"plain-{i:05d}", text) for i, text in enumerate(ordinary_prompts(PLAIN))]
     table = scores_of_all("plain", inputs, plain, unfitted).run(run, progress)
-    return [d.fitted(_scores(table, d, len(plain))) if d in unfitted else d for d in detectors]
+    ready = []
+    for detector in detectors:
+        if detector in unfitted:
+            detector = detector.fitted(_scores(table, detector, len(plain)))
+        ready.append(detector)
+    return ready
 
 
 def _scores(table: pa.Table, detector: Detector, prompts: int) -> Scores:
@@ -166,14 +171,19 @@ def write_prompts(prompts: Sequence[Prompt], run: Path) -> None:
     text, integer, truth = pa.string(), pa.int64(), pa.bool_()
     known = [("kind", text), ("copies", integer), ("memorable", truth), ("cluster", text)]
     schema = pa.schema([("id", text), ("prompt", text), *known])
-    rows = [{"id": p.id, "prompt": p.text} | {name: getattr(p, name) for name, _ in known} for p in prompts]
+    rows = []
+    for prompt in prompts:
+        row: Row = {"id": prompt.id, "prompt": prompt.text}
+        rows.append(row | {name: getattr(prompt, name) for name, _ in known})
     write_rows(run / "scores" / "prompts.parquet", rows, schema)
 
 
 def _cost(inputs: Inputs) -> Cost:
     detectors = detectors_of(inputs.spec)
-    unfitted = unfitted_of(detectors)
-    return Cost(cost_of(inputs, detectors, len(inputs.prompts)) + (cost_of(inputs, unfitted, PLAIN) if unfitted else 0))
+    evaluations = cost_of(inputs, detectors, len(inputs.prompts))
+    if unfitted := unfitted_of(detectors):
+        evaluations += cost_of(inputs, unfitted, PLAIN)
+    return Cost(evaluations)
 
 
 def cost_of(inputs: Inputs, detectors: Sequence[Detector], prompts: int) -> int:

@@ -66,11 +66,12 @@ def explain(spec: ExplainSpec, out: Path) -> Row:
     return result
 
 
-def _write(model: DiffusionModel, found: Regions, seeds: Sequence[int], out: Path) -> list[Row]:
+def _write(model: DiffusionModel, regions: Regions, seeds: Sequence[int], out: Path) -> list[Row]:
     """Each picture and its map, as bright as its share of the highest value, in files of one name."""
     with torch.no_grad():
-        pictures = model.decode(found.latents.to(model.device)).float().cpu()
-    shares = found.maps / found.maps.amax(dim=(1, 2), keepdim=True).clamp(min=torch.finfo(found.maps.dtype).tiny)
+        pictures = model.decode(regions.latents.to(model.device)).float().cpu()
+    highest = regions.maps.amax(dim=(1, 2), keepdim=True)
+    shares = regions.maps / highest.clamp(min=torch.finfo(highest.dtype).tiny)
     grey = interpolate(shares[:, None].float(), pictures.shape[2:]).expand(-1, 3, -1, -1)
     rows: list[Row] = []
     for seed, picture, shown in zip(seeds, pictures, grey, strict=True):
@@ -95,6 +96,7 @@ def explaining(inputs: Inputs, run: Path, progress: Progress) -> Work[Prompt]:
     verified = run / "scores" / "verify.parquet"
     rows = pq.read_table(verified).to_pylist() if verified.exists() else []
     copies = _copies(inputs, [row for row in rows if row["verdict"] != "none"])
+    # Prompts that gave copies come first, then those of high score.
     order = sorted(range(len(prompts)), key=lambda i: (prompts[i].id not in copies, -means[i]))
     chosen = [prompts[i] for i in order[: limited(spec.explain, len(order))]]
     worded = [prompt for prompt in chosen if prompt.text.strip()]
@@ -109,23 +111,23 @@ def explaining(inputs: Inputs, run: Path, progress: Progress) -> Work[Prompt]:
                 assert isinstance(explanation, Explanation)  # it says words
                 row = _row(prompt.id, explanation)
                 if prompt.id in copies and len(explanation.words) > 1:
-                    row |= _without_first(subject, explanation, seeds, copies[prompt.id])
+                    row |= _omission(subject, explanation, seeds, copies[prompt.id])
             rows.append(row | {"evaluations": cost.forward})
         return rows
 
     return Work("explain", "scores/explain.parquet", worded, do, size=4)
 
 
-def _without_first(
+def _omission(
     subject: Subject, explanation: Explanation, seeds: Sequence[int], copied: Callable[[Tensor], list[bool]]
 ) -> Row:
     """The word of highest significance, and copies among the pictures of the prompt with and without it."""
     prompt = explanation.prompt
-    first = max(range(len(explanation.words)), key=explanation.significance.__getitem__)
-    left_out = without(prompt, occurrences(prompt, explanation.spans[first]))
-    whole, rest = measure(subject, [prompt, left_out], copied, seeds=seeds)
-    copies = {"copies_with": whole.copies, "copies_without": rest.copies}
-    return {"omitted": first, "pictures": len(seeds)} | copies
+    omitted = max(range(len(explanation.words)), key=explanation.significance.__getitem__)
+    shortened = without(prompt, occurrences(prompt, explanation.spans[omitted]))
+    whole, without_word = measure(subject, [prompt, shortened], copied, seeds=seeds)
+    copies = {"copies_with": whole.copies, "copies_without": without_word.copies}
+    return {"omitted": omitted, "pictures": len(seeds)} | copies
 
 
 def _row(name: str, explanation: Explanation) -> Row:
@@ -150,7 +152,7 @@ def _copies(inputs: Inputs, rows: Sequence[Row]) -> dict[str, Callable[[Tensor],
 
 def _are_copies(check: CopyCheck, target: int, images: Tensor) -> list[bool]:
     matches = check.against(images, check.references[[target] * len(images)])
-    return [match.verdict != "none" for match in matches]
+    return [match.copied for match in matches]
 
 
 def _cost(inputs: Inputs) -> Cost:

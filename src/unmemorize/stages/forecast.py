@@ -18,7 +18,7 @@ from unmemorize.core.errors import UserError
 from unmemorize.core.methods import Detector, Localizer, Subject, Training, parse, score_each, settings
 from unmemorize.core.model import DiffusionModel
 from unmemorize.core.recording import Recorder
-from unmemorize.core.results import Surrogates
+from unmemorize.core.results import Pairs, Surrogates
 from unmemorize.core.sample import generators, sampling_evaluations
 from unmemorize.core.specs import AttackSpec, DetectSpec, LocalitySpec, LocateSpec, MitigateSpec, TriggerSpec
 from unmemorize.explain.words import measure
@@ -32,6 +32,7 @@ from unmemorize.stages.stage import Cost
 from unmemorize.stages.triggers import texts_of, variants_of
 from unmemorize.stages.unlearn import CHECK_SEEDS, CHECKED, STARTS, measures, trained_in
 from unmemorize.stages.unlearner import pairs_of, unlearner_of
+from unmemorize.study.effects import Subjects
 from unmemorize.unlearn.finetune import Finetuning, Objective
 from unmemorize.unlearn.loop import Team
 
@@ -149,12 +150,12 @@ def forecast_detect(spec: DetectSpec) -> Expected:
     model, prompts = inputs.model, [prompt.text for prompt in inputs.prompts]
     recorder = Recorder(model, inputs.subject.sampler, tuple(spec.numbers))
 
-    def each(some: Sequence[Detector]) -> Spent:
-        return _warm(model, prompts[0], lambda prompt: score_each(some, recorder, model.encode([prompt])))
+    def per_prompt(methods: Sequence[Detector]) -> Spent:
+        return _warm(model, prompts[0], lambda prompt: score_each(methods, recorder, model.encode([prompt])))
 
-    spent = {"detect": each(detectors) * len(prompts)}
+    spent = {"detect": per_prompt(detectors) * len(prompts)}
     if unfitted := unfitted_of(detectors):
-        spent = {"plain": each(unfitted) * PLAIN} | spent
+        spent = {"plain": per_prompt(unfitted) * PLAIN} | spent
     return expected(model, len(prompts), spent)
 
 
@@ -266,21 +267,42 @@ def forecast_mitigate(spec: MitigateSpec) -> Expected:
     if not isinstance(unlearner, Finetuning):
         raise UserError(f"--dry-run: {unlearner.name} has no update to time: {unlearner.cost}")
     inputs = Inputs.of(trained_in(spec, spec.device))
-    model, subject, spec = inputs.model, inputs.subject, inputs.spec
+    model, spec = inputs.model, inputs.spec
     subjects, _, split = measures(spec, model)
     forget, keep = pairs_of(model, subjects.memorized), pairs_of(model, split.train)
-    asked = []
+    updates, surrogates_used = _updates(inputs.subject, unlearner, forget, keep)
+    costs = _costs_beside_updates(spec, unlearner, subjects, sampling_evaluations(model, inputs.subject.sampler))
+    if not surrogates_used:
+        del costs["surrogates"]
+    speed = Speed.of(model, spec.steps)
+    spent = {"updates": updates}
+    for name, cost in costs.items():
+        if cost.evaluations:
+            spent[name] = Spent(cost.evaluations, speed.seconds(cost))
+    return expected(model, len(subjects.memorized), spent)
 
-    def stand_ins() -> Surrogates:
-        asked.append(True)
+
+def _updates(subject: Subject, unlearner: Finetuning, forget: Pairs, keep: Pairs) -> tuple[Spent, bool]:
+    """What all updates take, from the first two, and whether the objective asked for surrogates.
+
+    Of a method that works in rounds the first update of each takes longer than the others.
+    """
+    surrogates_used = False
+
+    def surrogates() -> Surrogates:
+        nonlocal surrogates_used
+        surrogates_used = True
         return Surrogates(forget.latents, torch.arange(len(forget)))
 
-    objective = unlearner.objective(subject, forget, keep, Training(Path(), surrogates=stand_ins))
-    first, later = (_update(model, objective, number) for number in (0, 1))
+    objective = unlearner.objective(subject, forget, keep, Training(Path(), surrogates=surrogates))
+    first = _update(subject.model, objective, 0)
+    later = _update(subject.model, objective, 1)
     rounds = -(-unlearner.updates // int(settings(unlearner).get("every", unlearner.updates)))
-    training = later * unlearner.updates + (first - later) * rounds
+    return later * unlearner.updates + (first - later) * rounds, surrogates_used
 
-    calls = sampling_evaluations(model, subject.sampler)
+
+def _costs_beside_updates(spec: MitigateSpec, unlearner: Finetuning, subjects: Subjects, calls: int) -> dict[str, Cost]:
+    """What measuring before and after, checks in training and surrogates cost; `calls` make one picture."""
     count, ordinary = len(subjects.memorized), len(subjects.ordinary)
     attack = Dori(updates=spec.attack_updates)
 
@@ -290,14 +312,11 @@ def forecast_mitigate(spec: MitigateSpec) -> Expected:
 
     checks = unlearner.updates // unlearner.check_every if unlearner.check_every else 0
     measured = 2 * (count + ordinary) * spec.pictures
-    costs = {
+    return {
         "measure": Cost(measured * calls, 0, measured) + attacks(count, spec.pictures) * STARTS,
         "checks": attacks(min(CHECKED, count), min(CHECK_SEEDS, spec.pictures)) * checks,
-        "surrogates": Cost(count * spec.surrogates * calls, 0, count * spec.surrogates) if asked else Cost(),
+        "surrogates": Cost(count * spec.surrogates * calls, 0, count * spec.surrogates),
     }
-    speed = Speed.of(model, spec.steps)
-    spent = {name: Spent(cost.evaluations, speed.seconds(cost)) for name, cost in costs.items() if cost.evaluations}
-    return expected(model, count, {"updates": training} | spent)
 
 
 def _update(model: DiffusionModel, objective: Objective, number: int) -> Spent:

@@ -361,8 +361,11 @@ def _unseen(
 
 
 def _has_text_lora(model: PipelineModel) -> bool:
-    encoders = [part for name, part in model.pipe.components.items() if name.startswith("text_encoder") and part]
-    return any("lora_A" in name for encoder in encoders for name, _ in encoder.named_modules())
+    for component, module in model.pipe.components.items():
+        encoder = component.startswith("text_encoder") and module is not None
+        if encoder and any("lora_A" in name for name, _ in module.named_modules()):
+            return True
+    return False
 
 
 def _is_usual(value: Any, default: Any) -> bool:

@@ -46,8 +46,8 @@ def compare_held_out(
     images = distances.features(bytes_of(run, rows))
     training = _Compared(references.small, references.keep, distances.of(references))
     if held_out is None:
-        mirrored = [distances.features(part.flip(-1)) for part in references.pixels.split(MIRRORED)]
-        other = _Compared(training.small.flip(-1), training.keep.flip(-1), torch.cat(mirrored))
+        features = [distances.features(part.flip(-1)) for part in references.pixels.split(MIRRORED)]
+        other = _Compared(training.small.flip(-1), training.keep.flip(-1), torch.cat(features))
         groups = training.groups(other, distances)
     else:
         pictures = small(held_out)
@@ -57,13 +57,12 @@ def compare_held_out(
     near = distances.between(images, training.features).numpy()
     far = distances.between(images, other.features).numpy()
     control = np.array([row["id"] in ordinary for row in rows])
-    sets = {"all": np.ones(len(rows), bool), "ordinary prompts": control}
-    tests = [
-        {"group": name, "held_out": "mirror images" if held_out is None else "pictures given"}
-        | vars(nearness_test(near[members], far[members], paired=held_out is None, groups=groups))
-        for name, members in sets.items()
-        if members.any()
-    ]
+    mirrored = held_out is None
+    tests = []
+    for name, members in {"all": np.ones(len(rows), bool), "ordinary prompts": control}.items():
+        if members.any():
+            test = nearness_test(near[members], far[members], paired=mirrored, groups=groups)
+            tests.append({"group": name, "held_out": "mirror images" if mirrored else "pictures given"} | vars(test))
     write_rows(run / "scores" / "nearness.parquet", tests)
 
 
@@ -93,14 +92,16 @@ class _Compared:
 def _comparable(training: _Compared, held_out: _Compared, distances: Distances) -> tuple[_Compared, _Compared]:
     """The pictures of either set to compare: one a group of duplicates, none of a group of both, as many of each."""
     size = min(len(training), len(held_out))
-    chosen, others = training[_sample(len(training), size)], held_out[_sample(len(held_out), size)]
-    groups = chosen.groups(others, distances)
+    training = training[_sample(len(training), size)]
+    held_out = held_out[_sample(len(held_out), size)]
+    groups = training.groups(held_out, distances)
     both = np.intersect1d(groups[:size], groups[size:])
-    chosen, others = chosen[_firsts(groups[:size], both)], others[_firsts(groups[size:], both)]
-    size = min(len(chosen), len(others))
+    training = training[_firsts(groups[:size], both)]
+    held_out = held_out[_firsts(groups[size:], both)]
+    size = min(len(training), len(held_out))
     if not size:
         raise NotApplicable("the pictures given as held out are duplicates of training pictures")
-    return chosen[_sample(len(chosen), size)], others[_sample(len(others), size)]
+    return training[_sample(len(training), size)], held_out[_sample(len(held_out), size)]
 
 
 def _firsts(groups: np.ndarray, without: np.ndarray) -> np.ndarray:

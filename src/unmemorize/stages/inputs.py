@@ -42,15 +42,16 @@ class Ordinary:
     """The ordinary prompts: those that are in the audited list, by position there, and those that are not."""
 
     listed: tuple[int, ...]
-    others: tuple[Prompt, ...]
+    unlisted: tuple[Prompt, ...]
 
 
 def split_ordinary(prompts: Sequence[Prompt], ordinary: Sequence[str]) -> Ordinary:
     """Which of the audited prompts are ordinary, and the ordinary ones that are not audited."""
     place = {p.text: i for i, p in enumerate(prompts)}
-    others = [text for text in dict.fromkeys(ordinary) if text not in place]
     listed = sorted(place[text] for text in set(ordinary) if text in place)
-    return Ordinary(tuple(listed), tuple(Prompt(f"ordinary-{i:05d}", text) for i, text in enumerate(others)))
+    texts = [text for text in dict.fromkeys(ordinary) if text not in place]
+    unlisted = [Prompt(f"ordinary-{i:05d}", text) for i, text in enumerate(texts)]
+    return Ordinary(tuple(listed), tuple(unlisted))
 
 
 @dataclass(frozen=True, eq=False)

@@ -72,7 +72,7 @@ class Picture:
     @property
     def copied(self) -> bool:
         """Whether it is a copy of a training picture."""
-        return self.nearest is not None and self.nearest.match.verdict != "none"
+        return self.nearest is not None and self.nearest.match.copied
 
 
 @dataclass(frozen=True)
@@ -229,7 +229,7 @@ def _first_step_only(pipe: Any, index: int, t: Tensor, state: dict[str, Any]) ->
 def _nearest(images: Tensor, references: References) -> list[Nearest]:
     rows = {name: row for row, name in enumerate(references.names)}
     nearest = []
-    for match in with_mirrored(images, lambda some, _: match_pixels(some, references)):
+    for match in with_mirrored(images, lambda pictures, _: match_pixels(pictures, references)):
         row = rows[match.nearest]
         nearest.append(Nearest(match, references[[row]].images[0], references.captions[row]))
     return nearest

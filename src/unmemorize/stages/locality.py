@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -198,30 +198,26 @@ def _attack(study: _Study, target: str) -> list[Row]:
         with atomic(study.run / "shards" / "attack" / f"{shard[0]:05d}.safetensors") as temporary:
             pair = {ADVERSARIAL: attack.last, INITS: inits}
             save_file({name: cond.embeds.cpu().contiguous() for name, cond in pair.items()}, temporary)
-        rows = zip(shard, study.matches(attack.last), attack.losses.T.tolist(), strict=True)
         each = attack.evaluations // len(shard)
-        return [
-            {"init": i, "copies": sum(_copies(m, own) for m in matches), "loss": losses[-1], "evaluations": each}
-            for i, matches, losses in rows
-        ]
+        rows = []
+        for i, matches, losses in zip(shard, study.matches(attack.last), attack.losses.T.tolist(), strict=True):
+            copies = sum(match.copied and match.nearest in own for match in matches)
+            rows.append({"init": i, "copies": copies, "loss": losses[-1], "evaluations": each})
+        return rows
 
     rows: list[Row] = study.rows("attack", range(spec.inits), do).to_pylist()
     return rows
-
-
-def _copies(match: Match, own: Collection[str]) -> bool:
-    return match.verdict != "none" and match.nearest in own
 
 
 def _same_picture(references: References, name: str) -> list[str]:
     """The picture and its duplicates in the folder, in the folder's order."""
     picture = references.named([name]).images
     near = DUPLICATE * picture[0].flatten(1).var(1).mean().sqrt()
-    return [
-        other
-        for other, image in zip(references.names, references.batches(1), strict=True)
-        if other == name or (image - picture).square().mean().sqrt() < near
-    ]
+    names = []
+    for other, image in zip(references.names, references.batches(1), strict=True):
+        if other == name or (image - picture).square().mean().sqrt() < near:
+            names.append(other)
+    return names
 
 
 def _copying(study: _Study, prompts: Sequence[Prompt]) -> list[str]:
@@ -231,7 +227,7 @@ def _copying(study: _Study, prompts: Sequence[Prompt]) -> list[str]:
         rows = []
         cond = study.inputs.model.encode([prompt.text for prompt in shard])
         for prompt, matches in zip(shard, study.matches(cond), strict=True):
-            copied = Counter(match.nearest for match in matches if match.verdict != "none")
+            copied = Counter(match.nearest for match in matches if match.copied)
             picture, copies = copied.most_common(1)[0] if copied else ("", 0)
             rows.append({"prompt": prompt.text, "copies": copies, "picture": picture})
         return rows
@@ -250,7 +246,9 @@ def _selections(
 ) -> tuple[dict[str, list[Selected]], dict[Layer, int]]:
     """What each method selects for each embedding of each group, and the sizes of the layers that it looks at."""
     subject, usual = Subject(study.inputs.model), study.inputs.model.encode(ordinary)
-    items = [(group, i) for group, cond in groups.items() for i in range(len(cond))]
+    items: list[tuple[str, int]] = []
+    for group, embeddings in groups.items():
+        items += [(group, i) for i in range(len(embeddings))]
 
     def do(shard: Sequence[tuple[str, int]]) -> list[Row]:
         cond = joined([groups[group][[i]] for group, i in shard])
@@ -265,16 +263,23 @@ def _selections(
                     rows.append(head | {"layer": "", "units": np.zeros(0, np.int32), "size": 0})
         return rows
 
-    table = study.rows("selections", items, do)
-    chosen: dict[str, list[dict[Layer, Any]]] = {group: [{} for _ in range(len(c))] for group, c in groups.items()}
+    return _read_selections(study.rows("selections", items, do), groups, list(study.localizers))
+
+
+def _read_selections(
+    table: pa.Table, groups: Mapping[str, Condition], methods: Sequence[str]
+) -> tuple[dict[str, list[Selected]], dict[Layer, int]]:
+    """The rows that `_selections` wrote: the units of each embedding by layer, and the sizes of the layers."""
+    chosen: dict[str, list[dict[Layer, Any]]] = {}
+    for group, embeddings in groups.items():
+        chosen[group] = [{} for _ in range(len(embeddings))]
     layers: dict[Layer, int] = {}
     columns = (table[name].to_pylist() for name in ("group", "embedding", "method", "layer", "size"))
     for group, i, method, layer, size, units in zip(*columns, table["units"], strict=True):
         if layer:
             chosen[group][i][method, layer] = units.values.to_numpy()
             layers[method, layer] = size
-    order = list(study.localizers)
-    sizes = dict(sorted(layers.items(), key=lambda entry: order.index(entry[0][0])))  # stable: layers stay in order
+    sizes = dict(sorted(layers.items(), key=lambda entry: methods.index(entry[0][0])))  # stable: layers stay in order
     return {group: list(members) for group, members in chosen.items()}, sizes
 
 

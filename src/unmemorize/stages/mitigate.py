@@ -114,11 +114,11 @@ def _kept(record: Path, edit: Path) -> tuple[Mitigation, int] | None:
 def _calibrating(inputs: Inputs) -> list[str]:
     """The ordinary prompts, those that are audited first."""
     known, prompts = inputs.ordinary, inputs.prompts
-    return [*(prompts[place].text for place in known.listed), *(prompt.text for prompt in known.others)]
+    return [*(prompts[place].text for place in known.listed), *(prompt.text for prompt in known.unlisted)]
 
 
-def asked(inputs: Inputs) -> dict[str, str]:
-    """What to try in this audit."""
+def mitigations_of(inputs: Inputs) -> dict[str, str]:
+    """The mitigations to try in this audit, by short name."""
     return mitigations(inputs.spec, testbed=inputs.bundle.own is not None)
 
 
@@ -129,7 +129,7 @@ def mitigating(inputs: Inputs, run: Path, progress: Progress) -> Work[str]:
         NotApplicable: Nothing was copied, or the model lacks what a mitigation acts on.
         NotRun: No mitigation is asked for, or there are no training pictures.
     """
-    tried = asked(inputs)
+    tried = mitigations_of(inputs)
     if not tried:
         raise NotRun("no mitigation was asked for: name one with --mitigation")
     copies = copied(inputs, run)
@@ -172,7 +172,8 @@ def copied(inputs: Inputs, run: Path) -> Copies:
     texts = {p.id: p.text for p in inputs.prompts}
     prompts = tuple(dict.fromkeys(texts[row["id"]] for row in rows))
     first: dict[str, str] = {}
-    for row in [row for row in rows if row["verdict"] == "verbatim"] or rows:
+    verbatim = [row for row in rows if row["verdict"] == "verbatim"]
+    for row in verbatim or rows:
         if texts[row["id"]] not in first.values():
             first.setdefault(row["nearest"], texts[row["id"]])
     place = {reference_name(name): i for i, name in enumerate(references.names)}
@@ -195,14 +196,15 @@ def _measured(
 ) -> Row:
     """Copies for the prompts, and how ordinary prompts' pictures compare with the unmitigated model's."""
     model = subject.model
-    own = [caption or "" for caption in targets.captions]
-    copies = copies_of(subject, model.encode(own), targets, judge)
+    copies = copies_of(subject, model.encode(targets.prompts), targets, judge)
     rate = share_interval(copies)
     images = pictures(subject, model.encode(prompts), range(len(prompts)))
     for k, image in enumerate(images):
         save_image(image, folder / name / f"{k:03d}.png")
-    before, after = (_saved(folder / key, len(images)) for key in (UNMITIGATED, name))
-    fits = None if judge.alignment is None else judge.alignment(after, prompts).mean().item()
+    # As they were written, in 8 bits: a run that goes on has no others of the unmitigated model.
+    before = _saved(folder / UNMITIGATED, len(images))
+    after = _saved(folder / name, len(images))
+    alignment = None if judge.alignment is None else judge.alignment(after, prompts).mean().item()
     return {
         "pictures": len(targets),
         "pictures_copied": int(copies.any(dim=1).sum()),
@@ -210,7 +212,7 @@ def _measured(
         "copy_rate_low": rate.low,
         "copy_rate_high": rate.high,
         "quality": ssim(before, after, scales_for(*after.shape[-2:])).mean().item(),
-        "alignment": fits,
+        "alignment": alignment,
     }
 
 
@@ -220,13 +222,15 @@ def _saved(folder: Path, count: int) -> Tensor:
 
 def _cost(inputs: Inputs) -> Cost:
     """What it costs if a third of the generated prompts give copies."""
-    spec, tried = inputs.spec, asked(inputs)
+    spec, tried = inputs.spec, mitigations_of(inputs)
     if not tried or not inputs.bundle.has("references"):
         return Cost()
     copies = max(limited(spec.generate, len(inputs.prompts)) // COPIED, 1)
     each = limited(spec.attack, copies) * len(attack_seeds(spec)) + len(_ordinary(inputs, ORDINARY))
     calls = sampling_evaluations(inputs.model, inputs.subject.sampler)
-    search = (copies + 1) * CALLS * 2 * ("wanda" in tried)
+    search = 0
+    if "wanda" in tried:
+        search += (copies + 1) * CALLS * 2
     if "nemo" in tried:
         search += copies * SEARCH + len(_calibrating(inputs)) * len(REFERENCE_SEEDS)
     guarding = each * LOWERING * ("guard" in tried)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -31,9 +32,9 @@ def choose(prompts: Sequence[Prompt], scores: np.ndarray, count: int) -> list[Pr
     """
     ladder = _spread([p for p in prompts if p.kind == "verbatim"], count)
     order = [prompts[i] for i in np.argsort(-scores.mean(axis=1), kind="stable")]
-    others = [p for p in order if p.kind != "verbatim"]
-    top = others[: (count - len(ladder)) // 2]
-    return [*ladder, *top, *_spread(others[len(top) :], count - len(ladder) - len(top))]
+    by_score = [p for p in order if p.kind != "verbatim"]
+    top = by_score[: (count - len(ladder)) // 2]
+    return [*ladder, *top, *_spread(by_score[len(top) :], count - len(ladder) - len(top))]
 
 
 def _spread(prompts: Sequence[Prompt], count: int) -> list[Prompt]:
@@ -45,7 +46,7 @@ def generating(inputs: Inputs, run: Path, progress: Progress) -> Work[tuple[Prom
     spec, prompts, subject = inputs.spec, inputs.prompts, inputs.subject
     chosen = choose(prompts, scores_of(run, len(prompts)), limited(spec.generate, len(prompts)))
     seeds = range(spec.seed, spec.seed + spec.pictures)
-    pairs = [(prompt, seed) for prompt in chosen for seed in seeds]
+    pairs = list(itertools.product(chosen, seeds))
 
     def do(shard: Sequence[tuple[Prompt, int]]) -> list[Row]:
         cond = subject.model.encode([prompt.text for prompt, _ in shard])

@@ -41,7 +41,9 @@ def probe(spec: TriggerSpec, run: Path, progress: Progress = quiet, part: Part =
         if opened.is_kept:
             return read_json(run / "triggers.json")
         table = probing(inputs, run, progress).run(run, progress, part)
-        rows = [{"prompt": p} | dataclasses.asdict(v) for p, variants in tried.items() for v in variants]
+        rows: list[Row] = []
+        for prompt, of_prompt in tried.items():
+            rows += [{"prompt": prompt} | dataclasses.asdict(variant) for variant in of_prompt]
         write_rows(run / "variants.parquet", rows)
         outcomes = {row["text"]: Outcome(row["magnitude"], row["copies"], row["seeds"]) for row in table.to_pylist()}
         effects = [dataclasses.asdict(effect) for effect in word_effects(tried, outcomes)]
@@ -85,7 +87,10 @@ def variants_of(spec: TriggerSpec, bundle: Bundle) -> dict[str, list[Variant]]:
 
 def texts_of(tried: Mapping[str, Sequence[Variant]]) -> list[str]:
     """The texts of all variants, each once."""
-    return list(dict.fromkeys(variant.text for variants in tried.values() for variant in variants))
+    texts: dict[str, None] = {}  # keeps the order, which numbers the shards
+    for of_prompt in tried.values():
+        texts |= dict.fromkeys(variant.text for variant in of_prompt)
+    return list(texts)
 
 
 def _given(spec: TriggerSpec, bundle: Bundle) -> list[Prompt]:
@@ -108,11 +113,11 @@ def _words(text: str) -> set[str]:
 def _variants(chosen: Sequence[Prompt], unrelated: Sequence[str], repeats: int) -> dict[str, list[Variant]]:
     tried = {}
     for prompt in chosen:
-        own = _words(prompt.text)
-        others = [text for text in unrelated if not own & _words(text)]
-        pool = sorted({word for text in others for word in _words(text)})
+        words = _words(prompt.text)
+        disjoint = [text for text in unrelated if not words & _words(text)]
+        pool = sorted(set().union(*map(_words, disjoint)))
         seed = zlib.crc32(prompt.text.encode())  # the same draw in whichever file the prompt stands
-        order = np.random.default_rng(seed).permutation(len(others))
-        contexts = [*(others[i] for i in order[:CONTEXTS]), *NEUTRAL][:CONTEXTS]
+        drawn = np.random.default_rng(seed).permutation(len(disjoint))[:CONTEXTS]
+        contexts = [*(disjoint[i] for i in drawn), *NEUTRAL][:CONTEXTS]
         tried[prompt.text] = variants(prompt.text, contexts=contexts, pool=pool, repeats=repeats, seed=seed)
     return tried

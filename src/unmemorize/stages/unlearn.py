@@ -47,7 +47,7 @@ from unmemorize.study.effects import (
     quality,
     rate_of,
 )
-from unmemorize.study.pairs import Split, captions_of, hashes, memorized_pictures, ordinary_pictures
+from unmemorize.study.pairs import Split, hashes, memorized_pictures, ordinary_pictures
 from unmemorize.unlearn.loop import Team
 
 CHECKED = 6  # memorized pictures attacked by a check in training, in turn
@@ -140,7 +140,7 @@ def measures(spec: MitigateSpec, model: DiffusionModel) -> tuple[Subjects, Judge
     compared = "targets" if "targets" in bundle.files and "references" not in bundle.files else "references"
     references = getattr(bundle, compared)(size)
     copies = copy_check(model, references, bundle.source(compared), spec.sscd, spec.recipe)
-    near = neighbours(model, captions_of(split.held_out), captions_of(memorized))
+    near = neighbours(model, split.held_out.prompts, memorized.prompts)
     judge = judge_of(model, copies, tuple(range(spec.pictures)), testbed=bundle.own is not None)
     return Subjects(memorized, split.held_out, split.clusters, near), judge, split
 
@@ -210,7 +210,7 @@ def _export(
     text = own.read_text(encoding="utf-8", errors="replace") if own.is_file() else ""
     removed = hashes(targets)
     if spec.captions:
-        removed = [row | {"text": text} for row, text in zip(removed, captions_of(targets), strict=True)]
+        removed = [row | {"text": text} for row, text in zip(removed, targets.prompts, strict=True)]
     given = {"method": unlearner.name, **settings(unlearner), "surrogates": spec.surrogates}
     card = removal_card(text, given, results, removed)
     try:

@@ -22,7 +22,6 @@ from unmemorize.stages.inputs import bundle_of
 from unmemorize.stages.mitigations import mitigation_of
 from unmemorize.study.copies import CopyCheck
 from unmemorize.study.effects import latents_of
-from unmemorize.study.pairs import captions_of
 from unmemorize.unlearn.finetune import Finetuning
 from unmemorize.unlearn.surrogates import make_surrogates
 
@@ -50,7 +49,7 @@ def unlearner_of(spec: MitigateSpec) -> Unlearner:
 
 def pairs_of(model: DiffusionModel, pictures: References) -> Pairs:
     """Pictures with captions as the model has them."""
-    return Pairs(latents_of(model, pictures.pixels), model.encode(captions_of(pictures)))
+    return Pairs(latents_of(model, pictures.pixels), model.encode(pictures.prompts))
 
 
 def surrogates_of(
@@ -59,9 +58,9 @@ def surrogates_of(
     """Pictures by the model under the named mitigation, or pruned by Wanda as far as they need."""
 
     def is_copy(images: Tensor, number: int) -> list[bool]:
-        return [match.verdict != "none" for match in copies.against(images, memorized[[number] * len(images)])]
+        return [match.copied for match in copies.against(images, memorized[[number] * len(images)])]
 
-    prompts = captions_of(memorized)
+    prompts = memorized.prompts
     blocks = _mitigated(spec, subject, prompts)
     return make_surrogates(prompts, is_copy, mitigated=blocks, count=spec.surrogates, progress=progress)
 

@@ -55,30 +55,31 @@ def choose_subjects(model: DiffusionModel, bundle: Bundle, check: CopyCheck, *, 
     size = model.image_size
     attacked = bundle.targets(size)
     attacked = spread(attacked, limit or len(attacked))
-    others = _without(bundle.controls(size), attacked)
-    if not len(others):
+    controls = without(bundle.controls(size), attacked)
+    if not len(controls):
         source = bundle.source("controls")
         raise UserError(f"{source}: holds attacked pictures only: name other training pictures with --controls")
-    return with_controls(model, check, attacked, others, bundle)
+    return with_controls(model, check, attacked, controls, bundle)
 
 
 def with_controls(
-    model: DiffusionModel, check: CopyCheck, attacked: References, others: References, bundle: Bundle | None = None
+    model: DiffusionModel, check: CopyCheck, attacked: References, controls: References, bundle: Bundle | None = None
 ) -> Subjects:
-    """Attacked pictures with as many of either control: from other training pictures, and never trained on.
+    """Attacked pictures with as many of either control: of these training pictures, and of some never trained on.
 
-    Those never trained on are the bundle's held-out pictures; made from the others where it has none, or is not given.
+    Those never trained on are the bundle's held-out pictures. Without a bundle, or if it has none, they are made from
+    the controls.
 
     Raises:
         UserError: The held-out pictures cannot be read, or there are none and none can be made.
     """
     count = max(len(attacked), FEWEST)
-    others = _within_reach(model, others, check)
+    controls = _within_reach(model, controls, check)
     held_out = None if bundle is None else bundle.held_out(model.image_size)
     unseen_from = DERIVED if bundle is None else bundle.source("held_out", DERIVED)
-    unseen = derive(others, check.match) if held_out is None else held_out
+    unseen = derive(controls, check.match) if held_out is None else held_out
     unseen = spread(_within_reach(model, unseen, check), count)
-    return Subjects(attacked, spread(others, count), unseen, unseen_from)
+    return Subjects(attacked, spread(controls, count), unseen, unseen_from)
 
 
 @torch.no_grad()
@@ -90,7 +91,7 @@ def _within_reach(model: DiffusionModel, pictures: References, check: CopyCheck)
         part = pictures[rows]
         coded = model.decode(model.invert(part.images))
         for row, match in zip(rows, check.against(coded, part), strict=True):
-            if match.verdict != "none":
+            if match.copied:
                 left.append(row)
     return pictures[left] if left else pictures
 
@@ -102,17 +103,18 @@ def derive(pictures: References, match: Callable[[Tensor], Sequence[Match]]) -> 
         UserError: None is left.
     """
     pixels = pictures.pixels.flip(-1).roll(1, dims=1)
-    left = [i for i, nearest in enumerate(match(pixels)) if nearest.verdict == "none"]
+    left = [i for i, nearest in enumerate(match(pixels)) if not nearest.copied]
     if not left:
         raise UserError("no control differs enough from its mirror image: name pictures never trained on: --held-out")
     names = tuple(f"derived from {name}" for name in pictures.names)
     return References(names, pixels, (None,) * len(names), pictures.captions)[left]
 
 
-def _without(pictures: References, attacked: References) -> References:
+def without(pictures: References, excluded: References) -> References:
+    """The pictures that are not, pixel by pixel, among those excluded."""
     left = []
     for i, image in enumerate(pictures.pixels):
-        if not any(torch.equal(image, other) for other in attacked.pixels):
+        if not any(torch.equal(image, other) for other in excluded.pixels):
             left.append(i)
     return pictures[left]
 

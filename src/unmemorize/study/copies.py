@@ -32,17 +32,20 @@ from unmemorize.metrics.tiled import TILED, match_tiled, match_tiled_targets, wi
 LARGE = 256  # pixels from which pictures are compared by a copy-detection network, or else tile by tile
 
 Matcher = Callable[[Tensor, References], list[Match]]  # pictures and references
-# From the target of each picture and the references to what compares some of the pictures, with their places.
+# From the target of each picture, and the references, to a function of some of the pictures and their rows.
 TargetMatcher = Callable[[References, References], Callable[[Tensor, list[int]], list[Match]]]
 
 
 @dataclass(frozen=True)
 class Distances:
-    """The plain distances under a comparison, and which pictures are one picture under it.
+    """The plain distance of a comparison, and its groups of duplicates.
 
-    `features` takes pictures, bytes or in [0, 1], to what is compared of them, `of` training pictures, once; `between`
-    takes such features and others to distances (n, m). `groups` takes pictures (n, 3, 64, 64), the pixels to keep,
-    (n, 64, 64), and the features to a group number per picture, the same for duplicates.
+    Attributes:
+        features: Of pictures, bytes or in [0, 1]: what is compared.
+        of: The features of training pictures, computed once.
+        between: Distances (n, m) of n features to m others.
+        groups: Of pictures (n, 3, 64, 64), the pixels that count, (n, 64, 64), and the features: a group number per
+            picture, the same for duplicates.
     """
 
     features: Callable[[Tensor], Tensor]
@@ -68,7 +71,7 @@ class CopyCheck:
 
     def __call__(self, images: Tensor) -> list[bool]:
         """Which of the pictures are copies, verbatim or of a template."""
-        return [m.verdict != "none" for m in self.match(images)]
+        return [match.copied for match in self.match(images)]
 
 
 def check_network(sscd: str, recipe: str) -> None:
@@ -118,7 +121,7 @@ def _row_by_row(match: Callable[[Tensor, References, References], list[Match]]) 
 
 
 def distances(sscd: str, recipe: str, device: torch.device | str = "cpu") -> Distances:
-    """The plain distance under the same comparison, and the groups of duplicates.
+    """The plain distance of the comparison that `copy_check` makes, and the groups of duplicates.
 
     Raises:
         UserError: The file or the recipe cannot be used.
@@ -134,7 +137,7 @@ def distances(sscd: str, recipe: str, device: torch.device | str = "cpu") -> Dis
     return Distances(
         lambda pixels: sscd_features(pixels, criterion, embed),
         features,
-        lambda features, others: 1 - (features @ others.T).double(),
+        lambda features, known: 1 - (features @ known.T).double(),
         lambda pictures, keep, features: duplicate_groups(pictures, keep, (features @ features.T).double()),
     )
 
@@ -157,7 +160,7 @@ def copy_check(
         criterion,
         references.source(source),
         references,
-        lambda images: with_mirrored(_on_cpu(images), lambda some, rows: match(some, references)),
+        lambda images: with_mirrored(_on_cpu(images), lambda pictures, _: match(pictures, references)),
         lambda images, targets: with_mirrored(_on_cpu(images), against(targets, references)),
     )
 

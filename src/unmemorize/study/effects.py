@@ -73,7 +73,7 @@ def copies_of(subject: Subject, cond: Condition, targets: References, judge: Jud
     images = pictures(subject, cond.repeat(count), list(judge.seeds) * len(cond))
     rows = torch.arange(len(cond)).repeat_interleave(count)
     matches = judge.copies.against(images, targets[rows.tolist()])
-    return torch.tensor([match.verdict != "none" for match in matches]).reshape(len(cond), -1).long()
+    return torch.tensor([match.copied for match in matches]).reshape(len(cond), -1).long()
 
 
 def attacked_copies(
@@ -82,7 +82,7 @@ def attacked_copies(
     """Which pictures are copies after an attack on every memorized picture, (pictures, seeds), 0 or 1."""
     model = subject.model
     latents = latents_of(model, memorized.pixels)
-    start = model.encode([c or "" for c in memorized.captions])
+    start = model.encode(memorized.prompts)
     seeds = [seed + k for k in range(len(latents))]
     if init == "random":
         like = start.embeds
@@ -116,9 +116,9 @@ def measure(subject: Subject, subjects: Subjects, judge: Judge) -> dict[str, Ten
 
     Of every ordinary prompt as many pictures are made as there are seeds: all prompts once, then all again.
     """
-    prompts = [c or "" for c in subjects.ordinary.captions] * len(judge.seeds)
+    prompts = subjects.ordinary.prompts * len(judge.seeds)
     model, memorized = subject.model, subjects.memorized
-    own = model.encode([c or "" for c in memorized.captions])
+    own = model.encode(memorized.prompts)
     measured = {"copies": copies_of(subject, own, memorized, judge)}
     images = pictures(subject, model.encode(prompts), range(len(prompts)))
     measured["features"] = torch.cat([judge.features(part) for part in images.split(BATCH)]).cpu()

@@ -152,8 +152,8 @@ def _sentence(summary: Row) -> str:
     count = {group: f"{shares[group]['value'] * pictures[group]:.0f} of {pictures[group]}" for group in pictures}
     harder = max(CONTROLS, key=lambda group: (shares[group]["value"], shares[group]["high"]))
     upper = shares[harder]["high"]
-    said = f"{count[ATTACKED]} pictures come back within {budget} updates"
+    extracted = f"{count[ATTACKED]} pictures come back within {budget} updates"
     beside = f"{count[harder]} of the harder control's (upper limit of the interval {upper:.0%})"
     alike = "a picture counts if any restart, seed or number of updates gives a copy, in all groups alike"
     beyond = f"; with more updates over {bound:.0%} of a control come back, which is no extraction (asked for: {steps})"
-    return f"{said}, and {beside}; {alike}{beyond if budget < steps else ''}"
+    return f"{extracted}, and {beside}; {alike}{beyond if budget < steps else ''}"

@@ -7,8 +7,6 @@ import random
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-
 from unmemorize.core.errors import UserError
 from unmemorize.data.bundle import Bundle
 from unmemorize.data.source import Prompt
@@ -46,7 +44,7 @@ def ordinary_pictures(bundle: Bundle, size: tuple[int, int]) -> Split:
     folder = bundle.source("controls")
     if bundle.own is None or "controls" in bundle.files:
         held, more = _captioned(bundle.controls(size), folder), None
-        clusters = related(captions_of(held))
+        clusters = related(held.prompts)
     else:
         held, more = bundle.own_pictures(size, lambda known: known.kind == "negative"), bundle.own_pictures(size, _rare)
         clusters = [str(bundle.own.known[name].cluster) for name in held.names]
@@ -54,13 +52,13 @@ def ordinary_pictures(bundle: Bundle, size: tuple[int, int]) -> Split:
     random.Random(0).shuffle(names)
     chosen = set(names[::2])
     rows = [i for i, c in enumerate(clusters) if c in chosen][:HELD_OUT]
-    rest = [i for i, c in enumerate(clusters) if c not in chosen]
-    if len(rows) < FEWEST or not rest:
+    trained = [i for i, c in enumerate(clusters) if c not in chosen]
+    if len(rows) < FEWEST or not trained:
         raise UserError(
             f"{folder}: too few ordinary pictures, or captions all alike: some are trained on, others measured"
         )
-    train = held[rest]
-    return Split(joined(train, more) if more else train, held[rows], tuple(clusters[i] for i in rows))
+    train = held[trained]
+    return Split(References.joined([train, more]) if more else train, held[rows], tuple(clusters[i] for i in rows))
 
 
 def _rare(known: Prompt) -> bool:
@@ -76,22 +74,10 @@ def _captioned(pictures: References, folder: str) -> References:
     return pictures
 
 
-def joined(first: References, second: References) -> References:
-    """Both."""
-    pixels = torch.cat([first.pixels, second.pixels])
-    names, masks = first.names + second.names, first.masks + second.masks
-    return References(names, pixels, masks, first.captions + second.captions)
-
-
-def captions_of(pictures: References) -> list[str]:
-    """The captions."""
-    return [caption or "" for caption in pictures.captions]
-
-
 def hashes(pictures: References) -> list[dict[str, str]]:
     """What names a picture without showing it: SHA-256 of its pixels as they were read, and of its caption."""
     pixels = [
         hashlib.sha256(image.mul(255).round().byte().numpy().tobytes()).hexdigest() for image in pictures.batches(1)
     ]
-    texts = [hashlib.sha256(c.encode(errors="surrogateescape")).hexdigest() for c in captions_of(pictures)]
+    texts = [hashlib.sha256(c.encode(errors="surrogateescape")).hexdigest() for c in pictures.prompts]
     return [{"pixels": p, "caption": c} for p, c in zip(pixels, texts, strict=True)]

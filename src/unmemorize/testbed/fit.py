@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from unmemorize.unlearn.checkpoints import last_update
-from unmemorize.unlearn.loop import Loop, Task, Team
+from unmemorize.unlearn.loop import Loop, Team, Trainable
 
 Loss = Callable[[int], Tensor | None]
 
@@ -43,7 +43,7 @@ def fit(
 
 
 @dataclass(frozen=True)
-class _Minimised(Task):
+class _Minimised(Trainable):
     loss: Loss
     done: Callable[[], object]
 

@@ -20,18 +20,28 @@ from unmemorize.core.results import Pairs, Trained
 from unmemorize.core.run import Progress, quiet
 from unmemorize.core.specs import Count, Limit, Rank, Seed
 from unmemorize.unlearn.checkpoints import part
-from unmemorize.unlearn.loop import Loop, Task, Team
+from unmemorize.unlearn.loop import Loop, Team, Trainable
 
 
 @dataclass(frozen=True)
 class Finetune:
     """Settings of fine-tuning.
 
-    With `settling` the learning rate falls linearly to zero, and over that many last updates once more, from half.
-    `ema` is the decay of the moving average that is exported; attacks in the loop see the raw weights. `lora` is the
-    rank of adapters in the attention layers, merged in the end; None trains all weights. A check is made every
-    `check_every` updates; `patience` of them in a row that find nothing end the run, unless it settles.
-    `gradient_checkpointing` trades memory of large models for time.
+    Attributes:
+        updates: Updates to make.
+        lr: The learning rate at the first update.
+        settling: If above 0, the learning rate falls linearly to zero before the last `settling` updates, then starts
+            again from half of `lr` and falls to zero over these.
+        weight_decay: AdamW's.
+        clip: The norm to which a gradient is cut.
+        ema: The decay of the moving average of the weights, which is what is exported.
+        seed: Seed of all that is random.
+        save_every: Updates between two checkpoints.
+        check_every: Updates between two checks by attack.
+        patience: So many checks in a row without a copy end the run, unless it settles.
+        lora: Rank of adapters in the attention layers, merged at the end; None trains all weights.
+        precision: What predictions are computed in; the weights stay in float32.
+        gradient_checkpointing: Keep fewer activations and compute them again: less memory, more time.
     """
 
     updates: int = 200
@@ -189,18 +199,19 @@ def finetune(
         NotApplicable: LoRA is asked for and the network takes none.
     """
     team = Team(next(model.denoiser.parameters()).device)
-    task = _Finetuned(model, objective, settings, team, progress, check)
-    with checkpointed(model.denoiser, settings.gradient_checkpointing), _trainable(model, settings) as trained:
-        fitted = settings.loop(folder).run(trained, task, team)
+    trainable = _Finetuned(model, objective, settings, team, progress, check)
+    activations = checkpointed(model.denoiser, settings.gradient_checkpointing)
+    with activations, _trained_parameters(model, settings) as parameters:
+        fitted = settings.loop(folder).run(parameters, trainable, team)
         with torch.no_grad():
-            for name, p in trained.items():
+            for name, p in parameters.items():
                 p.copy_(fitted.average[name])
-    evaluations, checking = task.cost().tolist()
-    return Trained(fitted.updates, tuple(task.checks), fitted.losses, evaluations, checking, fitted.seconds)
+    evaluations, checking = trainable.cost().tolist()
+    return Trained(fitted.updates, tuple(trainable.checks), fitted.losses, evaluations, checking, fitted.seconds)
 
 
 @dataclass
-class _Finetuned(Task):
+class _Finetuned(Trainable):
     """An objective on a model, and the checks."""
 
     model: DiffusionModel
@@ -255,7 +266,7 @@ class _Finetuned(Task):
 
 
 @contextmanager
-def _trainable(model: DiffusionModel, settings: Finetune) -> Iterator[dict[str, nn.Parameter]]:
+def _trained_parameters(model: DiffusionModel, settings: Finetune) -> Iterator[dict[str, nn.Parameter]]:
     """The parameters to train: all, or those of LoRA adapters, which are merged at the end and gone after an error."""
     denoiser = model.denoiser
     if any(not p.dtype.is_floating_point or p.dtype.itemsize == 1 for p in denoiser.parameters()):

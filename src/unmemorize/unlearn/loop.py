@@ -90,8 +90,8 @@ def _buckets(tensors: Iterable[Tensor]) -> Iterator[list[Tensor]]:
         yield bucket
 
 
-class Task(Protocol):
-    """What is trained. The loop asks for gradients; whatever else the task keeps goes into checkpoints."""
+class Trainable(Protocol):
+    """What a loop trains: it leaves gradients in the parameters, and may have a state that goes into checkpoints."""
 
     @abstractmethod
     def backward(self, update: int) -> dict[str, Tensor] | None:
@@ -110,7 +110,7 @@ class Task(Protocol):
         return False
 
     def state(self) -> dict[str, Tensor]:
-        """What the task carries from update to update, the same in every process; asked of all processes at once."""
+        """What is carried from update to update, the same in every process; asked of all processes at once."""
         return {}
 
     def load_state(self, state: dict[str, Tensor]) -> None:
@@ -125,7 +125,7 @@ class Fitted:
     Attributes:
         updates: Updates made.
         average: The moving average of the weights, by name.
-        losses: What the task returned, by name, (updates,) each; NaN where there was no step.
+        losses: What `backward` returned, by name, (updates,) each; NaN where there was no step.
         seconds: Those of the first process in updates.
     """
 
@@ -164,7 +164,7 @@ class Loop:
     save_every: int = 25
     decisive: Mapping[str, Any] = field(default_factory=dict)
 
-    def run(self, parameters: dict[str, nn.Parameter], task: Task, team: Team) -> Fitted:
+    def run(self, parameters: dict[str, nn.Parameter], trainable: Trainable, team: Team) -> Fitted:
         """Train the parameters in place.
 
         Checkpoints are continued: killed anywhere and started again, a run ends with the same bytes.
@@ -173,12 +173,12 @@ class Loop:
             UserError: A loss is not finite, the disk is full, or the folder holds a run of other settings. The last
                 checkpoint is whole.
         """
-        run = _Run(self, parameters, task, team)
+        run = _Run(self, parameters, trainable, team)
         run.resume()
-        while run.update < self.updates and not task.is_finished():
+        while run.update < self.updates and not trainable.is_finished():
             run.step()
-            task.after(run.update, run.average)
-            if run.update % self.save_every == 0 or run.update == self.updates or task.is_finished():
+            trainable.after(run.update, run.average)
+            if run.update % self.save_every == 0 or run.update == self.updates or trainable.is_finished():
                 run.save()
         return Fitted(run.update, run.average, run.losses(), run.seconds)
 
@@ -186,8 +186,8 @@ class Loop:
 class _Run:
     """A run in progress."""
 
-    def __init__(self, loop: Loop, parameters: dict[str, nn.Parameter], task: Task, team: Team) -> None:
-        self.loop, self.parameters, self.task, self.team = loop, parameters, task, team
+    def __init__(self, loop: Loop, parameters: dict[str, nn.Parameter], trainable: Trainable, team: Team) -> None:
+        self.loop, self.parameters, self.trainable, self.team = loop, parameters, trainable, team
         self.optimizer = torch.optim.AdamW(
             parameters.values(), lr=loop.lr(0), betas=loop.betas, weight_decay=loop.weight_decay
         )
@@ -203,7 +203,7 @@ class _Run:
         trained = list(self.parameters.values())
         for p in trained:
             p.grad = torch.zeros_like(p)  # also of parameters that a prediction does not use: all have moments to save
-        scalars = self.task.backward(self.update)
+        scalars = self.trainable.backward(self.update)
         self.log.append({} if scalars is None else self._descend(trained, scalars))
         self.optimizer.zero_grad(set_to_none=True)
         self.update += 1
@@ -228,15 +228,19 @@ class _Run:
 
     def losses(self) -> dict[str, Tensor]:
         """The log's columns, without the gradient's norm."""
+        names: dict[str, None] = {}
+        for row in self.log:
+            names |= dict.fromkeys(row)
+        names.pop(NORM, None)
         columns: dict[str, Tensor] = {}
-        for name in dict.fromkeys(name for row in self.log for name in row if name != NORM):
+        for name in names:
             values = [row.get(name, float("nan")) for row in self.log]
             columns[name] = torch.tensor(values, dtype=torch.float64)
         return columns
 
     def save(self) -> None:
         """Write a checkpoint, and the log as it is then."""
-        state = self.task.state()
+        state = self.trainable.state()
         if self.team.first:
             record = {"decisive": dict(self.loop.decisive), "update": self.update, "steps": self.steps}
             record |= {"seconds": self.seconds, "log": self.log}
@@ -265,4 +269,4 @@ class _Run:
                 self.average[name].copy_(tensors[f"ema/{name}"])
                 moments = {key: torch.empty_like(p).copy_(tensors[f"{key}/{name}"]) for key in MOMENTS}
                 self.optimizer.state[p] = {"step": torch.tensor(float(self.steps)), **moments}
-        self.task.load_state(part(tensors, "state/"))
+        self.trainable.load_state(part(tensors, "state/"))
