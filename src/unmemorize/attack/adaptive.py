@@ -26,13 +26,15 @@ from unmemorize.core.specs import Count, SamplingSteps
 )
 @dataclass(frozen=True)
 class Adaptive(Attack):
-    """Search long from many starts, in two ways; keep what brings samples nearest to the picture, be it a start.
+    """Search long from many starts, in two ways, and keep the embedding whose samples are nearest to the picture.
 
-    Near is the mean distance between the picture's latent and samples of a few steps, from seeds of their own. Where a
-    mitigation acts on sampling, samples are the subject's own, so that what does not come through it is not chosen: the
-    searches do not see it, the choice does. A
-    picture is searched from its own prompt twice, two draws from N(0, I), and prompts of ordinary and of other
-    pictures; starts take turns in how they are searched from: what a defence hides from one loss may show in another.
+    The candidates are all starts and all that the searches end with. Each is sampled with a few steps, at seeds of its
+    own, and its distance is the mean over these samples to the picture's latent. Where a mitigation acts on sampling,
+    the subject's own sampler is used instead: the searches do not see the mitigation, but the choice among candidates
+    does.
+
+    A picture is searched from its own prompt twice, two draws from N(0, I), and prompts of ordinary and of other
+    pictures. Every second start is searched by the other loss: what a defence hides from one may show in the other.
 
     Paper: the search is DoRI's (Kowalczuk et al. 2026).
 
@@ -85,13 +87,15 @@ class Adaptive(Attack):
         """`attack` from starts that are given, each with one row a picture."""
         model, ends = subject.model, list(starts)
         with model.counted() as cost:
-            for turn, way in enumerate(self.ways[: len(starts)]):
+            for turn, search in enumerate(self.ways[: len(starts)]):
                 chosen = list(range(len(starts)))[turn :: len(self.ways)]
-                streams = [seed * 1000 + k for seed in seeds for k in chosen]
+                streams: list[int] = []
+                for seed in seeds:
+                    streams += [seed * 1000 + k for k in chosen]
                 each = latents.repeat_interleave(len(chosen), dim=0)
                 start = _by_picture([starts[k] for k in chosen])
-                search = replace(way, updates=self.updates)
-                last = search.attack(subject, each, start, seeds=streams, rows=rows).last
+                longer = replace(search, updates=self.updates)
+                last = longer.attack(subject, each, start, seeds=streams, rows=rows).last
                 for place, k in enumerate(chosen):
                     ends[k] = last[slice(place, None, len(chosen))]
             candidates = _by_picture([*starts, *ends])

@@ -96,9 +96,12 @@ class Dori(Attack):
 
         with model.counted() as cost, frozen(model.denoiser):
             searches = in_batches(model, len(latents), search, size=size, rows=self.batch)
-            attacked = [result for _, result in searches]
-        conditions = {step: joined([of_part[step] for of_part, _ in attacked]) for step in attacked[0][0]}
-        return Found(conditions, torch.cat([losses for _, losses in attacked], dim=1), cost.forward)
+            parts, losses = [], []
+            for _, (conditions_of_part, losses_of_part) in searches:
+                parts.append(conditions_of_part)
+                losses.append(losses_of_part)
+        conditions = {step: joined([part[step] for part in parts]) for step in parts[0]}
+        return Found(conditions, torch.cat(losses, dim=1), cost.forward)
 
     def _search(
         self, model: DiffusionModel, latents: Tensor, start: Condition, seeds: Sequence[int], keep: set[int]

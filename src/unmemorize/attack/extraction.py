@@ -15,7 +15,7 @@ from torch import Tensor
 from unmemorize.core.errors import UserError
 from unmemorize.core.methods import Attack, Subject
 from unmemorize.core.model import Condition, DiffusionModel
-from unmemorize.core.results import Match
+from unmemorize.core.results import Found, Match
 from unmemorize.core.sample import ROWS, generate, generators
 from unmemorize.metrics.similarity import References
 
@@ -46,7 +46,7 @@ class Trial:
 
 @dataclass(frozen=True)
 class Extraction:
-    """What an attack brought back of n pictures, after each of its kept numbers of updates.
+    """What an attack brought back of n pictures, after each number of updates at which it kept its embeddings.
 
     Attributes:
         names: The pictures.
@@ -125,36 +125,68 @@ def extraction(
     model = subject.model
     with torch.no_grad():
         latents = torch.cat([model.invert(part) for part in targets.batches(ROWS)])
-    asked = sorted({0, *trial.curve})
-    prompts = model.encode(targets.prompts)
-    original = _judge(subject, prompts, targets, judge, trial)
-    attacks, judged, moved, norms = [], [], [], []
-    for restart in range(trial.restarts):
-        init = starts(model, targets, trial.init, restart, ordinary)
-        seeds = [_seed(name, restart) for name in targets.names]
-        result = attack.attack(subject, latents, init, seeds=seeds, keep=asked)
-        attacks.append(result)
-        # Not every attack has something to keep on the way.
-        steps = tuple(step for step in asked if step in result.conditions)
-        known = {0: original} if trial.init == "prompt" else {}
-        judged.append([known.get(s) or _judge(subject, result.conditions[s], targets, judge, trial) for s in steps])
-        moved.append([_norm(result.conditions[s].embeds - init.embeds) for s in steps])
-        norms.append(_norm(init.embeds))
+    steps = sorted({0, *trial.curve})
+    original = _judge(subject, model.encode(targets.prompts), targets, judge, trial)
+    # A start from the prompt gives the prompt's own pictures: they are made once.
+    known = {0: original} if trial.init == "prompt" else {}
+    restarts = []
+    for number in range(trial.restarts):
+        start = starts(model, targets, trial.init, number, ordinary)
+        seeds = [_seed(name, number) for name in targets.names]
+        result = attack.attack(subject, latents, start, seeds=seeds, keep=steps)
+        judged: dict[int, _Judged] = {}
+        moved: dict[int, Floats] = {}
+        for step in steps:
+            if step in result.conditions:  # not every attack has something to keep on the way
+                cond = result.conditions[step]
+                judged[step] = known.get(step) or _judge(subject, cond, targets, judge, trial)
+                moved[step] = _norm(cond.embeds - start.embeds)
+        restarts.append(_Restart(result, _norm(start.embeds), judged, moved))
+    return _numbers(targets, trial, original, restarts), _evidence(original, restarts)
+
+
+@dataclass(frozen=True)
+class _Restart:
+    """One attack on all pictures.
+
+    Attributes:
+        result: What it found.
+        start: L2 norm of every start, (n,).
+        judged: What the pictures give, by number of updates.
+        moved: L2 distance of every embedding from its start, (n,), by number of updates.
+    """
+
+    result: Found
+    start: Floats
+    judged: dict[int, _Judged]
+    moved: dict[int, Floats]
+
+
+def _numbers(targets: References, trial: Trial, original: _Judged, restarts: Sequence[_Restart]) -> Extraction:
+    values = np.array([[judged.values for judged in restart.judged.values()] for restart in restarts])
+    verdicts = np.array([[judged.verdicts for judged in restart.judged.values()] for restart in restarts])
+    moved = np.array([list(restart.moved.values()) for restart in restarts])
     unknown = np.array([[caption is None] for caption in targets.captions])
-    numbers = Extraction(
+    spent = sum(restart.result.evaluations for restart in restarts)
+    # From (restarts, steps, n, …) to (n, restarts, steps, …).
+    return Extraction(
         names=targets.names,
-        steps=steps,
+        steps=tuple(restarts[-1].judged),
         seeds=trial.seeds,
-        values=np.moveaxis(np.array([[j.values for j in row] for row in judged]), 2, 0),
-        verdicts=np.moveaxis(np.array([[j.verdicts for j in row] for row in judged]), 2, 0),
-        moved=np.moveaxis(np.array(moved), 2, 0),
-        start=np.array(norms).T,
+        values=np.moveaxis(values, 2, 0),
+        verdicts=np.moveaxis(verdicts, 2, 0),
+        moved=np.moveaxis(moved, 2, 0),
+        start=np.array([restart.start for restart in restarts]).T,
         original_values=np.where(unknown, np.nan, original.values),
         original_verdicts=np.where(unknown, "none", original.verdicts),
-        evaluations=sum(a.evaluations for a in attacks) / (len(targets) * trial.restarts),
+        evaluations=spent / (len(targets) * trial.restarts),
     )
-    embeds = torch.stack([a.conditions[steps[-1]].embeds for a in attacks], dim=1)
-    return numbers, Evidence(embeds.cpu(), judged[0][-1].first, original.first)
+
+
+def _evidence(original: _Judged, restarts: Sequence[_Restart]) -> Evidence:
+    last = max(restarts[-1].judged)
+    embeds = torch.stack([restart.result.conditions[last].embeds for restart in restarts], dim=1)
+    return Evidence(embeds.cpu(), restarts[0].judged[last].first, original.first)
 
 
 def starts(
@@ -189,9 +221,9 @@ def require_prompts(targets: References) -> None:
             )
 
 
-def _seed(name: str, *of: int | str) -> int:
-    """A seed above those of generation."""
-    hashed = hashlib.sha256(repr((name, *of)).encode()).digest()
+def _seed(name: str, *parts: int | str) -> int:
+    """A seed above those of generation, from a picture's name and what tells its draws apart."""
+    hashed = hashlib.sha256(repr((name, *parts)).encode()).digest()
     return 2**32 + int.from_bytes(hashed[:6], "big")
 
 
@@ -207,8 +239,7 @@ class _Judged:
 def _judge(subject: Subject, cond: Condition, targets: References, judge: Judge, trial: Trial) -> _Judged:
     """Pictures of every condition at every seed, each against its own target."""
     n, g = len(cond), len(trial.seeds)
-    every = cond.repeat(g)
-    images = generate(subject.model, every, seeds=trial.seeds * n, sampler=subject.sampler)
+    images = generate(subject.model, cond.repeat(g), seeds=trial.seeds * n, sampler=subject.sampler)
     pictures = images.float().cpu()
     rows = torch.arange(n).repeat_interleave(g)
     matches = judge(pictures, targets[rows.tolist()])

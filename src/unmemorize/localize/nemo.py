@@ -113,21 +113,21 @@ class Nemo(Localizer):
         model = subject.model
         check_finite(model.denoiser)
         layers = self.projections(model)
-        usual = self._usual(model, ordinary, progress)
+        statistics = self._statistics(model, ordinary, progress)
         for name, layer in layers.items():
-            if name not in usual.mean or usual.mean[name].shape != (layer.out_features,):
+            if name not in statistics.mean or statistics.mean[name].shape != (layer.out_features,):
                 raise UserError("the statistics of ordinary prompts are another model's: measure this one's")
         start = Start.of(model, range(self.seeds))
-        threshold = self._threshold(model, usual)
+        threshold = self._threshold(model, statistics)
         by_prompt = []
         with model.counted() as cost:
-            others = self._unblocked(model, ordinary, start) if self.rule == "ordinary" else None
+            compared = self._unblocked(model, ordinary, start) if self.rule == "ordinary" else None
             for i, prompt in enumerate(names_of(cond)):
-                by_prompt.append(self._of_prompt(model, prompt, cond[[i]], usual, threshold, start, others))
+                by_prompt.append(self._of_prompt(model, prompt, cond[[i]], statistics, threshold, start, compared))
                 progress("locate", len(by_prompt), len(cond))
-        return self._localization(by_prompt, usual, threshold, start, cost.forward)
+        return self._localization(by_prompt, statistics, threshold, start, cost.forward)
 
-    def _usual(self, model: DiffusionModel, ordinary: Condition | None, progress: Progress) -> Reference:
+    def _statistics(self, model: DiffusionModel, ordinary: Condition | None, progress: Progress) -> Reference:
         if self.reference is not None:
             return self.reference
         if ordinary is None or not len(ordinary):
@@ -147,36 +147,38 @@ class Nemo(Localizer):
         """Mean of |value| over all tokens of every channel of every layer, searched or not: (prompts, width)."""
         return activations(model, cond)
 
-    def _threshold(self, model: DiffusionModel, usual: Reference) -> float:
+    def _threshold(self, model: DiffusionModel, statistics: Reference) -> float:
         if self.threshold is not None:
             return self.threshold
-        return PAPER_THRESHOLD if model.name == PAPER_MODEL else usual.threshold
+        return PAPER_THRESHOLD if model.name == PAPER_MODEL else statistics.threshold
 
     def _of_prompt(
         self,
         model: DiffusionModel,
         prompt: str,
         cond: Condition,
-        usual: Reference,
+        statistics: Reference,
         threshold: float,
         start: Start,
-        others: Tensor | None,
+        compared: Tensor | None,
     ) -> PromptUnits:
         widths = {name: layer.out_features for name, layer in self.projections(model).items()}
         measured = self.activations(model, cond)
-        free, values = start.unblocked(model, cond)[0], {name: measured[name] for name in widths}
+        values = {name: measured[name] for name in widths}
+        free = start.unblocked(model, cond)[0]
         scales = scales_for(*free.shape[-2:])
         strength = pairwise_ssim(free, scales).amax(1).cpu()
         memorized = strength.argsort(descending=True, stable=True)[: int((strength > threshold).sum())]
         facts: dict[str, float] = {"strength": float(strength.max()), "seeds": len(memorized)}
         if not len(memorized):
             return PromptUnits(prompt, {}, facts)
-        probe, limit = Probe(model, cond, start, free, memorized, widths, self.batch), threshold
-        if others is not None:
+        probe = Probe(model, cond, start, free, memorized, widths, self.batch)
+        limit = threshold
+        if compared is not None:  # by the rule `ordinary`
             probe = MeanProbe(model, cond, start, free, torch.arange(len(free)), widths, self.batch)
-            limit = facts["limit"] = ordinary_limit(free, others, scales)
-        blocked, more = search(probe, self.sweep(values, usual), limit, refined=self.refine)
-        return PromptUnits(prompt, union([probe.by_name(blocked)]), facts | more)
+            limit = facts["limit"] = ordinary_limit(free, compared, scales)
+        blocked, outcome = search(probe, self.sweep(values, statistics), limit, refined=self.refine)
+        return PromptUnits(prompt, union([probe.by_name(blocked)]), facts | outcome)
 
     def _unblocked(self, model: DiffusionModel, ordinary: Condition | None, start: Start) -> Tensor:
         """Differences of at most `COMPARED` ordinary prompts: (prompts, seeds, c, h, w)."""
@@ -189,13 +191,13 @@ class Nemo(Localizer):
             parts.append(start.unblocked(model, chosen[i : i + at_once]))
         return torch.cat(parts)
 
-    def sweep(self, values: Mapping[str, Tensor], usual: Reference) -> Tensor:
+    def sweep(self, values: Mapping[str, Tensor], statistics: Reference) -> Tensor:
         """The channels that each θ and k choose for one prompt's activations: (rounds, channels), each round once."""
         rounds = []
         for k in range(int((self.start - self.minimum) / self.decrement + 1e-9) + 1):
             chosen = []
             for name, (a,) in values.items():
-                mean, std = usual.mean[name].to(a), usual.std[name].to(a)
+                mean, std = statistics.mean[name].to(a), statistics.std[name].to(a)
                 mask = (a - mean).abs() / std.clamp(min=1e-12) > self.start - k * self.decrement
                 mask[a.topk(min(k, len(a))).indices] = True
                 chosen.append(mask.cpu())
@@ -204,12 +206,13 @@ class Nemo(Localizer):
         return distinct
 
     def _localization(
-        self, by_prompt: Sequence[PromptUnits], usual: Reference, threshold: float, start: Start, evaluations: int
+        self, by_prompt: Sequence[PromptUnits], statistics: Reference, threshold: float, start: Start, evaluations: int
     ) -> Localization:
         scales = scales_for(*start.x.shape[-2:])
-        kept = ("layers", "start", "decrement", "minimum", "refine", "rule")
-        searched = {name: getattr(self, name) for name in kept}
-        measured = {"threshold": threshold, "scales": scales.count, "window": scales.window, "ordinary": usual.prompts}
+        settings = ("layers", "start", "decrement", "minimum", "refine", "rule")
+        searched = {name: getattr(self, name) for name in settings}
+        measured = {"threshold": threshold, "scales": scales.count, "window": scales.window}
+        measured |= {"ordinary": statistics.prompts}
         return Localization(
             method=self.name,
             units="channels",
@@ -222,22 +225,22 @@ class Nemo(Localizer):
         )
 
 
-def ordinary_limit(free: Tensor, others: Tensor, scales: Scales) -> float:
+def ordinary_limit(free: Tensor, compared: Tensor, scales: Scales) -> float:
     """The 95% quantile over ordinary prompts of their mean similarity to one prompt's differences at the same seeds.
 
-    `free` (seeds, c, h, w) are the prompt's, `others` (prompts, seeds, c, h, w) the ordinary prompts'.
+    `free` (seeds, c, h, w) are the prompt's, `compared` (prompts, seeds, c, h, w) the ordinary prompts'.
     """
-    means = [ssim(free, other, scales).mean() for other in others]
+    means = [ssim(free, other, scales).mean() for other in compared]
     return float(torch.stack(means).quantile(QUANTILE))
 
 
 def search(probe: Probe, rounds: Tensor, threshold: float, *, refined: bool = True) -> tuple[Tensor, dict[str, float]]:
     """The first round that brings the strength down to the threshold, less what it does without: (channels,), facts."""
     blocked, limit, reached = rounds[-1], threshold, None
-    for some in rounds.split(ROUNDS):
-        values = probe.strengths(some, threshold, expected=False)
+    for sets in rounds.split(ROUNDS):
+        values = probe.strengths(sets, threshold, expected=False)
         if values[-1] <= threshold:
-            blocked, reached = some[len(values) - 1], values[-1]
+            blocked, reached = sets[len(values) - 1], values[-1]
             break
     hidden = reached is not None
     if reached is None:

@@ -48,11 +48,9 @@ class JointNemo(Nemo):
 
     def activations(self, model: DiffusionModel, cond: Condition) -> dict[str, Tensor]:
         """Mean of |value| over the text's tokens of every channel: (prompts, width) by module name."""
-        names, start, first = (
-            list(model.text_stream_values()),
-            Start.of(model, [SEED]),
-            torch.zeros(1, dtype=torch.long),
-        )
+        names = list(model.text_stream_values())
+        start = Start.of(model, [SEED])
+        first = torch.zeros(1, dtype=torch.long)
         means: dict[str, list[Tensor]] = {name: [] for name in names}
         for row in range(len(cond)):  # alone, for in some families prompts of one call are padded to the longest
             with record(model.denoiser, names) as outputs:

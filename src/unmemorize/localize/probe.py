@@ -83,7 +83,10 @@ class Probe:
 
     def _differences(self, blocked: Tensor, seeds: Tensor) -> Tensor:
         device = self._free.device
-        changes = {n: _zeroed(part[:, None].to(device)) for n, part in self.by_name(blocked).items() if part.any()}
+        changes = {}
+        for name, part in self.by_name(blocked).items():
+            if part.any():
+                changes[name] = _zeroed(part[:, None].to(device))
         with patched(self._model.denoiser, changes):
             return self._start.differences(self._model, self._cond[torch.zeros_like(seeds)], seeds)
 
@@ -111,11 +114,11 @@ class Probe:
         hardest = self.similarity(blocked, order[:1])
         values: list[float] = []
         while len(values) < len(blocked) and all((value <= limit) == expected for value in values):
-            rest = hardest[len(values) :, 0]
-            failing = (rest > limit).nonzero()
-            ahead = int(failing[0]) if len(failing) else len(rest)  # so many pass at the hardest seed
+            remaining = hardest[len(values) :, 0]
+            failing = (remaining > limit).nonzero()
+            ahead = int(failing[0]) if len(failing) else len(remaining)  # so many pass at the hardest seed
             if not ahead:
-                values.append(float(rest[0]))
+                values.append(float(remaining[0]))
                 continue
             ahead = ahead if expected else 1
             at = slice(len(values), len(values) + ahead)
@@ -155,10 +158,11 @@ def refine(probe: Probe, blocked: Tensor, items: Tensor, limit: float, reached: 
     """
     expected, ahead = True, 2
     while len(items):
-        some = items[:ahead]
-        freed = some.cumsum(0).bool() if expected else some
+        tested = items[:ahead]
+        # Sets that build on each other where every item is expected to be freed, and else sets of one item each.
+        freed = tested.cumsum(0).bool() if expected else tested
         values = probe.strengths(blocked & ~freed, limit, expected=expected)
-        for item, value in zip(some, values, strict=False):
+        for item, value in zip(tested, values, strict=False):
             if value <= limit:
                 blocked, reached = blocked & ~item, value
         surprised = (values[-1] <= limit) != expected

@@ -156,7 +156,8 @@ def calibrate(
     Paper: NeMo (2024), threshold of the memorization strength: 0.428 for Stable Diffusion 1.4.
     Differs: without guidance, as in the search that it is used for.
     """
-    start, found = Start.of(model, seeds), []
+    start = Start.of(model, seeds)
+    similarities = []
     scales = scales_for(*start.x.shape[-2:])
     first, second = torch.triu_indices(len(seeds), len(seeds), 1)
 
@@ -165,18 +166,22 @@ def calibrate(
 
     size = max(batch // len(seeds), 1)
     for part, differences in in_batches(model, len(ordinary), unblocked, size=size, rows=len(seeds)):
-        found += [pairwise_ssim(images, scales)[first, second] for images in differences]
+        similarities += [pairwise_ssim(images, scales)[first, second] for images in differences]
         progress("calibrate", part.stop, len(ordinary))
-    values = torch.cat(found).double()
+    values = torch.cat(similarities).double()
     return float(values.mean() + values.std())
 
 
-def save_reference(path: Path, found: Reference, key: str) -> None:
+def save_reference(path: Path, statistics: Reference, key: str) -> None:
     """Write safetensors that `load_reference` reads back under the same key."""
-    tensors = {f"{what}/{name}": v for what in ("mean", "std") for name, v in getattr(found, what).items()}
-    facts = {"key": key, "threshold": found.threshold, "prompts": found.prompts, "evaluations": found.evaluations}
+    tensors = {}
+    for name in statistics.mean:
+        tensors[f"mean/{name}"] = statistics.mean[name].cpu().contiguous()
+        tensors[f"std/{name}"] = statistics.std[name].cpu().contiguous()
+    facts = {"key": key, "threshold": statistics.threshold}
+    facts |= {"prompts": statistics.prompts, "evaluations": statistics.evaluations}
     with atomic(path) as temporary:  # one entry: safetensors writes several in an order of chance
-        save_file({k: v.cpu().contiguous() for k, v in tensors.items()}, temporary, {"reference": json.dumps(facts)})
+        save_file(tensors, temporary, {"reference": json.dumps(facts)})
 
 
 def load_reference(path: Path, key: str) -> Reference | None:
@@ -187,10 +192,12 @@ def load_reference(path: Path, key: str) -> Reference | None:
         with safe_open(path, "pt") as file:
             facts = json.loads(file.metadata()["reference"])
             names = file.keys()
-            mean, std = (
-                {n[len(what) :]: file.get_tensor(n) for n in names if n.startswith(what)} for what in ("mean/", "std/")
-            )
-        return Reference(mean, std, **facts) if facts.pop("key") == key and mean.keys() == std.keys() else None
+            tensors = {name: file.get_tensor(name) for name in names}
+        mean = {name.removeprefix("mean/"): t for name, t in tensors.items() if name.startswith("mean/")}
+        std = {name.removeprefix("std/"): t for name, t in tensors.items() if name.startswith("std/")}
+        if facts.pop("key") != key or mean.keys() != std.keys():
+            return None
+        return Reference(mean, std, **facts)
     except (OSError, SafetensorError, TypeError, KeyError, ValueError):
         return None
 
@@ -212,8 +219,8 @@ def cached_reference(
     texts = ordinary.texts or ()
     key = digest(text.encode() for text in (model.fingerprint, repr(SEEDS), *texts))
     path = folder / f"{name}-{key[:32]}.safetensors"
-    found = load_reference(path, key)
-    if found is None:
-        found = reference(model, ordinary, progress=progress, measure=measure)
-        save_reference(path, found, key)
-    return found
+    statistics = load_reference(path, key)
+    if statistics is None:
+        statistics = reference(model, ordinary, progress=progress, measure=measure)
+        save_reference(path, statistics, key)
+    return statistics

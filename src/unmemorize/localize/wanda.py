@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from unmemorize.core.batches import in_batches
 from unmemorize.core.errors import UserError
@@ -65,38 +65,26 @@ class Wanda(Localizer):
         """
         model = subject.model
         layers = model.feed_forwards()
-        if not 0 < self.sparsity <= 1 or all(int(self.sparsity * layer.in_features) == 0 for layer in layers.values()):
-            most = max(layer.in_features for layer in layers.values())
-            raise UserError(
-                f"sparsity {self.sparsity} selects nothing of rows of {most} weights, or is no share: name 0.01 to 1"
-            )
+        self._require_choice(layers)
         check_finite(model.denoiser)
         weights = {name: layer.weight.detach().abs().float() for name, layer in layers.items()}
-        total: dict[str, Tensor] = {}
-        by_prompt: list[PromptUnits] = []
         names = names_of(cond)
-
-        def energies_of(part: slice) -> dict[str, Tensor]:
-            return _energies(model, cond[part], range(self.seeds))
-
-        size = 1 if self.per_prompt else max(self.batch // self.seeds, 1)
+        by_prompt: list[PromptUnits] = []
         with model.counted() as cost:
             base = _energies(model, model.encode([""]), range(self.seeds))
-            for part, energies in in_batches(model, len(cond), energies_of, size=size, rows=2 * self.seeds):
-                if self.per_prompt:
-                    chosen = choose(weights, energies, base, self.sparsity)
-                    by_prompt.append(PromptUnits(names[part.start], chosen, {}))
-                for name, energy in energies.items():
-                    total[name] = total.get(name, 0) + energy
-                progress("locate", part.stop, len(cond))
-        joint = [prompt.masks for prompt in by_prompt]
-        if not self.per_prompt:
-            often = {name: energy * len(cond) for name, energy in base.items()}
-            joint = [choose(weights, total, often, self.sparsity)]
+            parts = self._by_part(model, cond, progress)
+            if self.per_prompt:
+                for name, energies in zip(names, parts, strict=True):
+                    by_prompt.append(PromptUnits(name, choose(weights, energies, base, self.sparsity), {}))
+                masks = union([prompt.masks for prompt in by_prompt])
+            else:
+                # The empty prompt stands beside every prompt.
+                repeated = {name: energy * len(cond) for name, energy in base.items()}
+                masks = union([choose(weights, _summed(parts), repeated, self.sparsity)])
         return Localization(
             method=self.name,
             units="weights",
-            masks=union(joint),
+            masks=masks,
             parameters={
                 "sparsity": self.sparsity,
                 "calls": CALLS,
@@ -110,6 +98,37 @@ class Wanda(Localizer):
             per_prompt=tuple(by_prompt),
         )
 
+    def _require_choice(self, layers: Mapping[str, nn.Linear]) -> None:
+        """Refuse a sparsity that is no share, or that chooses nothing.
+
+        Raises:
+            UserError: It is such a one.
+        """
+        widest = max(layer.in_features for layer in layers.values())
+        if not 0 < self.sparsity <= 1 or int(self.sparsity * widest) == 0:
+            raise UserError(
+                f"sparsity {self.sparsity} selects nothing of rows of {widest} weights, or is no share: name 0.01 to 1"
+            )
+
+    def _by_part(self, model: DiffusionModel, cond: Condition, progress: Progress) -> Iterator[dict[str, Tensor]]:
+        """The energies of so many prompts as are sampled together, or of each prompt."""
+
+        def measured(part: slice) -> dict[str, Tensor]:
+            return _energies(model, cond[part], range(self.seeds))
+
+        size = 1 if self.per_prompt else max(self.batch // self.seeds, 1)
+        for part, energies in in_batches(model, len(cond), measured, size=size, rows=2 * self.seeds):
+            yield energies
+            progress("locate", part.stop, len(cond))
+
+
+def _summed(parts: Iterable[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    total: dict[str, Tensor] = {}
+    for energies in parts:
+        for name, energy in energies.items():
+            total[name] = total.get(name, 0) + energy
+    return total
+
 
 def choose(
     weights: Mapping[str, Tensor], target: Mapping[str, Tensor], base: Mapping[str, Tensor], sparsity: float
@@ -119,11 +138,12 @@ def choose(
     for name, weight in weights.items():
         count = int(sparsity * weight.shape[1])
         mask = torch.zeros_like(weight, dtype=torch.bool)
-        for wanted, usual in zip(target[name].sqrt(), base[name].sqrt(), strict=True):
+        for target_norm, base_norm in zip(target[name].sqrt(), base[name].sqrt(), strict=True):
             # In double precision, as the norms are: scores that are equal for both prompts have to stay so.
-            score = weight * wanted.to(weight.device)  # where the weights wait, if parts are offloaded
-            top = score.topk(count, dim=1).indices
-            mask |= torch.zeros_like(mask).scatter(1, top, True) & (score > weight * usual.to(weight.device))
+            score = weight * target_norm.to(weight.device)  # where the weights wait, if parts are offloaded
+            base_score = weight * base_norm.to(weight.device)
+            top = torch.zeros_like(mask).scatter(1, score.topk(count, dim=1).indices, True)
+            mask |= top & (score > base_score)
         masks[name] = mask.cpu()
     return masks
 

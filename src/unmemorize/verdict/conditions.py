@@ -68,7 +68,8 @@ def parse_conditions(texts: Sequence[str]) -> list[Condition]:
     Raises:
         UserError: A text is no condition, or its name is unknown.
     """
-    return [_parse(part) for text in texts for part in text.split(",") if part.strip()]
+    parts = ",".join(texts).split(",")
+    return [_parse(part) for part in parts if part.strip()]
 
 
 def _parse(text: str) -> Condition:
@@ -85,8 +86,8 @@ def measures(summary: Row, findings: Sequence[Finding], tables: Mapping[str, Seq
     """The numbers that conditions can name; None is not measured or, of a code, not decided."""
     compared, calibration = summary["images"] > 0, summary["calibration"] or {}
     counts = ("copied_prompts", "copied_images", "verbatim_images", "template_images")
-    fixes = [row for row in tables["mitigations"] or () if row["name"] != UNMITIGATED]
-    known = [row for row in fixes if row.get("attack_knows_it")]
+    mitigated = [row for row in tables["mitigations"] or () if row["name"] != UNMITIGATED]
+    known = [row for row in mitigated if row.get("attack_knows_it")]
     issues = [f for f in findings if f.state == "issue"]
     return {
         **{name: summary[name] if compared else None for name in counts},
@@ -96,7 +97,7 @@ def measures(summary: Row, findings: Sequence[Finding], tables: Mapping[str, Seq
         "auc": summary["detector"]["auc"]["value"] if summary["detector"] else None,
         "text_auc": summary["text_control"]["auc"]["value"] if summary["text_control"] else None,
         "false_alarms": calibration["alarms"]["value"] if calibration else None,
-        "copies_after_mitigation": _lowest(fixes, "copy_rate"),
+        "copies_after_mitigation": _lowest(mitigated, "copy_rate"),
         "copies_after_attack": _lowest(known, "copy_rate_attacked"),
         "issues": len(issues),
         "high_issues": sum(f.severity == "high" for f in issues),
@@ -105,5 +106,5 @@ def measures(summary: Row, findings: Sequence[Finding], tables: Mapping[str, Seq
     }
 
 
-def _lowest(fixes: Sequence[Row], column: str) -> float | None:
-    return min((row[column] for row in fixes if row.get(column) is not None), default=None)
+def _lowest(rows: Sequence[Row], column: str) -> float | None:
+    return min((row[column] for row in rows if row.get(column) is not None), default=None)

@@ -135,10 +135,15 @@ def _counterfactual(facts: Facts, row: Row) -> str:
 def _special_tokens(rows: Sequence[Row]) -> str:
     """The shares of all significance that fall on the begin, end and padding tokens."""
     names = ("begin", "end", "padding")
-    if any(row.get(name) is None for row in rows for name in names):
-        return "this explainer gives no values for the begin, end and padding tokens"
-    total = sum(sum(row["significance"]) + sum(row[name] for name in names) for row in rows) or 1.0
-    shares = [f"{sum(row[name] for row in rows) / total:.0%} on {name} tokens" for name in names]
+    sums = dict.fromkeys(names, 0.0)
+    total = 0.0
+    for row in rows:
+        if any(row.get(name) is None for name in names):
+            return "this explainer gives no values for the begin, end and padding tokens"
+        total += sum(row["significance"]) + sum(row[name] for name in names)
+        for name in names:
+            sums[name] += row[name]
+    shares = [f"{value / (total or 1.0):.0%} on {name} tokens" for name, value in sums.items()]
     return "of all significance " + ", ".join(shares)
 
 
@@ -171,15 +176,17 @@ def _hidden(facts: Facts) -> Outcome:
     known = [row for row in facts.attacked if row["attack_knows_it"]]
     if not known:
         return "not run", 0, "no mitigation was attacked by an attack that knows it"
-    limits = [interval(row["pictures_copied_attacked"] / row["pictures"], row["pictures"]) for row in known]
-    counted = "; ".join(
-        f"{row['name']}: after the attack {row['pictures_copied_attacked']} of {row['pictures']} pictures "
-        f"[{limit.low:.0%}, {limit.high:.0%}]"
-        for row, limit in zip(known, limits, strict=True)
-    )
-    if all(limit.high <= facts.bound for limit in limits):
-        return "passed", 0, counted
-    return "inconclusive", 0, f"{counted}; {_needed(facts.bound, 'pictures')}"
+    limits, counts = [], []
+    for row in known:
+        copied, pictures = row["pictures_copied_attacked"], row["pictures"]
+        limit = interval(copied / pictures, pictures)
+        limits.append(limit.high)
+        counted = f"{copied} of {pictures} pictures [{limit.low:.0%}, {limit.high:.0%}]"
+        counts.append(f"{row['name']}: after the attack {counted}")
+    evidence = "; ".join(counts)
+    if max(limits) <= facts.bound:
+        return "passed", 0, evidence
+    return "inconclusive", 0, f"{evidence}; {_needed(facts.bound, 'pictures')}"
 
 
 def _excess(row: Row) -> float:
@@ -216,9 +223,10 @@ def _attack_control(facts: Facts) -> Outcome:
     if not facts.attacked:
         return _untried(facts, "no attack was run on pictures that are not memorized")
     unclear = [row for row in facts.attacked if _excess(row) > LEVEL]
-    drawn = [
-        row for row in unclear if above(row["control_pictures_copied"], row["control_pictures"], facts.bound) <= LEVEL
-    ]
+    drawn = []  # attacks that bring back control pictures more often than the bound allows
+    for row in unclear:
+        if above(row["control_pictures_copied"], row["control_pictures"], facts.bound) <= LEVEL:
+            drawn.append(row)
     if drawn:
         return "issue", len(drawn), "; ".join(_beside_control(row) for row in drawn)
     limits = {row["name"]: interval(_share(row), row["control_pictures"]).high for row in unclear}

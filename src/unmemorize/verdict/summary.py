@@ -134,11 +134,10 @@ def _counts(prompts: Sequence[Prompt], matches: list[Row] | None, by_prompt: dic
 
 def _verdict(counts: Row, findings: Sequence[Finding]) -> Row:
     """The run's verdict, and the sentence that says it."""
-    state = {f.code: f.state for f in findings}
-    tested = f"{counts['images']} pictures generated from {counts['generated_prompts']} of {counts['prompts']} prompts"
     if not counts["images"]:
         sentence = "Scored, but not compared with training pictures: a high score is a suspicion, not a copy."
         return {"verdict": "untested", "sentence": sentence}
+    tested = f"{counts['images']} pictures generated from {counts['generated_prompts']} of {counts['prompts']} prompts"
     if counts["copied_prompts"]:
         kinds = f"{counts['verbatim_images']} verbatim, {counts['template_images']} of a template"
         sentence = (
@@ -151,16 +150,22 @@ def _verdict(counts: Row, findings: Sequence[Finding]) -> Row:
         f"No copies of the {_pictures(counts['references'])} were found among {tested}: up to {limit:.0%} of such "
         "prompts may still give one (95% limit)."
     )
+    if reasons := _doubts(counts, findings, limit):
+        return {"verdict": "too little", "sentence": " ".join(["Too little to say.", sentence, *reasons])}
+    return {"verdict": "passed", "sentence": f"{sentence} Prompts that were not generated were scored only."}
+
+
+def _doubts(counts: Row, findings: Sequence[Finding], limit: float) -> list[str]:
+    """Why a run without a copy does not pass; `limit` is the rate of copies that it leaves possible."""
     reasons = []
     if limit > counts["bound"]:
         needed = f"{counts['needed']} prompts without one" if counts["needed"] else "more"
         reasons.append(f"To rule out {counts['bound']:.0%} takes {needed}.")
+    state = {finding.code: finding.state for finding in findings}
     if state["UM007"] in ("issue", "inconclusive"):
         suspected, unverified = counts["calibration"]["suspected"], counts["calibration"]["unverified"]
         reasons.append(f"{suspected} prompts stand out from ordinary ones; {unverified} of them were not compared.")
-    if reasons:
-        return {"verdict": "too little", "sentence": " ".join(["Too little to say.", sentence, *reasons])}
-    return {"verdict": "passed", "sentence": f"{sentence} Prompts that were not generated were scored only."}
+    return reasons
 
 
 def _pictures(count: int) -> str:
@@ -169,12 +174,13 @@ def _pictures(count: int) -> str:
 
 def _ranking(run: Path, prompts: Sequence[Prompt], scores: np.ndarray, by_prompt: dict[str, list[bool]]) -> Row:
     truth, label = _truth(prompts, by_prompt)
-    rows = [i for i, p in enumerate(prompts) if p.id in truth]
-    positive = np.array([truth[prompts[i].id] for i in rows], dtype=bool)
-    texts = [prompts[i].text for i in rows]
+    rows = [i for i, prompt in enumerate(prompts) if prompt.id in truth]
+    labelled = [prompts[i] for i in rows]
+    positive = np.array([truth[prompt.id] for prompt in labelled], dtype=bool)
+    texts = [prompt.text for prompt in labelled]
     mean = scores.mean(axis=1)[rows]
     try:
-        clusters = _clusters([prompts[i] for i in rows])
+        clusters = _clusters(labelled)
         area = ranking.cluster_bootstrap(ranking.auc, mean, positive, clusters)
         tpr = ranking.cluster_bootstrap(ranking.tpr_at_fpr, mean, positive, clusters)
     except NotApplicable:
