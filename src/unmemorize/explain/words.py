@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -79,10 +80,10 @@ def variants(
     texts = [Variant("full", "", prompt)]
     for word in dict.fromkeys(names):
         own = [place for place, name in zip(places, names, strict=True) if name == word]
-        said = prompt[slice(*own[-1])]
-        texts.append(Variant("word", word, said))
+        as_written = prompt[slice(*own[-1])]
+        texts.append(Variant("word", word, as_written))
         texts.append(Variant("without", word, without(prompt, own)))
-        texts += [Variant("moved", word, f"{context}, {said}") for context in contexts]
+        texts += [Variant("moved", word, f"{context}, {as_written}") for context in contexts]
         texts += [Variant("repeated", word, again(prompt, own[-1], k), k) for k in range(2, repeats + 1)]
     for (a, _), (_, b) in pairwise(places):
         texts.append(Variant("bigram", normalise(prompt[a:b]), prompt[a:b]))
@@ -131,13 +132,15 @@ def again(prompt: str, place: tuple[int, int], times: int) -> str:
 
 
 def _random_texts(lengths: Sequence[int], pool: Sequence[str], seed: int) -> list[Variant]:
+    """Random texts of so many words each; none without words to draw from."""
+    if not pool:
+        return []
     rng = np.random.default_rng(seed)
-    return [
-        Variant("random", "", " ".join(pool[i] for i in rng.choice(len(pool), n, replace=len(pool) < n)), n)
-        for n in lengths
-        for _ in range(CONTROLS)
-        if pool
-    ]
+    texts = []
+    for count in np.repeat(lengths, CONTROLS).tolist():
+        drawn = rng.choice(len(pool), count, replace=len(pool) < count)
+        texts.append(Variant("random", "", " ".join(pool[i] for i in drawn), count))
+    return texts
 
 
 def measure(
@@ -186,39 +189,50 @@ def word_effects(
     Paper: Naseh, Roh and Houmansadr 2023 name words as triggers; only the abstract was read.
     Differs: the texts that are tried and the rule are ours.
     """
-    words = sorted({v.word for texts in tried.values() for v in texts if v.kind == "without"})
-    effects = [_effect(word, tried, outcomes, share, margin) for word in words]
+    words: set[str] = set()
+    for texts in tried.values():
+        words |= _removable(texts)
+    effects = [_effect(word, tried, outcomes, share, margin) for word in sorted(words)]
     return sorted(effects, key=lambda e: (not e.trigger, e.without.value - e.holding.value, e.word))
+
+
+def _removable(texts: Sequence[Variant]) -> set[str]:
+    """The words of the prompt that these variants are of: each was left out in one of them."""
+    return {variant.word for variant in texts if variant.kind == "without"}
 
 
 def _effect(
     word: str, tried: Mapping[str, Sequence[Variant]], outcomes: Mapping[str, Outcome], share: float, margin: float
 ) -> WordEffect:
-    holders = [texts for texts in tried.values() if any(v.kind == "without" and v.word == word for v in texts)]
-
-    def of(kind: str) -> list[Outcome]:
-        return [outcomes[v.text] for texts in holders for v in texts if v.kind == kind and v.word in (word, "")]
-
-    longest = []  # as many random words as the prompt has
-    for texts in holders:
-        random = [v for v in texts if v.kind == "random"]
-        most = max((v.times for v in random), default=0)
-        longest += [outcomes[v.text] for v in random if v.times == most]
-    holding, removed = _rate(of("full")), _rate(of("without"))
+    by_kind: dict[str, list[Outcome]] = defaultdict(list)
+    longest: list[Outcome] = []  # as many random words as the prompt has
+    prompts = [texts for texts in tried.values() if word in _removable(texts)]
+    for texts in prompts:
+        most = max((variant.times for variant in texts if variant.kind == "random"), default=0)
+        for variant in texts:
+            if variant.kind in ("full", "word", "without", "moved") and variant.word in (word, ""):
+                by_kind[variant.kind].append(outcomes[variant.text])
+            if variant.kind == "random" and variant.times == most:
+                longest.append(outcomes[variant.text])
+    holding, removed = _rate(by_kind["full"]), _rate(by_kind["without"])
     assert holding is not None  # every prompt is tried as it is,
     assert removed is not None  # and without each of its words
     return WordEffect(
         word=word,
-        prompts=len(holders),
+        prompts=len(prompts),
         holding=holding,
         without=removed,
-        alone=_rate(of("word")),
-        moved=_rate(of("moved")),
+        alone=_rate(by_kind["word"]),
+        moved=_rate(by_kind["moved"]),
         random=_rate(longest),
-        magnitude_holding=float(np.mean([o.magnitude for o in of("full")])),
-        magnitude_without=float(np.mean([o.magnitude for o in of("without")])),
+        magnitude_holding=_mean_magnitude(by_kind["full"]),
+        magnitude_without=_mean_magnitude(by_kind["without"]),
         trigger=holding.value > share and removed.value < margin,
     )
+
+
+def _mean_magnitude(outcomes: Sequence[Outcome]) -> float:
+    return float(np.mean([outcome.magnitude for outcome in outcomes]))
 
 
 def _rate(outcomes: Sequence[Outcome]) -> Interval | None:

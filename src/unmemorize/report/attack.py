@@ -75,7 +75,7 @@ def draw_copies(axes: Axes, curve: Curve, label: str = "generated pictures that 
 
 def _updates_axis(axes: Axes, curve: Curve) -> None:
     axes.set_xscale("symlog", linthresh=1)
-    ticks = sorted({row["steps"] for rows in curve.values() for row in rows})
+    ticks = sorted(set().union(*([row["steps"] for row in rows] for rows in curve.values())))
     axes.set_xlim(-0.1, 1.3 * max(ticks[-1], 1))
     axes.set_xticks(ticks, [str(tick) for tick in ticks])
     axes.set_xticks([], minor=True)
@@ -118,8 +118,8 @@ def draw_sheet(values: Mapping[str, tuple[float, float]], run: Path) -> None:
     for place, key in enumerate(keys):
         row, column = divmod(place, ACROSS)
         original, attacked = values[key]
-        said = "–" if math.isnan(original) else f"prompt {original:.2f}"
-        titles = {"target": key, "original": said, "attacked": f"attack {attacked:.2f}"}
+        of_prompt = "–" if math.isnan(original) else f"prompt {original:.2f}"
+        titles = {"target": key, "original": of_prompt, "attacked": f"attack {attacked:.2f}"}
         for offset, (name, title) in enumerate(titles.items()):
             cell = cells[row][3 * column + offset]
             with suppress(Unusable):  # damaged since: a page leaves such pictures out, too

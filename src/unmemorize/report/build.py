@@ -11,7 +11,7 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any, Literal
@@ -25,7 +25,7 @@ from unmemorize.report.attack import attack_figure
 from unmemorize.report.card import audit_card
 from unmemorize.report.drawing import Figure
 from unmemorize.report.figures import dose_figure, roc_figure, score_figure
-from unmemorize.report.pictures import LARGEST, THUMB, file_hasher, picture_loader
+from unmemorize.report.pictures import LARGEST, THUMB, Picture, file_hasher, picture_loader
 from unmemorize.report.prose import plain_verdict
 from unmemorize.report.rows import COPIES, SEVERITY, Group, Prompt, Shot, method_of, rank_prompts
 from unmemorize.report.schema import Run, load_run
@@ -75,38 +75,45 @@ def write_text(target: Path, text: str) -> Path:
 
 
 def _render(run: Run, evidence: Evidence) -> str:
+    template = environment().get_template("report.html.j2")
     prompts = rank_prompts(run)
-    full = [p for p in prompts if p.rank <= WITH_PICTURES or p.copied][:MOST_PICTURES]
-    shown = {p.rank for p in full}
-    rest = [p for p in prompts if p.rank not in shown]
+    pictured, text_only = _by_detail(prompts)
     script = (TEMPLATES / "table.js").read_text("utf-8")
-    return (
-        environment()
-        .get_template("report.html.j2")
-        .render(
-            run=run,
-            s=run.summary,
-            record=run.record,
-            method=method_of(run),
-            verdict=plain_verdict(run),
-            full=full,
-            rest=rest,
-            rows=data_block([_compact(p) for p in rest]),
-            showcase=_showcase(prompts),
-            severity=SEVERITY,
-            kinds=sorted({p.kind for p in prompts if p.kind}),
-            figures=_figures(run, prompts),
-            usual=_usual(prompts),
-            reason=lambda name: _reason(run, name),
-            evidence=evidence,
-            picture=picture_loader(run.path),
-            training=picture_loader(run.path, SIDES[evidence]) if evidence in SIDES else lambda path: None,
-            hashed=file_hasher(run.path),
-            style=(TEMPLATES / "style.css").read_text("utf-8"),
-            script=script,
-            script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
-        )
+    return template.render(
+        run=run,
+        s=run.summary,
+        record=run.record,
+        method=method_of(run),
+        verdict=plain_verdict(run),
+        pictured=pictured,
+        text_only=text_only,
+        rows=data_block([_compact(prompt) for prompt in text_only]),
+        showcase=_showcase(prompts),
+        severity=SEVERITY,
+        kinds=sorted({prompt.kind for prompt in prompts if prompt.kind}),
+        figures=_figures(run, prompts),
+        usual=_usual(prompts),
+        reason=lambda name: _reason(run, name),
+        evidence=evidence,
+        picture=picture_loader(run.path),
+        training=evidence_loader(run.path, evidence),
+        hashed=file_hasher(run.path),
+        style=(TEMPLATES / "style.css").read_text("utf-8"),
+        script=script,
+        script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
     )
+
+
+def _by_detail(prompts: Sequence[Prompt]) -> tuple[list[Prompt], list[Prompt]]:
+    """Prompts that are shown with their pictures, the first and those with a copy, and those shown as a row of text."""
+    pictured = [prompt for prompt in prompts if prompt.rank <= WITH_PICTURES or prompt.copied][:MOST_PICTURES]
+    ranks = {prompt.rank for prompt in pictured}
+    return pictured, [prompt for prompt in prompts if prompt.rank not in ranks]
+
+
+def evidence_loader(run: Path, evidence: Evidence) -> Callable[[str], Picture | None]:
+    """`picture_loader` for training pictures and copies: as large as `evidence` lets them be, or None for all."""
+    return picture_loader(run, SIDES[evidence]) if evidence in SIDES else lambda path: None
 
 
 def data_block(value: Any) -> str:
@@ -119,10 +126,13 @@ def _compact(p: Prompt) -> list[Any]:
     """A row without pictures, for the page's script: the order of the values is in table.js."""
     shots = [[shot.seed, shot.distance, shot.verdict] for shot in p.shots]
     group = [{True: "planted", False: "ordinary", None: ""}[p.memorable], p.kind or "", p.copies]
-    numbers = [
-        None if v is None or not math.isfinite(v) else round(v, 6) for v in (p.score, p.spread, p.bar, p.p_value)
-    ]
+    numbers = [_rounded(value) for value in (p.score, p.spread, p.bar, p.p_value)]
     return [p.rank, p.id, p.prompt, *group, *numbers, p.verdict, shots]
+
+
+def _rounded(value: float | None) -> float | None:
+    """Six decimals; None for what JSON cannot hold."""
+    return None if value is None or not math.isfinite(value) else round(value, 6)
 
 
 def _usual(prompts: Sequence[Prompt]) -> tuple[float, ...]:

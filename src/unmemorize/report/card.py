@@ -48,12 +48,6 @@ def removal_card(
         results: What was measured.
         removed: Hashes of every picture and caption; captions only where the owner asked for them.
     """
-    copies = [
-        _rate("with the original captions, before", results["copy_rate_before"]),
-        _rate("with the original captions, after", results["copy_rate_after"]),
-    ]
-    for start, rate in results["attacked"].items():
-        copies.append(_rate(f"after an embedding attack from {markdown(start)}", rate))
     quality = f"quality ({markdown(results['features'])})"
     lines = [
         "## Removed pictures",
@@ -61,7 +55,7 @@ def removal_card(
         f"{results['pictures']} pictures were fine-tuned out of this model with unmemorize "
         f"({markdown(results['method'])}).",
         "",
-        *_table(("generations that are copies", "share", "95% interval"), copies),
+        *_table(("generations that are copies", "share", "95% interval"), _copies(results)),
         "",
         f"The attack was DoRI with {results['attack_updates']} updates, with seeds that training did not use, from the "
         "caption's embedding and from random ones. A stronger attack may find more.",
@@ -79,12 +73,23 @@ def removal_card(
         "",
         *("    " + to_json(dict(row)) for row in removed),
     ]
-    start = own.rstrip() + "\n\n" if own.strip() else "# Model card\n\n"
-    return start + "\n".join(lines) + "\n"
+    before = own.rstrip() + "\n\n" if own.strip() else "# Model card\n\n"
+    return before + "\n".join(lines) + "\n"
 
 
 def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
     return [f"| {' | '.join(row)} |" for row in (head, ["---"] * len(head), *rows)]
+
+
+def _copies(results: Mapping[str, Any]) -> list[list[str]]:
+    """Copy rates for the captions, and after attacks by where they started."""
+    rows = [
+        _rate("with the original captions, before", results["copy_rate_before"]),
+        _rate("with the original captions, after", results["copy_rate_after"]),
+    ]
+    for start, rate in results["attacked"].items():
+        rows.append(_rate(f"after an embedding attack from {markdown(start)}", rate))
+    return rows
 
 
 def _rate(name: str, rate: Sequence[float]) -> list[str]:
@@ -126,11 +131,9 @@ def _metrics(run: Run) -> list[dict[str, Any]]:
         metrics.append(_metric("copied_prompts", "Prompts with a copy", summary.copied_prompts))
     if summary.detector:
         metrics.append(_metric("auc", f"Area under ROC of {summary.detector.method}", summary.detector.auc.value))
-    attacked = [
-        row["copy_rate_attacked"] for row in run.mitigations if row["name"] != UNMITIGATED and row["attack_knows_it"]
-    ]
-    if attacked:
-        best = min(attacked)
+    tested = [row for row in run.mitigations if row["name"] != UNMITIGATED and row["attack_knows_it"]]
+    if tested:
+        best = min(row["copy_rate_attacked"] for row in tested)
         metrics.append(_metric("copies_after_attack", "Copies under the best mitigation, after attack", best))
     return metrics or [_metric("prompts", "Prompts scored", summary.prompts)]
 

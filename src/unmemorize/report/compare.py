@@ -13,7 +13,7 @@ from unmemorize.core.errors import UserError
 from unmemorize.core.records import Interval
 from unmemorize.metrics.ranking import MIN_CLUSTERS, rate_interval
 from unmemorize.metrics.related import related
-from unmemorize.report.build import SIDES, TEMPLATES, Evidence, environment, write_text
+from unmemorize.report.build import TEMPLATES, Evidence, environment, evidence_loader, write_text
 from unmemorize.report.pictures import Picture, picture_loader
 from unmemorize.report.rows import COPIES, Prompt, rank_prompts
 from unmemorize.report.schema import Run, load_run
@@ -99,8 +99,8 @@ def build_comparison(run_a: Path, run_b: Path, out: Path, *, evidence: Evidence 
 
 def pair_prompts(a: Run, b: Run) -> list[Pair]:
     """The prompts of both runs with the same text, in the order of the first's ranking."""
-    others = {p.prompt: p for p in rank_prompts(b)}
-    return [Pair(p.prompt, p, others[p.prompt]) for p in rank_prompts(a) if p.prompt in others]
+    in_b = {p.prompt: p for p in rank_prompts(b)}
+    return [Pair(p.prompt, p, in_b[p.prompt]) for p in rank_prompts(a) if p.prompt in in_b]
 
 
 def differences(pairs: Sequence[Pair]) -> list[Difference]:
@@ -168,19 +168,23 @@ def _verdicts(prompt: Prompt) -> dict[int, bool]:
 
 def _settings(a: Run, b: Run) -> list[tuple[str, object, object]]:
     """What the two runs were asked for differently; the model first, though it may be the same."""
-    same = [("model", a.record.model.get("name"), b.record.model.get("name"))]
-    hashes = [("fingerprint", a.record.model.get("fingerprint"), b.record.model.get("fingerprint"))]
-    keys = [key for key in a.record.spec | b.record.spec if key != "model"]
-    specs = [(key, a.record.spec.get(key), b.record.spec.get(key)) for key in keys]
-    return same + hashes + [row for row in specs if row[1] != row[2]]
+    rows: list[tuple[str, object, object]] = [
+        ("model", a.record.model.get("name"), b.record.model.get("name")),
+        ("fingerprint", a.record.model.get("fingerprint"), b.record.model.get("fingerprint")),
+    ]
+    for key in a.record.spec | b.record.spec:
+        of_a, of_b = a.record.spec.get(key), b.record.spec.get(key)
+        if key != "model" and of_a != of_b:
+            rows.append((key, of_a, of_b))
+    return rows
 
 
 def _shots(run: Run, prompt: Prompt, evidence: Evidence) -> Iterator[tuple[str, str, Picture | None]]:
     """A prompt's pictures as (label, verdict, picture or None); copies as far as `evidence` lets."""
-    plain = picture_loader(run.path)
-    shown = picture_loader(run.path, SIDES[evidence]) if evidence in SIDES else lambda path: None
+    picture, evidence_picture = picture_loader(run.path), evidence_loader(run.path, evidence)
     for shot in prompt.shots:
-        yield f"seed {shot.seed}", shot.verdict, (shown if shot.verdict in COPIES else plain)(shot.image)
+        load = evidence_picture if shot.verdict in COPIES else picture
+        yield f"seed {shot.seed}", shot.verdict, load(shot.image)
     for group in prompt.groups:
         if group.nearest and group.copied:
-            yield "training picture", "", shown(group.nearest)
+            yield "training picture", "", evidence_picture(group.nearest)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from matplotlib.axes import Axes
 
+from unmemorize.core.shards import Row
 from unmemorize.report.drawing import ACCENT, FAINT, INK, LINE, MUTED, PAPER, Figure, axes_svg, share_axis
 from unmemorize.report.rows import Prompt
 from unmemorize.report.schema import Detector, Dose, Roc, TextControl
@@ -90,9 +91,9 @@ def score_figure(prompts: Sequence[Prompt]) -> Figure:
 
     height = 0.85 + 0.48 * len(rows)
     svg = axes_svg(draw, "scores", "Distribution of scores", size=(9.6, height))
-    frame = [
-        {"group": label, "id": p.id, "score": p.score, "verdict": p.verdict} for label in rows for p in rows[label]
-    ]
+    frame: list[Row] = []
+    for label, members in rows.items():
+        frame += [{"group": label, "id": p.id, "score": p.score, "verdict": p.verdict} for p in members]
     caption = (
         "One mark per prompt. Filled: at least one generated picture is a copy. Open: pictures were generated, none "
         "was found to be a copy. Faint: not generated. The upright stroke is each row's median."

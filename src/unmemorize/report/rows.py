@@ -6,7 +6,7 @@ import math
 from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from itertools import groupby
+from itertools import chain, groupby
 from statistics import fmean, pstdev
 
 from unmemorize.core.shards import Row
@@ -94,7 +94,8 @@ class Prompt:
     @property
     def shots(self) -> tuple[Shot, ...]:
         """All its pictures, by seed."""
-        return tuple(sorted((s for g in self.groups for s in g.shots), key=lambda shot: shot.seed))
+        shots = chain.from_iterable(group.shots for group in self.groups)
+        return tuple(sorted(shots, key=lambda shot: shot.seed))
 
 
 def method_of(run: Run) -> str | None:
@@ -207,5 +208,6 @@ def _groups(run: Run) -> dict[str, tuple[Group, ...]]:
 
 
 def _worst(groups: Iterable[Group]) -> str:
-    verdicts = [shot.verdict for group in groups for shot in group.shots]
+    shots = chain.from_iterable(group.shots for group in groups)
+    verdicts = [shot.verdict for shot in shots]
     return min(verdicts, key=lambda verdict: SEVERITY.get(verdict, 2), default="not generated")

@@ -132,7 +132,9 @@ class Timing(BaseModel):
 
 
 def _columns(needed: dict[str, pa.DataType], optional: dict[str, pa.DataType]) -> pa.Schema:
-    return pa.schema([pa.field(k, v, nullable=False) for k, v in needed.items()] + list(optional.items()))
+    """A table's columns; `needed` ones have a value in every row."""
+    fields = [pa.field(name, kind, nullable=False) for name, kind in needed.items()]
+    return pa.schema([*fields, *optional.items()])
 
 
 _TEXT, _REAL, _WHOLE = pa.string(), pa.float64(), pa.int64()
@@ -147,11 +149,15 @@ EXPLAIN = _columns(
     {"begin": _REAL, "end": _REAL, "padding": _REAL}
     | {"omitted": _WHOLE, "pictures": _WHOLE, "copies_with": _WHOLE, "copies_without": _WHOLE},
 )
-_RATES = ("copy_rate", "copy_rate_attacked", "control_rate")
+_RATES = (
+    *("copy_rate", "copy_rate_low", "copy_rate_high"),
+    *("copy_rate_attacked", "copy_rate_attacked_low", "copy_rate_attacked_high"),
+    *("control_rate", "control_rate_low", "control_rate_high"),
+)
 _COUNTS = ("pictures", "pictures_copied", "pictures_copied_attacked", "control_pictures", "control_pictures_copied")
 MITIGATIONS = _columns(
     {"name": _TEXT},
-    {rate + end: _REAL for rate in _RATES for end in ("", "_low", "_high")}
+    dict.fromkeys(_RATES, _REAL)
     | {"quality": _REAL, "alignment": _REAL, "evaluations": _WHOLE}
     | {"attack_knows_it": pa.bool_(), "control": _TEXT}
     | dict.fromkeys(_COUNTS, _WHOLE),
