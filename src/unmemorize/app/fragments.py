@@ -77,9 +77,9 @@ def words(explanation: Explanation | None) -> str:
         _word(word, value, value / most, index == top and len(explanation.words) > 1)
         for index, (word, value) in enumerate(zip(explanation.words, explanation.significance, strict=True))
     )
-    rest = ", ".join(f"{name} {_small(value)}" for name, value in explanation.special.items())
+    special = ", ".join(f"{name} {_small(value)}" for name, value in explanation.special.items())
     return f"""<section class="words" aria-label="Words"><h2>Words</h2><ol>{items}</ol>
-<p class="meta">How steeply the score rises with each word: change the most significant one first. Not words: {rest};
+<p class="meta">How steeply the score rises with each word: change the most significant one first. Not words: {special};
 where these are larger, the numbers of the words say little.</p>
 </section>"""
 

@@ -88,8 +88,8 @@ class Gate:
 
     def _is_own(self, origin: str, host: str) -> bool:
         try:
-            asked = urlsplit(origin)
-            return bool(asked.netloc) and (asked.netloc == host or asked.hostname in self._hosts)
+            address = urlsplit(origin)
+            return bool(address.netloc) and (address.netloc == host or address.hostname in self._hosts)
         except ValueError:  # a malformed address
             return False
 

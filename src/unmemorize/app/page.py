@@ -96,14 +96,14 @@ def build(inspector: Inspector) -> gr.Blocks:
 
         # Not Gradio's "once": it would drop an Enter that comes while the last prompt's words are computed.
         answer, last = [shown, meaning, table, tried], "always_last"
-        asked = [prompt.submit, score.click]
-        gr.on(asked, answers.judge, [prompt, tried], answer, show_progress="hidden", trigger_mode=last)
+        submitted = [prompt.submit, score.click]
+        gr.on(submitted, answers.judge, [prompt, tried], answer, show_progress="hidden", trigger_mode=last)
         if inspector.seconds < LIVE:
             prompt.input(answers.follow, prompt, answer[:2], show_progress="hidden", trigger_mode=last)
-        for event, what in ((draw.click, prompt), (guarded.change, drawn)):
+        for event, drawn_from in ((draw.click, prompt), (guarded.change, drawn)):
             event(
                 answers.draw,
-                [what, guarded],
+                [drawn_from, guarded],
                 [pictures, drawn],
                 show_progress_on=work,
                 concurrency_id="pictures",

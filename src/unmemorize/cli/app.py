@@ -83,8 +83,11 @@ def command(group: Group, *examples: str, name: str = "", to: App = app) -> Call
         own = list(inspect.signature(function).parameters.values())
         spec = hints[own[0].name] if own and is_dataclass(hints[own[0].name]) else None
         settings = _settings(spec) if spec else []
-        others = [p.replace(annotation=_for_parser(hints[p.name], p.default)) for p in own[bool(spec) :]]
-        arguments = [_argument(p) if p.kind is p.POSITIONAL_OR_KEYWORD else p for p in others]
+        arguments = []
+        for parameter in own[1:] if spec else own:
+            parameter = parameter.replace(annotation=_for_parser(hints[parameter.name], parameter.default))
+            by_position = parameter.kind is parameter.POSITIONAL_OR_KEYWORD
+            arguments.append(_argument(parameter) if by_position else parameter)
         signature = inspect.Signature(sorted([*settings, *arguments], key=lambda p: p.kind), return_annotation=None)
 
         @wraps(function)
@@ -148,16 +151,19 @@ def _for_parser(hint: Any, default: Any) -> Any:
 
     No NaN is within bounds. Left in the type, bounds would be checked by pydantic, whose complaints take four lines.
     """
-    bare, own = _stripped(hint), [part for part in _metadata(hint) if isinstance(part, Parameter)]
-    bounds = [part for part in _metadata(hint) if isinstance(part, Interval)]
+    bare, metadata = _stripped(hint), _metadata(hint)
+    own = [part for part in metadata if isinstance(part, Parameter)]
+    bounds = [part for part in metadata if isinstance(part, Interval)]
     validator = tuple(Number(gte=cast(float, part.ge), lte=cast(float, part.le)) for part in bounds)
     return Annotated[(bare | None if default is None else bare, *own, Parameter(validator=validator))]
 
 
 def _metadata(hint: Any) -> list[Any]:
     """What is annotated to a type, and to the types it is made of."""
-    inner = [part for arg in get_args(hint) for part in _metadata(arg)]
-    return [*inner, *getattr(hint, "__metadata__", ())]
+    metadata: list[Any] = []
+    for argument in get_args(hint):
+        metadata += _metadata(argument)
+    return [*metadata, *getattr(hint, "__metadata__", ())]
 
 
 def _stripped(hint: Any) -> Any:

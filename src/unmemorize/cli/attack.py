@@ -54,9 +54,10 @@ def attack(spec: AttackSpec, *, run: Run = "", part: Portion = "", dry_run: DryR
 def _print(summary: dict[str, Any]) -> None:
     table = Table("updates", *(f"{label}: copy rate" for label in LABELS.values()), "similarity", "moved / start")
     for rows in zip(*(summary["curve"][group] for group in LABELS), strict=True):
-        similar, moved = ([f"{row[key]:.2f}" for row in rows] for key in ("similarity", "relative"))
         rates = [_rate(row["copies"]) for row in rows]
-        add_row(table, rows[0]["steps"], *rates, " / ".join(similar), " / ".join(moved))
+        similarity = " / ".join(f"{row['similarity']:.2f}" for row in rows)
+        moved = " / ".join(f"{row['relative']:.2f}" for row in rows)
+        add_row(table, rows[0]["steps"], *rates, similarity, moved)
     out.print(table)
     for group, label in LABELS.items():
         original, work = summary["original"][group], summary["work"][group]

@@ -33,16 +33,19 @@ def check(
     from unmemorize.stages.check import check as run_check
 
     with working() as progress:
-        found = run_check(spec, progress, Path(out) if out else None)
+        result = run_check(spec, progress, Path(out) if out else None)
     if json:
-        print_json(found)
+        print_json(result)
         return
-    _print_table(found)
+    _print_table(result)
     if out:
         say(f"page: {out}")
-    targets = ("--targets", spec.picture[0]) if len(spec.picture) == 1 and Path(spec.picture[0]).is_dir() else ()
-    controls = ("--controls", spec.controls) if spec.controls else ()
-    next_step("attack", spec.model, *targets, *controls)
+    options: list[str] = []
+    if len(spec.picture) == 1 and Path(spec.picture[0]).is_dir():
+        options += ["--targets", spec.picture[0]]
+    if spec.controls:
+        options += ["--controls", spec.controls]
+    next_step("attack", spec.model, *options)
 
 
 def _require_pictures(path: str) -> None:
@@ -52,14 +55,14 @@ def _require_pictures(path: str) -> None:
     pieces(Path(path))
 
 
-def _print_table(found: dict[str, Any]) -> None:
+def _print_table(result: dict[str, Any]) -> None:
     table = Table("picture", "method", "score", "p", "p (as simple)", "q", box=None, pad_edge=False)
-    for row in found["pictures"]:
+    for row in result["pictures"]:
         for name, test in row["methods"].items():
             values = [f"{test[key]:.3f}" for key in ("p_value", "p_value_matched", "q_value")]
             add_row(table, row["picture"], name, f"{test['score']:.4g}", *values)
     console.print(table)
-    for name, p in found["set"].items():
-        say(f"{name}: all {len(found['pictures'])} pictures as a set, p = {p:.2g}")
-    captions = "with" if found["captions"] else "without"
-    say(f"{found['controls']} controls, {captions} captions, {found['evaluations']} denoiser evaluations")
+    for name, p in result["set"].items():
+        say(f"{name}: all {len(result['pictures'])} pictures as a set, p = {p:.2g}")
+    captions = "with" if result["captions"] else "without"
+    say(f"{result['controls']} controls, {captions} captions, {result['evaluations']} denoiser evaluations")

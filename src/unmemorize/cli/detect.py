@@ -69,8 +69,8 @@ def _print_table(rows: list[dict[str, Any]], top: int, run: str) -> None:
         add_row(table, rank, *(f"{row['methods'][name]['score']:.3f}" for name in names), row["prompt"])
     out.print(table)
     costs = {name: sum(row["methods"][name]["evaluations"] for row in rows) for name in names}
-    rest = f", {len(rows) - top} more not shown" if len(rows) > top else ""
-    say(f"{len(rows)} prompts, {sum(costs.values())} denoiser evaluations{rest}")
+    not_shown = f", {len(rows) - top} more not shown" if len(rows) > top else ""
+    say(f"{len(rows)} prompts, {sum(costs.values())} denoiser evaluations{not_shown}")
     if len(names) > 1:
         each = ", ".join(f"{name} {cost}" for name, cost in costs.items())
         say(f"evaluations: {each}; what an earlier method read costs a later one nothing")

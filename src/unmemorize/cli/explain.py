@@ -87,5 +87,5 @@ def _print_words(result: dict[str, Any]) -> None:
 
 def _shade(share: float) -> str:
     """From white to red, with dark letters that stay readable on either."""
-    rest = round(255 * (1 - 0.75 * share))
-    return f"black on rgb(255,{rest},{rest})"
+    green_and_blue = round(255 * (1 - 0.75 * share))
+    return f"black on rgb(255,{green_and_blue},{green_and_blue})"

@@ -21,7 +21,9 @@ def methods(
     from unmemorize.core.methods import GROUPS, describe
     from unmemorize.core.methods import methods as known
 
-    described = [describe(cls) for kind in GROUPS for cls in known(kind).values() if name in ("", cls.name)]
+    described = []
+    for kind in GROUPS:
+        described += [describe(cls) for cls in known(kind).values() if name in ("", cls.name)]
     if not described:
         raise UserError(f"{name}: no such method: unmemorize methods lists them")
     if json:

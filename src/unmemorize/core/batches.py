@@ -18,7 +18,7 @@ OUT_OF_MEMORY = (
     "method that has a batch takes less with a smaller one"
 )
 # How torch says so without an exception of its own: the CPU's allocator, and Apple's.
-SAID = ("can't allocate memory", "MPS backend out of memory")
+MESSAGES = ("can't allocate memory", "MPS backend out of memory")
 
 
 def in_batches(
@@ -73,4 +73,4 @@ def _tried(model: DiffusionModel, work: Callable[[slice], T], part: slice) -> tu
 
 def is_out_of_memory(error: Exception) -> bool:
     """Whether torch found no memory: any other error of the same type is none of our business."""
-    return isinstance(error, torch.OutOfMemoryError) or any(said in str(error) for said in SAID)
+    return isinstance(error, torch.OutOfMemoryError) or any(message in str(error) for message in MESSAGES)

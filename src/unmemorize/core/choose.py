@@ -1,4 +1,4 @@
-"""Fewer of many, without chance."""
+"""Choose some of many items evenly, without random numbers."""
 
 from __future__ import annotations
 

@@ -69,9 +69,10 @@ def _submodule(module: nn.Module, name: str) -> nn.Module:
 
 
 def outputs_before(module: nn.Module, name: str, run: Callable[[], object]) -> dict[str, Any]:
-    """What is finished before the named submodule starts, in a run that calls the module once: outputs by name.
+    """The outputs, by name, of the submodules that end before the named one starts; `run` calls the module once.
 
-    Of nested submodules only the outermost; none that is called twice, or whose output is not row by row.
+    Of nested submodules only the outermost is among them, and none that is called twice or whose output has no row a
+    batch element.
 
     Raises:
         KeyError: The name is not a submodule's.

@@ -342,14 +342,14 @@ def parse(kind: Kind, text: str) -> Any:
     Raises:
         UserError: There is no such method or setting, or a value is out of its type.
     """
-    name, _, rest = text.partition(":")
+    name, _, settings_text = text.partition(":")
     known = methods(kind)
     if name not in known:
         raise UserError(f"{name!r}: no such {kind}: choose one of {', '.join(known)}{_meant(name, known)}")
     cls = known[name]
     given: dict[str, Any] = {}
     types = _types(cls)
-    for part in filter(None, rest.split(",")):
+    for part in filter(None, settings_text.split(",")):
         key, equals, value = part.partition("=")
         key = key.strip().replace("-", "_")
         if not equals or key not in types:
@@ -448,7 +448,7 @@ def _is_simple(hint: Any) -> bool:
 
 
 def _default(cls: type[Method], name: str) -> Any:
-    (setting,) = (f for f in _fields(cls) if f.name == name)
+    setting = next(field for field in _fields(cls) if field.name == name)
     return None if setting.default is MISSING else setting.default
 
 

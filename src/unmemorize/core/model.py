@@ -146,7 +146,8 @@ class Prediction:
 
     def __getitem__(self, rows: slice) -> Prediction:
         """Some of the rows."""
-        alpha, sigma = (level if level.numel() == 1 else level[rows] for level in (self.alpha, self.sigma))
+        alpha = self.alpha if self.alpha.numel() == 1 else self.alpha[rows]
+        sigma = self.sigma if self.sigma.numel() == 1 else self.sigma[rows]
         return Prediction(self.output[rows], self.kind, self.x[rows], alpha, sigma)
 
     def repeated(self, times: int) -> Prediction:

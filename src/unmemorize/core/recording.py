@@ -213,8 +213,8 @@ class Recording:
         """Both predictions after one DDIM jump from the first step, with guidance, to the level α/σ = `ratio`."""
         if (ratio, guidance) not in self._probes:
             jump, t = self.start.guided(guidance), timestep_at(self.model, ratio)
-            alpha, sigma = (level.to(jump.x) for level in self.model.alpha_sigma(t))
-            x = (alpha * jump.x0 + sigma * jump.eps).to(self.start.cond.x)
+            alpha, sigma = self.model.alpha_sigma(t)
+            x = (alpha.to(jump.x) * jump.x0 + sigma.to(jump.x) * jump.eps).to(self.start.cond.x)
             self._probes[ratio, guidance] = self.contrast(x, t)
         return self._probes[ratio, guidance]
 

@@ -13,9 +13,10 @@ _UNSPACED = (
 )
 # A word may hold marks (vowel signs, accents that have no composed form) and joiners, which \w leaves out.
 _MARKS = "\u0300-\u036f\u0591-\u05c7\u0610-\u061a\u064b-\u065f\u0670\u0900-\u0dff\u1ab0-\u1aff\u200c\u200d\ufe00-\ufe0f"
-_letter, _rest = f"(?![{_UNSPACED}])\\w", f"(?![{_UNSPACED}])[\\w{_MARKS}]"
+_letter = f"(?![{_UNSPACED}])\\w"
+_following = f"(?![{_UNSPACED}])[\\w{_MARKS}]"
 _PICTOGRAPHS = "\u2600-\u27bf\U0001f000-\U0001faff"
-_part = re.compile(f"[{_UNSPACED}]+|{_letter}(?:{_rest})*(?:['’]{_letter}(?:{_rest})*)*|[{_PICTOGRAPHS}]")
+_part = re.compile(f"[{_UNSPACED}]+|{_letter}(?:{_following})*(?:['’]{_letter}(?:{_following})*)*|[{_PICTOGRAPHS}]")
 _unspaced = re.compile(f"[{_UNSPACED}]")
 
 
@@ -40,6 +41,7 @@ def spans(text: str) -> Iterator[tuple[int, int]]:
     """Where each word of a prompt starts and ends; of a script without spaces, each character."""
     for part in _part.finditer(text):
         if _unspaced.match(part.group()):
-            yield from ((i, i + 1) for i in range(*part.span()))
+            for i in range(*part.span()):
+                yield i, i + 1
         else:
             yield part.span()

@@ -37,22 +37,27 @@ def benjamini_hochberg(p: Floats) -> Floats:
     return _step_up(p, len(p))
 
 
-def hypergeometric_tail(times: ArrayLike, total: ArrayLike, size: ArrayLike, said: int) -> Floats:
-    """The probability that `size` of `said` items, drawn at random, hold at least `times` of the `total` marked ones.
+def hypergeometric_tail(times: ArrayLike, total: ArrayLike, size: ArrayLike, population: int) -> Floats:
+    """The probability that `size` items, drawn at random from a population, hold at least `times` of the marked ones.
+
+    `total` of the `population` items are marked.
 
     The first term of the shorter tail, and then each by its ratio to the one before. SciPy's function has the same
     values, and takes milliseconds for each where there are millions of items.
     """
     k, marked, drawn = np.broadcast_arrays(*(np.asarray(v, float) for v in (times, total, size)))
-    below = k <= drawn * marked / said  # there the other tail is the short one: at least so many that are not marked
-    k, marked = np.where(below, drawn - k + 1, k), np.where(below, said - marked, marked)
+    below = (
+        k <= drawn * marked / population
+    )  # there the other tail is the short one: at least so many that are not marked
+    k = np.where(below, drawn - k + 1, k)
+    marked = np.where(below, population - marked, marked)
     most = np.minimum(marked, drawn)
     possible, k = k <= most, np.minimum(k, most)
-    logarithm = _log_choose(marked, k) + _log_choose(said - marked, drawn - k) - _log_choose(said, drawn)
+    logarithm = _log_choose(marked, k) + _log_choose(population - marked, drawn - k) - _log_choose(population, drawn)
     term = np.where(possible, np.exp(logarithm), 0)
     tail = term
     while (term > PRECISION * tail).any():
-        term = term * (marked - k) * (drawn - k) / ((k + 1) * (said - marked - drawn + k + 1))
+        term = term * (marked - k) * (drawn - k) / ((k + 1) * (population - marked - drawn + k + 1))
         tail, k = tail + term, k + 1
     return np.where(below, 1 - tail, tail)
 

@@ -54,7 +54,8 @@ def prepare(images: Tensor, recipe: Recipe) -> Tensor:
     if recipe.crop is not None:
         top, left = (x.shape[-2] - recipe.crop) // 2, (x.shape[-1] - recipe.crop) // 2
         x = x[..., top : top + recipe.crop, left : left + recipe.crop]
-    mean, std = (torch.tensor(v).view(3, 1, 1) for v in (recipe.mean, recipe.std))
+    mean = torch.tensor(recipe.mean).view(3, 1, 1)
+    std = torch.tensor(recipe.std).view(3, 1, 1)
     return (x - mean) / std
 
 

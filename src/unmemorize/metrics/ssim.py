@@ -62,13 +62,20 @@ def pairwise_ssim(images: Tensor, scales: Scales) -> Tensor:
 
 def _compare(a: Tensor, b: Tensor, window: int) -> tuple[Tensor, Tensor]:
     """Similarity at every place, and its part without luminance where the window needs no reflection."""
-    down, across = (_average(size, window).to(a) for size in a.shape[-2:])
-    mean_a, mean_b, aa, bb, ab = (down @ x @ across.T for x in (a, b, a * a, b * b, a * b))
-    variances = (aa - mean_a**2).clamp(min=0) + (bb - mean_b**2).clamp(min=0)
-    contrast = (2 * (ab - mean_a * mean_b) + K2**2) / (variances + K2**2)
+    height, width = a.shape[-2:]
+    down, across = _average(height, window).to(a), _average(width, window).to(a)
+
+    def averaged(x: Tensor) -> Tensor:
+        return down @ x @ across.T
+
+    mean_a, mean_b = averaged(a), averaged(b)
+    variance_a = (averaged(a * a) - mean_a**2).clamp(min=0)
+    variance_b = (averaged(b * b) - mean_b**2).clamp(min=0)
+    covariance = averaged(a * b) - mean_a * mean_b
+    contrast = (2 * covariance + K2**2) / (variance_a + variance_b + K2**2)
     similarity = contrast * (2 * mean_a * mean_b + K1**2) / (mean_a**2 + mean_b**2 + K1**2)
-    height, width = (slice(window // 2, size - window // 2) for size in a.shape[-2:])
-    return similarity, contrast[..., height, width]
+    margin = window // 2
+    return similarity, contrast[..., margin : height - margin, margin : width - margin]
 
 
 def _average(size: int, window: int) -> Tensor:

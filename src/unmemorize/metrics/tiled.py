@@ -77,8 +77,8 @@ def with_error(criterion: Criterion, references: References) -> Criterion:
     Where there is nothing to compare with, there is no error rate.
     """
     pictures = _reduced(references, SIZES[0])
-    asked = torch.zeros(len(references), dtype=torch.bool)
-    asked[evenly(len(references), QUERIES)] = True
+    is_query = torch.zeros(len(references), dtype=torch.bool)
+    is_query[evenly(len(references), QUERIES)] = True
     copies, count = 0, 0
     for start in range(0, len(references), ROWS):
         rows = torch.arange(start, min(start + ROWS, len(references)))
@@ -86,14 +86,13 @@ def with_error(criterion: Criterion, references: References) -> Criterion:
         same[torch.arange(len(rows)), rows] = True
         first = same.int().argmax(dim=1) == rows
         mirrored = same | duplicates_of(pictures[rows].flip(-1), pictures)
-        chosen = asked[rows] & first & ~mirrored.all(dim=1)
+        chosen = is_query[rows] & first & ~mirrored.all(dim=1)
         if not chosen.any():
             continue
         images = references.pixels[rows[chosen]]
-        value = torch.minimum(
-            _nearest(images, references, same[chosen])[2], _nearest(images.flip(-1), references, mirrored[chosen])[2]
-        )
-        copies += sum(criterion(ratio) for ratio in value.tolist())
+        _, _, plain = _nearest(images, references, same[chosen])
+        _, _, flipped = _nearest(images.flip(-1), references, mirrored[chosen])
+        copies += sum(criterion(ratio) for ratio in torch.minimum(plain, flipped).tolist())
         count += int(chosen.sum())
     if not count:
         return criterion

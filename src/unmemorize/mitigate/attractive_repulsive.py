@@ -24,8 +24,8 @@ def attenuated(logits: Tensor, *, alpha: float, threshold: float) -> Tensor:
     Differs: negative logits stay what they are, where multiplied they would rise.
     """
     peaks = logits.amax(dim=2)
-    others = peaks[..., 1:]
-    z = (peaks - others.mean(dim=-1, keepdim=True)) / others.std(dim=-1, keepdim=True)
+    words = peaks[..., 1:]  # without the begin token
+    z = (peaks - words.mean(dim=-1, keepdim=True)) / words.std(dim=-1, keepdim=True)
     spikes = z > threshold
     spikes[..., 0] = False
     return torch.where(spikes[:, :, None], logits - (1 - alpha) * logits.clamp(min=0), logits)

@@ -304,7 +304,7 @@ def random_like(edit: Edit, denoiser: nn.Module, seed: int) -> Edit | None:
             controls[name] = control.reshape(mask.shape)
     if shared > SHARED * edit.selected:
         return None
-    like = digest(part for o in edit.origins for part in (o.model_dump_json().encode(),))
+    like = digest(origin.model_dump_json().encode() for origin in edit.origins)
     origin = Origin(method="random", parameters={"like": like}, seeds=(seed,), prompts=())
     return Edit(channels, weights, edit.fingerprint, (origin,))
 

@@ -80,7 +80,7 @@ class MoreWords(Perturbation):
     count: Draws = 4
 
     @abstractmethod
-    def said(self, model: DiffusionModel, prompt: str, seed: int) -> str:
+    def extended(self, model: DiffusionModel, prompt: str, seed: int) -> str:
         """The prompt with more words."""
 
     def changed(self, model: DiffusionModel, cond: Condition, seeds: Sequence[int]) -> Condition:
@@ -91,7 +91,7 @@ class MoreWords(Perturbation):
         """
         if cond.texts is None:
             raise NotApplicable(f"{self.name} changes words: embeddings without a text have none")
-        return model.encode([self.said(model, text, seed) for text, seed in zip(cond.texts, seeds, strict=True)])
+        return model.encode([self.extended(model, text, seed) for text, seed in zip(cond.texts, seeds, strict=True)])
 
 
 @method("random-words", paper="Somepalli et al. 2023 (DCR)", cost="none", needs=("tokens",))
@@ -99,7 +99,7 @@ class MoreWords(Perturbation):
 class RandomWords(MoreWords):
     """Random words of the model's vocabulary, each at a random place."""
 
-    def said(self, model: DiffusionModel, prompt: str, seed: int) -> str:
+    def extended(self, model: DiffusionModel, prompt: str, seed: int) -> str:
         """The prompt with random words."""
         return add_random_words(prompt, typed(model).vocabulary, count=self.count, seed=seed)
 
@@ -109,7 +109,7 @@ class RandomWords(MoreWords):
 class RandomNumbers(MoreWords):
     """Random numbers below 100,000, each at a random place."""
 
-    def said(self, model: DiffusionModel, prompt: str, seed: int) -> str:
+    def extended(self, model: DiffusionModel, prompt: str, seed: int) -> str:
         """The prompt with random numbers."""
         return add_random_numbers(prompt, count=self.count, seed=seed)
 
@@ -119,7 +119,7 @@ class RandomNumbers(MoreWords):
 class RepeatedWords(MoreWords):
     """Words of the prompt itself once more, each at a random place."""
 
-    def said(self, model: DiffusionModel, prompt: str, seed: int) -> str:
+    def extended(self, model: DiffusionModel, prompt: str, seed: int) -> str:
         """The prompt with some of its words repeated."""
         return repeat_random_words(prompt, count=self.count, seed=seed)
 

@@ -32,17 +32,19 @@ def merge_lora(pipe: Any, file: Path, scale: float) -> None:
         raise UserError(f"{file}: diffusers puts no LoRA on a {type(pipe).__name__}: merge it where it was made")
     with _failures(file, "LoRA"):
         pipe.load_lora_weights(str(file.parent), weight_name=file.name, adapter_name=_ADAPTER)
-        layers = {
-            part: list(_layers(getattr(pipe, part))) for part in pipe._lora_loadable_modules if hasattr(pipe, part)
-        }
-        parts = [part for part, adapted in layers.items() if adapted]
-        every = [layer for part in parts for layer in layers[part]]
+        parts: list[str] = []
+        layers: list[Any] = []
+        for part in pipe._lora_loadable_modules:
+            adapted = list(_layers(getattr(pipe, part, None)))
+            if adapted:
+                parts.append(part)
+                layers += adapted
         named = sum(name.endswith(_DOWN) for name in header(file))
-        if len(every) < named:
+        if len(layers) < named:
             raise UserError(
-                f"{file}: {named - len(every)} of its {named} layers are not in this model: it is for another one"
+                f"{file}: {named - len(layers)} of its {named} layers are not in this model: it is for another one"
             )
-        if not any(_moves(layer, scale) for layer in every):
+        if not any(_moves(layer, scale) for layer in layers):
             raise UserError(f"{file}: it changes no weight of this model at scale {scale:g}")
         pipe.fuse_lora(components=parts, lora_scale=scale, adapter_names=[_ADAPTER])
         pipe.unload_lora_weights()
@@ -64,19 +66,21 @@ def add_words(pipe: Any, file: Path) -> None:
         raise UserError(f"{file}: {len(tensors)} words: name a file of one word's vectors")
     with _failures(file, "textual inversion"):
         for name, vectors in tensors.items():
-            which = encoders.get(name, "")
+            number = encoders.get(name, "")
             pipe.load_textual_inversion(
                 vectors,
                 token=file.stem if name in (*encoders, "emb_params") else name,
-                tokenizer=getattr(pipe, f"tokenizer{which}"),
-                text_encoder=getattr(pipe, f"text_encoder{which}"),
+                tokenizer=getattr(pipe, f"tokenizer{number}"),
+                text_encoder=getattr(pipe, f"text_encoder{number}"),
             )
 
 
 def _layers(part: Any) -> Iterator[Any]:
     """The layers of a component that a LoRA was put on."""
     if isinstance(part, torch.nn.Module):
-        yield from (module for module in part.modules() if _ADAPTER in getattr(module, "lora_A", {}))
+        for module in part.modules():
+            if _ADAPTER in getattr(module, "lora_A", {}):
+                yield module
 
 
 def _moves(layer: Any, scale: float) -> bool:
@@ -87,7 +91,7 @@ def _moves(layer: Any, scale: float) -> bool:
 
 
 @contextmanager
-def _failures(file: Path, what: str) -> Iterator[None]:
+def _failures(file: Path, kind: str) -> Iterator[None]:
     try:
         yield
     except UnmemorizeError:
@@ -95,4 +99,4 @@ def _failures(file: Path, what: str) -> Iterator[None]:
     except Exception as error:  # of a dozen kinds, by whichever library was reading
         lines = str(error).strip().splitlines() or [type(error).__name__]
         reason = "its tensors have other shapes" if "size mismatch" in str(error) else lines[0]
-        raise UserError(f"{file}: no {what} for this model: {reason}") from error
+        raise UserError(f"{file}: no {kind} for this model: {reason}") from error

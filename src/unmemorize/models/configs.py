@@ -160,6 +160,7 @@ def clip_words() -> dict[str, Any]:
     merges = [tuple(line.split()) for line in lzma.decompress(_MERGES.read_bytes()).decode().splitlines()]
     printed = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     letters = [chr(byte) for byte in printed] + [chr(0x100 + i) for i in range(256 - len(printed))]  # in GPT-2's order
-    pieces = [*letters, *(f"{letter}</w>" for letter in letters), *("".join(pair) for pair in merges)]
-    vocabulary = {piece: i for i, piece in enumerate([*pieces, "<|startoftext|>", "<|endoftext|>"])}
+    tokens = [*letters, *(f"{letter}</w>" for letter in letters), *("".join(pair) for pair in merges)]
+    tokens += ["<|startoftext|>", "<|endoftext|>"]
+    vocabulary = {token: i for i, token in enumerate(tokens)}
     return {"vocab": vocabulary, "merges": merges}

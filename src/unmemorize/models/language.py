@@ -97,7 +97,8 @@ class QwenImageModel(EvenFlowModel):
     def _statistics(self, like: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and inverse standard deviation by channel; the inverse, as the pipeline divides by it."""
         config = self.pipe.vae.config
-        mean, std = (torch.tensor(values).view(1, -1, 1, 1) for values in (config.latents_mean, config.latents_std))
+        mean = torch.tensor(config.latents_mean).view(1, -1, 1, 1)
+        std = torch.tensor(config.latents_std).view(1, -1, 1, 1)
         return mean.to(like), (1.0 / std).to(like)
 
     @property
@@ -132,10 +133,10 @@ class ZImageModel(EvenFlowModel):
         return spans[:TOKENS]
 
     def _chat(self, prompt: str) -> str:
-        said: str = self.pipe.tokenizer.apply_chat_template(
+        text: str = self.pipe.tokenizer.apply_chat_template(
             [{"role": "user", "content": prompt}], tokenize=False, add_generation_prompt=True, enable_thinking=True
         )
-        return said
+        return text
 
     def denoise(self, x: Tensor, t: Tensor, cond: Condition) -> Tensor:
         """The velocity, in float32."""
@@ -197,10 +198,10 @@ class Flux2KleinModel(EvenFlowModel):
         return self.pipe.tokenizer
 
     def _chat(self, prompt: str) -> str:
-        said: str = self.pipe.tokenizer.apply_chat_template(
+        text: str = self.pipe.tokenizer.apply_chat_template(
             [{"role": "user", "content": prompt}], tokenize=False, add_generation_prompt=True, enable_thinking=False
         )
-        return said
+        return text
 
     def denoise(self, x: Tensor, t: Tensor, cond: Condition) -> Tensor:
         """The transformer's output, as latents."""

@@ -103,25 +103,19 @@ def load(  # noqa: PLR0913 - all but the name are optional
             there is no device to offload from.
     """
     source = examine(path, variant=variant, revision=revision)
-    loras = [lora_file(given) for given in ([lora] if isinstance(lora, str) else lora)]
-    embeddings = [embedding_file(given) for given in ([embedding] if isinstance(embedding, str) else embedding)]
+    lora = [lora] if isinstance(lora, str) else lora
+    embedding = [embedding] if isinstance(embedding, str) else embedding
+    loras = [lora_file(given) for given in lora]
+    embeddings = [embedding_file(given) for given in embedding]
     import torch
 
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     half_or_whole = torch.float32 if device == "cpu" else torch.float16
     pipe = _pipeline(source, _dtype(dtype) if dtype else half_or_whole, config)
-    if loras or embeddings:
-        from unmemorize.models import additions
-
-        with _silence():
-            for file, scale in loras:
-                additions.merge_lora(pipe, file, scale)
-            for file in embeddings:
-                additions.add_words(pipe, file)
-    origin = Path(path) if source.kind == "folder" else path if source.kind == "hub" else None
+    _add(pipe, loras, embeddings)
     _require_weights(pipe, path)
     place(pipe, torch.device(device), offload)
-    model = wrap(pipe, name=" + ".join([path, *lora, *embedding]), source=origin, size=size)
+    model = wrap(pipe, name=" + ".join([path, *lora, *embedding]), source=_origin(source), size=size)
     model.revision = revision
     model.as_loaded = not loras and not embeddings and source.variant is None
     if source.kind == "embedded":
@@ -130,6 +124,30 @@ def load(  # noqa: PLR0913 - all but the name are optional
     with _failures(source), _silence():
         _try(model)
     return model
+
+
+def _add(pipe: DiffusionPipeline, loras: Sequence[tuple[Path, float]], embeddings: Sequence[Path]) -> None:
+    """Merge LoRAs, each with its scale, and add the words of textual inversions.
+
+    Raises:
+        UserError: One is for another model.
+    """
+    if not loras and not embeddings:
+        return
+    from unmemorize.models import additions
+
+    with _silence():
+        for file, scale in loras:
+            additions.merge_lora(pipe, file, scale)
+        for file in embeddings:
+            additions.add_words(pipe, file)
+
+
+def _origin(source: Source) -> Path | str | None:
+    """Where components that were not loaded are found when the model is saved."""
+    if source.kind == "folder":
+        return Path(source.path)
+    return source.path if source.kind == "hub" else None
 
 
 def _require_weights(pipe: DiffusionPipeline, path: str) -> None:

@@ -198,12 +198,7 @@ class PipelineModel(Adapter, TypedModel):
         # diffusers' own notes in a config start with an underscore: its version, and a list in an order of chance.
         settings = {k: v for k, v in self.pipe.scheduler.config.items() if not k.startswith("_")}
         schedule = json.dumps([type(self.pipe.scheduler).__name__, settings], sort_keys=True, default=str).encode()
-        weights = itertools.chain.from_iterable(
-            (f"{part}.{name}".encode(), _bytes(tensor))
-            for part, module in self._weights().items()
-            for name, tensor in sorted(module.state_dict().items())
-        )
-        return digest(itertools.chain([schedule], weights))
+        return digest(itertools.chain([schedule], self._weight_bytes()))
 
     @property
     def sizes(self) -> dict[str, int]:
@@ -211,9 +206,18 @@ class PipelineModel(Adapter, TypedModel):
         return {name: sum(p.numel() for p in part.parameters()) for name, part in self._weights().items()}
 
     def _weights(self) -> Mapping[str, nn.Module]:
-        others = {name: part for name, part in sorted(self.pipe.components.items()) if name not in (self.part, *ASIDE)}
-        networks = {name: part for name, part in others.items() if isinstance(part, nn.Module)}
-        return {"denoiser": self.denoiser} | networks
+        networks: dict[str, nn.Module] = {"denoiser": self.denoiser}
+        for name, component in sorted(self.pipe.components.items()):
+            if isinstance(component, nn.Module) and name not in (self.part, *ASIDE):
+                networks[name] = component
+        return networks
+
+    def _weight_bytes(self) -> Iterator[bytes]:
+        """Every weight's name, then its value."""
+        for part, module in self._weights().items():
+            for name, tensor in sorted(module.state_dict().items()):
+                yield f"{part}.{name}".encode()
+                yield _bytes(tensor)
 
     def noise(self, generators: Sequence[torch.Generator]) -> Tensor:
         """One standard normal latent per generator."""

@@ -109,8 +109,8 @@ def _examined(path: str, variant: str | None, revision: str | None) -> Source:
     if kind == "nothing" and path.count("/") == 1 and not path.startswith((".", "/", "~")) and not _is_file(place):
         return Source(path, "hub", variant=variant, revision=revision)
     if kind == "nothing":
-        what = "file" if _is_file(place) else "folder"
-        raise UserError(f"{path}: no such {what}: name a pipeline folder, a hub id (owner/name) or 'testbed'")
+        missing = "file" if _is_file(place) else "folder"
+        raise UserError(f"{path}: no such {missing}: name a pipeline folder, a hub id (owner/name) or 'testbed'")
     raise UserError(f"{path}: {kind}, not a folder: name a folder saved by pipe.save_pretrained(...)")
 
 
@@ -162,8 +162,8 @@ def embedding_file(given: str) -> Path:
     return place
 
 
-def _tensors(place: Path, what: str) -> Mapping[str, Any]:
-    require_file(place, f"name a {what}'s .safetensors file")
+def _tensors(place: Path, kind: str) -> Mapping[str, Any]:
+    require_file(place, f"name a {kind}'s .safetensors file")
     if place.suffix in _PICKLES:
         raise UserError(f"{place}: a pickle, which is never opened: name a .safetensors file")
     return header(place)
@@ -199,7 +199,7 @@ def header(path: Path) -> Mapping[str, Any]:
 def is_lora(tensors: Mapping[str, Any]) -> bool:
     """Whether these are a LoRA's tensors, by whichever tool's names."""
     marks = (".lora_up.", ".lora_down.", ".lora_A.", ".lora_B.", ".lora.up.", ".lora.down.", "_lora.up.", "_lora.down.")
-    return any(mark in name for name in tensors for mark in marks)
+    return any(any(mark in name for mark in marks) for name in tensors)
 
 
 def is_embedding(tensors: Mapping[str, Any]) -> bool:
@@ -326,7 +326,7 @@ def _variants(path: str, part: Path) -> set[str | None]:
 
 def _variant(path: str, of_parts: Mapping[str, set[str | None]], wanted: str | None) -> str | None:
     """The variant to load: the one asked for, else the plain one, else the one that all of them have."""
-    named = sorted({variant for variants in of_parts.values() for variant in variants if variant})
+    named = sorted(filter(None, set().union(*of_parts.values())))
     if wanted is not None and wanted not in named:
         raise UserError(f"{path}: no variant {wanted} in it" + (f": there is {', '.join(named)}" if named else ""))
     for candidate in [None, *named] if wanted is None else [wanted]:

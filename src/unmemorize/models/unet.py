@@ -190,10 +190,9 @@ class SDXLModel(UNetModel):
         config = self.pipe.vae.config
         if getattr(config, "latents_mean", None) is None or getattr(config, "latents_std", None) is None:
             return None
-        mean, std = (
-            torch.tensor(values).view(1, -1, 1, 1).to(like) for values in (config.latents_mean, config.latents_std)
-        )
-        return mean, std
+        mean = torch.tensor(config.latents_mean).view(1, -1, 1, 1)
+        std = torch.tensor(config.latents_std).view(1, -1, 1, 1)
+        return mean.to(like), std.to(like)
 
     @property
     def _tokenizer(self) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from abc import abstractmethod
 from collections.abc import Sequence
@@ -118,7 +119,7 @@ class CogView4Model(UnpaddedModel, EvenFlowModel):
                 [prompts[row] for row in rows], do_classifier_free_guidance=False, device=self.device
             )
             parts.append(Condition(embeds))
-        order = torch.tensor([row for rows in by_length.values() for row in rows]).argsort()
+        order = torch.tensor([*itertools.chain.from_iterable(by_length.values())]).argsort()
         return joined(parts)[order]
 
     def spans(self, prompt: str) -> list[tuple[int, int]]:

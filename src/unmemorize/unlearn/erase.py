@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 import re
 from collections.abc import Sequence
@@ -87,21 +88,25 @@ class Erase(Finetuning):
     def objective(self, subject: Subject, forget: Pairs, keep: Pairs, training: Training) -> Erasing:
         """Distillation of the model as it was, except under triggers."""
         model = subject.model
-        captions = self._kept_captions(model, list(keep.captions.texts or ()), list(forget.captions.texts or ()))
+        captions = self._ordinary_captions(model, list(keep.captions.texts or ()), list(forget.captions.texts or ()))
         before = {name: p.detach().clone() for name, p in model.denoiser.named_parameters()}
         attack: Attack = parse("attack", self.attack)
         return Erasing(forget, keep.latents, captions, model.encode([""]), before, attack, self)
 
-    def _kept_captions(self, model: DiffusionModel, ordinary: list[str], memorized: list[str]) -> list[str]:
+    def _ordinary_captions(self, model: DiffusionModel, ordinary: list[str], memorized: list[str]) -> list[str]:
         """The ordinary captions, pairs of words that no memorized caption has, and of all those the nearest thrice.
 
         The target of an ordinary row is a prediction, so a caption needs no picture.
         """
-        words = _words(model, ordinary, {word for caption in memorized for word in re.findall(r"\w+", caption)})
+        words = _words(model, ordinary, _words_in(memorized))
         draw = random.Random(self.seed)
         texts = ordinary + [" ".join(draw.choices(words, k=2)) for _ in range(WORD_PAIRS)]
-        near = neighbours(model, texts, memorized)
-        return texts + 2 * [text for text, is_near in zip(texts, near, strict=True) if is_near]
+        is_near = neighbours(model, texts, memorized)
+        return texts + 2 * list(itertools.compress(texts, is_near))
+
+
+def _words_in(captions: list[str]) -> set[str]:
+    return set(re.findall(r"\w+", "\n".join(captions)))
 
 
 def _words(model: DiffusionModel, captions: list[str], forbidden: set[str]) -> list[str]:
@@ -109,7 +114,7 @@ def _words(model: DiffusionModel, captions: list[str], forbidden: set[str]) -> l
     try:
         return Words(typed(model), forbidden).words
     except NotApplicable:
-        words = {word for caption in captions for word in re.findall(r"\w+", caption)}
+        words = _words_in(captions)
         return sorted(words - forbidden) or sorted(words)
 
 
@@ -176,10 +181,7 @@ class Erasing:
         settled = update >= settings.updates - settings.settling
         weight = settings.settled if settled else settings.weight
         (weight * errors.mean()).backward()
-        items, all_errors, all_whole = [
-            team.gather(part.to(team.device)).cpu() for part in (rows.items, errors.detach(), whole)
-        ]
-        self._note(items, all_errors, all_whole)
+        self._note(rows.items, errors.detach(), whole, team)
         return {"ordinary": drift, "triggers": errors.mean(), "left": self._left.mean().to(drift)}
 
     def _drift(self, model: DiffusionModel, latents: Tensor, captions: Condition, noise: Noise) -> Tensor:
@@ -214,8 +216,11 @@ class Erasing:
             return torch.ones(len(prediction.x), device=prediction.x.device)
         return (prediction.sigma / prediction.alpha).square().clamp(1, self._settings.ceiling).reshape(-1)
 
-    def _note(self, items: Tensor, errors: Tensor, whole: Tensor) -> None:
-        """Follow what is left of the pictures that these rows show."""
+    def _note(self, items: Tensor, errors: Tensor, whole: Tensor, team: Team) -> None:
+        """Follow what is left of the pictures that the rows of all processes show."""
+        items = team.gather(items.to(team.device)).cpu()
+        errors = team.gather(errors.to(team.device)).cpu()
+        whole = team.gather(whole.to(team.device)).cpu()
         zeros = torch.zeros(len(self._left))
         error = zeros.index_add(0, items, errors)
         most = zeros.index_add(0, items, whole)
@@ -275,9 +280,11 @@ class Erasing:
         padded = torch.arange(-(-count // team.size) * team.size) % count
         mine = padded[team.share(len(padded))]
         streams = [stream(self._settings.seed, 2, update, picture) for picture in mine.tolist()]
-        init = torch.stack([self._init(model, p, g) for p, g in zip(mine.tolist(), streams, strict=True)])
-        seeds = [int(torch.randint(2**62, (1,), generator=g)) for g in streams]
-        start = self._memorized.captions[mine].with_embeds(init)
+        inits = []
+        for picture, generator in zip(mine.tolist(), streams, strict=True):
+            inits.append(self._init(model, picture, generator))
+        seeds = [int(torch.randint(2**62, (1,), generator=generator)) for generator in streams]
+        start = self._memorized.captions[mine].with_embeds(torch.stack(inits))
         latents = self._memorized.latents[mine]
         conditions = self._attack.attack(Subject(model), latents, start, seeds=seeds, keep=self._taken).conditions
         new = torch.stack([conditions[step].embeds for step in sorted(conditions)], dim=1)
@@ -289,8 +296,10 @@ class Erasing:
         noise = torch.randn(own.shape, generator=generator).to(own)
         caption = self._captions[int(torch.randint(len(self._captions), (1,), generator=generator))]
         kind = int(torch.randint(3, (1,), generator=generator))
-        if kind < 2:
-            return (own, noise)[kind]
+        if kind == 0:
+            return own
+        if kind == 1:
+            return noise
         embeds = model.encode([caption]).embeds[0, : len(own)]
         return pad(embeds, (0, 0, 0, len(own) - len(embeds)))  # where prompts are as long as they are
 

@@ -18,11 +18,11 @@ from unmemorize.unlearn.loop import Team
 from unmemorize.unlearn.surrogates import draw_surrogates
 
 
-def nearest_kept(memorized: Tensor, kept: Surrogates, count: int) -> list[Tensor]:
+def nearest_kept(memorized: Tensor, surrogates: Surrogates, count: int) -> list[Tensor]:
     """The `count` pictures kept in each memorized one's place that are nearest to it, (at most count, c, h, w) each."""
     neighbours = []
     for number, latent in enumerate(memorized):
-        own = kept.latents[kept.stands_for == number]
+        own = surrogates.latents[surrogates.stands_for == number]
         distances = (own - latent).flatten(1).norm(dim=1)
         neighbours.append(own[distances.argsort()[:count]])
     return neighbours
@@ -57,7 +57,7 @@ class Retracking(Stateless):
 
     Args:
         memorized: Pictures to forget, with their prompts.
-        kept: Pictures to keep in their place.
+        surrogates: Pictures to keep in their place.
         neighbours: How many of them each is answered with.
         lam: λ.
         batch: Rows of an update.
@@ -65,7 +65,7 @@ class Retracking(Stateless):
     """
 
     memorized: Pairs
-    kept: Surrogates
+    surrogates: Surrogates
     neighbours: int = 10
     lam: float = 0.5
     batch: int = 16
@@ -74,7 +74,7 @@ class Retracking(Stateless):
     @cached_property
     def nearest(self) -> list[Tensor]:
         """The neighbours of each memorized picture: they do not change in training."""
-        return nearest_kept(self.memorized.latents, self.kept, self.neighbours)
+        return nearest_kept(self.memorized.latents, self.surrogates, self.neighbours)
 
     def backward(self, model: DiffusionModel, update: int, team: Team) -> dict[str, Tensor]:
         """Two evaluations a row."""
@@ -94,7 +94,7 @@ class Retracking(Stateless):
         errors = []
         for row, number in enumerate(rows.items.tolist()):
             errors.append(retracked_error(prediction[row : row + 1], self.nearest[number]))
-        shown = draw_surrogates(self.kept, rows)
+        shown = draw_surrogates(self.surrogates, rows)
         return torch.stack(errors).mean(), denoising_errors(model, shown, captions, draw_noise(shown, rows)).mean()
 
 

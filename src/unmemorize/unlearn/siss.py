@@ -66,7 +66,7 @@ class Mixture(Stateless):
 
     Args:
         memorized: Pictures to forget, with their prompts.
-        kept: Pictures to keep in their place.
+        surrogates: Pictures to keep in their place.
         lam: λ.
         share: The norm of the forgetting gradient as a share of the keeping one's.
         batch: Rows of an update.
@@ -74,7 +74,7 @@ class Mixture(Stateless):
     """
 
     memorized: Pairs
-    kept: Surrogates
+    surrogates: Surrogates
     lam: float = 0.5
     share: float = 0.1
     batch: int = 8
@@ -84,7 +84,8 @@ class Mixture(Stateless):
         """One evaluation a row, and two backward passes."""
         keep, forget = self.losses(model, update, team)
         parameters = [p for p in model.denoiser.parameters() if p.requires_grad]
-        g_x, g_a = gradients(keep, parameters, team, again=True), gradients(forget, parameters, team)
+        g_x = gradients(keep, parameters, team, again=True)
+        g_a = gradients(forget, parameters, team)
         for p, g in zip(parameters, against(g_x, g_a, self.share), strict=True):
             p.grad = g
         return {"keep": keep, "forget": forget}
@@ -93,7 +94,7 @@ class Mixture(Stateless):
         """The two weighted losses, means over this process's rows."""
         share, count = team.share(self.batch), len(self.memorized)
         rows = draw_rows(count, self.batch, share, update=update, name=(self.seed, 1))
-        a, x = self.memorized.latents[rows.items], draw_surrogates(self.kept, rows)
+        a, x = self.memorized.latents[rows.items], draw_surrogates(self.surrogates, rows)
         noise = draw_noise(a, rows)
         of_forgotten = (rows.coins() < self.lam).to(a.device)
         t = model.timestep(noise.u)

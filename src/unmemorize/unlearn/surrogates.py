@@ -57,9 +57,9 @@ def make_surrogates(
             for number, prompt in enumerate(prompts):
                 if number in latents:
                     continue
-                others = _of_prompt(changed, prompt, number, is_copy, count)
-                if len(others) == count:
-                    latents[number] = others
+                of_prompt = _of_prompt(changed, prompt, number, is_copy, count)
+                if len(of_prompt) == count:
+                    latents[number] = of_prompt
                     progress("surrogates", len(latents), len(prompts))
         if len(latents) == len(prompts):
             in_order = torch.cat([latents[number] for number in range(len(prompts))])
@@ -76,14 +76,14 @@ def _of_prompt(
 ) -> Tensor:
     """Latents of the first pictures that are no copies, at most `count`."""
     model = subject.model
-    others: list[Tensor] = []
+    no_copies: list[Tensor] = []
     for first in range(0, TRIES * count, ROWS):
         seeds = range(first, min(first + ROWS, TRIES * count))
         cond = model.encode([prompt] * len(seeds))
         latents = sample(model, cond, seeds=seeds, sampler=subject.sampler)
         with torch.no_grad():
             copies = is_copy(model.decode(latents), number)
-        others += [row for row, copy in zip(latents, copies, strict=True) if not copy]
-        if len(others) >= count:
+        no_copies += [row for row, copy in zip(latents, copies, strict=True) if not copy]
+        if len(no_copies) >= count:
             break
-    return torch.stack(others[:count]) if others else torch.empty(0)
+    return torch.stack(no_copies[:count]) if no_copies else torch.empty(0)
