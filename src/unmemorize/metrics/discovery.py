@@ -46,9 +46,8 @@ def hypergeometric_tail(times: ArrayLike, total: ArrayLike, size: ArrayLike, pop
     values, and takes milliseconds for each where there are millions of items.
     """
     k, marked, drawn = np.broadcast_arrays(*(np.asarray(v, float) for v in (times, total, size)))
-    below = (
-        k <= drawn * marked / population
-    )  # there the other tail is the short one: at least so many that are not marked
+    # Up to the expected number this tail is the long one: there it is 1 less that of the items that are not marked.
+    below = k <= drawn * marked / population
     k = np.where(below, drawn - k + 1, k)
     marked = np.where(below, population - marked, marked)
     most = np.minimum(marked, drawn)

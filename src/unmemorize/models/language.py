@@ -107,6 +107,14 @@ class QwenImageModel(EvenFlowModel):
         return channels // 4, height, width
 
 
+def as_chat(tokenizer: Any, prompt: str, *, thinking: bool) -> str:
+    """The prompt as a user's message in a language model's template, before the answer."""
+    text: str = tokenizer.apply_chat_template(
+        [{"role": "user", "content": prompt}], tokenize=False, add_generation_prompt=True, enable_thinking=thinking
+    )
+    return text
+
+
 class ZImageModel(EvenFlowModel):
     """A `ZImagePipeline`: prompts without padding, in lists; time runs upwards, and the output is x0 − ε.
 
@@ -133,10 +141,7 @@ class ZImageModel(EvenFlowModel):
         return spans[:TOKENS]
 
     def _chat(self, prompt: str) -> str:
-        text: str = self.pipe.tokenizer.apply_chat_template(
-            [{"role": "user", "content": prompt}], tokenize=False, add_generation_prompt=True, enable_thinking=True
-        )
-        return text
+        return as_chat(self.pipe.tokenizer, prompt, thinking=True)
 
     def denoise(self, x: Tensor, t: Tensor, cond: Condition) -> Tensor:
         """The velocity, in float32."""
@@ -198,10 +203,7 @@ class Flux2KleinModel(EvenFlowModel):
         return self.pipe.tokenizer
 
     def _chat(self, prompt: str) -> str:
-        text: str = self.pipe.tokenizer.apply_chat_template(
-            [{"role": "user", "content": prompt}], tokenize=False, add_generation_prompt=True, enable_thinking=False
-        )
-        return text
+        return as_chat(self.pipe.tokenizer, prompt, thinking=False)
 
     def denoise(self, x: Tensor, t: Tensor, cond: Condition) -> Tensor:
         """The transformer's output, as latents."""
@@ -248,7 +250,8 @@ class Flux2KleinModel(EvenFlowModel):
     def _statistics(self, like: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation by channel of the patches."""
         vae = self.pipe.vae
-        mean, variance = (values.view(1, -1, 1, 1) for values in (vae.bn.running_mean, vae.bn.running_var))
+        mean = vae.bn.running_mean.view(1, -1, 1, 1)
+        variance = vae.bn.running_var.view(1, -1, 1, 1)
         return mean.to(like), torch.sqrt(variance + vae.config.batch_norm_eps).to(like)
 
     @property

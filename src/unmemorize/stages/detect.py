@@ -130,7 +130,9 @@ def scores_of_all(name: str, inputs: Inputs, prompts: Sequence[Prompt], detector
 
 
 def _rows(prompts: Sequence[Prompt], scores: Mapping[str, Scores], seeds: Sequence[int]) -> list[Row]:
-    columns = list(dict.fromkeys(name for part in scores.values() for name in part.columns))
+    columns: dict[str, None] = {}  # the columns of all methods, in order
+    for part in scores.values():
+        columns |= dict.fromkeys(part.columns)
     rows = []
     for i, prompt in enumerate(prompts):
         for method, part in scores.items():
