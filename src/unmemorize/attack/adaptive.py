@@ -58,7 +58,7 @@ class Adaptive(Attack):
     pools: tuple[Condition, ...] = field(default=(), compare=False, repr=False)
 
     def prepared(self, prompts: Condition, ordinary: Condition) -> Adaptive:
-        """With one start from ordinary prompts and one from those of other pictures for either search."""
+        """The attack with more starts: for either search an ordinary prompt and another picture's."""
         return replace(self, pools=(ordinary, ordinary, prompts, prompts))
 
     def attack(
@@ -84,7 +84,7 @@ class Adaptive(Attack):
         seeds: Sequence[int],
         rows: int = ROWS,
     ) -> Found:
-        """`attack` from starts that are given, each with one row a picture."""
+        """`attack` from given starts, each with one row a picture."""
         model, ends = subject.model, list(starts)
         with model.counted() as cost:
             for turn, search in enumerate(self.ways[: len(starts)]):

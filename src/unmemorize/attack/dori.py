@@ -60,11 +60,11 @@ class Dori(Attack):
         return drawn_levels(self.batch, generator, skip=1)
 
     def shown(self, x0: Tensor) -> Tensor:
-        """What noise is added to: the picture."""
+        """The clean latents that noise is added to: the picture's own."""
         return x0
 
     def errors(self, prediction: Prediction, x0: Tensor, noise: Tensor) -> Tensor:
-        """What is lowered, a row: (n,)."""
+        """The error of each row, which the search lowers: (n,)."""
         return prediction.error(x0, noise)
 
     def attack(
@@ -106,7 +106,7 @@ class Dori(Attack):
     def _search(
         self, model: DiffusionModel, latents: Tensor, start: Condition, seeds: Sequence[int], keep: set[int]
     ) -> tuple[dict[int, Condition], Tensor]:
-        """Pictures whose rows fit into one evaluation together."""
+        """Search for pictures whose rows fit into one evaluation of the denoiser."""
         streams = generators(seeds)
         x0 = latents.repeat_interleave(self.batch, dim=0)
         y = start.embeds.detach().float().clone().requires_grad_()

@@ -86,7 +86,7 @@ class Extraction:
 
 @dataclass(frozen=True)
 class Evidence:
-    """What there is to look at: last embeddings (n, restarts, tokens, width), and pictures (n, 3, h, w) in [0, 1].
+    """Results to look at: last embeddings (n, restarts, tokens, width), and pictures (n, 3, h, w) in [0, 1].
 
     `attacked` was generated with the last embedding of the first restart, `original` with the prompt, both with the
     first seed.
@@ -237,7 +237,7 @@ class _Judged:
 
 
 def _judge(subject: Subject, cond: Condition, targets: References, judge: Judge, trial: Trial) -> _Judged:
-    """Pictures of every condition at every seed, each against its own target."""
+    """Generate from every condition at every seed, and compare each picture with its own target."""
     n, g = len(cond), len(trial.seeds)
     images = generate(subject.model, cond.repeat(g), seeds=trial.seeds * n, sampler=subject.sampler)
     pictures = images.float().cpu()

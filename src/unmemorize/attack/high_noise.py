@@ -67,5 +67,5 @@ class FromNoise(HighNoise):
     lowest: float = 0.5
 
     def shown(self, x0: Tensor) -> Tensor:
-        """Nothing."""
+        """Zeros: the states show nothing of the picture."""
         return torch.zeros_like(x0)

@@ -6,5 +6,5 @@ import numpy as np
 
 
 def evenly(total: int, count: int) -> list[int]:
-    """Places of at most `count` of `total` items, evenly from first to last."""
+    """Indices of at most `count` of `total` items, evenly spaced from the first to the last."""
     return [int(place) for place in np.linspace(0, total - 1, min(count, total)).round()]

@@ -117,14 +117,14 @@ def joined(parts: Sequence[Condition]) -> Condition:
 
 
 def names_of(given: Sequence[str] | Condition) -> list[str]:
-    """Prompts as they are, embeddings without a text by their numbers."""
+    """The prompts; for embeddings without a text, their row numbers."""
     if not isinstance(given, Condition):
         return list(given)
     return [f"embedding {i}" for i in range(len(given))] if given.texts is None else list(given.texts)
 
 
 def encoded(model: DiffusionModel, given: Sequence[str] | Condition) -> Condition:
-    """Prompts encoded, conditions as they are."""
+    """Conditions: prompts are encoded, what is a condition already stays as it is."""
     return given if isinstance(given, Condition) else model.encode(given)
 
 
@@ -255,7 +255,7 @@ class Cost:
     decodes: int = 0
 
     def take_back(self, cost: Cost) -> None:
-        """Count something no longer."""
+        """Stop counting."""
         self.forward -= cost.forward
         self.backward -= cost.backward
         self.decodes -= cost.decodes

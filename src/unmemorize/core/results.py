@@ -123,7 +123,7 @@ class Surrogates:
 
 @dataclass(frozen=True)
 class Trained:
-    """What a training run did.
+    """The outcome of a training run.
 
     Attributes:
         updates: Updates made.

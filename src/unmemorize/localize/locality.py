@@ -127,7 +127,7 @@ def selections(
 def measure(
     spread: Mapping[str, Floats], chosen: Mapping[str, Sequence[Selected]], layers: Mapping[Layer, int]
 ) -> Locality:
-    """Both tests.
+    """Measure both tests of locality.
 
     Args:
         spread: `distances` of each group's embeddings.
@@ -156,5 +156,5 @@ def _layer(layer: Layer, units: int, chosen: Mapping[str, Sequence[Selected]]) -
 
 
 def short(layer: str) -> str:
-    """A module's name without what all of them share."""
+    """A module's name without the parts that all names share."""
     return re.sub(r"_blocks?|attentions\.|transformer_blocks\.|\.(attn2\.to_v|ff\.net\.2)$", "", layer)

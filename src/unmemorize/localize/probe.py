@@ -51,7 +51,7 @@ class Probe:
         self.widths = dict(widths)
 
     def by_name(self, blocked: Tensor) -> dict[str, Tensor]:
-        """A set, or rows of them, cut into layers."""
+        """The parts of a set, or of rows of sets, by layer."""
         parts = blocked.split(list(self.widths.values()), dim=-1)
         return dict(zip(self.widths, parts, strict=True))
 
@@ -91,7 +91,7 @@ class Probe:
             return self._start.differences(self._model, self._cond[torch.zeros_like(seeds)], seeds)
 
     def look_at(self, seeds: Tensor) -> None:
-        """Let `strength` and `strengths` be those of these seeds, the hardest first."""
+        """Set the seeds that `strength` and `strengths` are computed at, the hardest first."""
         self._order = seeds
 
     def close(self, blocked: Tensor, limit: float) -> tuple[Tensor, float]:

@@ -102,7 +102,7 @@ class Wanda(Localizer):
         """Refuse a sparsity that is no share, or that chooses nothing.
 
         Raises:
-            UserError: It is such a one.
+            UserError: The sparsity is not in (0, 1], or less than one weight of the longest rows.
         """
         widest = max(layer.in_features for layer in layers.values())
         if not 0 < self.sparsity <= 1 or int(self.sparsity * widest) == 0:
@@ -111,7 +111,7 @@ class Wanda(Localizer):
             )
 
     def _by_part(self, model: DiffusionModel, cond: Condition, progress: Progress) -> Iterator[dict[str, Tensor]]:
-        """The energies of so many prompts as are sampled together, or of each prompt."""
+        """The energies of each batch of prompts; `per_prompt`, of each prompt."""
 
         def measured(part: slice) -> dict[str, Tensor]:
             return _energies(model, cond[part], range(self.seeds))

@@ -59,7 +59,7 @@ def set_p_value(scores: Sequence[float], ordinary: Sequence[float]) -> float:
 
 @dataclass(frozen=True)
 class Check:
-    """What the promise was worth on ordinary prompts that calibrated nothing.
+    """How many false alarms there were among ordinary prompts that were left out of the calibration.
 
     `alarms` is the share of them at or below the level; `discoveries` and `false` count, over all folds, the prompts
     that false discovery control picked from the list and the fold together, and those of the fold among them.

@@ -123,7 +123,7 @@ def _difference(
     clusters: Sequence[str],
     interval: Callable[[Floats, Sequence[str]], Interval | None],
 ) -> Difference | None:
-    """Over the prompts that have values; None where none has."""
+    """The mean difference over the prompts that have values; None if none has."""
     rows = [i for i, value in enumerate(values) if value is not None]
     if not rows:
         return None
@@ -180,7 +180,7 @@ def _settings(a: Run, b: Run) -> list[tuple[str, object, object]]:
 
 
 def _shots(run: Run, prompt: Prompt, evidence: Evidence) -> Iterator[tuple[str, str, Picture | None]]:
-    """A prompt's pictures as (label, verdict, picture or None); copies as far as `evidence` lets."""
+    """A prompt's pictures as (label, verdict, picture or None); copies as far as `evidence` allows."""
     picture, evidence_picture = picture_loader(run.path), evidence_loader(run.path, evidence)
     for shot in prompt.shots:
         load = evidence_picture if shot.verdict in COPIES else picture

@@ -90,7 +90,7 @@ class _Compared:
 
 
 def _comparable(training: _Compared, held_out: _Compared, distances: Distances) -> tuple[_Compared, _Compared]:
-    """The pictures of either set to compare: one a group of duplicates, none of a group of both, as many of each."""
+    """As many pictures of either set: one a group of duplicates, and none of a group that has pictures of both sets."""
     size = min(len(training), len(held_out))
     training = training[_sample(len(training), size)]
     held_out = held_out[_sample(len(held_out), size)]
@@ -105,7 +105,7 @@ def _comparable(training: _Compared, held_out: _Compared, distances: Distances) 
 
 
 def _firsts(groups: np.ndarray, without: np.ndarray) -> np.ndarray:
-    """Where each group begins, but for some groups."""
+    """The first index of each group, leaving out the groups in `without`."""
     names, first = np.unique(groups, return_index=True)
     return first[~np.isin(names, without)]
 

@@ -48,7 +48,7 @@ class Copies:
 
 
 def mitigations(spec: AuditSpec, *, testbed: bool = False) -> dict[str, str]:
-    """What to try by its short name, as it was asked for.
+    """The mitigations as they were asked for, by short name.
 
     Raises:
         UserError: Two have one name, or that of the model as it came.
@@ -112,7 +112,7 @@ def _kept(record: Path, edit: Path) -> tuple[Mitigation, int] | None:
 
 
 def _calibrating(inputs: Inputs) -> list[str]:
-    """The ordinary prompts, those that are audited first."""
+    """The ordinary prompts: first those in the audited list, then the others."""
     known, prompts = inputs.ordinary, inputs.prompts
     return [*(prompts[place].text for place in known.listed), *(prompt.text for prompt in known.unlisted)]
 

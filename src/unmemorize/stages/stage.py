@@ -22,7 +22,7 @@ Item = TypeVar("Item")
 
 @dataclass(frozen=True)
 class Work(Generic[Item]):
-    """The work of a stage, open: with all that its shards need.
+    """The work of a stage with everything that its shards need, such as a loaded model.
 
     Attributes:
         name: What it is called: the folder of its shards, and in progress.
@@ -117,7 +117,7 @@ class Stage:
 
 
 def in_shards(opening: Opening) -> Callable[[Inputs, Path, Progress], None]:
-    """A stage's work that is opened and then done shard by shard."""
+    """A stage's `work`: open it, then do it shard by shard."""
 
     def work(inputs: Inputs, run: Path, progress: Progress) -> None:
         opening(inputs, run, progress).run(run, progress)

@@ -102,7 +102,7 @@ def _chosen(spec: TriggerSpec, given: Sequence[Prompt]) -> list[Prompt]:
 
 
 def _unrelated(bundle: Bundle, given: Sequence[Prompt]) -> list[str]:
-    """Prompts that words are moved into, and whose words are the random ones."""
+    """Prompts that words are moved into, and that random words are drawn from."""
     return [p.text for p in given] if bundle.own is None else bundle.ordinary()
 
 

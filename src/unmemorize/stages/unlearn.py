@@ -58,7 +58,7 @@ TEST_SEED = 1_000_000  # of the attacks that judge: no attack in training has it
 
 @dataclass(frozen=True)
 class _Job:
-    """What all parts of a job share."""
+    """What the steps of a run share."""
 
     spec: MitigateSpec
     run: Path
@@ -134,7 +134,7 @@ def _mitigate(job: _Job, unlearner: Unlearner, out: Path) -> dict[str, Any]:
 
 
 def measures(spec: MitigateSpec, model: DiffusionModel) -> tuple[Subjects, Judge, Split]:
-    """What is measured, how, and the ordinary pictures that are trained on or held out."""
+    """The pictures to measure on, how they are judged, and the ordinary pictures split into trained on and held out."""
     bundle, size = bundle_of(spec), model.image_size
     memorized, split = memorized_pictures(bundle, size), ordinary_pictures(bundle, size)
     compared = "targets" if "targets" in bundle.files and "references" not in bundle.files else "references"
@@ -146,7 +146,7 @@ def measures(spec: MitigateSpec, model: DiffusionModel) -> tuple[Subjects, Judge
 
 
 def _surrogates(job: _Job) -> Surrogates:
-    """Made once a run."""
+    """The surrogates, which are made once a run."""
 
     def make() -> dict[str, Tensor]:
         surrogates = surrogates_of(job.spec, job.subject, job.subjects.memorized, job.judge.copies, job.progress)

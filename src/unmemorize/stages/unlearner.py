@@ -48,7 +48,7 @@ def unlearner_of(spec: MitigateSpec) -> Unlearner:
 
 
 def pairs_of(model: DiffusionModel, pictures: References) -> Pairs:
-    """Pictures with captions as the model has them."""
+    """The pictures' latents with their encoded captions."""
     return Pairs(latents_of(model, pictures.pixels), model.encode(pictures.prompts))
 
 

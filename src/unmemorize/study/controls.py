@@ -33,7 +33,7 @@ class Subjects:
 
     @property
     def groups(self) -> dict[str, References]:
-        """All three by name."""
+        """The three groups by name."""
         return {ATTACKED: self.attacked, CONTROL: self.control, UNSEEN: self.unseen}
 
 
@@ -84,7 +84,7 @@ def with_controls(
 
 @torch.no_grad()
 def _within_reach(model: DiffusionModel, pictures: References, check: CopyCheck) -> References:
-    """Those that are still copies of themselves when the VAE has coded them; all where it gives none back."""
+    """The pictures that the VAE reconstructs well enough to count as copies of themselves; all if there are none."""
     left = []
     for start in range(0, len(pictures), ROWS):
         rows = range(start, min(start + ROWS, len(pictures)))
@@ -97,7 +97,7 @@ def _within_reach(model: DiffusionModel, pictures: References, check: CopyCheck)
 
 
 def derive(pictures: References, match: Callable[[Tensor], Sequence[Match]]) -> References:
-    """Pictures like these that no training set holds; what comes out near a training picture is left out.
+    """Mirror the pictures and exchange colour channels; those that end near a training picture are left out.
 
     Raises:
         UserError: None is left.

@@ -166,6 +166,6 @@ def copy_check(
 
 
 def _on_cpu(images: Tensor) -> Tensor:
-    """Pictures where the training pictures are: bytes as they are, others in float32."""
+    """Pictures on the CPU, where the training pictures are: bytes stay bytes, others become float32."""
     images = images.cpu()
     return images if images.dtype == torch.uint8 else images.float()

@@ -140,7 +140,7 @@ def quality(before: dict[str, Tensor], after: dict[str, Tensor], subjects: Subje
 def _quality(
     before: dict[str, Tensor], after: dict[str, Tensor], real: Tensor, prompts: Tensor, clusters: Sequence[str]
 ) -> dict[str, Any]:
-    """Over some of the prompts, (n,) of bool; the pictures made are a multiple of all of them."""
+    """`quality` over the chosen prompts, (n,) bool; there are as many pictures of each as there are seeds."""
     count, times = int(prompts.sum()), len(before["features"]) // len(prompts)
     rows = prompts.repeat(times)
     chosen = [c for c, row in zip(clusters, prompts.tolist(), strict=True) if row] * times
@@ -158,6 +158,6 @@ def _quality(
 
 
 def _shown(change: Change) -> dict[str, list[float]]:
-    """Value and 95% interval of each."""
+    """Value and 95% interval of the measure before, after, and of its change."""
     parts = {"before": change.before, "after": change.after, "change": change.change}
     return {name: [part.value, part.low, part.high] for name, part in parts.items()}

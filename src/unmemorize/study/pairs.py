@@ -75,7 +75,7 @@ def _captioned(pictures: References, folder: str) -> References:
 
 
 def hashes(pictures: References) -> list[dict[str, str]]:
-    """What names a picture without showing it: SHA-256 of its pixels as they were read, and of its caption."""
+    """SHA-256 of each picture's pixels as they were read and of its caption, which name it without showing it."""
     pixels = [
         hashlib.sha256(image.mul(255).round().byte().numpy().tobytes()).hexdigest() for image in pictures.batches(1)
     ]

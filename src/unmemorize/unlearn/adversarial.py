@@ -23,7 +23,7 @@ class Adversary(Protocol):
     """Gives the conditions under which an update shows surrogates in the place of memorized pictures."""
 
     def conditions(self, model: DiffusionModel, rows: Rows, update: int, team: Team) -> Condition:
-        """One for each of this process's rows, whose items are numbers of memorized pictures."""
+        """One condition for each of this process's rows, whose items are numbers of memorized pictures."""
         ...
 
     def state(self) -> dict[str, Tensor]:
@@ -42,7 +42,7 @@ class NoAdversary(Stateless):
     own: Condition
 
     def conditions(self, model: DiffusionModel, rows: Rows, update: int, team: Team) -> Condition:
-        """Those of the prompts."""
+        """The encoded prompts of the rows' pictures."""
         return self.own[rows.items]
 
 
@@ -127,11 +127,11 @@ class Replacing:
         return {"ordinary": ordinary, "surrogates": replaced}
 
     def state(self) -> dict[str, Tensor]:
-        """The adversary's."""
+        """The adversary's state."""
         return self.adversary.state()
 
     def load_state(self, state: dict[str, Tensor]) -> None:
-        """The adversary's."""
+        """The adversary's state."""
         self.adversary.load_state(state)
 
 

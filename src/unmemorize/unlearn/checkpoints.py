@@ -50,7 +50,7 @@ def load_checkpoint(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]] | 
 
 
 def copy_last(source: Path, folder: Path) -> None:
-    """Begin a run in `folder` where the one in `source` stands."""
+    """Copy the newest checkpoint of `source` to `folder`, where a run then goes on from it."""
     newest = _checkpoints(source)[-1]
     with _disk(folder), atomic(folder / newest.name) as temporary:
         shutil.copyfile(newest, temporary)
@@ -70,7 +70,7 @@ def last_update(folder: Path) -> int:
 
 
 def part(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    """The tensors whose names begin so, without that."""
+    """The tensors whose names begin with `prefix`, by the rest of the name."""
     return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
 
 
@@ -80,7 +80,7 @@ def _checkpoints(folder: Path) -> list[Path]:
 
 @contextmanager
 def _disk(folder: Path) -> Iterator[None]:
-    """Whatever goes wrong with the disk is a line."""
+    """Turn errors of the disk into a UserError."""
     try:
         yield
     except (OSError, SafetensorError) as error:

@@ -185,7 +185,7 @@ class Erasing:
         return {"ordinary": drift, "triggers": errors.mean(), "left": self._left.mean().to(drift)}
 
     def _drift(self, model: DiffusionModel, latents: Tensor, captions: Condition, noise: Noise) -> Tensor:
-        """How far every row's prediction is from that of the model as it was, (n,)."""
+        """The weighted error of every row's prediction against that of the model as it was, (n,)."""
         t = model.timestep(noise.u)
         x = model.add_noise(latents, noise.eps, t)
         before = self._as_it_was(model, x, t, captions)
@@ -196,7 +196,7 @@ class Erasing:
     def _approach(
         self, model: DiffusionModel, latents: Tensor, triggers: Condition, x: Tensor, t: Tensor, margin: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Every row's error for going towards its picture, and what it would be if it went all the way, (n,) each."""
+        """Every row's error for leading towards its picture, and the error of leading all the way there, (n,) each."""
         empty = self._as_it_was(model, x, t, self._empty.repeat(len(x)))
         prediction = model.predict(x, t, triggers)
         d = (empty.output_for(latents) - empty.output).float()
@@ -211,7 +211,7 @@ class Erasing:
             return model.predict(x, t, cond)
 
     def _weights(self, prediction: Prediction) -> Tensor:
-        """What an error in the trained output counts: in ε more at high noise, where the others are large already."""
+        """The weight of each row's error: in ε more at high noise, where errors of other outputs are large anyway."""
         if prediction.kind != "epsilon":
             return torch.ones(len(prediction.x), device=prediction.x.device)
         return (prediction.sigma / prediction.alpha).square().clamp(1, self._settings.ceiling).reshape(-1)
@@ -261,7 +261,7 @@ class Erasing:
         return model.add_noise(shown, noise.eps, t), t, margin
 
     def _pictures(self, rows: Rows) -> Tensor:
-        """A picture for every row, more often those of which more is left."""
+        """The picture that each row shows, drawn in proportion to a power of what is left of it."""
         ends = self._left.double().pow(self._settings.focus).cumsum(0)
         return torch.searchsorted(ends, rows.coins().double() * ends[-1], right=True).clamp(max=len(ends) - 1)
 

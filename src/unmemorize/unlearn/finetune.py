@@ -94,7 +94,7 @@ class Objective(Protocol):
         ...
 
     def state(self) -> dict[str, Tensor]:
-        """All it carries, the same in every process."""
+        """All that the objective carries from update to update, the same in every process."""
         ...
 
     def load_state(self, state: dict[str, Tensor]) -> None:
@@ -106,11 +106,11 @@ class Stateless:
     """An objective that carries nothing from update to update."""
 
     def state(self) -> dict[str, Tensor]:
-        """Nothing."""
+        """No tensors."""
         return {}
 
     def load_state(self, state: dict[str, Tensor]) -> None:
-        """Nothing."""
+        """Nothing to take up."""
 
 
 @dataclass(frozen=True)

@@ -68,11 +68,11 @@ class Team:
         return gather(part) if self.size > 1 else part
 
     def agree(self, value: Any) -> Any:
-        """The first process's value."""
+        """The value of the first process, in every process."""
         return broadcast_object_list([value])[0] if self.size > 1 else value
 
     def wait(self) -> None:
-        """Return when every process has come here."""
+        """Wait until every process has called this."""
         if self.size > 1:
             PartialState().wait_for_everyone()
 

@@ -94,7 +94,7 @@ def _calibration(run: Path, calibrated: list[Row] | None, by_prompt: dict[str, l
 
 
 def _facts(path: Path) -> Row:
-    """What a stage wrote down beside its table.
+    """Read the facts that a stage wrote beside its table.
 
     Raises:
         UserError: It is missing or damaged.
