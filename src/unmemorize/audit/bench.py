@@ -47,8 +47,8 @@ def run_bench(spec: BenchSpec, run: Path, progress: Progress) -> list[Row]:
                 rows += _ranked(own, prompts[model], run / "models" / f"{number}-{_safe(model)}", progress)
             write_rows(path, rows, RANKING)
             build_bench(run)
-        found: list[Row] = pq.read_table(path).to_pylist()
-    return found
+        ranking: list[Row] = pq.read_table(path).to_pylist()
+    return ranking
 
 
 def _prompts(model: str, spec: BenchSpec) -> list[Prompt]:

@@ -26,7 +26,9 @@ RANKING = pa.schema(
     [
         *((name, _TEXT) for name in ("model", "group", "method", "reason")),
         *((name, _WHOLE) for name in ("memorized", "ordinary")),
-        *((f"{name}{end}", _REAL) for name in ("auc", "tpr", "behind") for end in ("", "_low", "_high")),
+        *((name, _REAL) for name in ("auc", "auc_low", "auc_high")),
+        *((name, _REAL) for name in ("tpr", "tpr_low", "tpr_high")),
+        *((name, _REAL) for name in ("behind", "behind_low", "behind_high")),
         *((name, _REAL) for name in ("evaluations", "ratio")),
     ]
 )

@@ -125,7 +125,9 @@ def _numbers(ranked: Ranked) -> Row:
 
 
 def _limits(name: str, interval: Interval) -> Row:
-    low, high = (None if math.isnan(limit) else limit for limit in (interval.low, interval.high))
+    """The value and the ends of its interval; None for an end that is not known."""
+    low = None if math.isnan(interval.low) else interval.low
+    high = None if math.isnan(interval.high) else interval.high
     return {name: interval.value, f"{name}_low": low, f"{name}_high": high}
 
 
