@@ -186,7 +186,7 @@ def _numbers(targets: References, trial: Trial, original: _Judged, restarts: Seq
 def _evidence(original: _Judged, restarts: Sequence[_Restart]) -> Evidence:
     last = max(restarts[-1].judged)
     embeds = torch.stack([restart.result.conditions[last].embeds for restart in restarts], dim=1)
-    return Evidence(embeds.cpu(), restarts[0].judged[last].first, original.first)
+    return Evidence(embeds.cpu(), restarts[0].judged[last].first_pictures, original.first_pictures)
 
 
 def starts(
@@ -233,7 +233,7 @@ class _Judged:
 
     values: Floats
     verdicts: Texts
-    first: Tensor
+    first_pictures: Tensor
 
 
 def _judge(subject: Subject, cond: Condition, targets: References, judge: Judge, trial: Trial) -> _Judged:

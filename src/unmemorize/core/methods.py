@@ -388,10 +388,10 @@ def settings(method: type[Method] | Method) -> dict[str, Any]:
 
 def spelled(method: Method) -> str:
     """The string that `parse` reads back as this method: its name, and the settings that are not the default."""
-    usual = settings(type(method))
+    defaults = settings(type(method))
     parts = []
     for name, value in settings(method).items():
-        if value != usual[name]:
+        if value != defaults[name]:
             text = str(value).lower() if isinstance(value, bool) else str(value)
             parts.append(f"{name}={text}")
     return f"{method.name}:{','.join(parts)}" if parts else method.name
@@ -404,7 +404,7 @@ def is_plain(method: Method) -> bool:
 
 def describe(cls: type[Method]) -> dict[str, Any]:
     """What there is to know about a method, for people and programs."""
-    types, usual, texts = _types(cls), settings(cls), _setting_texts(cls)
+    types, defaults, texts = _types(cls), settings(cls), _setting_texts(cls)
     facts: dict[str, Any] = {
         "name": cls.name,
         "kind": cls.kind,
@@ -413,7 +413,7 @@ def describe(cls: type[Method]) -> dict[str, Any]:
         "needs": sorted(cls.needs),
         "cost": cls.cost,
         "settings": {
-            name: {"type": _written(hint), "default": usual[name], "text": texts.get(name, "")}
+            name: {"type": _written(hint), "default": defaults[name], "text": texts.get(name, "")}
             for name, hint in types.items()
         },
     }

@@ -71,6 +71,6 @@ class AttentionReweighting(BySampler):
 
     scale: float = 1.25
 
-    def sampler(self, usual: Sampler) -> ReweightingSampler:
+    def sampler(self, base: Sampler) -> ReweightingSampler:
         """With re-weighted attention."""
-        return ReweightingSampler(usual.steps, usual.guidance, self.scale)
+        return ReweightingSampler(base.steps, base.guidance, self.scale)

@@ -83,6 +83,6 @@ class AttractiveRepulsive(BySampler):
     threshold: float = 0.1
     repulsion: float = 2.0
 
-    def sampler(self, usual: Sampler) -> AttractiveRepulsiveSampler:
+    def sampler(self, base: Sampler) -> AttractiveRepulsiveSampler:
         """With both directions of guidance."""
-        return AttractiveRepulsiveSampler(usual.steps, usual.guidance, self.alpha, self.threshold, self.repulsion)
+        return AttractiveRepulsiveSampler(base.steps, base.guidance, self.alpha, self.threshold, self.repulsion)

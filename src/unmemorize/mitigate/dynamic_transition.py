@@ -57,6 +57,6 @@ class DynamicTransition(BySampler):
     acts: ClassVar[Acts] = "guidance"
     guided: ClassVar[bool] = True
 
-    def sampler(self, usual: Sampler) -> DynamicSampler:
+    def sampler(self, base: Sampler) -> DynamicSampler:
         """Without guidance until then."""
-        return DynamicSampler(usual.steps, usual.guidance)
+        return DynamicSampler(base.steps, base.guidance)

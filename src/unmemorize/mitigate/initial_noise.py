@@ -139,10 +139,10 @@ class BatchWiseNoise(BySampler):
     def __post_init__(self) -> None:
         require_share(self.until)
 
-    def sampler(self, usual: Sampler) -> BatchWiseSampler:
+    def sampler(self, base: Sampler) -> BatchWiseSampler:
         """With adjusted noise, and without guidance at first."""
         return BatchWiseSampler(
-            usual.steps, usual.guidance, until=self.until, gamma=self.gamma, rho=self.rho, rounds=self.rounds
+            base.steps, base.guidance, until=self.until, gamma=self.gamma, rho=self.rho, rounds=self.rounds
         )
 
 
@@ -198,6 +198,6 @@ class PerSampleNoise(BySampler):
     lr: float = 0.01
     iterations: Count = 1000
 
-    def sampler(self, usual: Sampler) -> PerSampleSampler:
+    def sampler(self, base: Sampler) -> PerSampleSampler:
         """With adjusted noise."""
-        return PerSampleSampler(usual.steps, usual.guidance, self.target, self.lr, self.iterations)
+        return PerSampleSampler(base.steps, base.guidance, self.target, self.lr, self.iterations)

@@ -39,8 +39,8 @@ class OppositeGuidance(BySampler):
     def __post_init__(self) -> None:
         require_share(self.until)
 
-    def sampler(self, usual: Sampler) -> Sampler:
+    def sampler(self, base: Sampler) -> Sampler:
         """With a negative scale until then."""
         if self.transition == "dynamic":
-            return DynamicSampler(usual.steps, usual.guidance, before=-self.scale)
-        return StaticSampler(usual.steps, usual.guidance, before=-self.scale, until=self.until)
+            return DynamicSampler(base.steps, base.guidance, before=-self.scale)
+        return StaticSampler(base.steps, base.guidance, before=-self.scale, until=self.until)

@@ -100,8 +100,8 @@ class Sail(BySampler):
     iterations: Count = 10
     candidates: Draws = 8
 
-    def sampler(self, usual: Sampler) -> SailSampler:
+    def sampler(self, base: Sampler) -> SailSampler:
         """With noise that SAIL chose."""
         return SailSampler(
-            usual.steps, usual.guidance, self.target, self.alpha, self.lr, self.iterations, self.candidates
+            base.steps, base.guidance, self.target, self.alpha, self.lr, self.iterations, self.candidates
         )

@@ -23,8 +23,8 @@ class BySampler(Mitigation):
     guided: ClassVar[bool] = False
 
     @abstractmethod
-    def sampler(self, usual: Sampler) -> Sampler:
-        """The mitigating sampler, with the steps and the guidance scale of the usual one."""
+    def sampler(self, base: Sampler) -> Sampler:
+        """The mitigating sampler, with the steps and the guidance scale of `base`."""
 
     @contextmanager
     def applied(self, subject: Subject) -> Iterator[Subject]:

@@ -58,9 +58,9 @@ class StaticTransition(BySampler):
     def __post_init__(self) -> None:
         require_share(self.until)
 
-    def sampler(self, usual: Sampler) -> StaticSampler:
+    def sampler(self, base: Sampler) -> StaticSampler:
         """Without guidance until then."""
-        return StaticSampler(usual.steps, usual.guidance, until=self.until)
+        return StaticSampler(base.steps, base.guidance, until=self.until)
 
 
 def require_share(until: float) -> None:

@@ -218,11 +218,11 @@ def located(inputs: Inputs, localizer: Localizer, prompts: Sequence[str], ordina
     What is measured once, for all prompts, is what the empty one takes more at first than when it is asked for again.
     """
     model = inputs.model
-    usual = model.encode(ordinary) if ordinary else None
+    contrast = model.encode(ordinary) if ordinary else None
 
     def find(texts: Sequence[str]) -> Spent:
         cond = model.encode(texts)
-        _, spent = _timed(model, lambda: localizer.find(Subject(model), cond, ordinary=usual))
+        _, spent = _timed(model, lambda: localizer.find(Subject(model), cond, ordinary=contrast))
         return spent
 
     once = find([""]) - find([""])

@@ -44,7 +44,7 @@ def compare_held_out(
     """
     rows = generated(run)
     images = distances.features(bytes_of(run, rows))
-    training = _Compared(references.small, references.keep, distances.of(references))
+    training = _Compared(references.small, references.keep, distances.of_references(references))
     if held_out is None:
         features = [distances.features(part.flip(-1)) for part in references.pixels.split(MIRRORED)]
         other = _Compared(training.small.flip(-1), training.keep.flip(-1), torch.cat(features))

@@ -175,8 +175,8 @@ def _groups(
     remedy = f"delete {folder} and start the same command again"
     parts = [read_tensors(path, remedy) for path in sorted(folder.glob("*.safetensors"))]
     groups = {name: Condition(torch.cat([part[name] for part in parts])[copying]) for name in (ADVERSARIAL, INITS)}
-    usual = [ordinary[i] for i in np.linspace(0, len(ordinary) - 1, min(spec.inits, len(ordinary))).astype(int)]
-    groups |= {MEMORIZED: model.encode(texts), ORDINARY: model.encode(usual)}
+    chosen = [ordinary[i] for i in np.linspace(0, len(ordinary) - 1, min(spec.inits, len(ordinary))).astype(int)]
+    groups |= {MEMORIZED: model.encode(texts), ORDINARY: model.encode(chosen)}
     with atomic(study.run / "embeddings.safetensors") as temporary:
         save_file({name: cond.embeds.cpu().contiguous() for name, cond in groups.items()}, temporary)
     return attacked, {name: cond.to(model.device) for name, cond in groups.items()}
@@ -245,7 +245,7 @@ def _selections(
     study: _Study, groups: Mapping[str, Condition], ordinary: Sequence[str]
 ) -> tuple[dict[str, list[Selected]], dict[Layer, int]]:
     """What each method selects for each embedding of each group, and the sizes of the layers that it looks at."""
-    subject, usual = Subject(study.inputs.model), study.inputs.model.encode(ordinary)
+    subject, contrast = Subject(study.inputs.model), study.inputs.model.encode(ordinary)
     items: list[tuple[str, int]] = []
     for group, embeddings in groups.items():
         items += [(group, i) for i in range(len(embeddings))]
@@ -254,7 +254,7 @@ def _selections(
         cond = joined([groups[group][[i]] for group, i in shard])
         rows = []
         for name, localizer in study.localizers.items():
-            for (group, i), masks in zip(shard, selections(subject, cond, localizer, usual), strict=True):
+            for (group, i), masks in zip(shard, selections(subject, cond, localizer, contrast), strict=True):
                 head = {"group": group, "embedding": i, "method": name}
                 for layer, mask in masks.items():
                     units = mask.flatten().nonzero()[:, 0].int().numpy()

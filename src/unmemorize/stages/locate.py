@@ -26,8 +26,8 @@ def locate(spec: LocateSpec, out: Path, progress: Progress = quiet) -> tuple[Loc
     inputs = Inputs.of(spec)
     model = inputs.model
     prompts, ordinary = prompts_of(inputs, localizer)
-    usual = model.encode(ordinary) if ordinary else None
-    localization = localizer.find(Subject(model), model.encode(prompts), ordinary=usual, progress=progress)
+    contrast = model.encode(ordinary) if ordinary else None
+    localization = localizer.find(Subject(model), model.encode(prompts), ordinary=contrast, progress=progress)
     edit = Edit.of(localization, model.fingerprint)
     edit.save(out)
     return localization, edit

@@ -42,14 +42,14 @@ class Distances:
 
     Attributes:
         features: Of pictures, bytes or in [0, 1]: what is compared.
-        of: The features of training pictures, computed once.
+        of_references: The features of training pictures, computed once.
         between: Distances (n, m) of n features to m others.
         groups: Of pictures (n, 3, 64, 64), the pixels that count, (n, 64, 64), and the features: a group number per
             picture, the same for duplicates.
     """
 
     features: Callable[[Tensor], Tensor]
-    of: Callable[[References], Tensor]
+    of_references: Callable[[References], Tensor]
     between: Callable[[Tensor, Tensor], Tensor]
     groups: Callable[[Tensor, Tensor, Tensor], NDArray[np.int64]]
 
