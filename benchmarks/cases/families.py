@@ -41,6 +41,7 @@ QUICK = {  # settings under which a method takes little time
     "curvature-map": "curvature-map:probes=1",
     "static-transition": "static-transition:until=0.5",  # of two steps both may lie below the default
     "opposite-guidance": "opposite-guidance:until=0.5",
+    "prompt-reanchoring": "prompt-reanchoring:threshold=0",
     "per-sample-noise": "per-sample-noise:target=0,iterations=1",
     "sail": "sail:target=0,iterations=1,candidates=1",
     "adaptive": "adaptive:updates=1,sampling=1",

@@ -38,6 +38,7 @@ QUICK = {  # settings under which a method takes little time
     "wanda": "wanda:sparsity=0.1",
     "guard": "guard:threshold=0,target=0,iterations=1",
     "curvature-map": "curvature-map:probes=1",
+    "prompt-reanchoring": "prompt-reanchoring:threshold=0",
     "per-sample-noise": "per-sample-noise:target=0,iterations=1",
     "sail": "sail:target=0,iterations=1,candidates=1",
 }
@@ -47,6 +48,7 @@ NOT_OF_THE_ORACLE = {
     "mid-noise": "after the jump x is next to a picture, which the oracle then predicts without a prompt",
     "anisotropy": "at low noise the oracle goes to the picture nearest to x, which the prompt's is not",
     "attention-entropy": "the oracle has no attention",
+    "edge-agreement": "one step of a Gaussian leads to its mean at every seed, whose edges agree",
 }
 PROMPTS = ["a green bicycle", "the old harbour", "an owl on a fence"]
 EVERY = [(kind, name) for kind in GROUPS for name in methods(kind)]

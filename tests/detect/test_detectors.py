@@ -355,6 +355,8 @@ COSTS = {  # evaluations of 2 prompts at 3 seeds in 4 steps: what they cost, and
     "dcs": (6, 3),
     "metric-2": (15, 3),
     "clique": (48, 0),
+    "edge-agreement": (6, 3),
+    "noise-similarity": (6, 3),
     "attention-entropy": (60, 0),
     "cascade": (54, 3),
 }
@@ -406,6 +408,7 @@ def test_a_recording_is_the_same_however_many_rows_are_evaluated_at_once(tiny_mo
         "anisotropy:before=0",
         "dsm:step=-1",
         "clique:threshold=1",
+        "edge-agreement:threshold=0",
         "cascade:share=0",
         "cascade:screen=two-probe",
     ],

@@ -18,7 +18,7 @@ from unmemorize.core.errors import NotApplicable, UserError
 from unmemorize.core.model import Condition, DiffusionModel, Reach
 from unmemorize.core.run import Progress, atomic, digest, quiet
 from unmemorize.core.sample import generators
-from unmemorize.metrics.ssim import pairwise_ssim, scales_for
+from unmemorize.metrics.ssim import pairwise_ssim, scaled, scales_for
 
 SEEDS = tuple(range(10))
 Activations = Callable[[DiffusionModel, Condition], dict[str, Tensor]]
@@ -71,10 +71,9 @@ class Start:
             difference = prediction.eps.float() - self.noise[seeds].float()
         else:
             difference = -prediction.x0.float()
-        low, high = difference.amin((2, 3), keepdim=True), difference.amax((2, 3), keepdim=True)
-        if not (low.isfinite() & high.isfinite()).all():
+        if not difference.isfinite().all():
             raise UserError("the model predicts NaN or infinite noise: name a sound checkpoint, or another precision")
-        return (difference - low) / (high - low).clamp(min=1e-12)
+        return scaled(difference)
 
     def unblocked(self, model: DiffusionModel, cond: Condition) -> Tensor:
         """Differences of every prompt at every seed: (prompts, seeds, c, h, w)."""

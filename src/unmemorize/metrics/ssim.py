@@ -32,6 +32,12 @@ def scales_for(height: int, width: int) -> Scales:
     return Scales(count, min(WINDOW, side - (side + 1) % 2))
 
 
+def scaled(images: Tensor) -> Tensor:
+    """Images (n, c, h, w) with each channel of each scaled to [0, 1]."""
+    low, high = images.amin((2, 3), keepdim=True), images.amax((2, 3), keepdim=True)
+    return (images - low) / (high - low).clamp(min=1e-12)
+
+
 def ssim(a: Tensor, b: Tensor, scales: Scales) -> Tensor:
     """Multi-scale structural similarity of images (n, c, h, w) in [0, 1], row by row: (n,) in [0, 1], float32.
 

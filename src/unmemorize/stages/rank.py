@@ -49,7 +49,8 @@ def groups_of(prompts: Sequence[Prompt]) -> list[Group]:
             sorts.setdefault((prompt.kind, prompt.copies), []).append(i)
     doses = [kind for kind, _ in sorts]
     for (kind, copies), rows in sorts.items():
-        name = kind if doses.count(kind) == 1 else f"{kind}, {copies} copies"
+        dose = f"{copies} cop{'y' if copies == 1 else 'ies'}"
+        name = kind if doses.count(kind) == 1 else f"{kind}, {dose}"
         groups.append(Group(name, tuple(rows), tuple(ordinary)))
     kinds = list(dict.fromkeys(prompts[i].kind for i in ordinary))
     if len(kinds) > 1:
