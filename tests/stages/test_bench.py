@@ -70,6 +70,19 @@ def test_the_ranking_is_what_the_scores_say(call, tiny_folder, labelled, tmp_pat
     assert call(*arguments, "--seed", 5)[0] == 2
 
 
+def test_without_a_method_all_are_ranked_and_the_same_command_goes_on(
+    call, tiny_folder, labelled, tmp_path, monkeypatch
+):
+    """The last line names a method without its settings, which can be typed."""
+    monkeypatch.setattr("unmemorize.audit.bench.methods", lambda kind: {"noise-gap:first=1,last=2": None, "dcs": None})
+    arguments = ("bench", tiny_folder, "--labels", labelled, "--seeds", 1, "--steps", 2, "--run", tmp_path / "run")
+    code, out, err = call(*arguments)
+    assert code == 0, err
+    assert "dcs" in out
+    assert out.splitlines()[-1] == "next: unmemorize methods noise-gap"
+    assert call(*arguments)[:2] == (0, out)
+
+
 def test_what_does_not_apply_has_a_reason_and_the_others_are_ranked(call, labelled, tmp_path):
     """On a flow model, whose first step is noise alone; where nothing applies there is one line."""
     tiny("sd3").save_pretrained(tmp_path / "sd3")

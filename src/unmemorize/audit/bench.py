@@ -34,8 +34,8 @@ def run_bench(spec: BenchSpec, run: Path, progress: Progress) -> list[Row]:
         UserError: A model, the labels or a method cannot be used, no method applies to a model, or `run` holds another
             run.
     """
-    spec = replace(spec, method=spec.method or tuple(methods("detector")))
-    detectors_of(spec)  # or a mistake in one would be told once a model is loaded
+    chosen = replace(spec, method=spec.method or tuple(methods("detector")))
+    detectors_of(chosen)  # or a mistake in one would be told once a model is loaded
     models = (spec.model, *spec.more)
     prompts = {model: _prompts(model, spec) for model in models}
     path = run / "scores" / "bench.parquet"
@@ -43,7 +43,7 @@ def run_bench(spec: BenchSpec, run: Path, progress: Progress) -> list[Row]:
         if not opened.is_kept:
             rows: list[Row] = []
             for number, model in enumerate(models):
-                own = replace(spec, model=model, more=())
+                own = replace(chosen, model=model, more=())
                 rows += _ranked(own, prompts[model], run / "models" / f"{number}-{_safe(model)}", progress)
             write_rows(path, rows, RANKING)
             build_bench(run)

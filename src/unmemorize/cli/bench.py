@@ -38,7 +38,7 @@ def bench(spec: BenchSpec, *, run: Run = "", json: Json = False) -> None:
         for row in ranking.not_applicable:
             say(f"{row['method']}: not applicable: {row['reason']}")
     say(f"page: {folder / 'report.html'}; table: {folder / 'table.tex'}")
-    next_step("methods", rows[0]["method"])
+    next_step("methods", rows[0]["method"].partition(":")[0])
 
 
 def _print_table(model: str, rows: Sequence[Row]) -> None:
