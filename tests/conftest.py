@@ -22,6 +22,7 @@ settings.load_profile("repeatable")
 
 def pytest_addoption(parser):
     parser.addoption("--hostile", type=int, default=200, help="hostile inputs, of all kinds together")
+    parser.addoption("--hostile-processes", type=int, default=4, help="whole commands, each a process of its own")
     parser.addoption("--hostile-seed", type=int, default=0, help="what they are drawn from")
 
 

@@ -70,6 +70,7 @@ def test_a_file_is_a_new_name_or_a_regular_file(tmp_path):
     check_outputs([run(tmp_path / "run"), file(tmp_path / "run" / "new.xml")])
     refused("a folder, not a file", file(tmp_path))
     refused("no folder", file(tmp_path / "none" / "new.xml"))
+    refused("no file can have this name", run("a\0b"))
     assert not (tmp_path / "none").exists()
 
 
@@ -123,6 +124,14 @@ def test_the_working_folder_is_never_replaced(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match="the working folder"), new_folder(Path(".")) as temporary:
         temporary.mkdir()
+
+
+@pytest.mark.parametrize("place", ["", ".", "/"])
+def test_a_file_needs_a_name(place, call):
+    """An edit has a file beside it, whose name is made from its own."""
+    code, out, err = call("locate", "--out", place)
+    assert (code, out) == (2, "")
+    assert "a folder, not a file to write" in err
 
 
 COMMANDS = {

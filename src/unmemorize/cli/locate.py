@@ -29,7 +29,8 @@ def locate(
     json: Json = False,
 ) -> None:
     """Find the channels or weights that hold memorized pictures, and save their removal as an edit."""
-    files = [Output("--out", path, "file") for path in (Path(edit), Path(edit).with_suffix(".json"))]
+    path = Path(edit)
+    files = [Output("--out", file, "file") for file in (path, path.parent / f"{path.stem}.json")]
     check(spec, *([] if dry_run else files))
 
     if dry_run:

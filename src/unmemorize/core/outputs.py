@@ -46,6 +46,9 @@ def check_outputs(outputs: Sequence[Output], inputs: Iterable[str] = ()) -> None
         UserError: An output is a device, a named pipe or a socket, or a file where a folder is meant or the other way
             round; a new folder is not empty; it lies in an input, in a system folder or where nothing can be written.
     """
+    for output in outputs:
+        if "\0" in str(output.path):
+            raise UserError(f"{output.path}: no file can have this name: name another with {output.option}")
     read = [Path(name) for name in inputs if name and os.path.exists(name)]
     folders = [real_path(output.path) for output in outputs if output.kind != "file"]
     for output in outputs:
