@@ -88,7 +88,10 @@ def test_an_old_name_says_the_new_one(command, old, new, call):
 def test_every_number_has_bounds(words, call):
     """More than 64 bits hold, or fewer than none, is refused by the option's name, and not quoted whole."""
     known = COMMANDS[words].assemble_argument_collection()
-    needed = [f"{argument.name}=x" for argument in known if argument.required and argument.name.startswith("--")]
+    needed = []
+    for argument in known:
+        if argument.required:
+            needed.append(f"{argument.name}=x" if argument.name.startswith("--") else "x")
     for argument in known:
         kinds = {argument.hint, *get_args(argument.hint)}
         if int in kinds:

@@ -9,6 +9,7 @@ import torch
 
 from unmemorize.core.methods import PictureTest, Subject, method
 from unmemorize.core.results import Pairs, Scores
+from unmemorize.core.specs import Draws
 from unmemorize.detect.picture_level import PictureLevel
 
 
@@ -31,11 +32,7 @@ class Loss(PictureTest):
         levels: Noise levels.
     """
 
-    levels: int = 8
-
-    def __post_init__(self) -> None:
-        if self.levels < 1:
-            raise ValueError(f"levels={self.levels}: name a level or more")
+    levels: Draws = 8
 
     def score(self, subject: Subject, pictures: Pairs, *, seeds: Sequence[int]) -> Scores:
         """Score every picture at every seed."""
