@@ -18,9 +18,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from unmemorize.core import shards
+from unmemorize.core.crew import Part, part_of
 from unmemorize.core.errors import UserError
 from unmemorize.core.run import RunRecord, load_record
-from unmemorize.core.shards import Part, merge_shards, part_of, require_whole, run_shards, write_rows
+from unmemorize.core.shards import merge_shards, require_whole, run_shards, write_rows
 
 
 class Worker:
@@ -302,6 +303,7 @@ ARRAY = {"SLURM_ARRAY_TASK_ID": "7", "SLURM_ARRAY_TASK_MIN": "5", "SLURM_ARRAY_T
         ("2/4", {}, Part(2, 4)),
         ("auto", {"RANK": "1", "WORLD_SIZE": "3"}, Part(1, 3)),
         ("auto", ARRAY | {"SLURM_ARRAY_TASK_COUNT": "4"}, Part(2, 4)),
+        ("auto", ARRAY | {"SLURM_ARRAY_TASK_COUNT": "2", "SLURM_ARRAY_TASK_STEP": "2"}, Part(1, 2)),
     ],
 )
 def test_a_part_is_named_or_found(text, environment, part):
@@ -319,7 +321,7 @@ def test_a_part_is_named_or_found(text, environment, part):
         ("auto", {"RANK": "0"}, "WORLD_SIZE is ''"),
         ("auto", {"RANK": "first", "WORLD_SIZE": "2"}, "RANK is 'first'"),
         ("auto", {}, "neither RANK nor SLURM_ARRAY_TASK_ID"),
-        ("auto", ARRAY | {"SLURM_ARRAY_TASK_COUNT": "2"}, "has gaps"),
+        ("auto", ARRAY | {"SLURM_ARRAY_TASK_COUNT": "2"}, "has gaps: number it without, as in --array=0-7"),
     ],
 )
 def test_a_part_that_there_is_not_is_one_line(text, environment, says):

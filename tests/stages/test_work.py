@@ -11,9 +11,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from hostile import complaints
+from unmemorize.core.crew import Part
 from unmemorize.core.errors import Unfinished
 from unmemorize.core.run import quiet
-from unmemorize.core.shards import Part
 from unmemorize.core.specs import DetectSpec
 from unmemorize.stages.detect import detect, scoring
 from unmemorize.stages.stage import Task

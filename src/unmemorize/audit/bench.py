@@ -10,6 +10,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
+from unmemorize.core.crew import ALONE
 from unmemorize.core.errors import UserError
 from unmemorize.core.methods import methods
 from unmemorize.core.run import Progress, Run, RunRecord, versions
@@ -90,7 +91,7 @@ def _ranked(spec: BenchSpec, prompts: Sequence[Prompt], run: Path, progress: Pro
 def _do(stage: Stage, inputs: Inputs, run: Run, progress: Progress) -> None:
     if not stage.done(run.folder):
         with run.timed(stage.name):
-            stage.work(inputs, run.folder, progress)
+            stage.work(inputs, run.folder, progress, ALONE)
 
 
 def _safe(model: str) -> str:

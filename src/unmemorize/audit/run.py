@@ -8,6 +8,7 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from unmemorize.audit.plan import STAGES
+from unmemorize.core.crew import ALONE, Crew
 from unmemorize.core.run import Progress, Run, RunRecord, read_json, write_json
 from unmemorize.core.sample import sampling_evaluations
 from unmemorize.core.shards import require_whole
@@ -30,10 +31,11 @@ def run_audit(
     progress: Progress = lambda stage, done, total: None,
     *,
     evidence: Evidence = "full",
+    crew: Crew = ALONE,
 ) -> dict[str, Any]:
     """Run or continue an audit in `run`; returns its summary and leaves `report.html` and `model-card.md` there.
 
-    `evidence` says how much of the copied pictures the page shows.
+    `evidence` says how much of the copied pictures the page shows, `crew` who does the work.
 
     Raises:
         UserError: The model, the prompts, the pictures or the SSCD file cannot be used, or `run` holds another run.
@@ -46,7 +48,7 @@ def run_audit(
         if opened.is_kept:
             return read_json(run / "summary.json")
         write_prompts(prompts, run)
-        states = run_stages(STAGES, inputs, opened, progress)
+        states = run_stages(STAGES, inputs, opened, progress, crew)
         write_outcomes(run)
         costs = _evaluations(run, inputs)
         summary = summarise(run, prompts, scores_of(run, len(prompts)), states, costs, _basis(inputs))

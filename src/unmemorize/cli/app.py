@@ -58,9 +58,6 @@ def option(text: str, **named: Any) -> Parameter:
 
 Json = Annotated[bool, option("Print JSON for programs instead of text.", name="--json")]
 Run = Annotated[str, option("Run directory, where a stopped run continues; under runs/ by default.")]
-Portion = Annotated[
-    str, option("Do part I/N of the work alone, counted from 0; auto: as torchrun or SLURM count.", name="--part")
-]
 DryRun = Annotated[bool, option("Say what to expect, and do nothing.")]
 
 

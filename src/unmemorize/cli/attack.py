@@ -6,8 +6,9 @@ from typing import Any
 
 from rich.table import Table
 
-from unmemorize.cli.app import PROVE, DryRun, Json, Portion, Run, command
+from unmemorize.cli.app import PROVE, DryRun, Json, Run, command
 from unmemorize.cli.checks import check, part_named
+from unmemorize.cli.crew import Launcher, Portion, Workers, crew_of
 from unmemorize.cli.terminal import add_row, next_step, out, print_json, say, show_expected, working
 from unmemorize.core.groups import LABELS, UNSEEN
 from unmemorize.core.outputs import Output
@@ -22,7 +23,16 @@ KEYS = ("copy_rate", "original_copy_rate", "control_copy_rate", "search_budget",
     "unmemorize attack testbed --limit 3 --run runs/attack",
     "unmemorize attack MODEL --targets memorized/ --controls others/ --mitigation edit.safetensors",
 )
-def attack(spec: AttackSpec, *, run: Run = "", part: Portion = "", dry_run: DryRun = False, json: Json = False) -> None:
+def attack(
+    spec: AttackSpec,
+    *,
+    run: Run = "",
+    part: Portion = "",
+    workers: Workers = 1,
+    launcher: Launcher = "local",
+    dry_run: DryRun = False,
+    json: Json = False,
+) -> None:
     """Search for what brings training pictures back, under a mitigation or without, always beside controls."""
     portion = part_named(part)
     folder = default_run(run, spec.model, "attack")
@@ -37,8 +47,8 @@ def attack(spec: AttackSpec, *, run: Run = "", part: Portion = "", dry_run: DryR
 
     from unmemorize.stages.attack import run_attack
 
-    with working(folder) as progress:
-        summary = run_attack(spec, folder, progress, portion)
+    with working(folder) as progress, crew_of(workers, launcher, portion) as crew:
+        summary = run_attack(spec, folder, progress, crew)
     if json:
         print_json({key: summary[key] for key in KEYS})
         return

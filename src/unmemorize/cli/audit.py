@@ -13,6 +13,7 @@ from rich.text import Text
 
 from unmemorize.cli.app import FIND, PROVE, TESTBED, DryRun, Json, Run, command, option
 from unmemorize.cli.checks import check
+from unmemorize.cli.crew import Launcher, Workers, crew_of
 from unmemorize.cli.terminal import add_row, cell, errors, next_step, out, print_forecast, print_json, say, working
 from unmemorize.core.errors import UserError
 from unmemorize.core.outputs import Output, check_outputs, is_stdout
@@ -41,6 +42,8 @@ def audit(
     spec: AuditSpec,
     *,
     run: Run = "",
+    workers: Workers = 1,
+    launcher: Launcher = "local",
     evidence: Evidence = "full",
     fail_on: FailOn = (),
     junit: Annotated[str, option("Write the findings as JUnit XML to this file.")] = "",
@@ -62,8 +65,8 @@ def audit(
         _print_forecast(forecast(spec), json)
         return
     _announce(spec)
-    with working(folder) as progress:
-        summary = run_audit(spec, folder, progress, evidence=evidence)
+    with working(folder) as progress, crew_of(workers, launcher) as crew:
+        summary = run_audit(spec, folder, progress, evidence=evidence, crew=crew)
     _finish(summary, folder, conditions, junit, json)
 
 

@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from unmemorize.cli.terminal import errors, say
+from unmemorize.core.crew import WHOLE, Part, part_of
 from unmemorize.core.files import require_file
 from unmemorize.core.outputs import Output, check_outputs
 from unmemorize.core.run import check_settings
-from unmemorize.core.shards import BROKEN, WHOLE, Part, part_of
+from unmemorize.core.shards import BROKEN
 from unmemorize.core.specs import Loaded, OfModel, Prompted, recorded, require_prompts
 from unmemorize.models.source import embedding_file, examine, lora_file
 

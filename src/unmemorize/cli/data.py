@@ -7,8 +7,9 @@ from typing import Any
 
 from rich.table import Table
 
-from unmemorize.cli.app import DATA, Json, Portion, Run, command
+from unmemorize.cli.app import DATA, Json, Run, command
 from unmemorize.cli.checks import part_named
+from unmemorize.cli.crew import Launcher, Portion, Workers, crew_of
 from unmemorize.cli.terminal import add_row, next_step, out, print_json, say, working
 from unmemorize.core.files import real_path
 from unmemorize.core.specs import DataSpec
@@ -19,15 +20,23 @@ SHOWN = 20
 @command(
     DATA, "unmemorize data path/to/training-set", "unmemorize data captions.parquet --run runs/data --out keep.parquet"
 )
-def data(spec: DataSpec, *, run: Run = "", part: Portion = "", json: Json = False) -> None:
+def data(
+    spec: DataSpec,
+    *,
+    run: Run = "",
+    part: Portion = "",
+    workers: Workers = 1,
+    launcher: Launcher = "local",
+    json: Json = False,
+) -> None:
     """Find duplicates and trigger words in a training set, before training."""
     portion = part_named(part)
     folder = Path(run or Path("runs") / f"data-{real_path(Path(spec.source)).stem}")
 
     from unmemorize.stages.data import audit_data
 
-    with working(folder) as progress:
-        summary = audit_data(spec, folder, progress, portion)
+    with working(folder) as progress, crew_of(workers, launcher, portion) as crew:
+        summary = audit_data(spec, folder, progress, crew)
     if json:
         print_json(summary | {"run": str(folder)})
         return

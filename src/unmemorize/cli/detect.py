@@ -8,8 +8,9 @@ from typing import Annotated, Any, Literal
 
 from rich.table import Table
 
-from unmemorize.cli.app import FIND, DryRun, Json, Portion, Run, command, option
+from unmemorize.cli.app import FIND, DryRun, Json, Run, command, option
 from unmemorize.cli.checks import check, part_named
+from unmemorize.cli.crew import Launcher, Portion, Workers, crew_of
 from unmemorize.cli.terminal import add_row, next_step, out, print_json, say, show_expected, working
 from unmemorize.core.errors import UserError
 from unmemorize.core.outputs import Output
@@ -26,6 +27,8 @@ def detect(
     *,
     run: Run = "",
     part: Portion = "",
+    workers: Workers = 1,
+    launcher: Launcher = "local",
     top: Annotated[Count, option("Rows of the table.")] = 25,
     format: Annotated[
         Literal["table", "wen-jsonl"], option("A table, or the JSON lines of the public code of Wen et al. 2024.")
@@ -36,6 +39,8 @@ def detect(
     """Rank prompts by how memorized they look."""
     if part and not run:
         raise UserError(f"--part {part}: parts meet in a run directory: name one with --run")
+    if launcher != "local" and not run:
+        raise UserError(f"--launcher {launcher}: workers meet in a run directory: name one with --run")
     portion = part_named(part)
     check(spec, *([Output("--run", Path(run), "run")] if run and not dry_run else []))
 
@@ -50,8 +55,8 @@ def detect(
 
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(run or scratch)
-        with working(Path(run) if run else None) as progress:
-            rows = run_detect(spec, folder, progress, portion)
+        with working(Path(run) if run else None) as progress, crew_of(workers, launcher, portion) as crew:
+            rows = run_detect(spec, folder, progress, crew)
         lines = wen_lines(folder) if format == "wen-jsonl" else []
     if lines:
         print("\n".join(lines))

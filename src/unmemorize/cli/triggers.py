@@ -6,8 +6,9 @@ from typing import Any
 
 from rich.table import Table
 
-from unmemorize.cli.app import EXPLAIN, DryRun, Json, Portion, Run, command
+from unmemorize.cli.app import EXPLAIN, DryRun, Json, Run, command
 from unmemorize.cli.checks import check, part_named
+from unmemorize.cli.crew import Launcher, Portion, Workers, crew_of
 from unmemorize.cli.terminal import add_row, next_step, out, print_json, say, show_expected, working
 from unmemorize.core.outputs import Output
 from unmemorize.core.run import default_run
@@ -22,7 +23,14 @@ SHOWN = 20
     "unmemorize triggers MODEL --prompts prompts.csv --references training-pictures/",
 )
 def triggers(
-    spec: TriggerSpec, *, run: Run = "", part: Portion = "", dry_run: DryRun = False, json: Json = False
+    spec: TriggerSpec,
+    *,
+    run: Run = "",
+    part: Portion = "",
+    workers: Workers = 1,
+    launcher: Launcher = "local",
+    dry_run: DryRun = False,
+    json: Json = False,
 ) -> None:
     """Take prompts apart and find the words that make the model copy."""
     portion = part_named(part)
@@ -37,8 +45,8 @@ def triggers(
 
     from unmemorize.stages.triggers import probe
 
-    with working(folder) as progress:
-        result = probe(spec, folder, progress, portion)
+    with working(folder) as progress, crew_of(workers, launcher, portion) as crew:
+        result = probe(spec, folder, progress, crew)
     if json:
         print_json(result | {"run": str(folder)})
         return

@@ -276,6 +276,21 @@ def versions() -> dict[str, str]:
     return {"python": platform.python_version()} | {name: version(name) for name in RECORDED}
 
 
+def require_same_versions(run: Path) -> None:
+    """Refuse to work on a run that was begun with other versions, or that is not there.
+
+    Raises:
+        UserError: One of the two.
+    """
+    record = load_record(run)
+    if record is None:
+        raise UserError(f"{run}: no run is here: name a directory that every machine sees with --run")
+    here = versions()
+    here |= {name: version(name) for name in record.versions if name not in here}
+    if said := _differences(record.versions, here):
+        raise UserError(f"{run}: begun with other versions: {'; '.join(said)}: install the same everywhere")
+
+
 def digest(chunks: Iterable[bytes]) -> str:
     """SHA-256 over byte strings, each preceded by its length so that their borders count."""
     total = hashlib.sha256()

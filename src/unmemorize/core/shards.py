@@ -22,6 +22,7 @@ from typing import Any, TypeVar
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from unmemorize.core.crew import WHOLE, Idle, Part, never
 from unmemorize.core.errors import Unfinished, UserError
 from unmemorize.core.plain import from_json, to_json
 from unmemorize.core.run import atomic, digest, is_gone, load_record, this_process, writing
@@ -39,62 +40,6 @@ DIGITS = 9
 POLL = 0.2  # seconds between two looks at what another process does
 BEAT = 3.0  # seconds after which a process says again that it is at a shard
 SILENT = 20.0  # seconds without that, after which the shard is anyone's
-
-
-@dataclass(frozen=True)
-class Part:
-    """Part `index`, from 0, of `of` parts of some work."""
-
-    index: int = 0
-    of: int = 1
-
-    def __post_init__(self) -> None:
-        """Refuse a part that there is not."""
-        if not 0 <= self.index < self.of:
-            raise UserError(f"part {self.index}/{self.of}: parts are counted from 0: name one from 0/{self.of}")
-
-    def shards(self, count: int) -> range:
-        """The numbers of the shards, of `count`, that are this part: a range, as long as any other's but for one."""
-        return range(self.index * count // self.of, (self.index + 1) * count // self.of)
-
-
-WHOLE = Part()
-
-
-def part_of(text: str, environment: Mapping[str, str] = os.environ) -> Part:
-    """The part that `I/N` names; or with `auto` the process's own, as torchrun or a SLURM array number them.
-
-    Raises:
-        UserError: It is no part, or the environment numbers none.
-    """
-    if text != "auto":
-        index, _, of = text.partition("/")
-        if not (_is_count(index) and _is_count(of)):
-            raise UserError(f"--part {text}: write I/N, such as 0/4, or auto")
-        return Part(int(index), int(of))
-    if "RANK" in environment:
-        return Part(*_counts(environment, "RANK", "WORLD_SIZE"))
-    if "SLURM_ARRAY_TASK_ID" not in environment:
-        raise UserError("--part auto: neither RANK nor SLURM_ARRAY_TASK_ID is set: write I/N, such as 0/4")
-    names = (f"SLURM_ARRAY_TASK_{name}" for name in ("ID", "MIN", "MAX", "COUNT"))
-    number, first, last, count = _counts(environment, *names)
-    if last - first + 1 != count:
-        raise UserError("--part auto: the SLURM array has gaps: number it without, or write I/N")
-    return Part(number - first, count)
-
-
-def _is_count(text: str) -> bool:
-    return text.isdecimal() and len(text) <= DIGITS
-
-
-def _counts(environment: Mapping[str, str], *names: str) -> list[int]:
-    counts = []
-    for name in names:
-        value = environment.get(name, "")
-        if not _is_count(value):
-            raise UserError(f"--part auto: {name} is {value!r}, which is no count: write I/N, such as 0/4")
-        counts.append(int(value))
-    return counts
 
 
 @dataclass(frozen=True)
@@ -174,25 +119,32 @@ class Shards:
             return False
         return not footer.content or _is_whole(self.path(number))
 
-    def take(self, do: Callable[[int], None], part: Part = WHOLE, *, in_order: bool = False) -> Iterator[int]:
+    def take(
+        self, do: Callable[[int], None], part: Part = WHOLE, *, in_order: bool = False, idle: Idle = never
+    ) -> Iterator[int]:
         """Call `do` with the numbers of the part's shards that are not done, and yield each shard once it is.
 
         A shard that another process is at is waited for; the others are done meanwhile, unless each needs those before
-        it (`in_order`).
+        it (`in_order`). While `idle` says so, all are left to other processes.
         """
         left, claims = list(part.shards(self.count)), Claims()
         while left:
-            for number in list(left):
-                if not self.is_done(number):
-                    with claims.claim(self.path(number)) as mine:
-                        if mine:
-                            self._do(number, do)
-                    if not mine and in_order:
-                        break
-                    if not mine:
-                        continue
-                left.remove(number)
-                yield number
+            waiting: list[int] = []  # for other processes
+            leave = idle()
+            for place, number in enumerate(left):
+                if self.is_done(number):
+                    yield number
+                elif not leave and self._done_here(number, do, claims):
+                    yield number
+                    ended = [other for other in waiting if self.is_done(other)]  # meanwhile, so that progress is true
+                    yield from ended
+                    waiting = [other for other in waiting if other not in ended]
+                elif in_order:
+                    waiting = left[place:]
+                    break
+                else:
+                    waiting.append(number)
+            left = waiting
             if left:
                 time.sleep(POLL)
 
@@ -209,12 +161,14 @@ class Shards:
                 "shards are missing: the last part to end finishes the run, or this command typed again"
             )
 
-    def _do(self, number: int, do: Callable[[int], None]) -> None:
-        if self.is_done(number):
-            return  # just before it was claimed
-        if self.path(number).exists():
-            log.warning("%s: damaged, or of another run: made anew", self.path(number))
-        do(number)
+    def _done_here(self, number: int, do: Callable[[int], None], claims: Claims) -> bool:
+        """Whether the shard is done now, by this process: False while another one is at it."""
+        with claims.claim(self.path(number)) as mine:
+            if mine and not self.is_done(number):  # as it may be since just before it was claimed
+                if self.path(number).exists():
+                    log.warning("%s: damaged, or of another run: made anew", self.path(number))
+                do(number)
+        return mine
 
 
 def run_shards(
@@ -225,6 +179,7 @@ def run_shards(
     size: int,
     part: Part = WHOLE,
     in_order: bool = False,
+    idle: Idle = never,
 ) -> Iterator[int]:
     """Call `work` on `size` items at a time, write its rows to `folder`, and yield how many items are done.
 
@@ -238,6 +193,7 @@ def run_shards(
         size: Items a shard.
         part: The part of the shards that is done.
         in_order: Whether a shard needs those before it.
+        idle: Whether all shards are left to other processes for now.
     """
     shards = Shards.of(folder, len(items), size)
 
@@ -249,7 +205,7 @@ def run_shards(
             pq.write_table(table.replace_schema_metadata(footer), temporary)
 
     done = 0
-    for number in shards.take(do, part, in_order=in_order):
+    for number in shards.take(do, part, in_order=in_order, idle=idle):
         done += len(shards.items(number))
         yield done
 

@@ -9,9 +9,10 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from unmemorize.core.crew import WHOLE, Idle, Part, never
 from unmemorize.core.pictures import Unusable
 from unmemorize.core.run import Source, atomic, digest
-from unmemorize.core.shards import WHOLE, Part, Shards
+from unmemorize.core.shards import Shards
 from unmemorize.core.text import normalise, words
 from unmemorize.data.hashes import looks
 from unmemorize.data.items import Item, Piece
@@ -45,22 +46,31 @@ def source_of(source: Path, column: str) -> Source:
     return Source(source=str(source), sha256=digest([column.encode(), *facts]), count=len(files))
 
 
-def read_pieces(pieces: Sequence[Piece], run: Path, part: Part = WHOLE) -> Iterator[int]:
+def read_pieces(pieces: Sequence[Piece], run: Path, part: Part = WHOLE, idle: Idle = never) -> Iterator[int]:
     """Write each piece's rows to `shards/data` of a run, and those skipped to `shards/skipped`, a shard a piece.
 
     Yields how many pieces of the part are done. Those that are there are not read again.
-
-    Raises:
-        Unfinished: Pieces of other parts are not read yet.
     """
-    shards = Shards.of(run / "shards" / "data", len(pieces), 1)
+    shards = _shards(pieces, run)
 
     def do(number: int) -> None:
         _read_piece(pieces[number], number, shards)
 
-    for done, _ in enumerate(shards.take(do, part), 1):
+    for done, _ in enumerate(shards.take(do, part, idle=idle), 1):
         yield done
-    shards.require_all(part)
+
+
+def require_read(pieces: Sequence[Piece], run: Path, part: Part) -> None:
+    """Go on only where all pieces are read.
+
+    Raises:
+        Unfinished: Pieces of other parts are not.
+    """
+    _shards(pieces, run).require_all(part)
+
+
+def _shards(pieces: Sequence[Piece], run: Path) -> Shards:
+    return Shards.of(run / "shards" / "data", len(pieces), 1)
 
 
 def rows_of(run: Path) -> list[Path]:

@@ -10,18 +10,19 @@ from pathlib import Path
 from safetensors.torch import save_file
 
 from unmemorize.attack.extraction import CURVE, SEEDS, Evidence, Trial, extraction, require_prompts
+from unmemorize.core.crew import ALONE, Crew
 from unmemorize.core.errors import UserError
 from unmemorize.core.hooks import checkpointed
 from unmemorize.core.methods import Attack, Mitigation, parse
 from unmemorize.core.run import Progress, Run, RunRecord, atomic, quiet, read_json, write_json
-from unmemorize.core.shards import WHOLE, Part, Row
+from unmemorize.core.shards import Row
 from unmemorize.core.specs import AttackSpec
 from unmemorize.data.pictures import save_image
 from unmemorize.metrics.similarity import References
 from unmemorize.report.attack import draw_curves, draw_sheet
 from unmemorize.stages.inputs import Inputs, bundle_of, text_source
 from unmemorize.stages.mitigations import mitigation_of, sources_of
-from unmemorize.stages.stage import Work
+from unmemorize.stages.stage import Task, Work
 from unmemorize.study.controls import Subjects, choose_subjects
 from unmemorize.study.copies import CopyCheck, copy_check
 from unmemorize.study.extracted import from_rows, summarise, to_rows
@@ -29,7 +30,7 @@ from unmemorize.study.extracted import from_rows, summarise, to_rows
 SHARD = 8  # pictures: a killed attack loses no more
 
 
-def run_attack(spec: AttackSpec, run: Path, progress: Progress = quiet, part: Part = WHOLE) -> Row:
+def run_attack(spec: AttackSpec, run: Path, progress: Progress = quiet, crew: Crew = ALONE) -> Row:
     """Run or continue an attack in `run`; returns its summary.
 
     Raises:
@@ -46,8 +47,9 @@ def run_attack(spec: AttackSpec, run: Path, progress: Progress = quiet, part: Pa
     with Run.open(run, record) as opened:
         if opened.is_kept:
             return read_json(run / "summary.json")
+        idle = crew.call(Task(spec, run, attacking, crew.part))
         work = _attacking(inputs, check, subjects, mitigation, run, progress)
-        table = work.run(run, progress, part).to_pylist()
+        table = work.run(run, progress, crew.part, idle).to_pylist()
         by_group = {group: from_rows([row for row in table if row["group"] == group]) for group in subjects.groups}
         facts = {"method": attack.name, "init": spec.init, "restarts": spec.restarts}
         summary = summarise(by_group, check.criterion, spec.bound) | facts | {"unseen_from": subjects.unseen_from}

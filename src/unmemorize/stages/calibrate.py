@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
+from unmemorize.core.crew import Crew
 from unmemorize.core.errors import NotApplicable
 from unmemorize.core.run import Progress, write_json
 from unmemorize.core.shards import write_rows
@@ -18,13 +19,13 @@ from unmemorize.metrics.discovery import benjamini_hochberg
 from unmemorize.metrics.related import related
 from unmemorize.stages.detect import cost_of, detectors_of, fitted, scores_of_all
 from unmemorize.stages.inputs import Inputs, Ordinary, scores_of
-from unmemorize.stages.stage import Cost, Stage
+from unmemorize.stages.stage import Cost, Stage, Work, run_task
 
 LEVEL = 0.05
 ENOUGH = 20  # ordinary prompts, below which no p-value is under the level
 
 
-def _work(inputs: Inputs, run: Path, progress: Progress) -> None:
+def _work(inputs: Inputs, run: Path, progress: Progress, crew: Crew) -> None:
     """Write `scores/calibrated.parquet`: p-values of the audited prompts, adjusted for how many there are.
 
     Those that are ordinary themselves have none: they are what the others are compared with. Ordinary prompts that are
@@ -43,8 +44,7 @@ def _work(inputs: Inputs, run: Path, progress: Progress) -> None:
         )
     known = scores[list(ordinary.listed)].mean(axis=1)
     if ordinary.unlisted:
-        first = fitted(inputs, run, progress)[:1]
-        table = scores_of_all("ordinary", inputs, ordinary.unlisted, first).run(run, progress)
+        table = run_task(scoring_ordinary, inputs, run, progress, crew)
         known = np.r_[known, table["score"].to_numpy().reshape(len(ordinary.unlisted), -1).mean(axis=1)]
     tested = sorted(set(range(len(prompts))) - set(ordinary.listed))
     means = scores[tested].mean(axis=1)
@@ -55,6 +55,11 @@ def _work(inputs: Inputs, run: Path, progress: Progress) -> None:
         rows.append({"id": prompts[i].id, "p_value": float(p), "q_value": float(q)})
     schema = pa.schema([("id", pa.string()), ("p_value", pa.float64()), ("q_value", pa.float64())])
     write_rows(run / "scores" / "calibrated.parquet", rows, schema)
+
+
+def scoring_ordinary(inputs: Inputs, run: Path, progress: Progress) -> Work[Prompt]:
+    """Scoring the ordinary prompts that are not audited, by the first method: `scores/ordinary.parquet`."""
+    return scores_of_all("ordinary", inputs, inputs.ordinary.unlisted, fitted(inputs, run, progress)[:1])
 
 
 def _clusters(prompts: Sequence[Prompt], ordinary: Ordinary) -> list[str]:

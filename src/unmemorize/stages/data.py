@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -13,18 +14,28 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
+from unmemorize.core.crew import ALONE, WHOLE, Crew, Part
 from unmemorize.core.criteria import Criterion
 from unmemorize.core.errors import UserError
 from unmemorize.core.outputs import Output, check_outputs
 from unmemorize.core.pictures import Unusable, read_picture
-from unmemorize.core.run import Progress, Run, RunRecord, atomic, quiet, read_json, versions, write_json
-from unmemorize.core.shards import WHOLE, Part
+from unmemorize.core.run import (
+    Progress,
+    Run,
+    RunRecord,
+    atomic,
+    quiet,
+    read_json,
+    require_same_versions,
+    versions,
+    write_json,
+)
 from unmemorize.core.specs import DataSpec
 from unmemorize.data.captions import pieces
 from unmemorize.data.curation import actions, collect_stakes, group_rows, kept_rows
 from unmemorize.data.database import caption_files, counts, database, open_parquet, require
 from unmemorize.data.duplicates import BITS, SAME, Group, caption_groups, group_pictures, picture_groups
-from unmemorize.data.intake import picture_files, read_pieces, rows_of, skipped_of, source_of
+from unmemorize.data.intake import picture_files, read_pieces, require_read, rows_of, skipped_of, source_of
 from unmemorize.data.items import Piece
 from unmemorize.data.repeats import caption_templates, repeated_words
 from unmemorize.data.words import Trigger, collect_captions, shared_words
@@ -37,7 +48,7 @@ RISKS = [(name, pa.float64()) for name in ("risk", "risk_low", "risk_high")]  # 
 SMALL = 128  # pixels of a picture on the page
 
 
-def audit_data(spec: DataSpec, run: Path, progress: Progress = quiet, part: Part = WHOLE) -> dict[str, Any]:
+def audit_data(spec: DataSpec, run: Path, progress: Progress = quiet, crew: Crew = ALONE) -> dict[str, Any]:
     """Run or continue a data audit in `run`; returns its summary and leaves `report.html` there.
 
     Raises:
@@ -62,13 +73,30 @@ def audit_data(spec: DataSpec, run: Path, progress: Progress = quiet, part: Part
         if opened.is_kept:
             return read_json(run / "data.json")
         progress("read", 0, len(parts))
-        for done in read_pieces(parts, run, part):
+        idle = crew.call(Intake(spec, run, crew.part))
+        for done in read_pieces(parts, run, crew.part, idle):
             progress("read", done, len(parts))
+        require_read(parts, run, crew.part)
         summary = analyse(run, parts, progress)
         if spec.out:
             _export(run, Path(spec.out))
     build_data_report(run)
     return summary
+
+
+@dataclass(frozen=True)
+class Intake:
+    """Reading a source as settings alone, which another process takes shards of."""
+
+    spec: DataSpec
+    run: Path
+    part: Part = WHOLE
+
+    def share(self) -> None:
+        """Read pieces until all of the part are read, by whichever process."""
+        require_same_versions(self.run)
+        for _ in read_pieces(pieces(Path(self.spec.source), self.spec.column), self.run, self.part):
+            pass
 
 
 def _check_places(spec: DataSpec, run: Path) -> None:

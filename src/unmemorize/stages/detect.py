@@ -11,23 +11,24 @@ import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
+from unmemorize.core.crew import ALONE, Crew
 from unmemorize.core.errors import UserError
 from unmemorize.core.methods import Detector, parse, score_each, spelled
 from unmemorize.core.plain import to_json
 from unmemorize.core.recording import Recorder
 from unmemorize.core.results import Scores
 from unmemorize.core.run import Progress, Run
-from unmemorize.core.shards import WHOLE, Part, Row, write_rows
+from unmemorize.core.shards import Row, write_rows
 from unmemorize.core.specs import DetectSpec, Scored
 from unmemorize.data.ordinary import ordinary_prompts
 from unmemorize.data.source import Prompt
 from unmemorize.stages.inputs import Inputs, prompt_source
-from unmemorize.stages.stage import Cost, Stage, Work, in_shards
+from unmemorize.stages.stage import Cost, Stage, Work, in_shards, run_task
 
 PLAIN = 50  # plain descriptions that detectors are fitted to
 
 
-def detect(spec: DetectSpec, run: Path, progress: Progress, part: Part = WHOLE) -> list[Row]:
+def detect(spec: DetectSpec, run: Path, progress: Progress, crew: Crew = ALONE) -> list[Row]:
     """Score the prompts into `run`; returns one row a prompt, highest score of the first method first.
 
     Raises:
@@ -41,7 +42,7 @@ def detect(spec: DetectSpec, run: Path, progress: Progress, part: Part = WHOLE) 
     with Run.open(run, inputs.record({"prompts": source})) as opened:
         if not opened.is_kept:
             write_prompts(prompts, run)
-            scoring(inputs, run, progress).run(run, progress, part)
+            run_task(scoring, inputs, run, progress, crew)
         table = pq.read_table(run / "scores" / "detect.parquet")
     shape = (len(prompts), len(detectors), spec.seeds)
     scores = table["score"].to_numpy().reshape(shape).mean(axis=2)

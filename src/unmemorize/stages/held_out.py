@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
+from unmemorize.core.crew import Crew
 from unmemorize.core.errors import NotApplicable
 from unmemorize.core.run import Progress
 from unmemorize.core.shards import write_rows
@@ -114,7 +115,7 @@ def _sample(count: int, size: int) -> np.ndarray:
     return np.random.default_rng(0).permutation(count)[:size]
 
 
-def _work(inputs: Inputs, run: Path, progress: Progress) -> None:
+def _work(inputs: Inputs, run: Path, progress: Progress, crew: Crew) -> None:
     spec, references = inputs.spec, inputs.references
     other = inputs.bundle.held_out(inputs.model.image_size)
     plain = distances(spec.sscd, spec.recipe, inputs.model.device)

@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from unmemorize.core.crew import Crew
 from unmemorize.core.errors import NotApplicable
 from unmemorize.core.records import Interval
 from unmemorize.core.run import Progress
@@ -60,7 +61,7 @@ def groups_of(prompts: Sequence[Prompt]) -> list[Group]:
     return groups
 
 
-def _work(inputs: Inputs, run: Path, progress: Progress) -> None:
+def _work(inputs: Inputs, run: Path, progress: Progress, crew: Crew) -> None:
     """Write `scores/ranking.parquet`: one row a group and method.
 
     Beside the methods stand their combination, whose weights come from the other half of the labels, and a classifier

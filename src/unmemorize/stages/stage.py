@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 import pyarrow as pa
 
+from unmemorize.core.crew import ALONE, WHOLE, Crew, Idle, Part, never
 from unmemorize.core.errors import NotApplicable
-from unmemorize.core.run import Progress, Run, quiet
-from unmemorize.core.shards import WHOLE, Part, Rows, Shards, merge_shards, run_shards
+from unmemorize.core.run import Progress, Run, quiet, require_same_versions
+from unmemorize.core.shards import Rows, Shards, merge_shards, run_shards
 from unmemorize.core.specs import OfModel
 from unmemorize.stages.inputs import Inputs, NotRun
 
@@ -40,15 +43,20 @@ class Work(Generic[Item]):
     size: int
     in_order: bool = False
 
-    def run(self, run: Path, progress: Progress, part: Part = WHOLE) -> pa.Table:
+    def share(self, run: Path, part: Part = WHOLE, idle: Idle = never) -> Iterator[int]:
+        """Do the part's shards that neither are done nor claimed by others; yields how many items are done."""
+        folder, in_order = run / "shards" / self.name, self.in_order
+        return run_shards(self.items, self.do, folder=folder, size=self.size, part=part, in_order=in_order, idle=idle)
+
+    def run(self, run: Path, progress: Progress, part: Part = WHOLE, idle: Idle = never) -> pa.Table:
         """Do the part's shards that are not done, and join all shards in the table.
 
         Raises:
             Unfinished: Shards of other parts are not there yet.
         """
-        folder = run / "shards" / self.name
-        for done in run_shards(self.items, self.do, folder=folder, size=self.size, part=part, in_order=self.in_order):
+        for done in self.share(run, part, idle):
             progress(self.name, done, len(self.items))
+        folder = run / "shards" / self.name
         Shards.of(folder, len(self.items), self.size).require_all(part)
         return merge_shards(folder, run / self.table)
 
@@ -64,21 +72,46 @@ class Task:
         spec: The command's settings.
         run: The run directory, whose record is there.
         opening: The stage's function that opens its work.
+        part: The part of its shards that is done.
     """
 
     spec: OfModel
     run: Path
     opening: Opening
+    part: Part = WHOLE
 
     def open(self, device: str = "") -> Work[Any]:
         """The work, with a model on that device; on the one that the settings name by default.
 
         Raises:
-            UserError: The model or the data cannot be used.
+            UserError: The model or the data cannot be used, or the run was begun with other versions.
         """
+        require_same_versions(self.run)
         spec: Any = self.spec
-        inputs = Inputs.of(replace(spec, device=device or spec.device))
-        return self.opening(inputs, self.run, quiet)
+        return self.opening(_inputs(replace(spec, device=device or spec.device)), self.run, quiet)
+
+    def share(self) -> None:
+        """Do shards until all of the part are done, by whichever process; what a stage lacks says the one that called.
+
+        Raises:
+            UserError: The model or the data cannot be used, or the run was begun with other versions.
+        """
+        with suppress(NotApplicable, NotRun):
+            for _ in self.open().share(self.run, self.part):
+                pass
+
+
+_inputs = lru_cache(maxsize=1)(Inputs.of)  # a worker opens stage after stage of one command
+
+
+def run_task(opening: Opening, inputs: Inputs, run: Path, progress: Progress, crew: Crew = ALONE) -> pa.Table:
+    """Open a stage's work, do it with a crew, and join its shards in its table.
+
+    Raises:
+        Unfinished: Shards of other parts are not there yet.
+    """
+    idle = crew.call(Task(inputs.spec, run, opening, crew.part))
+    return opening(inputs, run, progress).run(run, progress, crew.part, idle)
 
 
 @dataclass(frozen=True)
@@ -108,7 +141,7 @@ class Stage:
 
     name: str
     table: str
-    work: Callable[[Inputs, Path, Progress], None]
+    work: Callable[[Inputs, Path, Progress, Crew], None]
     cost: Callable[[Inputs], Cost] = lambda inputs: Cost()
 
     def done(self, run: Path) -> bool:
@@ -116,16 +149,18 @@ class Stage:
         return (run / "scores" / f"{self.table}.parquet").exists()
 
 
-def in_shards(opening: Opening) -> Callable[[Inputs, Path, Progress], None]:
+def in_shards(opening: Opening) -> Callable[[Inputs, Path, Progress, Crew], None]:
     """A stage's `work`: open it, then do it shard by shard."""
 
-    def work(inputs: Inputs, run: Path, progress: Progress) -> None:
-        opening(inputs, run, progress).run(run, progress)
+    def work(inputs: Inputs, run: Path, progress: Progress, crew: Crew) -> None:
+        run_task(opening, inputs, run, progress, crew)
 
     return work
 
 
-def run_stages(stages: Sequence[Stage], inputs: Inputs, run: Run, progress: Progress) -> list[dict[str, str]]:
+def run_stages(
+    stages: Sequence[Stage], inputs: Inputs, run: Run, progress: Progress, crew: Crew = ALONE
+) -> list[dict[str, str]]:
     """Run those that are not done, in order; returns what became of each."""
     states = []
     for stage in stages:
@@ -133,7 +168,7 @@ def run_stages(stages: Sequence[Stage], inputs: Inputs, run: Run, progress: Prog
         try:
             if not stage.done(run.folder):
                 with run.timed(stage.name):
-                    stage.work(inputs, run.folder, progress)
+                    stage.work(inputs, run.folder, progress, crew)
         except NotApplicable as error:
             state, reason = "not applicable", str(error)
         except NotRun as error:

@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 import torch
 
 from unmemorize.core.choose import evenly
+from unmemorize.core.crew import Crew
 from unmemorize.core.errors import NotApplicable
 from unmemorize.core.methods import Detector, spelled
 from unmemorize.core.recording import ROWS, Recorder
@@ -28,7 +29,7 @@ SCHEMA = pa.schema(
 )
 
 
-def _work(inputs: Inputs, run: Path, progress: Progress) -> None:
+def _work(inputs: Inputs, run: Path, progress: Progress, crew: Crew) -> None:
     """Write `scores/trial.parquet`: evaluations a prompt and seed, and the time they take as a multiple of one.
 
     A detector that does not apply has a reason instead.

@@ -11,21 +11,22 @@ from typing import Any
 import numpy as np
 
 from unmemorize.core.choose import evenly
+from unmemorize.core.crew import ALONE, Crew
 from unmemorize.core.run import Progress, Run, quiet, read_json, write_json
-from unmemorize.core.shards import WHOLE, Part, Row, write_rows
+from unmemorize.core.shards import Row, write_rows
 from unmemorize.core.specs import TriggerSpec, limited
 from unmemorize.core.text import normalise, spans
 from unmemorize.data.bundle import Bundle
 from unmemorize.data.source import Prompt
 from unmemorize.explain.words import MARGIN, SHARE, Outcome, Variant, measure, variants, word_effects
 from unmemorize.stages.inputs import Inputs, prompt_source
-from unmemorize.stages.stage import Work
+from unmemorize.stages.stage import Work, run_task
 
 CONTEXTS = 2  # unrelated prompts a word is moved into
 NEUTRAL = ("a photograph of a street", "an oil painting of a river", "a drawing of a chair")
 
 
-def probe(spec: TriggerSpec, run: Path, progress: Progress = quiet, part: Part = WHOLE) -> dict[str, Any]:
+def probe(spec: TriggerSpec, run: Path, progress: Progress = quiet, crew: Crew = ALONE) -> dict[str, Any]:
     """Run or continue a probe in `run`; returns what every word does and leaves it in `triggers.json`.
 
     Raises:
@@ -40,7 +41,7 @@ def probe(spec: TriggerSpec, run: Path, progress: Progress = quiet, part: Part =
     with Run.open(run, record) as opened, inputs.model.counted() as cost:
         if opened.is_kept:
             return read_json(run / "triggers.json")
-        table = probing(inputs, run, progress).run(run, progress, part)
+        table = run_task(probing, inputs, run, progress, crew)
         rows: list[Row] = []
         for prompt, of_prompt in tried.items():
             rows += [{"prompt": prompt} | dataclasses.asdict(variant) for variant in of_prompt]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from unmemorize.core.crew import Crew
 from unmemorize.core.results import Match
 from unmemorize.core.run import Progress, digest
 from unmemorize.core.shards import Row, write_rows
@@ -14,7 +15,7 @@ from unmemorize.stages.pictures import bytes_of, generated
 from unmemorize.stages.stage import Stage
 
 
-def _work(inputs: Inputs, run: Path, progress: Progress) -> None:
+def _work(inputs: Inputs, run: Path, progress: Progress, crew: Crew) -> None:
     """Compare the generated pictures with the training pictures: `scores/verify.parquet` and `references/`.
 
     What is kept of a training picture is what was compared: its upright centre at the model's size.
