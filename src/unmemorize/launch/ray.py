@@ -6,6 +6,7 @@ import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from socket import create_connection
 from typing import Any
 
 from unmemorize.core.crew import Call, Idle, Shared
@@ -51,15 +52,16 @@ def _ray(address: str) -> Any:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # it tells nobody
     try:
         import ray
+        from ray import init  # of a folder that happens to be called ray there is none
     except ImportError as error:
         raise MissingExtra("--launcher ray", "ray") from error
+    host, _, port = address.removeprefix("ray://").rpartition(":")
     try:
-        ray.init(address=address or None, log_to_driver=False, logging_level=logging.ERROR)
-    except (ConnectionError, RuntimeError, ValueError) as error:
-        where = address or os.environ.get("RAY_ADDRESS", "this machine")
-        raise UserError(
-            f"--launcher ray: no cluster of the same versions answers at {where}: {_line(error)}"
-        ) from error
+        if host:  # or Ray would try for minutes
+            create_connection((host, int(port)), timeout=10).close()
+        init(address=address or None, log_to_driver=False, logging_level=logging.ERROR)
+    except (OSError, RuntimeError, ValueError) as error:
+        raise UserError(f"--launcher ray: no cluster of these versions answers at {address}: {_line(error)}") from error
     return ray
 
 
