@@ -20,6 +20,7 @@ from unmemorize.core.run import (
     RunRecord,
     Source,
     atomic,
+    check_settings,
     digest,
     load_record,
     scratch,
@@ -302,3 +303,14 @@ def test_a_temporary_folder_is_gone_at_the_end(tmp_path):
     (left / "file").write_text("x")
     with Run.open(tmp_path, make_record()):
         assert not left.exists()
+
+
+def test_what_the_model_decides_is_no_other_setting(tmp_path):
+    """Steps, guidance and precision are recorded as they were used, and may be left to the model again."""
+    record = RunRecord(
+        status="finished", spec={"steps": 50, "guidance": 7, "dtype": "float32"}, versions={}, model={}, data={}
+    )
+    record.save(tmp_path)
+    check_settings(tmp_path, {"steps": 0, "guidance": None, "dtype": ""})
+    with pytest.raises(UserError, match="dtype: float32 there, bfloat16 here"):
+        check_settings(tmp_path, {"steps": 0, "guidance": None, "dtype": "bfloat16"})

@@ -214,7 +214,7 @@ def check_settings(run: Path, spec: Mapping[str, Any]) -> None:
 
     Args:
         run: The directory.
-        spec: The settings, as a record holds them; `steps` 0 and `guidance` None stand for the model's own.
+        spec: The settings, as a record holds them; `steps` 0, `guidance` None and `dtype` "" stand for the model's own.
 
     Raises:
         UserError: A setting differs, or `run.json` is not one of ours.
@@ -222,7 +222,7 @@ def check_settings(run: Path, spec: Mapping[str, Any]) -> None:
     before = load_record(run)
     if before is None:
         return
-    unset = (("steps", 0), ("guidance", None))
+    unset = (("steps", 0), ("guidance", None), ("dtype", ""))
     known = {name: value for name, value in spec.items() if name not in before.places and (name, value) not in unset}
     there = {name: value for name, value in before.spec.items() if name in known}
     if said := _differences(there, {name: known[name] for name in there}):
