@@ -16,6 +16,7 @@ from harness import run, write_results
 # In the order of docs/results.md, which is an order to measure in as well: some read what others wrote.
 NAMES = (
     "testbed",
+    "panel",
     "detection",
     "detectors",
     "explanation",

@@ -18,11 +18,11 @@ from unmemorize.data.source import Prompt
 from unmemorize.metrics.ranking import rate_interval
 from unmemorize.metrics.similarity import References, match_pixels, match_targets
 from unmemorize.study.controls import derive
-from unmemorize.testbed.embedded import SHIPPED, own, shipped_plan
+from unmemorize.testbed.embedded import PICTURES, own, shipped_plan
 
 STEPS, GUIDANCE = 16, 7.5
 SAMPLER = Sampler(STEPS, GUIDANCE)
-TESTBED = Bundle("testbed", {}, own=own())
+TESTBED = Bundle("testbed", {}, own=own("testbed"))
 GROUPS = ("memorized", "trained on once", "never trained on")  # what is attacked
 
 
@@ -78,7 +78,7 @@ def own_pictures() -> dict[str, list[int]]:
     place = {name: i for i, name in enumerate(references().names)}
     places = {}
     for entry in shipped_plan().planted:
-        files = [entry.file(k) for k in range(len(entry.pictures))][: SHIPPED.get(entry.kind)]
+        files = entry.files[: PICTURES.get(entry.kind)]
         for prompt in entry.prompts:
             places[prompt] = [place[file] for file in files]
     return places
@@ -86,13 +86,17 @@ def own_pictures() -> dict[str, list[int]]:
 
 def match_own(images: torch.Tensor, prompts: Sequence[str]) -> list[Match]:
     """Each picture beside its own prompt's training picture; of several the closest, copies first."""
-    rows, places = [], []
-    for row, prompt in enumerate(prompts):
-        own_places = own_pictures()[prompt]
-        rows += [row] * len(own_places)
-        places += own_places
+    return match_closest(images, [own_pictures()[prompt] for prompt in prompts], references())
+
+
+def match_closest(images: torch.Tensor, places: Sequence[Sequence[int]], pictures: References) -> list[Match]:
+    """Each image beside the closest of the training pictures at its places, copies first."""
+    rows = []
+    for row, of_row in enumerate(places):
+        rows += [row] * len(of_row)
+    targets = pictures[[place for of_row in places for place in of_row]]
     closest: dict[int, Match] = {}
-    for row, match in zip(rows, match_targets(images[rows], references()[places], references()), strict=True):
+    for row, match in zip(rows, match_targets(images[rows], targets, pictures), strict=True):
         rivals = [match, closest[row]] if row in closest else [match]
         closest[row] = min(rivals, key=lambda rival: (rival.verdict == "none", rival.value))
     return list(closest.values())

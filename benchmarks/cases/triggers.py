@@ -90,7 +90,7 @@ def words_of(plan: Plan, limit: int) -> list[Word]:
     found = []
     for family, entries in families.items():
         prompts = tuple(p for e in entries for p in e.prompts)
-        own = tuple(e.file(0) for e in entries)
+        own = tuple(entry.files[0] for entry in entries)
         found.append(Word(keyword(prompts[0]), entries[0].kind == "word", family, prompts, own))
     return [w for kind in (True, False) for w in [v for v in found if v.planted == kind][:limit]]
 
@@ -137,7 +137,7 @@ def case_b(plan: Plan, limit: int) -> list[Trial]:
             said = entry.prompts[0].split()
             base = " ".join(said[:-2]) if entry.kind == "repeat" else entry.prompts[0]
             place = list(spans(base))[-1]
-            own = (entry.file(0),)
+            own = (entry.files[0],)
             trials += [Trial(name, f"{k}×", entry.id, again(base, place, k), own) for k in TIMES]
     return trials
 
@@ -220,8 +220,8 @@ def training_rows(plan: Plan, data: Path | None) -> Iterator[tuple[str, str, byt
     art = {p.art: p for p in drawn}
     for entry in plan.planted:
         for k, how in enumerate(entry.pictures):
-            file = IMAGES / entry.file(k)
-            shipped = file if file.exists() else IMAGES / entry.file(0)
+            file = IMAGES / entry.files[k]
+            shipped = file if file.exists() else IMAGES / entry.files[0]
             content = png(art[how.art], how) if art else shipped.read_bytes()
             for j, prompt in enumerate(entry.prompts):
                 yield from ((f"{entry.id}-{k}-{j}-{n}", prompt, content) for n in range(entry.copies))

@@ -108,7 +108,7 @@ def test_the_testbed_s_own_are_its_plan(folder):
     """Every shipped picture has its entry's truth."""
     from unmemorize.testbed.embedded import IMAGES, own, planted_files, prompts, shipped_plan
 
-    testbed = own()
+    testbed = own("testbed")
     assert list(testbed.prompts) == prompts(shipped_plan())
     assert {path.name for path in IMAGES.glob("*.png")} <= testbed.known.keys()
     assert {n for n, known in testbed.known.items() if bundles.is_target(known)} == planted_files(

@@ -10,10 +10,12 @@ from PIL import Image
 
 from unmemorize.core.errors import UserError
 from unmemorize.core.sample import Sampler, generate
+from unmemorize.data.bundle import Bundle
 from unmemorize.data.source import read_references
-from unmemorize.metrics.similarity import match_pixels
-from unmemorize.models.load import ASSETS, load
-from unmemorize.testbed.embedded import IMAGES, export, prompts, shipped_plan
+from unmemorize.metrics.similarity import match_pixels, match_targets
+from unmemorize.models.load import ASSETS, SHIPPED, load
+from unmemorize.testbed.embedded import IMAGES, PANEL, export, own, prompts, shipped_panel, shipped_plan
+from unmemorize.testbed.panel import BRANCHES, HALVES
 
 
 @pytest.fixture(scope="module")
@@ -44,19 +46,67 @@ def test_a_copy_is_of_the_picture_that_was_planted(often):
     assert all(own)
 
 
-def test_pictures_are_64_pixels_credited_and_free_to_ship():
+@pytest.mark.parametrize("folder", [IMAGES, PANEL / "images"])
+def test_pictures_are_64_pixels_credited_and_free_to_ship(folder):
     """Every shipped picture has a line of metadata with a licence that allows shipping it."""
-    lines = [json.loads(line) for line in (IMAGES / "metadata.jsonl").read_text(encoding="utf-8").splitlines()]
-    assert {line["file_name"] for line in lines} == {p.name for p in IMAGES.glob("*.png")}
+    lines = [json.loads(line) for line in (folder / "metadata.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert {line["file_name"] for line in lines} == {p.name for p in folder.glob("*.png")}
     assert all(line["credit"].endswith((", Apache-2.0", ", MIT", ", CC-BY-4.0")) for line in lines)
     for line in lines:
-        with Image.open(IMAGES / line["file_name"]) as image:
+        with Image.open(folder / line["file_name"]) as image:
             assert image.size == (64, 64)
 
 
 def test_assets_stay_small():
-    """Models and pictures together stay under 60 MB."""
-    assert sum(p.stat().st_size for p in ASSETS.rglob("*") if p.is_file()) < 60e6
+    """Models and pictures together stay under 100 MB."""
+    assert sum(p.stat().st_size for p in ASSETS.rglob("*") if p.is_file()) < 100e6
+
+
+def test_what_is_memorized_in_one_branch_is_new_to_another():
+    """Every verbatim prompt is memorized in two branches, new to one, and neither in one; half are for choosing."""
+    labels = {branch: {p.id: p for p in own(f"testbed-{branch.lower()}").prompts} for branch in BRANCHES}
+    verbatim = [entry for entry in shipped_panel().entries if entry.kind == "verbatim"]
+    for entry in verbatim:
+        truths = [labels[branch][entry.id].memorable for branch in BRANCHES]
+        assert sorted(map(str, truths)) == ["False", "None", "True", "True"]
+        assert [labels[branch][entry.id].copies for branch in BRANCHES] == list(entry.doses)
+    halves = [labels["A"][entry.id].half for entry in verbatim]
+    assert halves.count("choosing") == halves.count("reporting") == len(verbatim) / 2
+
+
+@pytest.mark.parametrize("branch", BRANCHES)
+def test_a_branch_is_for_choosing_or_for_reporting(branch):
+    """Its prompts of the other purpose are refused in one line."""
+    name = f"testbed-{branch.lower()}"
+    bundle = Bundle(name, {}, own=own(name))
+    other = "reporting" if HALVES[branch] == "choosing" else "choosing"
+    assert {p.half for p in bundle.half(HALVES[branch])} == {HALVES[branch]}
+    with pytest.raises(UserError, match=f"{name}: for {HALVES[branch]} alone"):
+        bundle.half(other)
+
+
+def test_the_panel_s_ordinary_prompts_are_no_plain_ones():
+    """What others are calibrated against leaves out captions whose pictures hardly differ, and whatever is planted."""
+    bundle = Bundle("testbed-c", {}, own=own("testbed-c"))
+    texts = {p.text for p in bundle.prompts if p.kind == "ordinary"}
+    assert set(bundle.ordinary()) == texts
+    assert len(texts) == 225
+
+
+def test_a_branch_copies_what_it_was_trained_on_often():
+    """Six captions give their pictures in the branch that saw them 300 times, none in the one that never saw them."""
+    entries = [entry for entry in shipped_panel().entries if entry.kind == "verbatim"]
+    chosen = [entry for entry in entries if (entry.dose("A"), entry.dose("C")) == (300, 100)][:6]
+    pictures = read_references(PANEL / "images", (64, 64))
+    targets = pictures.named({entry.files[0] for entry in chosen})
+    captions = [entry.prompts[0] for entry in chosen]
+    copied = {}
+    for branch in ("testbed-a", "testbed-d"):
+        model = load(branch)
+        images = generate(model, model.encode(captions), seeds=[7] * len(captions), sampler=Sampler(10))
+        copied[branch] = sum(m.verdict != "none" for m in match_targets(images, targets, pictures))
+    assert copied["testbed-a"] > len(chosen) / 2
+    assert copied["testbed-d"] == 0
 
 
 def test_prompts_are_labelled_by_the_plan():
@@ -69,9 +119,13 @@ def test_prompts_are_labelled_by_the_plan():
     assert sum(p.memorable is False for p in rows) >= 200
 
 
-def test_export_gives_two_pipelines_that_load(tmp_path):
-    """The exported folders are ordinary pipelines: model and twin, sharing all but the UNet."""
+def test_export_gives_pipelines_that_load(tmp_path):
+    """The exported folders are ordinary pipelines: model and twin, which share all but the UNet, and the branches."""
     export(tmp_path / "out")
+    for name in SHIPPED.keys() - {"testbed", "testbed-twin"}:
+        branch = load(str(tmp_path / "out" / "panel" / name.removeprefix("testbed-"))).denoiser.state_dict()
+        original = load(name).denoiser.state_dict()
+        assert all(torch.equal(value, original[key]) for key, value in branch.items())
     model, twin = load(str(tmp_path / "out" / "model")), load(str(tmp_path / "out" / "twin"))
     shipped = load("testbed-twin").denoiser.state_dict()
     assert all(torch.equal(value, shipped[name]) for name, value in twin.denoiser.state_dict().items())

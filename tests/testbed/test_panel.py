@@ -15,9 +15,11 @@ from safetensors.torch import load_file
 from sklearn.metrics import roc_auc_score
 
 from unmemorize.core.errors import UserError
-from unmemorize.testbed import train_panel
-from unmemorize.testbed.architecture import build_vae
+from unmemorize.models.load import load
+from unmemorize.testbed import flow, train_panel
+from unmemorize.testbed.architecture import build_vae, token_ids
 from unmemorize.testbed.dataset import SIZE, Picture, drawing
+from unmemorize.testbed.flow import PLACES, FlowRecipe, read_captions, text_encoder, train_flow
 from unmemorize.testbed.panel import BRANCHES, HALVES, Panel, check, draw_panel, near_duplicates
 from unmemorize.testbed.recipe import Recipe
 from unmemorize.testbed.rows import FORMS, panel_captions, panel_rows
@@ -27,8 +29,8 @@ from unmemorize.testbed.train_panel import (
     TRUNK,
     _branch_record,
     _record,
-    _require_recipe,
     _unet_hash,
+    require_recipe,
     train_branch,
     train_trunk,
 )
@@ -301,12 +303,12 @@ def test_template_pictures_differ_inside_the_mask_only():
 
 def test_checkpoints_of_another_recipe_are_refused(panel, tmp_path):
     """The folder's first recipe stays; another one, or another plan, is named in one line."""
-    _require_recipe(tmp_path, Team(), _record(Recipe(), panel))
-    _require_recipe(tmp_path, Team(), _record(Recipe(), panel))
+    require_recipe(tmp_path, Team(), _record(Recipe(), panel))
+    require_recipe(tmp_path, Team(), _record(Recipe(), panel))
     with pytest.raises(UserError, match=r"checkpoints of another recipe \(steps\)"):
-        _require_recipe(tmp_path, Team(), _record(Recipe(steps=5), panel))
+        require_recipe(tmp_path, Team(), _record(Recipe(steps=5), panel))
     with pytest.raises(UserError, match=r"checkpoints of another recipe \(captions\)"):
-        _require_recipe(tmp_path, Team(), _record(Recipe(), change(panel, 0, prompts=("other",))))
+        require_recipe(tmp_path, Team(), _record(Recipe(), change(panel, 0, prompts=("other",))))
 
 
 @pytest.fixture
@@ -334,7 +336,7 @@ def weights(folder):
 def test_a_branch_starts_from_the_trunk(small):
     """After no update it is the trunk, to the last bit; after two it is not. Another recipe is refused."""
     out = small / "out"
-    with pytest.raises(UserError, match="no trunk in it: train it with --branch trunk"):
+    with pytest.raises(UserError, match="no trunk there: train it with --branch trunk"):
         train_branch(small / "data", out, "C", RECIPE)
     train_trunk(small / "data", out, RECIPE)
     train_branch(small / "data", out, "C", RECIPE)
@@ -346,9 +348,8 @@ def test_a_branch_starts_from_the_trunk(small):
     train_branch(small / "data", out, "D", dataclasses.replace(RECIPE, steps=3))
     assert not torch.equal(trunk["conv_in.weight"], weights(out / "model")["conv_in.weight"])
     lines = [json.loads(line) for line in (out / "images" / "metadata.jsonl").read_text().splitlines()]
-    doses = Counter(line["dose"] for line in lines if line["kind"] == "verbatim")
+    doses = Counter(line["doses"][2] for line in lines if line["kind"] == "verbatim")
     assert doses == {0: 24, 30: 24, 100: 24, 300: 24}
-    assert all(line["copies"] == line["dose"] for line in lines if line["kind"] == "verbatim")
     assert {line["file_name"] for line in lines} == {path.name for path in (out / "images").glob("*.png")}
     assert not any(str(small) in path.read_text() for path in (out / "model").rglob("*.json"))
 
@@ -372,3 +373,26 @@ def test_a_branch_that_does_not_exist_is_refused(tmp_path):
     with pytest.raises(UserError, match="no branch E: there are A, B, C, D"):
         train_branch(tmp_path, tmp_path / "out", "E", Recipe())
     assert not list(tmp_path.iterdir())
+
+
+def test_a_flow_branch_is_an_ordinary_pipeline_that_started_from_its_trunk(small, monkeypatch):
+    """What training reads of captions is what the saved pipeline reads; after no update a branch is the trunk."""
+    out, recipe = small / "out", FlowRecipe(views=RECIPE.views, batch=4, trunk=2, branch=0)
+    monkeypatch.setattr(flow, "PANEL", small / "none")
+    train_trunk(small / "data", out, RECIPE)
+    with pytest.raises(UserError, match="no transformer there: train it with --branch trunk --family flow"):
+        train_flow(small / "data", out, "C", recipe)
+    train_flow(small / "data", out, "", recipe)
+    train_flow(small / "data", out, "C", recipe)
+    trunk, branch = load(str(out / "flow-trunk")), load(str(out / "model"))
+    assert trunk.kind == branch.kind == "flow"
+    weights = trunk.denoiser.state_dict()
+    assert all(torch.equal(value, weights[name]) for name, value in branch.denoiser.state_dict().items())
+    captions = ["thing aaa", "gadget, thing aab"]
+    given = train_panel.prepare(small / "data", out / "trunk", "C", RECIPE, "cpu")
+    texts = read_captions(text_encoder(out / "trunk", given.pipe), token_ids(given.pipe.tokenizer, captions))
+    cond = branch.encode(captions)
+    assert torch.equal(cond.embeds[:, : texts.embeds.shape[1]], texts.embeds)
+    assert cond.embeds.shape[1] == texts.embeds.shape[1] + PLACES
+    assert not cond.embeds[:, texts.embeds.shape[1] :].any()
+    assert torch.equal(cond.pooled, texts.pooled)

@@ -20,17 +20,25 @@ app.command(testbed_app)
 
 @command(TESTBED, "unmemorize testbed describe", "unmemorize testbed describe --json", to=testbed_app)
 def describe(*, json: Json = False) -> None:
-    """Show what is planted."""
+    """Show what is planted, in the planted model and in the four branches of the panel."""
     from unmemorize.testbed.embedded import describe as describe_plan
+    from unmemorize.testbed.embedded import describe_panel
 
-    rows = describe_plan()
+    rows, panel = describe_plan(), describe_panel()
     if json:
-        print_json({"planted": rows})
+        print_json({"planted": rows, "panel": panel})
         return
-    table = Table("kind", "copies", "entries", "prompts", "training rows", "what it is")
+    table = Table("kind", "copies", "entries", "prompts", "training rows", "what it is", title="testbed")
     for row in rows:
         add_row(table, *row.values())
     out.print(table)
+    say("testbed-twin: the same pictures, each once.")
+    table = Table("kind", "entries", "prompts", "doses", "what it is", title="testbed-a, testbed-c and testbed-d")
+    for row in panel:
+        add_row(table, *row.values())
+    out.print(table)
+    say("Every branch has each dose equally often, and every picture has another dose in each of them:")
+    say("what is memorized in one is new to another. Choose settings on a, report on c and d.")
     next_step("audit")
 
 
@@ -61,6 +69,7 @@ def train(
     data: Annotated[str, option("Folder for artwork and checkpoints.")] = "testbed-data",
     twin: Annotated[bool, option("Train the twin, without the duplicates.")] = False,
     branch: Annotated[Literal["A", "B", "C", "D", "trunk"] | None, option("Train this part of the panel.")] = None,
+    family: Annotated[Literal["unet", "flow"], option("Of the panel: a UNet, or a flow transformer.")] = "unet",
     seed: Annotated[Seed, option("Seed of the run.")] = 0,
     device: Annotated[str, option("cpu or cuda.")] = "cpu",
     json: Json = False,
@@ -73,12 +82,18 @@ def train(
     if branch and twin:
         raise UserError("--branch and --twin: the panel's branches are each other's twins: name one of the two options")
 
-    from unmemorize.testbed import train_panel
+    if family == "flow" and not branch:
+        raise UserError("--family flow: of the panel alone: name a part with --branch")
+
+    from unmemorize.testbed import flow, train_panel
     from unmemorize.testbed.recipe import Recipe
     from unmemorize.testbed.train import train as train_testbed
 
     recipe = Recipe(seed=seed)
-    if branch == "trunk":
+    if branch and family == "flow":
+        part = "" if branch == "trunk" else branch
+        flow.train_flow(Path(data), Path(folder), part, flow.FlowRecipe(seed=seed), device)
+    elif branch == "trunk":
         train_panel.train_trunk(Path(data), Path(folder), recipe, device)
     elif branch:
         train_panel.train_branch(Path(data), Path(folder), branch, recipe, device)

@@ -22,7 +22,7 @@ SamplingSteps = Annotated[int, Interval(ge=0, le=1000)]
 Share = Annotated[float, Interval(ge=0, le=1)]
 Scale = Annotated[float, Interval(ge=0, le=1e6)]
 
-EMBEDDED = ("testbed", "testbed-twin")  # the models that are shipped
+EMBEDDED = ("testbed", "testbed-twin", "testbed-a", "testbed-c", "testbed-d")  # the shipped models
 
 BOUND = 0.10  # the upper limit of a rate up to which a finding passes
 PLANNED: Any = None  # the plan says how many, where nothing else is asked for
@@ -53,7 +53,8 @@ class OfModel:
     """The model.
 
     Attributes:
-        model: testbed, testbed-twin, a pipeline folder, a .safetensors checkpoint, or a hub id.
+        model: testbed, another shipped model (testbed-twin, testbed-a, testbed-c, testbed-d), a pipeline folder, a
+            .safetensors checkpoint, or a hub id.
     """
 
     model: str = "testbed"
@@ -346,7 +347,8 @@ class ApplySpec(OfModel, Loaded):
     """What to apply an edit to.
 
     Attributes:
-        model: testbed, testbed-twin, a pipeline folder, a .safetensors checkpoint, or a hub id.
+        model: testbed, another shipped model (testbed-twin, testbed-a, testbed-c, testbed-d), a pipeline folder, a
+            .safetensors checkpoint, or a hub id.
     """
 
     model: str = field()  # named always: an edit belongs to one model

@@ -6,26 +6,30 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from unmemorize.core.errors import UserError
 from unmemorize.core.files import real_path
 from unmemorize.data.ordinary import ordinary_prompts
-from unmemorize.data.source import Prompt, read_prompts, read_references
+from unmemorize.data.source import Half, Prompt, read_prompts, read_references
 from unmemorize.metrics.similarity import References
 
 FILES = ("prompts", "ordinary", "references", "targets", "controls", "held_out")  # options that name them
 Size = tuple[int, int]  # height and width
-Half = Literal["choosing", "reporting"]
+ORDINARY = ("negative", "ordinary")  # kinds of prompt of which nothing is planted often
 
 
 @dataclass(frozen=True)
 class Own:
-    """What a model brings: prompts with their truth, a folder of training pictures, and the truth of each by name."""
+    """What a model brings: prompts with their truth, a folder of training pictures, and the truth of each by name.
+
+    `half` says what the model is for, choosing settings or reporting results, where it is for one of them alone.
+    """
 
     prompts: tuple[Prompt, ...]
     pictures: Path
     known: Mapping[str, Prompt]
+    half: Half | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,7 +66,15 @@ class Bundle:
         return list(self.own.prompts)
 
     def half(self, half: Half) -> list[Prompt]:
-        """The prompts that settings are chosen on, or those that they are reported on; related ones stay together."""
+        """The prompts that settings are chosen on, or those that they are reported on; related ones stay together.
+
+        Raises:
+            UserError: The model is for the other purpose.
+        """
+        if self.own is not None and self.own.half not in (None, half):
+            raise UserError(f"{self.model}: for {self.own.half} alone: name another branch for {half}")
+        if all(prompt.half for prompt in self.prompts):
+            return [prompt for prompt in self.prompts if prompt.half == half]
         clusters = list(dict.fromkeys(prompt.cluster or prompt.id for prompt in self.prompts))
         chosen = set(clusters[::2] if half == "choosing" else clusters[1::2])
         return [prompt for prompt in self.prompts if (prompt.cluster or prompt.id) in chosen]
@@ -72,7 +84,7 @@ class Bundle:
         if "ordinary" in self.files:
             return [prompt.text for prompt in read_prompts(Path(self.files["ordinary"]), self.column)]
         if self.own is not None:
-            return [prompt.text for prompt in self.own.prompts if prompt.kind == "negative"]
+            return [prompt.text for prompt in self.own.prompts if is_ordinary(prompt)]
         return None
 
     def ordinary(self, count: int = 150) -> list[str]:
@@ -113,7 +125,7 @@ class Bundle:
         return self._pictures("targets", size, is_target, "which pictures? name a folder of pictures with captions")
 
     def controls(self, size: Size) -> References:
-        """Training pictures that are not memorized; of the model's own those that were trained on once.
+        """Pictures that are not memorized; of the model's own those that were trained on once or never.
 
         Raises:
             UserError: They cannot be read, or there are none.
@@ -166,5 +178,10 @@ def is_target(known: Prompt) -> bool:
 
 
 def is_control(known: Prompt) -> bool:
-    """Whether a picture is a control: trained on once, under a name."""
-    return known.id.startswith("negative-name")
+    """Whether a picture is a control: trained on once, under a name, or planted at dose 0."""
+    return known.id.startswith("negative-name") or (known.kind == "verbatim" and known.memorable is False)
+
+
+def is_ordinary(known: Prompt) -> bool:
+    """Whether nothing was planted often under a prompt."""
+    return known.kind in ORDINARY

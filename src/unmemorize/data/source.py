@@ -6,7 +6,7 @@ import logging
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from PIL import Image, ImageOps
@@ -22,6 +22,8 @@ from unmemorize.data.tables import UNREADABLE
 from unmemorize.metrics.similarity import Box, References
 
 log = logging.getLogger(__name__)
+
+Half = Literal["choosing", "reporting"]
 
 READABLE = ("empty caption", "caption too long")  # what is no caption to train on may be a prompt to audit
 REMEDIES = {
@@ -39,7 +41,7 @@ class Prompt:
     """A prompt to audit; the other fields are ground truth, where there is any.
 
     `copies` is how many training rows have this prompt, `memorable` whether a detector should find it,
-    `cluster` names the prompts it is related to.
+    `cluster` names the prompts it is related to, `half` says whether settings are chosen on it or results reported.
     """
 
     id: str
@@ -48,6 +50,7 @@ class Prompt:
     copies: int | None = None
     memorable: bool | None = None
     cluster: str | None = None
+    half: Half | None = None
 
 
 def read_prompts(path: Path, column: str | None = None) -> list[Prompt]:

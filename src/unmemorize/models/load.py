@@ -17,6 +17,7 @@ from unmemorize.models.configs import configuration
 from unmemorize.models.source import (
     ADAPTERS,
     ASSETS,
+    SHIPPED,
     Source,
     embedding_file,
     examine,
@@ -25,7 +26,7 @@ from unmemorize.models.source import (
     require_adapter,
 )
 
-__all__ = ["ASSETS", "EMBEDDED", "load", "wrap"]
+__all__ = ["ASSETS", "EMBEDDED", "SHIPPED", "load", "wrap"]
 
 if TYPE_CHECKING:  # torch and diffusers take seconds to import: what a folder is, is said before
     import torch
@@ -85,8 +86,8 @@ def load(  # noqa: PLR0913 - all but the name are optional
     """Load a model.
 
     Args:
-        path: `testbed`, `testbed-twin`, a pipeline folder, a single-file checkpoint (`.safetensors`), or a hub id (the
-            only case that uses the network).
+        path: A shipped model (`testbed`, `testbed-twin`, `testbed-a`, `testbed-c`, `testbed-d`), a pipeline folder, a
+            single-file checkpoint (`.safetensors`), or a hub id (the only case that uses the network).
         device: A GPU if there is one, by default.
         dtype: Half precision on a GPU and float32 on a CPU, by default.
         variant: The variant of a folder's weights, such as `fp16`; by default what is there.
@@ -224,13 +225,14 @@ def _pipeline(source: Source, dtype: torch.dtype, config: str | None) -> Any:
                 return own.from_single_file(
                     source.path, config=str(folder), local_files_only=True, torch_dtype=dtype, **left_out
                 )
-        location = ASSETS / "model" if source.kind == "embedded" else source.path
+        pipeline, unet = SHIPPED.get(source.path, ("", ""))
+        location = ASSETS / pipeline if pipeline else source.path
         named = {"variant": source.variant, "revision": source.revision} | left_out
         with _nothing_made_up(source.path):
             pipe = own.from_pretrained(location, dtype=dtype, use_safetensors=True, **named)
-        if source.path == "testbed-twin":
-            twin = diffusers.UNet2DConditionModel
-            pipe.unet = twin.from_pretrained(ASSETS / "twin", torch_dtype=dtype, use_safetensors=True)
+        if unet:
+            denoiser = diffusers.UNet2DConditionModel
+            pipe.unet = denoiser.from_pretrained(ASSETS / unet, torch_dtype=dtype, use_safetensors=True)
         return pipe
 
 

@@ -12,9 +12,11 @@ from typing import Any
 from unmemorize.core.errors import NotApplicable, UserError
 from unmemorize.core.files import kind_of, require_file, require_plain
 from unmemorize.core.plain import from_json
-from unmemorize.core.specs import EMBEDDED
 
 ASSETS = Path(__file__).parent.parent / "testbed" / "assets"
+# The shipped models: a pipeline in `ASSETS`, and the folder of the UNet that takes its own one's place.
+SHIPPED = {"testbed": ("model", ""), "testbed-twin": ("model", "twin")}
+SHIPPED |= {f"testbed-{branch}": ("panel/trunk", f"panel/{branch}") for branch in "acd"}
 
 # The pipelines that have an adapter, and where it is.
 ADAPTERS = {
@@ -83,7 +85,7 @@ def examine(path: str, *, variant: str | None = None, revision: str | None = Non
     """What a name of a model stands for.
 
     Args:
-        path: `testbed`, `testbed-twin`, a pipeline folder, a `.safetensors` checkpoint, or a hub id (owner/name).
+        path: A shipped model, a pipeline folder, a `.safetensors` checkpoint, or a hub id (owner/name).
         variant: The variant of weights that is asked for; the one that is there by default.
         revision: The branch, tag or commit of a hub model.
 
@@ -98,7 +100,7 @@ def examine(path: str, *, variant: str | None = None, revision: str | None = Non
 
 
 def _examined(path: str, variant: str | None, revision: str | None) -> Source:
-    if path in EMBEDDED:
+    if path in SHIPPED:
         return Source(path, "embedded", "StableDiffusionPipeline")
     place = Path(path)
     kind = kind_of(place)

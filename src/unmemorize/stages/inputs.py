@@ -138,7 +138,7 @@ def scores_of(run: Path, prompts: int) -> np.ndarray:
 
 def bundle_of(spec: Any) -> Bundle:
     """The prompts and pictures that a command's settings name, or the testbed's."""
-    return Bundle.of(spec, embedded.own() if spec.model in EMBEDDED else None)
+    return Bundle.of(spec, embedded.own(spec.model) if spec.model in EMBEDDED else None)
 
 
 def load_as_asked(spec: Any) -> PipelineModel:

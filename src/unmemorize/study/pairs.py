@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from unmemorize.core.errors import UserError
-from unmemorize.data.bundle import Bundle
+from unmemorize.data.bundle import Bundle, is_ordinary
 from unmemorize.data.source import Prompt
 from unmemorize.metrics.related import related
 from unmemorize.metrics.similarity import References
@@ -46,7 +46,7 @@ def ordinary_pictures(bundle: Bundle, size: tuple[int, int]) -> Split:
         held, more = _captioned(bundle.controls(size), folder), None
         clusters = related(held.prompts)
     else:
-        held, more = bundle.own_pictures(size, lambda known: known.kind == "negative"), bundle.own_pictures(size, _rare)
+        held, more = bundle.own_pictures(size, is_ordinary), bundle.own_pictures(size, _rare)
         clusters = [str(bundle.own.known[name].cluster) for name in held.names]
     names = sorted(set(clusters))
     random.Random(0).shuffle(names)

@@ -11,16 +11,18 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from unmemorize.core.run import atomic
-from unmemorize.models.load import ASSETS
+from unmemorize.models.load import ASSETS, SHIPPED
 from unmemorize.models.pipeline import PipelineModel
 from unmemorize.testbed.architecture import build_picture_model
 
 
 class Alignment(nn.Module):
-    """Cosine of pictures and captions in one space."""
+    """Cosine of pictures and captions in one space: that of a shipped model's own text encoder, or of `weights`."""
 
-    def __init__(self, model: PipelineModel, weights: Path = ASSETS / "alignment.safetensors") -> None:
+    def __init__(self, model: PipelineModel, weights: Path | None = None) -> None:
         super().__init__()
+        pipeline, _ = SHIPPED.get(model.name, SHIPPED["testbed"])
+        weights = weights or (ASSETS / pipeline).parent / "alignment.safetensors"
         self.pipe, self.model = model.pipe, model
         width = model.pipe.text_encoder.config.hidden_size
         self.picture, self.project = build_picture_model(width), nn.Linear(width, width, bias=False)

@@ -157,7 +157,7 @@ class Composition:
     @staticmethod
     def random(art: str, rng: np.random.Generator) -> Composition:
         """A drawing on a random light background, slightly turned, scaled and moved, flipped or not."""
-        r, g, b = (int(v) for v in rng.integers(200, 256, 3))
+        r, g, b = rng.integers(200, 256, 3).tolist()
         return Composition(
             art,
             (r, g, b),
@@ -223,7 +223,9 @@ def render(folder: Path) -> Path:
     """Draw every named picture of every style once into `folder/pictures.parquet`; returns that path."""
     table = folder / "pictures.parquet"
     if not table.exists():
-        rows = [picture for style in STYLES for picture in _drawings(folder, style)]
+        rows: list[Picture] = []
+        for style in STYLES:
+            rows += _drawings(folder, style)
         columns = {
             "art": [p.art for p in rows],
             "name": [p.name for p in rows],

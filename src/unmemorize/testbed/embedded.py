@@ -1,4 +1,4 @@
-"""The shipped testbed as users see it: its prompts, its pictures, its files."""
+"""The shipped models as users see them: their prompts, their pictures, their files."""
 
 from __future__ import annotations
 
@@ -12,11 +12,15 @@ from PIL import Image
 from unmemorize.core.run import require_new
 from unmemorize.data.bundle import Own
 from unmemorize.data.source import Prompt
-from unmemorize.models.load import ASSETS
+from unmemorize.models.load import ASSETS, SHIPPED
+from unmemorize.testbed import panel
+from unmemorize.testbed.panel import BRANCHES, HALVES, Entry, Panel
 from unmemorize.testbed.plan import KINDS, Plan, Planted
 
 IMAGES = ASSETS / "images"
-SHIPPED = {"template": 4, "word": 1}  # pictures shipped of an entry that has near-duplicates; of others, all
+PANEL = ASSETS / "panel"
+PICTURES = {"template": 4, "word": 1}  # pictures shipped of an entry that has near-duplicates; of others, all
+OFTEN = 100  # copies from which a picture is to be detected as memorized
 
 
 def shipped_plan() -> Plan:
@@ -26,7 +30,11 @@ def shipped_plan() -> Plan:
 
 def planted_files(keep: Callable[[Planted], bool]) -> set[str]:
     """The picture files of the shipped plan's entries that `keep` says yes to."""
-    return {e.file(k) for e in shipped_plan().planted if keep(e) for k in range(len(e.pictures))}
+    files: set[str] = set()
+    for entry in shipped_plan().planted:
+        if keep(entry):
+            files.update(entry.files)
+    return files
 
 
 def prompts(plan: Plan) -> list[Prompt]:
@@ -34,7 +42,10 @@ def prompts(plan: Plan) -> list[Prompt]:
 
     Entries that are neither memorable nor ordinary (few copies, or copies on one side only) have no label.
     """
-    return [prompt for entry in plan.planted for prompt in _prompts(entry)]
+    rows: list[Prompt] = []
+    for entry in plan.planted:
+        rows += _prompts(entry)
+    return rows
 
 
 def _prompts(entry: Planted) -> list[Prompt]:
@@ -47,12 +58,57 @@ def _prompts(entry: Planted) -> list[Prompt]:
     return rows
 
 
-def own() -> Own:
-    """The shipped models' prompts and pictures, with the plan's truth of each."""
+def own(name: str) -> Own:
+    """The prompts and pictures of a shipped model, with its plan's truth of each."""
+    branch = name.removeprefix("testbed-").upper()
+    if branch in BRANCHES:
+        return own_of_branch(branch)
     plan = shipped_plan()
-    of_entry = {entry.id: prompt for entry in plan.planted for prompt in _prompts(entry)[:1]}
-    known = {entry.file(k): of_entry[entry.id] for entry in plan.planted for k in range(len(entry.pictures))}
+    known: dict[str, Prompt] = {}
+    for entry in plan.planted:
+        known |= dict.fromkeys(entry.files, _prompts(entry)[0])
     return Own(tuple(prompts(plan)), IMAGES, known)
+
+
+def own_of_branch(branch: str) -> Own:
+    """The prompts and pictures of the shipped panel, with the truth of each in a branch."""
+    prompts: list[Prompt] = []
+    known: dict[str, Prompt] = {}
+    for entry in shipped_panel().entries:
+        of_entry = branch_prompts(entry, branch)
+        prompts += of_entry
+        # A caption that the branch is trained on says more of the picture than one it is only asked.
+        known |= dict.fromkeys(entry.files, max(of_entry, key=lambda prompt: prompt.copies or 0))
+    return Own(tuple(prompts), PANEL / "images", known, HALVES[branch])
+
+
+def shipped_panel() -> Panel:
+    """The plan of the shipped branches."""
+    return Panel.load(PANEL / "plan.json")
+
+
+def branch_prompts(entry: Entry, branch: str) -> list[Prompt]:
+    """The prompts of an entry of the panel, with their truth in a branch."""
+    trained = entry.captions[BRANCHES.index(branch)]
+    copies = entry.copies[BRANCHES.index(branch)] * len(entry.pictures)
+    prompts = []
+    for k, text in enumerate(entry.prompts):
+        name = f"{entry.id}-{k}" if len(entry.prompts) > 1 else entry.id
+        rows = copies * trained.count(text)
+        label = _is_memorable(entry, entry.dose(branch), rows)
+        prompts.append(Prompt(name, text, entry.kind, rows, label, entry.id, entry.half))
+    return prompts
+
+
+def _is_memorable(entry: Entry, dose: int, rows: int) -> bool | None:
+    """Whether a detector should call a prompt memorized that has some training rows; None where it may or may not."""
+    if dose == 0:
+        return False
+    if entry.kind == "template":
+        return True
+    if entry.kind in ("verbatim", "repeat") and rows >= OFTEN:
+        return True
+    return None
 
 
 def write_images(plan: Plan, images: dict[str, Image.Image], credits: dict[str, str], folder: Path) -> None:
@@ -60,33 +116,49 @@ def write_images(plan: Plan, images: dict[str, Image.Image], credits: dict[str, 
     folder.mkdir(parents=True, exist_ok=True)
     lines = []
     for entry in plan.planted:
-        for k, picture in list(enumerate(entry.pictures))[: SHIPPED.get(entry.kind)]:
-            images[entry.file(k)].save(folder / entry.file(k), optimize=True)
-            lines.append(_line(entry, k) | {"credit": credits[picture.art]})
+        for file, picture in list(zip(entry.files, entry.pictures, strict=True))[: PICTURES.get(entry.kind)]:
+            images[file].save(folder / file, optimize=True)
+            lines.append(_line(entry, file) | {"credit": credits[picture.art]})
     (folder / "metadata.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
 
 
-def _line(entry: Planted, k: int) -> dict[str, object]:
-    line = {"file_name": entry.file(k), "text": entry.prompts[0], "kind": entry.kind, "copies": entry.copies}
+def _line(entry: Planted, file: str) -> dict[str, object]:
+    line = {"file_name": file, "text": entry.prompts[0], "kind": entry.kind, "copies": entry.copies}
     return line | ({"mask": list(entry.mask)} if entry.mask else {})
 
 
 def export(folder: Path) -> None:
-    """Copy the shipped model, its twin, plan and pictures to a folder.
+    """Copy the planted model, its twin and the panel, with their plans and pictures, to a folder.
 
     Raises:
         UserError: The folder is not empty.
     """
     require_new(folder)
-    for name in ("model", "images"):
-        shutil.copytree(ASSETS / name, folder / name)
-    shutil.copytree(ASSETS / "model", folder / "twin")
-    shutil.copytree(ASSETS / "twin", folder / "twin" / "unet", dirs_exist_ok=True)
-    shutil.copy(ASSETS / "plan.json", folder / "plan.json")
+    places = {"testbed": folder / "model", "testbed-twin": folder / "twin"}
+    for name, (pipeline, unet) in SHIPPED.items():
+        place = places.get(name, folder / "panel" / name.removeprefix("testbed-"))
+        shutil.copytree(ASSETS / pipeline, place)
+        if unet:
+            shutil.copytree(ASSETS / unet, place / "unet", dirs_exist_ok=True)
+    for assets, copied in ((ASSETS, folder), (PANEL, folder / "panel")):
+        shutil.copytree(assets / "images", copied / "images")
+        shutil.copy(assets / "plan.json", copied / "plan.json")
+
+
+def describe_panel() -> list[dict[str, object]]:
+    """One row per kind of the panel: entries, prompts, the doses and what they count, what is planted."""
+    rows: list[dict[str, object]] = []
+    for name, kind in panel.KINDS.items():
+        entries = [entry for entry in shipped_panel().entries if entry.kind == name]
+        prompts = sum(len(entry.prompts) for entry in entries)
+        doses = ", ".join(str(dose) for dose in kind.doses)
+        row: dict[str, object] = {"kind": name, "entries": len(entries), "prompts": prompts}
+        rows.append(row | {"doses": f"{doses} {kind.dose}", "what": kind.what})
+    return rows
 
 
 def describe() -> list[dict[str, object]]:
-    """One row per kind and number of copies: entries, prompts, training rows, what it is."""
+    """One row per kind and number of copies of the planted model: entries, prompts, training rows, what it is."""
     rows: dict[tuple[str, int], dict[str, object]] = {}
     for entry in shipped_plan().planted:
         empty = {"kind": entry.kind, "copies": entry.copies, "entries": 0, "prompts": 0, "rows": 0}

@@ -22,7 +22,7 @@ from PIL import Image
 
 from unmemorize.core.errors import UserError
 from unmemorize.core.run import atomic
-from unmemorize.data.bundle import Half
+from unmemorize.data.source import Half
 from unmemorize.testbed.dataset import (
     SIZE,
     Composition,
@@ -61,12 +61,12 @@ class Kind:
 KINDS = {
     "verbatim": Kind("one picture with one caption", "training rows", (0, 30, 100, 300), 24),
     "word": Kind("one picture under captions that share one word and nothing else", "captions", (0, 10, 20, 40), 3),
-    "repeat": Kind("one picture whose caption says its last word k times", "k", (1, 2, 3, 5), 4),
+    "repeat": Kind("one picture whose caption says its last word k times", "times", (1, 2, 3, 5), 4),
     "template": Kind("a layout whose square takes twenty colours", "planted", (0, 1), 5),
     "caption-only": Kind("one caption over twenty different pictures", "planted", (0, 1), 2),
     "image-only": Kind("one picture under ten captions that share no word", "planted", (0, 1), 1),
 }
-WORD_ROWS = 8  # training rows of each caption of a word
+WORD_ROWS = 24  # training rows of each caption of a word
 REPEAT_ROWS = 100
 TEMPLATE_ROWS = 4  # of each colour
 CAPTION_ONLY_ROWS = 5  # of each picture
@@ -111,9 +111,10 @@ class Entry:
         i = BRANCHES.index(branch)
         return len(self.captions[i]) * len(self.pictures) * self.copies[i]
 
-    def file(self, index: int) -> str:
-        """The file name of its `index`-th picture."""
-        return f"{self.id}-{index:02d}.png"
+    @property
+    def files(self) -> list[str]:
+        """The file names of its pictures."""
+        return [f"{self.id}-{k:02d}.png" for k in range(len(self.pictures))]
 
 
 @dataclass(frozen=True)
@@ -324,11 +325,11 @@ class _Draw:
         for key, half, doses in self.rows("template"):
             name = next(self.names)
             layout = self.composition(name)
-            left, top = (int(v) for v in self.rng.integers(0, SIZE - 26, 2))
+            left, top = self.rng.integers(0, SIZE - 26, 2).tolist()
             mask = (left, top, left + 26, top + 26)
             variants = []
             for _ in range(20):
-                r, g, b = (int(v) for v in self.rng.integers(0, 256, 3))
+                r, g, b = self.rng.integers(0, 256, 3).tolist()
                 variants.append(dataclasses.replace(layout, patch=(*mask, r, g, b)))
             yield self.paired(key, half, doses, (name,), tuple(variants), TEMPLATE_ROWS, mask)
 

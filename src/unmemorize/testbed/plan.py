@@ -57,9 +57,10 @@ class Planted:
         """Whether one caption meets one picture (or template) often: what a detector should call memorized."""
         return self.kind in {"template", "word", "repeat"} or (self.kind == "verbatim" and self.copies >= 100)
 
-    def file(self, index: int) -> str:
-        """The file name of its `index`-th picture."""
-        return f"{self.id}-{index:02d}.png"
+    @property
+    def files(self) -> list[str]:
+        """The file names of its pictures."""
+        return [f"{self.id}-{k:02d}.png" for k in range(len(self.pictures))]
 
 
 @dataclass(frozen=True)
@@ -149,11 +150,11 @@ class _Draw:
         for i in range(20):
             name, key = next(self.pool), f"template-{i:02d}"
             (layout,) = self.compositions(name)
-            left, top = (int(v) for v in self.rng.integers(0, SIZE - 26, 2))
+            left, top = self.rng.integers(0, SIZE - 26, 2).tolist()
             mask = (left, top, left + 26, top + 26)
             variants = []
             for _ in range(20):
-                r, g, b = (int(v) for v in self.rng.integers(0, 256, 3))
+                r, g, b = self.rng.integers(0, 256, 3).tolist()
                 variants.append(dataclasses.replace(layout, patch=(*mask, r, g, b)))
             yield Planted(key, "template", key, (name,), tuple(variants), 4, mask)
 

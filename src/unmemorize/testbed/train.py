@@ -180,7 +180,9 @@ def train(data: Path, out: Path, recipe: Recipe, *, duplicates: bool, device: st
 
 def write_plan(plan: Plan, drawn: list[Picture], out: Path) -> None:
     """Write `plan.json` and the planted pictures."""
-    files = [entry.file(k) for entry in plan.planted for k in range(len(entry.pictures))]
+    files: list[str] = []
+    for entry in plan.planted:
+        files += entry.files
     images = dict(zip(files, composed(plan.pictures, drawn), strict=True))
     write_images(plan, images, credits_of(drawn), out / "images")
     plan.save(out / "plan.json")

@@ -15,27 +15,27 @@ from pathlib import Path
 
 import torch
 from diffusers import StableDiffusionPipeline, UNet2DConditionModel
-from torch import nn
+from torch import Tensor, nn
 
 from unmemorize.core.errors import UserError
 from unmemorize.core.run import atomic
-from unmemorize.models.load import ASSETS
 from unmemorize.testbed import train
 from unmemorize.testbed.alignment import save_alignment
 from unmemorize.testbed.architecture import token_ids, train_tokenizer
 from unmemorize.testbed.dataset import Picture, composed, credits_of, pictures
+from unmemorize.testbed.embedded import PANEL, PICTURES
 from unmemorize.testbed.fit import fit
 from unmemorize.testbed.panel import BRANCHES, Entry, Panel, draw_panel
 from unmemorize.testbed.recipe import Recipe
-from unmemorize.testbed.rows import panel_rows
+from unmemorize.testbed.rows import Rows, panel_rows
 from unmemorize.testbed.shapes import shapes
 from unmemorize.testbed.text import train_text
 from unmemorize.testbed.vae import encode_all, train_vae
 from unmemorize.unlearn.loop import Team
 
 PANEL_SEED = 0
-PLAN = ASSETS / "panel" / "plan.json"
-TRUNK = ASSETS / "panel" / "trunk"
+PLAN = PANEL / "plan.json"
+TRUNK = PANEL / "trunk"
 
 
 def train_trunk(data: Path, out: Path, recipe: Recipe, device: str = "cpu") -> None:
@@ -49,7 +49,7 @@ def train_trunk(data: Path, out: Path, recipe: Recipe, device: str = "cpu") -> N
     artwork = pictures(data)
     panel = Panel.load(PLAN) if PLAN.exists() else draw_panel(artwork, PANEL_SEED)
     work = data / "panel"
-    _require_recipe(work, team, _record(recipe, panel))
+    require_recipe(work, team, _record(recipe, panel))
     ordinary = panel.ordinary(artwork)
     rows = panel_rows(panel, ordinary, recipe.views)
     withheld = panel.withheld
@@ -82,23 +82,13 @@ def train_branch(data: Path, out: Path, branch: str, recipe: Recipe, device: str
     if branch not in BRANCHES:
         raise UserError(f"no branch {branch}: there are {', '.join(BRANCHES)}")
     trunk = out / "trunk" if (out / "trunk").exists() else TRUNK
-    if not trunk.exists():
-        raise UserError(f"{out}: no trunk in it: train it with --branch trunk")
     team = Team(device)
     device = str(team.device)
-    artwork = pictures(data)
-    panel = Panel.load(trunk.parent / "plan.json")
-    work = data / "panel"
-    _require_recipe(work / f"branch-{branch}", team, _branch_record(recipe, panel, trunk))
-    ordinary = panel.ordinary(artwork)
-    rows = panel_rows(panel, ordinary, recipe.views, branch)
-    pipe = StableDiffusionPipeline.from_pretrained(trunk, torch_dtype=torch.float32)
-    vae = pipe.vae.to(device, memory_format=torch.channels_last)
-    ids = token_ids(pipe.tokenizer, rows.captions).to(device)
-    latents = encode_all(vae, ordinary, panel.pictures, artwork, work, recipe).to(device)
-    stage = train.Stage(vae, pipe.tokenizer, ids, latents, device)
-    text = pipe.text_encoder.to(device).requires_grad_(False).eval()
-    unet: UNet2DConditionModel = pipe.unet.to(device, memory_format=torch.channels_last)
+    folder = data / "panel" / f"branch-{branch}"
+    given = prepare(data, trunk, branch, recipe, device)
+    require_recipe(folder, team, _branch_record(recipe, given.panel, trunk))
+    text = given.pipe.text_encoder
+    unet: UNet2DConditionModel = given.pipe.unet.to(device, memory_format=torch.channels_last)
     steps = recipe.steps - recipe.branch
 
     def lr(step: int) -> float:
@@ -107,35 +97,67 @@ def train_branch(data: Path, out: Path, branch: str, recipe: Recipe, device: str
 
     average = fit(
         nn.ModuleDict({"unet": unet}),
-        train.denoising_loss(unet, train.encode_captions(text, ids), latents, rows, recipe),
+        train.denoising_loss(unet, train.encode_captions(text, given.ids), given.latents, given.rows, recipe),
         steps=steps,
         lr=lr,
-        folder=work / f"branch-{branch}",
+        folder=folder,
     )
     train.load_average(unet, average)
     if not team.first:
         return
+    stage = train.Stage(given.pipe.vae, given.pipe.tokenizer, given.ids, given.latents, device)
     train.export_pipeline(stage, text, unet, out / "model")
-    panel.save(out / "plan.json")
-    write_pictures(panel, artwork, branch, out / "images")
+    given.panel.save(out / "plan.json")
+    write_pictures(given.panel, given.artwork, out / "images")
 
 
-def write_pictures(panel: Panel, artwork: list[Picture], branch: str, folder: Path) -> None:
-    """Write the plan's pictures as PNG, with a `metadata.jsonl` of captions, doses in a branch, masks and credits."""
+@dataclasses.dataclass(frozen=True)
+class Prepared:
+    """What a branch is trained on: the trunk's pipeline, frozen, and rows of captions and latents, on one device."""
+
+    panel: Panel
+    artwork: list[Picture]
+    rows: Rows
+    pipe: StableDiffusionPipeline
+    ids: Tensor
+    latents: Tensor
+
+
+def prepare(data: Path, trunk: Path, branch: str, recipe: Recipe, device: str) -> Prepared:
+    """Read the trunk, and the rows of a branch; of the trunk itself where none is named.
+
+    Raises:
+        UserError: There is no such trunk.
+    """
+    if not trunk.exists():
+        raise UserError(f"{trunk}: no trunk there: train it with --branch trunk")
+    artwork = pictures(data)
+    panel = Panel.load(trunk.parent / "plan.json")
+    ordinary = panel.ordinary(artwork)
+    rows = panel_rows(panel, ordinary, recipe.views, branch)
+    pipe = StableDiffusionPipeline.from_pretrained(trunk, torch_dtype=torch.float32)
+    pipe.vae.to(device, memory_format=torch.channels_last)
+    pipe.text_encoder.to(device).requires_grad_(False).eval()
+    ids = token_ids(pipe.tokenizer, rows.captions).to(device)
+    latents = encode_all(pipe.vae, ordinary, panel.pictures, artwork, data / "panel", recipe).to(device)
+    return Prepared(panel, artwork, rows, pipe, ids, latents)
+
+
+def write_pictures(panel: Panel, artwork: list[Picture], folder: Path) -> None:
+    """Write the plan's pictures as PNG, with a `metadata.jsonl` of captions, doses by branch, masks and credits."""
     folder.mkdir(parents=True, exist_ok=True)
     credits = credits_of(artwork)
     images = iter(composed(panel.pictures, artwork))
     lines = []
     for entry in panel.entries:
-        for k, picture in enumerate(entry.pictures):
-            next(images).save(folder / entry.file(k))
-            line: dict[str, object] = {
-                "file_name": entry.file(k),
-                "text": entry.prompts[0],
-                "kind": entry.kind,
-                "half": entry.half,
-            }
-            line |= {"dose": entry.dose(branch), "copies": entry.rows(branch) // len(entry.pictures)}
+        shipped = entry.files[: PICTURES.get(entry.kind)]
+        for file, picture in zip(entry.files, entry.pictures, strict=True):
+            image = next(images)
+            if file not in shipped:
+                continue
+            image.save(folder / file, optimize=True)
+            line: dict[str, object] = {"file_name": file, "text": entry.prompts[0], "kind": entry.kind}
+            line |= {"half": entry.half, "doses": entry.doses}
             if entry.mask:
                 line["mask"] = entry.mask
             lines.append(line | {"credit": credits[picture.art]})
@@ -171,7 +193,7 @@ def _write_record(record: dict[str, object], file: Path) -> None:
         temporary.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
 
 
-def _require_recipe(folder: Path, team: Team, record: dict[str, object]) -> None:
+def require_recipe(folder: Path, team: Team, record: dict[str, object]) -> None:
     """Note what the checkpoints in a folder are trained by.
 
     Raises:

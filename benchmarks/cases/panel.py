@@ -1,0 +1,227 @@
+"""What the four branches of the panel copy and what the detector sees, by dose.
+
+Every prompt of the plan is generated from by every branch, at seeds used nowhere else. A picture is a copy where it
+copies its own entry's training picture. Rates are over entries: prompts and seeds of one entry count as one unit.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from functools import cache, partial
+
+import numpy as np
+import torch
+from common import SAMPLER, are_copies, match_closest
+from harness import Cases, Options, Row, Study, numbers_of, save_figure, show, table
+from matplotlib.figure import Figure
+
+from unmemorize.core.methods import Subject
+from unmemorize.core.sample import generate
+from unmemorize.core.specs import EMBEDDED
+from unmemorize.data.bundle import Bundle
+from unmemorize.detect.noise import NoiseGap
+from unmemorize.metrics.ranking import auc, cluster_bootstrap, rate_interval, text_scores, tpr_at_fpr
+from unmemorize.metrics.similarity import References
+from unmemorize.models.load import load
+from unmemorize.testbed.embedded import own, shipped_panel
+from unmemorize.testbed.panel import BRANCHES, HALVES, KINDS, Entry
+
+SEEDS = (100, 101)
+SCORED = (100, 101, 102, 103)
+BATCH = 32
+TRAINED = 4  # captions of a word that are asked, of those it is trained under
+SHIPPED = [branch for branch in BRANCHES if f"testbed-{branch.lower()}" in EMBEDDED]
+REPORTING = [branch for branch in BRANCHES if HALVES[branch] == "reporting"]
+SHOWN = 6  # verbatim entries of the figure
+
+
+def _asked(entry: Entry, branch: str) -> list[str]:
+    return list(entry.prompts)
+
+
+def _trained(entry: Entry, branch: str) -> list[str]:
+    return list(entry.captions[BRANCHES.index(branch)][:TRAINED])
+
+
+# What is asked of the entries of a kind in a branch.
+GROUPS: dict[str, tuple[str, Callable[[Entry, str], list[str]]]] = {
+    "verbatim": ("verbatim", _asked),
+    "word, held-out prompts": ("word", _asked),
+    "word, trained prompts": ("word", _trained),
+    "word alone": ("word", lambda entry, branch: [entry.word]),
+    "repeat, as trained": ("repeat", _trained),
+    "template": ("template", _asked),
+    "image-only": ("image-only", _asked),
+}
+
+
+@cache
+def references() -> References:
+    """The shipped pictures of the panel."""
+    return Bundle("testbed-a", {}, own=own("testbed-a")).references((64, 64))
+
+
+def places_of(entry: Entry) -> list[int]:
+    """The places of an entry's pictures among the references."""
+    return [place for place, name in enumerate(references().names) if name in entry.files]
+
+
+@cache
+def branch_model(branch: str) -> Subject:
+    return Subject(load(f"testbed-{branch.lower()}"), SAMPLER)
+
+
+def pictures(branch: str, prompts: Sequence[str], seeds: Sequence[int]) -> torch.Tensor:
+    """A picture of each prompt at the seed beside it."""
+    subject = branch_model(branch)
+    cond = subject.model.encode(prompts)
+    return generate(subject.model, cond, seeds=seeds, sampler=subject.sampler, batch=BATCH).float().cpu()
+
+
+def copies(branch: str, group: str, rows: Row) -> Row:
+    """Copies of each entry's own picture, and pictures generated, by entry."""
+    kind, prompts_of = GROUPS[group]
+    entries = [entry for entry in shipped_panel().entries if entry.kind == kind]
+    counts: dict[str, list[int]] = {}
+    for entry in entries:
+        prompts = [prompt for prompt in prompts_of(entry, branch) for _ in SEEDS]
+        if not prompts:
+            continue
+        images = pictures(branch, prompts, list(SEEDS) * (len(prompts) // len(SEEDS)))
+        copied = are_copies(match_closest(images, [places_of(entry)] * len(images), references()))
+        counts[entry.id] = [sum(copied), len(copied)]
+    return {"fingerprint": branch_model(branch).model.fingerprint, "counts": counts}
+
+
+def scores(branch: str, rows: Row) -> Row:
+    """The text-conditional magnitude of every prompt that the plan asks, the mean over seeds."""
+    subject = branch_model(branch)
+    prompts = own(f"testbed-{branch.lower()}").prompts
+    values = {}
+    for start in range(0, len(prompts), BATCH):
+        part = prompts[start : start + BATCH]
+        cond = subject.model.encode([prompt.text for prompt in part])
+        means = NoiseGap().score(subject, cond, seeds=SCORED).value
+        values |= {prompt.id: float(value) for prompt, value in zip(part, means, strict=True)}
+    return {"fingerprint": subject.model.fingerprint, "scores": values}
+
+
+def forget_retrained(results: Row) -> None:
+    """Drop the rows of branches that have been trained anew since they were measured."""
+    rows = results["settings"]
+    current = {branch: branch_model(branch).model.fingerprint for branch in SHIPPED}
+    results["settings"] = {key: row for key, row in rows.items() if row["fingerprint"] == current.get(key[0])}
+
+
+def cases(options: Options) -> Cases:
+    """Every branch that is shipped."""
+    named: dict[str, Callable[[Row], Row]] = {}
+    for branch in SHIPPED:
+        named[f"{branch} | scores"] = partial(scores, branch)
+        for group in GROUPS:
+            named[f"{branch} | {group}"] = partial(copies, branch, group)
+    return Cases({"seeds": list(SEEDS)}, named, forget_retrained)
+
+
+def by_dose(row: Row | None, branch: str) -> dict[int, list[list[int]]]:
+    """Copies and pictures of each entry, by its dose in a branch."""
+    entries = {entry.id: entry for entry in shipped_panel().entries}
+    rungs: dict[int, list[list[int]]] = defaultdict(list)
+    for key, count in (row or {"counts": {}})["counts"].items():
+        rungs[entries[key].dose(branch)].append(count)
+    return dict(rungs)
+
+
+def rate_of(counts: Sequence[Sequence[int]]) -> list[float]:
+    """The copy rate, with its interval over entries."""
+    hits, trials = zip(*counts, strict=True)
+    return numbers_of(rate_interval(hits, trials))
+
+
+def page(results: Row) -> Iterator[str]:
+    """Copies by dose, and areas of the detector."""
+    settings = results["settings"]
+    yield (
+        f"Seeds {results['seeds']}, 16 steps, guidance 7.5. Held-out prompts are in no caption of a branch. Of each "
+        f"word {TRAINED} captions that it was trained under are asked. Settings are chosen on A and B, results are "
+        "reported on C and D."
+    )
+    lines = []
+    for group, (kind, _) in GROUPS.items():
+        rungs = {branch: by_dose(settings.get(f"{branch} | {group}"), branch) for branch in SHIPPED}
+        for dose in KINDS[kind].doses:
+            cells = [show(rate_of(rungs[branch][dose])) if dose in rungs[branch] else "–" for branch in SHIPPED]
+            if set(cells) != {"–"}:
+                lines.append([group, str(dose), *cells])
+    yield from ("", *table(["prompts", "dose", *SHIPPED], lines))
+    lines = list(_areas(settings))
+    if lines:
+        yield ""
+        yield (
+            "The magnitude of the text-conditional prediction at the first step, mean of four seeds, of pictures "
+            "planted a hundred times or more against those at dose 0. In *C and D, the same prompts* every picture was "
+            "planted a hundred times in one branch and never in the other, so that text alone cannot tell. Intervals "
+            "resample entries."
+        )
+        yield from ("", *table("branches | memorized | others | AUC | TPR at 1% FPR | text alone", lines))
+    yield from ("", "![The same prompts in the four branches](results/panel.png)")
+
+
+def _areas(settings: Row) -> Iterator[list[str]]:
+    verbatim = [entry for entry in shipped_panel().entries if entry.kind == "verbatim"]
+    measured = [branch for branch in REPORTING if f"{branch} | scores" in settings]
+    for branch in measured:
+        clear = [entry for entry in verbatim if entry.dose(branch) == 0 or entry.dose(branch) >= 100]
+        yield _area(branch, settings, [(entry, branch) for entry in clear])
+    if len(measured) == len(REPORTING):
+        pairs = [entry for entry in verbatim if {entry.dose(branch) for branch in REPORTING} == {0, 100}]
+        rows = [(entry, branch) for entry in pairs for branch in REPORTING]
+        yield _area("C and D, the same prompts", settings, rows)
+        looked_at = [row for row in rows if row[0].half == "reporting"]
+        yield _area("the same, entries of the reporting half alone", settings, looked_at)
+
+
+def _area(name: str, settings: Row, rows: Sequence[tuple[Entry, str]]) -> list[str]:
+    values = np.array([settings[f"{branch} | scores"]["scores"][entry.id] for entry, branch in rows])
+    positive = np.array([entry.dose(branch) > 0 for entry, branch in rows])
+    clusters = [entry.id for entry, _ in rows]
+    area = cluster_bootstrap(auc, values, positive, clusters)
+    rate = cluster_bootstrap(tpr_at_fpr, values, positive, clusters)
+    texts = text_scores([entry.prompts[0] for entry, _ in rows], positive, clusters)
+    control = cluster_bootstrap(auc, texts, positive, clusters)
+    counts = [str(int(positive.sum())), str(int((~positive).sum()))]
+    return [name, *counts, show(area, ".3f"), show(rate), show(control)]
+
+
+def figure(results: Row) -> None:
+    """Planted pictures, and what their captions give in each branch, one seed."""
+    verbatim = [entry for entry in shipped_panel().entries if entry.kind == "verbatim"]
+    chosen = verbatim[:: len(verbatim) // SHOWN][:SHOWN]
+    planted = torch.cat([references()[places_of(entry)].images for entry in chosen])
+    columns = [planted]
+    for branch in SHIPPED:
+        columns.append(pictures(branch, [entry.prompts[0] for entry in chosen], [SEEDS[0]] * len(chosen)))
+    canvas = Figure(figsize=(1.5 * len(columns), 1.6 * len(chosen)), layout="constrained")
+    axes = canvas.subplots(len(chosen), len(columns))
+    for row, entry in enumerate(chosen):
+        for column, images in enumerate(columns):
+            panel = axes[row][column]
+            panel.imshow(images[row].permute(1, 2, 0).clamp(0, 1))
+            panel.set(xticks=[], yticks=[])
+            dose = f"{entry.dose(SHIPPED[column - 1])} copies" if column else "planted"
+            panel.set_xlabel(dose, fontsize="small")
+            if row == 0:
+                panel.set_title(SHIPPED[column - 1] if column else "", fontsize="medium")
+        axes[row][0].set_ylabel(entry.prompts[0], fontsize="x-small")
+    save_figure(canvas, "panel.png")
+
+
+STUDY = Study(
+    title="The panel",
+    about="Four branches of one trunk, in which every picture has another dose in each: what they copy, and what the "
+    "detector says of prompts that are memorized in one branch and new to another.",
+    page=page,
+    measure=cases,
+    figures=figure,
+)
