@@ -56,7 +56,7 @@ def _prompts(model: str, spec: BenchSpec) -> list[Prompt]:
     if spec.labels:
         return read_labelled(Path(spec.labels), spec.column)
     if model in EMBEDDED:
-        return list(embedded.own().prompts)
+        return list(embedded.own(model).prompts)
     raise UserError(f"{model}: which prompts are memorized? name a file with a column named memorized with --labels")
 
 
