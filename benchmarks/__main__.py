@@ -36,6 +36,7 @@ NAMES = (
     "training-filter",
     "speed",
     "data-scale",
+    "data-pictures",
     "statistics",
     "families",
     "memory",

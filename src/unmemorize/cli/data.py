@@ -58,6 +58,10 @@ def _print(summary: dict[str, Any]) -> None:
         f"duplicate pictures; {len(summary['triggers']):,} triggers{f' ({left:,} not shown)' if left > 0 else ''}; "
         f"{summary['drop']:,} rows to drop, {summary['recaption']:,} to caption anew"
     )
+    near = summary["near_duplicates"]
+    if near["recall"]:
+        recall = ", ".join(f"{name} {share:.0%}" for name, share in near["recall"].items())
+        say(f"near-duplicates: {near['rule']}; of {near['copies_planted']} altered copies it finds: {recall}")
     for name, count in summary["captions_from"].items():
         say(f"captions: {count:,} from {name}")
     for reason, count in summary["skipped_by_reason"].items():

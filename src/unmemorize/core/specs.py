@@ -469,11 +469,13 @@ class DataSpec:
         source: Folder of pictures, Parquet, Hugging Face dataset folder, or tars.
         column: Caption column, where its name is unusual.
         out: Parquet file for the rows to keep.
+        memory: Most memory that the analysis takes, as in 8GB; what needs more is written to the run's folder.
     """
 
     source: str
     column: str = ""
     out: str = ""
+    memory: str = "1GB"
 
 
 PLACED = ("device", "batch", "offload")  # settings that say where and in what portions to compute: no result changes

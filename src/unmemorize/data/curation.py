@@ -7,11 +7,14 @@ from typing import Any
 
 import pyarrow as pa
 
-from unmemorize.data.database import arrow, rows
+from unmemorize.data.database import rows
 from unmemorize.data.repeats import SLOT
 from unmemorize.data.words import Trigger
 
 SAMPLES = 6  # rows that stand for a finding in the report
+# `recaption` says why a kept row's caption should change, or is null.
+KEEP = """SELECT items.id, caption, reason AS recaption FROM items LEFT JOIN actions USING (row)
+    WHERE action IS NULL OR action = 'recaption' ORDER BY row"""
 
 
 def collect_stakes(connection: Any, triggers: Sequence[Trigger]) -> list[dict[str, Any]]:
@@ -50,8 +53,8 @@ def collect_stakes(connection: Any, triggers: Sequence[Trigger]) -> list[dict[st
     )
 
 
-def actions(connection: Any, triggers: Sequence[Trigger]) -> pa.Table:
-    """What to do with each row that a finding touches: (row, id, action, reason).
+def collect_actions(connection: Any, triggers: Sequence[Trigger]) -> None:
+    """Make `actions` (row, id, action, reason): what to do with each row that a finding touches.
 
     Of each group of pictures the first row is kept and the others are dropped; a kept row whose caption holds a trigger
     gets another caption.
@@ -63,30 +66,16 @@ def actions(connection: Any, triggers: Sequence[Trigger]) -> pa.Table:
         }
     )
     connection.register("trigger_words", words)
-    found = arrow(
-        connection,
-        """SELECT row, id, 'drop' AS action, 'same picture as ' || kept AS reason
+    connection.execute(
+        """CREATE TABLE actions AS SELECT row, id, 'drop' AS action, 'same picture as ' || kept AS reason
         FROM pictures JOIN items USING (row) JOIN (SELECT row AS grp, id AS kept FROM items) USING (grp)
         WHERE row <> grp
         UNION ALL SELECT row, any_value(id), 'recaption',
                          'holds ' || string_agg(word, ', ' ORDER BY trigger)
         FROM stakes JOIN trigger_words USING (trigger) JOIN items USING (row) JOIN pictures USING (row)
-        WHERE row = grp GROUP BY row ORDER BY row""",
+        WHERE row = grp GROUP BY row"""
     )
     connection.unregister("trigger_words")
-    return found
-
-
-def kept_rows(connection: Any, decided: pa.Table) -> pa.Table:
-    """Rows to keep: (id, caption, recaption), `recaption` saying why its caption should change, or null."""
-    connection.register("decided", decided)
-    found = arrow(
-        connection,
-        """SELECT items.id, caption, reason AS recaption FROM items LEFT JOIN decided USING (row)
-        WHERE action IS NULL OR action = 'recaption' ORDER BY row""",
-    )
-    connection.unregister("decided")
-    return found
 
 
 def group_rows(connection: Any, groups: Sequence[int]) -> dict[int, list[dict[str, Any]]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib.util import find_spec
@@ -9,11 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 
-from unmemorize.core.errors import MissingExtra
-from unmemorize.core.run import scratch
+from unmemorize.core.errors import MissingExtra, UserError
+from unmemorize.core.run import atomic, scratch
 
-MEMORY = "1GB"  # beyond it DuckDB writes to the work folder; pages it does not count are a few hundred megabytes more
+_size = re.compile(r"(\d+)\s*(MB|GB|TB)", re.IGNORECASE)
+BATCH = 1 << 16  # rows that are written at once
+LEAST = 200  # megabytes: with less, DuckDB cannot hold what it works on
 
 
 def require() -> None:
@@ -26,14 +30,34 @@ def require() -> None:
         raise MissingExtra("the data audit", "data")
 
 
+def check_memory(memory: str) -> None:
+    """Find out before any work whether a limit of memory can be one.
+
+    Raises:
+        UserError: It is no size, or too small a one.
+    """
+    match = _size.fullmatch(memory.strip())
+    megabytes = int(match[1]) * {"MB": 1, "GB": 1000, "TB": 1_000_000}[match[2].upper()] if match else 0
+    if megabytes < LEAST:
+        raise UserError(f"--memory {memory}: write a size of at least {LEAST}MB, such as 4GB")
+
+
 @contextmanager
-def database(folder: Path) -> Iterator[Any]:
-    """A DuckDB connection whose tables and overflow lie in a folder of its own in `folder`, deleted at the end."""
+def database(folder: Path, memory: str = "1GB") -> Iterator[Any]:
+    """A DuckDB connection whose tables and overflow lie in a folder of its own in `folder`, deleted at the end.
+
+    Args:
+        folder: Where that folder is made.
+        memory: What DuckDB holds before it writes to the folder; pages it does not count are a few hundred MB more.
+
+    Raises:
+        UserError: What has to be held at once is more than `memory`.
+    """
     import duckdb
 
     with scratch(folder) as work:
         settings: dict[str, str | bool | int | float | list[str]] = {
-            "memory_limit": MEMORY,
+            "memory_limit": memory,
             "temp_directory": str(work / "overflow"),
             "preserve_insertion_order": False,
             "python_enable_replacements": False,  # or SQL could reach Python's variables
@@ -41,7 +65,12 @@ def database(folder: Path) -> Iterator[Any]:
             "autoload_known_extensions": False,
         }
         with duckdb.connect(str(work / "audit.duckdb"), config=settings) as connection:
-            yield connection
+            try:
+                yield connection
+            except duckdb.OutOfMemoryException as error:
+                raise UserError(
+                    f"the analysis needs more than {memory} of memory: allow it more with --memory"
+                ) from error
 
 
 def arrow(connection: Any, query: str) -> pa.Table:
@@ -51,8 +80,16 @@ def arrow(connection: Any, query: str) -> pa.Table:
 
 def rows(connection: Any, query: str) -> list[dict[str, Any]]:
     """What a query returns, row by row."""
-    found: list[dict[str, Any]] = arrow(connection, query).to_pylist()
-    return found
+    result: list[dict[str, Any]] = arrow(connection, query).to_pylist()
+    return result
+
+
+def write_query(connection: Any, query: str, path: Path) -> None:
+    """Write what a query returns to a Parquet file, some rows at a time."""
+    reader = connection.sql(query).to_arrow_reader(BATCH)
+    with atomic(path) as temporary, pq.ParquetWriter(temporary, reader.schema) as writer:
+        for batch in reader:
+            writer.write_batch(batch)
 
 
 def open_parquet(connection: Any, files: Sequence[Path], view: str) -> None:

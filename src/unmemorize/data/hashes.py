@@ -12,48 +12,90 @@ from PIL import Image
 from unmemorize.core.pictures import read_picture
 
 SMALL = 16  # the embedding is the picture at 16 × 16 pixels
+LUMA = np.array([0.299, 0.587, 0.114], np.float32)  # weights of red, green and blue in a grey picture (ITU-R BT.601)
+GREY = 0.05  # length of the colours of an embedding, whose own length is 1, below which it is grey
 
 
 @dataclass(frozen=True)
 class Looks:
-    """A picture's size, the hashes of its file and of its pixels, its perceptual hash (64 bits), its embedding."""
+    """A picture's size, the hash of its pixels, its perceptual hash (64 bits), its embedding."""
 
     width: int
     height: int
-    file: bytes
     pixels: bytes
     perceptual: int
     embedding: bytes
 
 
-def looks(content: bytes) -> Looks:
-    """Hash a picture's file.
+def file_looks(content: bytes) -> dict[str, object]:
+    """What identifies the picture in a file: the columns of `Looks`, and `file`, the hash of the file itself.
 
     Raises:
         Unusable: As `read_picture`.
     """
+    return vars(looks_of(read_picture(content))) | {"file": _digest(content)}
+
+
+def looks_of(image: Image.Image) -> Looks:
+    """What identifies an RGB picture."""
     import imagehash  # an extra, which `database.require` asks for
 
-    image = read_picture(content)
     perceptual = np.packbits(imagehash.phash(image).hash.ravel()).view(">u8")[0]
     pixels = _digest(repr(image.size).encode() + image.tobytes())
-    return Looks(*image.size, _digest(content), pixels, int(perceptual), _embedding(image))
+    return Looks(*image.size, pixels, int(perceptual), _embedding(image))
 
 
 def similarity(first: list[bytes], second: list[bytes]) -> NDArray[np.float32]:
-    """Cosine of embeddings, pair by pair: 1 for the same picture, 0 where either is flat."""
-    cosines: NDArray[np.float32] = (_unpack(first) * _unpack(second)).sum(1)
+    """Cosine of embeddings, pair by pair: 1 for the same picture, 0 where either is flat.
+
+    Where either picture is grey, both are compared without their colours: a greyed copy is a copy.
+    """
+    one, other = _unpack(first), _unpack(second)
+    luma, other_luma = _luma(one), _luma(other)
+    grey = _is_grey(one, luma) | _is_grey(other, other_luma)
+    cosines: NDArray[np.float32] = np.where(grey, _dot(_unit(luma), _unit(other_luma)), _dot(one, other))
     return cosines
 
 
 def similarities(embeddings: list[bytes]) -> NDArray[np.float32]:
-    """Cosine of every embedding with every other: (n, n)."""
-    unpacked = _unpack(embeddings)
-    return unpacked @ unpacked.T
+    """`similarity` of every embedding with every other: (n, n)."""
+    colour = _unpack(embeddings)
+    luma = _luma(colour)
+    grey = _is_grey(colour, luma)
+    unit = _unit(luma)
+    cosines: NDArray[np.float32] = np.where(grey[:, None] | grey, unit @ unit.T, colour @ colour.T)
+    return cosines
 
 
 def _unpack(embeddings: list[bytes]) -> NDArray[np.float32]:
+    """Embeddings as (n, 256 pixels × 3 channels)."""
     return np.frombuffer(b"".join(embeddings), np.float16).reshape(len(embeddings), -1).astype(np.float32)
+
+
+def _luma(embeddings: NDArray[np.float32]) -> NDArray[np.float32]:
+    """The brightness of each pixel: (n, 256)."""
+    pixels = embeddings.reshape(len(embeddings), SMALL * SMALL, 3)
+    return pixels @ LUMA
+
+
+def _is_grey(embeddings: NDArray[np.float32], luma: NDArray[np.float32]) -> NDArray[np.bool_]:
+    """Which embeddings hold no colour, (n,), but for what a JPEG file adds."""
+    colour = embeddings - np.repeat(luma, 3, axis=1)
+    is_grey: NDArray[np.bool_] = np.linalg.norm(colour, axis=1) < GREY
+    return is_grey
+
+
+def _unit(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Vectors at unit length; those of no length stay as they are."""
+    norm: NDArray[np.float32] = np.linalg.norm(vectors, axis=1, keepdims=True)
+    norm[norm == 0] = 1
+    unit: NDArray[np.float32] = vectors / norm
+    return unit
+
+
+def _dot(first: NDArray[np.float32], second: NDArray[np.float32]) -> NDArray[np.float32]:
+    products: NDArray[np.float32] = (first * second).sum(1)
+    return products
 
 
 def _embedding(image: Image.Image) -> bytes:

@@ -14,7 +14,7 @@ from unmemorize.core.pictures import Unusable
 from unmemorize.core.run import Source, atomic, digest
 from unmemorize.core.shards import Shards
 from unmemorize.core.text import normalise, words
-from unmemorize.data.hashes import looks
+from unmemorize.data.hashes import file_looks
 from unmemorize.data.items import Item, Piece
 
 BATCH = 1024
@@ -126,16 +126,16 @@ def _row(item: Item, number: int) -> dict[str, Any] | str:
     if item.load is None:
         return row
     try:
-        return row | vars(looks(item.load()))
+        return row | file_looks(item.load())
     except (Unusable, OSError) as error:
         return str(error) if isinstance(error, Unusable) or not error.errno else "file cannot be read"
 
 
-def picture_files(found: list[Piece], rows: set[int]) -> Iterator[tuple[int, bytes]]:
+def picture_files(pieces: Sequence[Piece], rows: set[int]) -> Iterator[tuple[int, bytes]]:
     """The picture files of a few rows, by reading again the pieces that hold them."""
     for number in sorted({row >> SHIFT for row in rows}):
         wanted = {row & ((1 << SHIFT) - 1) for row in rows if row >> SHIFT == number}
-        for place, item in enumerate(found[number].items()):
+        for place, item in enumerate(pieces[number].items()):
             if place in wanted and item.load is not None:
                 yield (number << SHIFT) + place, item.load()
             if place >= max(wanted):

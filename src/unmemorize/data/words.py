@@ -47,9 +47,9 @@ def collect_captions(connection: Any) -> None:
     as a hash of 64 bits, and in how many captions it is.
     """
     connection.execute(
-        """CREATE TABLE captions AS SELECT min(row) AS cap, grp, any_value(words) AS words,
-        list_transform(any_value(words), lambda w: hash(w)) AS hashes
-        FROM items JOIN pictures USING (row) GROUP BY text, grp;
+        """CREATE TABLE captions AS SELECT row AS cap, grp, words, list_transform(words, lambda w: hash(w)) AS hashes
+        FROM items JOIN (SELECT min(row) AS row, grp FROM items JOIN pictures USING (row) GROUP BY text, grp)
+        USING (row);
         CREATE TABLE sizes AS SELECT grp, count(*) AS size FROM captions GROUP BY grp HAVING count(*) > 1"""
     )
     for n in range(1, LONGEST + 1):

@@ -55,9 +55,18 @@ GROUPS = pa.schema(
 SKIPPED = pa.schema([("id", _TEXT), ("reason", _TEXT)])
 
 
+class NearDuplicates(BaseModel):
+    """By which rule near-duplicates were found, and what share of altered copies of some pictures it finds."""
+
+    rule: str
+    copies_planted: int
+    recall: dict[str, float]
+
+
 class DataSummary(BaseModel):
     """`data.json`."""
 
+    near_duplicates: NearDuplicates
     triggers: list[dict[str, Any]]
     duplicate_groups: int
     rows: int

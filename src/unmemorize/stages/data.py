@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -32,11 +33,28 @@ from unmemorize.core.run import (
 )
 from unmemorize.core.specs import DataSpec
 from unmemorize.data.captions import pieces
-from unmemorize.data.curation import actions, collect_stakes, group_rows, kept_rows
-from unmemorize.data.database import caption_files, counts, database, open_parquet, require
-from unmemorize.data.duplicates import BITS, SAME, Group, caption_groups, group_pictures, picture_groups
-from unmemorize.data.intake import picture_files, read_pieces, require_read, rows_of, skipped_of, source_of
+from unmemorize.data.curation import KEEP, collect_actions, collect_stakes, group_rows
+from unmemorize.data.database import caption_files, check_memory, counts, database, open_parquet, require, write_query
+from unmemorize.data.duplicates import (
+    SAME,
+    Group,
+    Rule,
+    caption_groups,
+    group_pictures,
+    picture_groups,
+    sampled_pictures,
+)
+from unmemorize.data.intake import (
+    SKIPPED,
+    picture_files,
+    read_pieces,
+    require_read,
+    rows_of,
+    skipped_of,
+    source_of,
+)
 from unmemorize.data.items import Piece
+from unmemorize.data.recall import PICTURES, measure_recall
 from unmemorize.data.repeats import caption_templates, repeated_words
 from unmemorize.data.words import Trigger, collect_captions, shared_words
 from unmemorize.metrics.dose import predicted_risk
@@ -58,6 +76,7 @@ def audit_data(spec: DataSpec, run: Path, progress: Progress = quiet, crew: Crew
         MissingExtra: duckdb or ImageHash is not installed.
     """
     require()
+    check_memory(spec.memory)
     source = Path(spec.source)
     _check_places(spec, run)
     parts = pieces(source, spec.column)
@@ -67,7 +86,7 @@ def audit_data(spec: DataSpec, run: Path, progress: Progress = quiet, crew: Crew
         versions=versions() | {name: version(name) for name in ("duckdb", "imagehash")},
         model={},
         data={"source": source_of(source, spec.column)},
-        criterion=Criterion("near-duplicate", SAME, f"phash-{BITS}-cosine-16px", higher_is_closer=True),
+        criterion=Criterion("near-duplicate", SAME, "phash-cosine-16px", higher_is_closer=True),
     )
     with Run.open(run, record) as opened:
         if opened.is_kept:
@@ -77,7 +96,7 @@ def audit_data(spec: DataSpec, run: Path, progress: Progress = quiet, crew: Crew
         for done in read_pieces(parts, run, crew.part, idle):
             progress("read", done, len(parts))
         require_read(parts, run, crew.part)
-        summary = analyse(run, parts, progress)
+        summary = analyse(run, parts, progress, spec.memory)
         if spec.out:
             _export(run, Path(spec.out))
     build_data_report(run)
@@ -108,10 +127,10 @@ def _check_places(spec: DataSpec, run: Path) -> None:
     check_outputs(outputs, [spec.source])
 
 
-def analyse(run: Path, parts: Sequence[Piece], progress: Progress) -> dict[str, Any]:
+def analyse(run: Path, parts: Sequence[Piece], progress: Progress, memory: str) -> dict[str, Any]:
     """Find duplicates and triggers in the rows that were read, and write them down."""
-    skipped = _skipped(run)
-    with database(run) as connection:
+    skipped = _write_skipped(run)
+    with database(run, memory) as connection:
         open_parquet(connection, rows_of(run), "items")
         stages = (
             ("pictures", group_pictures),
@@ -128,40 +147,65 @@ def analyse(run: Path, parts: Sequence[Piece], progress: Progress) -> dict[str, 
         triggers: list[Trigger] = [*results["words"], *results["repeats"], *results["slots"]]
         stakes = collect_stakes(connection, triggers)
         groups = list(picture_groups(connection))
-        decided = actions(connection, triggers)
+        collect_actions(connection, triggers)
         samples = group_rows(connection, _shown_groups(groups, triggers))
         _write(run / "triggers.parquet", _trigger_table(triggers, stakes, groups))
         _write(run / "groups.parquet", _group_table(groups))
-        _write(run / "actions.parquet", decided)
-        _write(run / "keep.parquet", kept_rows(connection, decided))
+        write_query(connection, "SELECT row, id, action, reason FROM actions ORDER BY row", run / "actions.parquet")
+        write_query(connection, KEEP, run / "keep.parquet")
+        dropped, recaptioned = counts(
+            connection, "SELECT count(*) FILTER (action = 'drop'), count(*) FILTER (action = 'recaption') FROM actions"
+        )
         total, pictures = counts(connection, "SELECT count(*), count(pixels) FROM items")
         captions = caption_groups(connection, SHOWN)
         captions_from = caption_files(connection)
+        sampled = sampled_pictures(connection, PICTURES)
     write_json(run / "samples.json", {"groups": {str(k): v for k, v in samples.items()}, "captions": captions})
-    _thumbnails(run, list(parts), {row["row"] for rows in samples.values() for row in rows})
+    _thumbnails(run, parts, {row["row"] for rows in samples.values() for row in rows})
     summary = {
+        "near_duplicates": _near_duplicates(parts, sampled, results["pictures"]),
         "triggers": [_public(t) for t in triggers],
         "duplicate_groups": len(groups),
         "rows": total,
         "pictures": pictures,
         "captions_from": captions_from,
-        "skipped": len(skipped),
-        "skipped_by_reason": dict(Counter(skipped["reason"].to_pylist()).most_common()),
-        "drop": decided["action"].to_pylist().count("drop"),
-        "recaption": decided["action"].to_pylist().count("recaption"),
+        "skipped": skipped.total(),
+        "skipped_by_reason": dict(skipped.most_common()),
+        "drop": dropped,
+        "recaption": recaptioned,
     }
     write_json(run / "data.json", summary)
     return summary
+
+
+def _near_duplicates(parts: Sequence[Piece], sampled: set[int], rule: Rule) -> dict[str, Any]:
+    """The rule by which near-duplicates were found, and its recall on altered copies of a few of the pictures."""
+    pictures = [image for _, image in _images(parts, sampled)]
+    return {"rule": rule.name, "copies_planted": len(pictures), "recall": measure_recall(pictures, rule)}
+
+
+def _images(parts: Sequence[Piece], rows: set[int]) -> Iterator[tuple[int, Image.Image]]:
+    """The pictures of a few rows, but for those that cannot be read a second time."""
+    for row, content in picture_files(parts, rows):
+        try:
+            yield row, read_picture(content)
+        except Unusable:
+            continue
 
 
 def _public(t: Trigger) -> dict[str, Any]:
     return {k: v for k, v in dataclasses.asdict(t).items() if k != "group"}
 
 
-def _skipped(run: Path) -> pa.Table:
-    table = pa.concat_tables([pq.read_table(path) for path in skipped_of(run)])
-    _write(run / "skipped.parquet", table)
-    return table
+def _write_skipped(run: Path) -> Counter[str]:
+    """Write `skipped.parquet`; returns how many rows were skipped for each reason."""
+    reasons: Counter[str] = Counter()
+    with atomic(run / "skipped.parquet") as temporary, pq.ParquetWriter(temporary, SKIPPED) as writer:
+        for path in skipped_of(run):
+            table = pq.read_table(path)
+            reasons.update(table["reason"].to_pylist())
+            writer.write_table(table)
+    return reasons
 
 
 def _write(path: Path, table: pa.Table) -> None:
@@ -215,17 +259,14 @@ def _shown_groups(groups: Sequence[Group], triggers: Sequence[Trigger]) -> list[
     return sorted(set(shown))
 
 
-def _thumbnails(run: Path, parts: list[Piece], rows: set[int]) -> None:
+def _thumbnails(run: Path, parts: Sequence[Piece], rows: set[int]) -> None:
     missing = {row for row in rows if not (run / "pictures" / f"{row}.png").exists()}
-    for row, content in picture_files(parts, missing):
-        try:
-            image = read_picture(content)
-        except Unusable:
-            continue
+    for row, image in _images(parts, missing):
         image.thumbnail((SMALL, SMALL), Image.Resampling.LANCZOS)
         with atomic(run / "pictures" / f"{row}.png") as temporary:
             image.save(temporary, "PNG")
 
 
 def _export(run: Path, target: Path) -> None:
-    _write(target, pq.read_table(run / "keep.parquet"))
+    with atomic(target) as temporary:
+        shutil.copyfile(run / "keep.parquet", temporary)
