@@ -65,7 +65,7 @@ def test_training_pictures_are_embedded_once(tiny_model, folder, monkeypatch):
     for _ in range(3):
         (found,) = check.match(check.references.images[4:5])
         assert found.nearest == "4.png"
-    copies.distances(str(folder / "network.pt"), "sscd-320", tiny_model.device).of(check.references)
+    copies.distances(str(folder / "network.pt"), "sscd-320", tiny_model.device).of_references(check.references)
     assert sum(embedded) == 8 + 3
     assert devices == [tiny_model.device]
 

@@ -44,11 +44,12 @@ def run_attack(spec: AttackSpec, run: Path, progress: Progress = quiet, crew: Cr
     check, subjects = chosen_subjects(inputs)
     mitigation = mitigation_of(spec.mitigation, inputs.model) if spec.mitigation else None
     record = _record(inputs, check, subjects, mitigation)
+    # Before the run is opened: a mitigation that cannot be used leaves no run behind.
+    work = _attacking(inputs, check, subjects, mitigation, run, progress)
     with Run.open(run, record) as opened:
         if opened.is_kept:
             return read_json(run / "summary.json")
         idle = crew.call(Task(spec, run, attacking, crew.part))
-        work = _attacking(inputs, check, subjects, mitigation, run, progress)
         table = work.run(run, progress, crew.part, idle).to_pylist()
         by_group = {group: from_rows([row for row in table if row["group"] == group]) for group in subjects.groups}
         facts = {"method": attack.name, "init": spec.init, "restarts": spec.restarts}
