@@ -389,7 +389,7 @@ def test_a_flow_branch_is_an_ordinary_pipeline_that_started_from_its_trunk(small
     weights = trunk.denoiser.state_dict()
     assert all(torch.equal(value, weights[name]) for name, value in branch.denoiser.state_dict().items())
     captions = ["thing aaa", "gadget, thing aab"]
-    given = train_panel.prepare(small / "data", out / "trunk", "C", RECIPE, "cpu")
+    given = train_panel.prepare(small / "data", out / "trunk", train_panel.plan_of(out / "trunk"), "C", RECIPE, "cpu")
     texts = read_captions(text_encoder(out / "trunk", given.pipe), token_ids(given.pipe.tokenizer, captions))
     cond = branch.encode(captions)
     assert torch.equal(cond.embeds[:, : texts.embeds.shape[1]], texts.embeds)

@@ -10,7 +10,6 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from unmemorize.core.crew import ALONE
 from unmemorize.core.errors import UserError
 from unmemorize.core.methods import methods
 from unmemorize.core.run import Progress, Run, RunRecord, versions
@@ -23,7 +22,6 @@ from unmemorize.report.bench import RANKING, build_bench
 from unmemorize.stages.detect import DETECT, detectors_of, write_prompts
 from unmemorize.stages.inputs import Inputs, load_as_asked, prompt_source, with_sampling
 from unmemorize.stages.rank import RANK
-from unmemorize.stages.stage import Stage
 from unmemorize.stages.trial import TRIAL, trials, with_methods
 from unmemorize.testbed import embedded
 
@@ -75,23 +73,17 @@ def _ranked(spec: BenchSpec, prompts: Sequence[Prompt], run: Path, progress: Pro
     source = prompt_source(spec.labels or spec.model, prompts)
     with Run.open(run, inputs.record({"labels": source})) as opened:
         write_prompts(prompts, run)
-        _do(TRIAL, inputs, opened, progress)
+        TRIAL.finish(inputs, opened, progress)
         tried = trials(run)
         applicable = [method for method, row in tried.items() if row["reason"] is None]
         if not applicable:
             reasons = "; ".join(f"{method}: {row['reason']}" for method, row in tried.items())
             raise UserError(f"{spec.model}: no method applies to it: {reasons}")
         for stage in (DETECT, RANK):
-            _do(stage, with_methods(inputs, applicable), opened, progress)
+            stage.finish(with_methods(inputs, applicable), opened, progress)
     rows = pq.read_table(run / "scores" / "ranking.parquet").to_pylist()
     rows += [row for row in tried.values() if row["reason"] is not None]
     return [row | {"model": spec.model} for row in rows]
-
-
-def _do(stage: Stage, inputs: Inputs, run: Run, progress: Progress) -> None:
-    if not stage.done(run.folder):
-        with run.timed(stage.name):
-            stage.work(inputs, run.folder, progress, ALONE)
 
 
 def _safe(model: str) -> str:

@@ -151,6 +151,15 @@ class Recording:
         """The seeds of every prompt."""
         return self.recorder.seeds
 
+    def require_seeds_to_compare(self, method: str) -> None:
+        """Refuse a method that compares seeds where there is one alone.
+
+        Raises:
+            UserError: There is.
+        """
+        if len(self.seeds) < 2:
+            raise UserError(f"{method} compares seeds: name two or more with --seeds")
+
     @cached_property
     def rows(self) -> Condition:
         """The prompts, each as often as there are seeds."""

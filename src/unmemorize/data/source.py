@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -19,6 +20,7 @@ from unmemorize.data.captions import pieces
 from unmemorize.data.items import TWICE, Item
 from unmemorize.data.pictures import pixels_of
 from unmemorize.data.tables import UNREADABLE
+from unmemorize.metrics.related import related
 from unmemorize.metrics.similarity import Box, References
 
 log = logging.getLogger(__name__)
@@ -51,6 +53,13 @@ class Prompt:
     memorable: bool | None = None
     cluster: str | None = None
     half: Half | None = None
+
+
+def clusters_of(prompts: Sequence[Prompt]) -> list[str]:
+    """The cluster that each prompt belongs to: its own where all have one, else by the words that they share."""
+    if all(prompt.cluster for prompt in prompts):
+        return [str(prompt.cluster) for prompt in prompts]
+    return related([prompt.text for prompt in prompts])
 
 
 def read_prompts(path: Path, column: str | None = None) -> list[Prompt]:

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from unmemorize.core.batches import in_batches
-from unmemorize.core.errors import UserError
 from unmemorize.core.methods import Detector, method
 from unmemorize.core.recording import Recording
 from unmemorize.core.results import Scores
@@ -52,8 +51,7 @@ class Clique(Detector):
         Raises:
             UserError: There is only one seed.
         """
-        if len(recording.seeds) < 2:
-            raise UserError(f"{self.name} compares seeds: name two or more with --seeds")
+        recording.require_seeds_to_compare(self.name)
         pictures = small(_decoded(recording), SIZES[0]).split(len(recording.seeds))
         return Scores(torch.stack([self._scores(of_prompt) for of_prompt in pictures]))
 

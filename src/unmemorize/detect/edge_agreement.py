@@ -9,7 +9,6 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from unmemorize.core.batches import in_batches
-from unmemorize.core.errors import UserError
 from unmemorize.core.methods import Detector, method
 from unmemorize.core.recording import Recording
 from unmemorize.core.results import Scores
@@ -52,8 +51,7 @@ class EdgeAgreement(Detector):
         Raises:
             UserError: There is only one seed.
         """
-        if len(recording.seeds) < 2:
-            raise UserError(f"{self.name} compares seeds: name two or more with --seeds")
+        recording.require_seeds_to_compare(self.name)
         model, latents = recording.model, recording.start.guided(self.guidance).x0.to(recording.start.cond.x)
 
         def edges(part: slice) -> Tensor:

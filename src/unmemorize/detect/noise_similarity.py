@@ -6,7 +6,6 @@ from dataclasses import dataclass
 
 import torch
 
-from unmemorize.core.errors import UserError
 from unmemorize.core.methods import Detector, method
 from unmemorize.core.recording import Recording, wide
 from unmemorize.core.results import Scores
@@ -37,8 +36,7 @@ class NoiseSimilarity(Detector):
         Raises:
             UserError: There is only one seed.
         """
-        if len(recording.seeds) < 2:
-            raise UserError(f"{self.name} compares seeds: name two or more with --seeds")
+        recording.require_seeds_to_compare(self.name)
         prediction = recording.start.cond
         if prediction.kind == "epsilon":
             noise = recording.model.noise(generators(recording.seeds)).repeat(len(recording.cond), 1, 1, 1)

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 
 from torch.nn.functional import normalize
 
-from unmemorize.core.errors import UserError
 from unmemorize.core.methods import Detector, method
 from unmemorize.core.recording import Recording
 from unmemorize.core.results import Scores
@@ -37,8 +36,7 @@ class SeedAgreement(Detector):
         Raises:
             UserError: There is only one seed.
         """
-        if len(recording.seeds) < 2:
-            raise UserError(f"{self.name} compares seeds: name two or more with --seeds")
+        recording.require_seeds_to_compare(self.name)
         directions = recording.table(normalize(recording.start.difference, dim=1))
         cosines = directions @ directions.mT
         others = cosines.sum(dim=2) - cosines.diagonal(dim1=1, dim2=2)

@@ -192,10 +192,7 @@ class Guard(Mitigation):
         """
         if self.threshold is not None:
             return self
-        if ordinary is None or not len(ordinary):
-            raise UserError("the guard is calibrated on ordinary prompts: name a file with --ordinary")
-        scores = magnitudes(subject, ordinary, seeds)
-        limits = limits_of(scores, false_alarms=max(self.false_alarms, 1 / (len(scores) + 1)))
+        limits = ordinary_limits("the guard", subject, ordinary, seeds, self.false_alarms)
         return replace(self, threshold=limits.threshold, target=limits.target)
 
     @contextmanager
@@ -210,6 +207,20 @@ class Guard(Mitigation):
         limits = Limits(self.threshold, self.target)
         sampler = GuardedSampler(subject.sampler.steps, subject.sampler.guidance, limits, self.iterations)
         yield replace(subject, sampler=sampler)
+
+
+def ordinary_limits(
+    name: str, subject: Subject, ordinary: Condition | None, seeds: Sequence[int], false_alarms: float
+) -> Limits:
+    """Limits from ordinary prompts, for a mitigation of that name; a share of them that can be met may be acted on.
+
+    Raises:
+        UserError: There are no ordinary prompts.
+    """
+    if ordinary is None or not len(ordinary):
+        raise UserError(f"{name} is calibrated on ordinary prompts: name a file with --ordinary")
+    scores = magnitudes(subject, ordinary, seeds)
+    return limits_of(scores, false_alarms=max(false_alarms, 1 / (len(scores) + 1)))
 
 
 def magnitudes(subject: Subject, cond: Condition, seeds: Sequence[int]) -> list[float]:

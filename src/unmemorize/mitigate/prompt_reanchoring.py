@@ -16,7 +16,7 @@ from unmemorize.core.model import Condition, DiffusionModel, joined
 from unmemorize.core.recording import predicted
 from unmemorize.core.run import Progress, quiet
 from unmemorize.core.sample import Sampler, StepState, sampling_start
-from unmemorize.mitigate.guard import limits_of, magnitudes
+from unmemorize.mitigate.guard import ordinary_limits
 
 
 def without_each_word(prompt: str) -> list[str]:
@@ -145,10 +145,7 @@ class PromptReanchoring(Mitigation):
         """
         if self.threshold is not None:
             return self
-        if ordinary is None or not len(ordinary):
-            raise UserError(f"{self.name} is calibrated on ordinary prompts: name a file with --ordinary")
-        scores = magnitudes(subject, ordinary, seeds)
-        limits = limits_of(scores, false_alarms=max(self.false_alarms, 1 / (len(scores) + 1)))
+        limits = ordinary_limits(self.name, subject, ordinary, seeds, self.false_alarms)
         return replace(self, threshold=limits.threshold)
 
     @contextmanager

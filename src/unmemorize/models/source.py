@@ -12,11 +12,12 @@ from typing import Any
 from unmemorize.core.errors import NotApplicable, UserError
 from unmemorize.core.files import kind_of, require_file, require_plain
 from unmemorize.core.plain import from_json
+from unmemorize.core.specs import EMBEDDED
 
 ASSETS = Path(__file__).parent.parent / "testbed" / "assets"
 # The shipped models: a pipeline in `ASSETS`, and the folder of the UNet that takes its own one's place.
-SHIPPED = {"testbed": ("model", ""), "testbed-twin": ("model", "twin")}
-SHIPPED |= {f"testbed-{branch}": ("panel/trunk", f"panel/{branch}") for branch in "acd"}
+SHIPPED = {name: ("panel/trunk", f"panel/{name[-1]}") for name in EMBEDDED}
+SHIPPED |= {"testbed": ("model", ""), "testbed-twin": ("model", "twin")}
 
 # The pipelines that have an adapter, and where it is.
 ADAPTERS = {

@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from unmemorize.core.run import RunRecord
 from unmemorize.core.shards import Row
-from unmemorize.report.build import TEMPLATES, environment, number, write_text
+from unmemorize.report.build import number, rendered, write_text
 from unmemorize.report.schema import read_document, read_rows
 
 EVERY = "memorized"  # the group of all prompts that are labelled
@@ -59,15 +59,11 @@ def build_bench(run: Path) -> Path:
     """
     rankings = rankings_of(read_rows(run / "scores" / "bench.parquet", RANKING))
     write_text(run / "table.tex", latex(rankings))
-    page = (
-        environment()
-        .get_template("bench.html.j2")
-        .render(
-            record=read_document(run / "run.json", RunRecord),
-            rankings=rankings,
-            beside=BESIDE,
-            style=(TEMPLATES / "style.css").read_text("utf-8"),
-        )
+    page = rendered(
+        "bench.html.j2",
+        record=read_document(run / "run.json", RunRecord),
+        rankings=rankings,
+        beside=BESIDE,
     )
     return write_text(run / "report.html", page)
 

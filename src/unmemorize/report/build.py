@@ -74,12 +74,19 @@ def write_text(target: Path, text: str) -> Path:
     return target
 
 
+def rendered(template: str, **values: Any) -> str:
+    """A page made of a template, in the style that all pages share."""
+    style = (TEMPLATES / "style.css").read_text("utf-8")
+    page: str = _environment().get_template(template).render(style=style, **values)
+    return page
+
+
 def _render(run: Run, evidence: Evidence) -> str:
-    template = environment().get_template("report.html.j2")
     prompts = rank_prompts(run)
     pictured, text_only = _by_detail(prompts)
     script = (TEMPLATES / "table.js").read_text("utf-8")
-    return template.render(
+    return rendered(
+        "report.html.j2",
         run=run,
         s=run.summary,
         record=run.record,
@@ -98,7 +105,6 @@ def _render(run: Run, evidence: Evidence) -> str:
         picture=picture_loader(run.path),
         training=evidence_loader(run.path, evidence),
         hashed=file_hasher(run.path),
-        style=(TEMPLATES / "style.css").read_text("utf-8"),
         script=script,
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
     )
@@ -141,7 +147,7 @@ def _usual(prompts: Sequence[Prompt]) -> tuple[float, ...]:
     return tuple(median(step) for step in zip(*curves, strict=False))
 
 
-def environment() -> Environment:
+def _environment() -> Environment:
     """The templates, with every text escaped and the filters that write numbers."""
     environment = Environment(
         loader=FileSystemLoader(TEMPLATES),

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from unmemorize.report.build import TEMPLATES, environment, write_text
+from unmemorize.report.build import rendered, write_text
 from unmemorize.report.pictures import picture_loader
 
 LEVEL = 0.05  # of false discoveries
@@ -20,16 +20,12 @@ def build_check(found: dict[str, Any], pictures: Path, out: Path) -> Path:
         pictures: A folder that holds the pictures as 0.png, 1.png and so on, in the order of `found`.
         out: The page to write.
     """
-    page = (
-        environment()
-        .get_template("check.html.j2")
-        .render(
-            found=found,
-            unusual=sum(any(test["q_value"] <= LEVEL for test in row["methods"].values()) for row in found["pictures"]),
-            picture=picture_loader(pictures),
-            places=places,
-            style=(TEMPLATES / "style.css").read_text("utf-8"),
-        )
+    page = rendered(
+        "check.html.j2",
+        found=found,
+        unusual=sum(any(test["q_value"] <= LEVEL for test in row["methods"].values()) for row in found["pictures"]),
+        picture=picture_loader(pictures),
+        places=places,
     )
     return write_text(out, page)
 

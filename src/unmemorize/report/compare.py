@@ -13,7 +13,7 @@ from unmemorize.core.errors import UserError
 from unmemorize.core.records import Interval
 from unmemorize.metrics.ranking import MIN_CLUSTERS, rate_interval
 from unmemorize.metrics.related import related
-from unmemorize.report.build import TEMPLATES, Evidence, environment, evidence_loader, write_text
+from unmemorize.report.build import Evidence, evidence_loader, rendered, write_text
 from unmemorize.report.pictures import Picture, picture_loader
 from unmemorize.report.rows import COPIES, Prompt, rank_prompts
 from unmemorize.report.schema import Run, load_run
@@ -78,21 +78,17 @@ def build_comparison(run_a: Path, run_b: Path, out: Path, *, evidence: Evidence 
     if not pairs:
         raise UserError(f"{run_a} and {run_b} have no prompt in common: compare runs over the same prompts")
     changed = sorted((p for p in pairs if p.a.copied or p.b.copied), key=lambda p: (p.copies or 0.0, p.a.rank))
-    page = (
-        environment()
-        .get_template("compare.html.j2")
-        .render(
-            a=a,
-            b=b,
-            pairs=pairs,
-            differences=differences(pairs),
-            changed=changed[:SHOWN],
-            left_out=max(0, len(changed) - SHOWN),
-            settings=_settings(a, b),
-            shots=lambda run, prompt: _shots(run, prompt, evidence),
-            evidence=evidence,
-            style=(TEMPLATES / "style.css").read_text("utf-8"),
-        )
+    page = rendered(
+        "compare.html.j2",
+        a=a,
+        b=b,
+        pairs=pairs,
+        differences=differences(pairs),
+        changed=changed[:SHOWN],
+        left_out=max(0, len(changed) - SHOWN),
+        settings=_settings(a, b),
+        shots=lambda run, prompt: _shots(run, prompt, evidence),
+        evidence=evidence,
     )
     return write_text(out, page)
 

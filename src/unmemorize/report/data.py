@@ -13,7 +13,7 @@ from pydantic import BaseModel
 
 from unmemorize.core.files import require_plain
 from unmemorize.core.run import RunRecord
-from unmemorize.report.build import TEMPLATES, environment, write_text
+from unmemorize.report.build import rendered, write_text
 from unmemorize.report.pictures import picture_loader
 from unmemorize.report.schema import read_document, read_rows
 
@@ -93,21 +93,17 @@ def build_data_report(run: Path) -> Path:
     require_plain(run)
     summary = read_document(run / "data.json", DataSummary)
     triggers = read_rows(run / "triggers.parquet", TRIGGERS)
-    page = (
-        environment()
-        .get_template("data.html.j2")
-        .render(
-            record=read_document(run / "run.json", RunRecord),
-            s=summary,
-            sentence=sentence(summary),
-            kinds=[(k, *KINDS[k], [t for t in triggers if t["kind"] == k]) for k in KINDS],
-            groups=read_rows(run / "groups.parquet", GROUPS)[:SHOWN],
-            shown=SHOWN,
-            samples=read_document(run / "samples.json", Samples),
-            skipped=read_rows(run / "skipped.parquet", SKIPPED)[:REASONS],
-            picture=picture_loader(run),
-            style=(TEMPLATES / "style.css").read_text("utf-8"),
-        )
+    page = rendered(
+        "data.html.j2",
+        record=read_document(run / "run.json", RunRecord),
+        s=summary,
+        sentence=sentence(summary),
+        kinds=[(k, *KINDS[k], [t for t in triggers if t["kind"] == k]) for k in KINDS],
+        groups=read_rows(run / "groups.parquet", GROUPS)[:SHOWN],
+        shown=SHOWN,
+        samples=read_document(run / "samples.json", Samples),
+        skipped=read_rows(run / "skipped.parquet", SKIPPED)[:REASONS],
+        picture=picture_loader(run),
     )
     return write_text(run / "report.html", page)
 

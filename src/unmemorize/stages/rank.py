@@ -17,9 +17,8 @@ from unmemorize.core.errors import NotApplicable
 from unmemorize.core.records import Interval
 from unmemorize.core.run import Progress
 from unmemorize.core.shards import Row, write_rows
-from unmemorize.data.source import Prompt
+from unmemorize.data.source import Prompt, clusters_of
 from unmemorize.metrics.ranking import Floats, Ranked, combined_scores, ranked_together, text_scores
-from unmemorize.metrics.related import related
 from unmemorize.report.bench import COMBINED, EVERY, RANKING, TEXT
 from unmemorize.stages.inputs import Inputs
 from unmemorize.stages.stage import Stage
@@ -73,7 +72,7 @@ def _work(inputs: Inputs, run: Path, progress: Progress, crew: Crew) -> None:
     shape = (len(prompts), len(methods), inputs.spec.seeds)
     scores = table["score"].to_numpy().reshape(shape).mean(axis=2)
     spent = float(table["evaluations"].to_numpy().sum()) / (len(prompts) * inputs.spec.seeds)
-    clusters = _clusters(prompts)
+    clusters = clusters_of(prompts)
     costs = trials(run) | {COMBINED: {"evaluations": spent, "ratio": None}, TEXT: {"evaluations": 0.0, "ratio": 0.0}}
     groups = groups_of(prompts)
     combined = _combined(scores, groups[0], clusters)
@@ -92,12 +91,6 @@ def _work(inputs: Inputs, run: Path, progress: Progress, crew: Crew) -> None:
             cost = {name: costs[method][name] for name in ("evaluations", "ratio")}
             rows.append({"group": group.name, "method": method} | _sizes(group) | _numbers(result) | cost)
     write_rows(run / "scores" / "ranking.parquet", rows, RANKING)
-
-
-def _clusters(prompts: Sequence[Prompt]) -> list[str]:
-    if all(prompt.cluster for prompt in prompts):
-        return [str(prompt.cluster) for prompt in prompts]
-    return related([prompt.text for prompt in prompts])
 
 
 def _combined(scores: Floats, every: Group, clusters: Sequence[str]) -> Floats:

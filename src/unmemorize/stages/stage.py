@@ -148,6 +148,17 @@ class Stage:
         """Whether its table is there."""
         return (run / "scores" / f"{self.table}.parquet").exists()
 
+    def finish(self, inputs: Inputs, run: Run, progress: Progress, crew: Crew = ALONE) -> None:
+        """Do its work and note the time that it takes, unless its table is there.
+
+        Raises:
+            NotApplicable: It says nothing about this model or data.
+            NotRun: Something is missing.
+        """
+        if not self.done(run.folder):
+            with run.timed(self.name):
+                self.work(inputs, run.folder, progress, crew)
+
 
 def in_shards(opening: Opening) -> Callable[[Inputs, Path, Progress, Crew], None]:
     """A stage's `work`: open it, then do it shard by shard."""
@@ -166,9 +177,7 @@ def run_stages(
     for stage in stages:
         state, reason = "done", ""
         try:
-            if not stage.done(run.folder):
-                with run.timed(stage.name):
-                    stage.work(inputs, run.folder, progress, crew)
+            stage.finish(inputs, run, progress, crew)
         except NotApplicable as error:
             state, reason = "not applicable", str(error)
         except NotRun as error:

@@ -58,6 +58,17 @@ class _Minimised(Trainable):
         self.done()
 
 
+def rise_and_fall(peak: float, steps: int, *, warmup: int = 0, decay: int = 0) -> Callable[[int], float]:
+    """A learning rate that rises over `warmup` steps and falls over the last `decay`, to a fiftieth of its peak."""
+
+    def lr(step: int) -> float:
+        rising = (step + 1) / warmup if warmup else 1.0
+        falling = max((steps - step) / decay, 0.02) if decay else 1.0
+        return peak * min(rising, falling, 1.0)
+
+    return lr
+
+
 def one_cycle(peak: float, steps: int) -> Callable[[int], float]:
     """A learning rate that rises over the first tenth and falls as a cosine."""
     rise = max(steps // 10, 1)

@@ -26,10 +26,10 @@ from unmemorize.core.errors import UserError
 from unmemorize.models.pipeline import forget_paths
 from unmemorize.testbed.dataset import SIZE
 from unmemorize.testbed.embedded import PANEL
-from unmemorize.testbed.fit import Loss, fit
+from unmemorize.testbed.fit import Loss, fit, rise_and_fall
 from unmemorize.testbed.recipe import Recipe
 from unmemorize.testbed.rows import Rows
-from unmemorize.testbed.train_panel import Prepared, prepare, require_recipe, write_pictures
+from unmemorize.testbed.train_panel import Prepared, plan_of, prepare, require_recipe, write_pictures
 from unmemorize.unlearn.loop import Team
 
 TEXT = 128  # width of the text model
@@ -160,8 +160,9 @@ def train_flow(data: Path, out: Path, branch: str, recipe: FlowRecipe, device: s
     team = Team(device)
     device = str(team.device)
     folder = data / "panel" / f"flow-{branch or 'trunk'}"
-    given = prepare(data, first_family, branch, Recipe(seed=recipe.seed, views=recipe.views), device)
+    panel = plan_of(first_family)
     require_recipe(folder, team, dataclasses.asdict(recipe) | {"branch of": branch})
+    given = prepare(data, first_family, panel, branch, Recipe(seed=recipe.seed, views=recipe.views), device)
     encoder = text_encoder(first_family, given.pipe)
     torch.manual_seed(recipe.seed)
     transformer = SD3Transformer2DModel.from_pretrained(start, torch_dtype=torch.float32) if branch else None
@@ -171,11 +172,7 @@ def train_flow(data: Path, out: Path, branch: str, recipe: FlowRecipe, device: s
     def places(step: int) -> int:
         return PLACES if step >= steps - steps // 10 else FEW
 
-    def lr(step: int) -> float:
-        rising = (step + 1) / recipe.warmup
-        falling = max((steps - step) / recipe.decay, 0.02) if branch else 1.0
-        return recipe.lr * min(rising, falling, 1.0)
-
+    lr = rise_and_fall(recipe.lr, steps, warmup=recipe.warmup, decay=recipe.decay if branch else 0)
     texts = read_captions(encoder, given.ids)
     loss = velocity_loss(transformer, texts, given.latents, given.rows, recipe, places)
     average = fit(nn.ModuleDict({"transformer": transformer}), loss, steps=steps, lr=lr, folder=folder)
@@ -184,9 +181,9 @@ def train_flow(data: Path, out: Path, branch: str, recipe: FlowRecipe, device: s
     if not team.first:
         return
     export_flow(given, encoder, transformer, out / ("model" if branch else "flow-trunk"))
-    given.panel.save(out / "plan.json")
+    panel.save(out / "plan.json")
     if branch:
-        write_pictures(given.panel, given.artwork, out / "images")
+        write_pictures(panel, given.artwork, out / "images")
 
 
 def export_flow(

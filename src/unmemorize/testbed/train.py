@@ -21,7 +21,7 @@ from unmemorize.testbed.alignment import save_alignment
 from unmemorize.testbed.architecture import build_unet, scheduler, token_ids, train_tokenizer
 from unmemorize.testbed.dataset import Picture, composed, credits_of, pictures
 from unmemorize.testbed.embedded import write_images
-from unmemorize.testbed.fit import Loss, fit
+from unmemorize.testbed.fit import Loss, fit, rise_and_fall
 from unmemorize.testbed.plan import PLAN_SEED, Plan, draw_plan
 from unmemorize.testbed.recipe import Recipe
 from unmemorize.testbed.rows import Rows, build_rows
@@ -97,7 +97,7 @@ def train_trunk(stage: Stage, captions: Tensor, rows: Rows, folder: Path, recipe
         nn.ModuleDict({"unet": unet}),
         denoising_loss(unet, captions, stage.latents, rows, recipe),
         steps=recipe.branch,
-        lr=lambda step: recipe.lr * min((step + 1) / recipe.warmup, 1.0),
+        lr=rise_and_fall(recipe.lr, recipe.branch, warmup=recipe.warmup),
         folder=folder,
     )
     return load_average(unet, average)
@@ -116,7 +116,7 @@ def train_branch(
         nn.ModuleDict({"unet": unet}),
         denoising_loss(unet, captions, stage.latents, rows, recipe),
         steps=recipe.steps,
-        lr=lambda step: recipe.lr * min(max((recipe.steps - step) / recipe.decay, 0.02), 1.0),
+        lr=rise_and_fall(recipe.lr, recipe.steps, decay=recipe.decay),
         folder=folder,
     )
     return load_average(unet, average)

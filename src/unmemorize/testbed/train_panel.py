@@ -24,7 +24,7 @@ from unmemorize.testbed.alignment import save_alignment
 from unmemorize.testbed.architecture import token_ids, train_tokenizer
 from unmemorize.testbed.dataset import Picture, composed, credits_of, pictures
 from unmemorize.testbed.embedded import PANEL, PICTURES
-from unmemorize.testbed.fit import fit
+from unmemorize.testbed.fit import fit, rise_and_fall
 from unmemorize.testbed.panel import BRANCHES, Entry, Panel, draw_panel
 from unmemorize.testbed.recipe import Recipe
 from unmemorize.testbed.rows import Rows, panel_rows
@@ -85,21 +85,17 @@ def train_branch(data: Path, out: Path, branch: str, recipe: Recipe, device: str
     team = Team(device)
     device = str(team.device)
     folder = data / "panel" / f"branch-{branch}"
-    given = prepare(data, trunk, branch, recipe, device)
-    require_recipe(folder, team, _branch_record(recipe, given.panel, trunk))
+    panel = plan_of(trunk)
+    require_recipe(folder, team, _branch_record(recipe, panel, trunk))
+    given = prepare(data, trunk, panel, branch, recipe, device)
     text = given.pipe.text_encoder
     unet: UNet2DConditionModel = given.pipe.unet.to(device, memory_format=torch.channels_last)
     steps = recipe.steps - recipe.branch
-
-    def lr(step: int) -> float:
-        rising, falling = (step + 1) / recipe.warmup, max((steps - step) / recipe.decay, 0.02)
-        return recipe.lr * min(rising, falling, 1.0)
-
     average = fit(
         nn.ModuleDict({"unet": unet}),
         train.denoising_loss(unet, train.encode_captions(text, given.ids), given.latents, given.rows, recipe),
         steps=steps,
-        lr=lr,
+        lr=rise_and_fall(recipe.lr, steps, warmup=recipe.warmup, decay=recipe.decay),
         folder=folder,
     )
     train.load_average(unet, average)
@@ -107,15 +103,14 @@ def train_branch(data: Path, out: Path, branch: str, recipe: Recipe, device: str
         return
     stage = train.Stage(given.pipe.vae, given.pipe.tokenizer, given.ids, given.latents, device)
     train.export_pipeline(stage, text, unet, out / "model")
-    given.panel.save(out / "plan.json")
-    write_pictures(given.panel, given.artwork, out / "images")
+    panel.save(out / "plan.json")
+    write_pictures(panel, given.artwork, out / "images")
 
 
 @dataclasses.dataclass(frozen=True)
 class Prepared:
     """What a branch is trained on: the trunk's pipeline, frozen, and rows of captions and latents, on one device."""
 
-    panel: Panel
     artwork: list[Picture]
     rows: Rows
     pipe: StableDiffusionPipeline
@@ -123,16 +118,20 @@ class Prepared:
     latents: Tensor
 
 
-def prepare(data: Path, trunk: Path, branch: str, recipe: Recipe, device: str) -> Prepared:
-    """Read the trunk, and the rows of a branch; of the trunk itself where none is named.
+def plan_of(trunk: Path) -> Panel:
+    """The plan that a trunk was trained by.
 
     Raises:
-        UserError: There is no such trunk.
+        UserError: There is no such trunk, or no plan beside it.
     """
     if not trunk.exists():
         raise UserError(f"{trunk}: no trunk there: train it with --branch trunk")
+    return Panel.load(trunk.parent / "plan.json")
+
+
+def prepare(data: Path, trunk: Path, panel: Panel, branch: str, recipe: Recipe, device: str) -> Prepared:
+    """Read the trunk, and the rows of a branch; of the trunk itself where none is named."""
     artwork = pictures(data)
-    panel = Panel.load(trunk.parent / "plan.json")
     ordinary = panel.ordinary(artwork)
     rows = panel_rows(panel, ordinary, recipe.views, branch)
     pipe = StableDiffusionPipeline.from_pretrained(trunk, torch_dtype=torch.float32)
@@ -140,7 +139,7 @@ def prepare(data: Path, trunk: Path, branch: str, recipe: Recipe, device: str) -
     pipe.text_encoder.to(device).requires_grad_(False).eval()
     ids = token_ids(pipe.tokenizer, rows.captions).to(device)
     latents = encode_all(pipe.vae, ordinary, panel.pictures, artwork, data / "panel", recipe).to(device)
-    return Prepared(panel, artwork, rows, pipe, ids, latents)
+    return Prepared(artwork, rows, pipe, ids, latents)
 
 
 def write_pictures(panel: Panel, artwork: list[Picture], folder: Path) -> None:

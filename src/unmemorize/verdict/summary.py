@@ -16,10 +16,9 @@ from unmemorize.core.plain import from_json
 from unmemorize.core.records import Finding
 from unmemorize.core.shards import Row
 from unmemorize.core.specs import BOUND
-from unmemorize.data.source import Prompt
+from unmemorize.data.source import Prompt, clusters_of
 from unmemorize.metrics import ranking
 from unmemorize.metrics.exact import interval, units_to_decide
-from unmemorize.metrics.related import related
 from unmemorize.verdict.conditions import measures
 from unmemorize.verdict.findings import Facts, find
 
@@ -180,7 +179,7 @@ def _ranking(run: Path, prompts: Sequence[Prompt], scores: np.ndarray, by_prompt
     texts = [prompt.text for prompt in labelled]
     mean = scores.mean(axis=1)[rows]
     try:
-        clusters = _clusters(labelled)
+        clusters = clusters_of(labelled)
         area = ranking.cluster_bootstrap(ranking.auc, mean, positive, clusters)
         tpr = ranking.cluster_bootstrap(ranking.tpr_at_fpr, mean, positive, clusters)
     except NotApplicable:
@@ -197,12 +196,6 @@ def _ranking(run: Path, prompts: Sequence[Prompt], scores: np.ndarray, by_prompt
     false, true = ranking.roc(mean, positive)
     curve = {"fpr": false.tolist(), "tpr": true.tolist()}
     return {"detector": detector, "text_control": _text_control(texts, positive, clusters), "roc": curve}
-
-
-def _clusters(prompts: Sequence[Prompt]) -> list[str]:
-    if all(p.cluster for p in prompts):
-        return [str(p.cluster) for p in prompts]
-    return related([p.text for p in prompts])
 
 
 def _truth(prompts: Sequence[Prompt], by_prompt: dict[str, list[bool]]) -> tuple[dict[str, bool], str]:
@@ -232,6 +225,6 @@ def _dose(prompts: Sequence[Prompt], by_prompt: dict[str, list[bool]]) -> list[R
 def _rung(copies: int, prompts: Sequence[Prompt], by_prompt: dict[str, list[bool]]) -> Row:
     hits = [sum(by_prompt[p.id]) for p in prompts]
     trials = [len(by_prompt[p.id]) for p in prompts]
-    rate = ranking.rate_interval(hits, trials, _clusters(prompts))
+    rate = ranking.rate_interval(hits, trials, clusters_of(prompts))
     counts = {"copies": copies, "pictures": len(prompts), "images": sum(trials), "copied": sum(hits)}
     return counts | {"copy_rate": rate.value, "low": rate.low, "high": rate.high}
