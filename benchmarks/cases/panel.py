@@ -1,4 +1,4 @@
-"""What the four branches of the panel copy and what the detector sees, by dose.
+"""What the shipped branches of the panel copy and what the detector sees, by dose.
 
 Every prompt of the plan is generated from by every branch, at seeds used nowhere else. A picture is a copy where it
 copies its own entry's training picture. Rates are over entries: prompts and seeds of one entry count as one unit.
@@ -165,7 +165,7 @@ def page(results: Row) -> Iterator[str]:
             "resample entries."
         )
         yield from ("", *table("branches | memorized | others | AUC | TPR at 1% FPR | text alone", lines))
-    yield from ("", "![The same prompts in the four branches](results/panel.png)")
+    yield from ("", "![The same prompts in each branch](results/panel.png)")
 
 
 def _areas(settings: Row) -> Iterator[list[str]]:
@@ -219,7 +219,7 @@ def figure(results: Row) -> None:
 
 STUDY = Study(
     title="The panel",
-    about="Four branches of one trunk, in which every picture has another dose in each: what they copy, and what the "
+    about="Branches of one trunk, in which every picture has another dose in each: what they copy, and what the "
     "detector says of prompts that are memorized in one branch and new to another.",
     page=page,
     measure=cases,
