@@ -182,6 +182,8 @@ def cabinet(tiny_folder, tmp_path_factory):
         (root / name).symlink_to(tiny_folder)
     for name in ("path/to/training-set", "SOURCE"):
         (root / name).symlink_to(root / "training-pictures")
+    for name, place in (("MORE", "others"), ("new-pictures", "others"), ("picture.png", "others/0.png")):
+        (root / name).symlink_to(root / place)
     return root
 
 

@@ -11,8 +11,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from data_pictures import draw, folder_of, png
+from hostile import complaints
 from unmemorize.core.errors import UserError
 from unmemorize.core.specs import DataSpec
+from unmemorize.data.database import database, rows
 from unmemorize.report.rebuild import rebuild_report
 from unmemorize.stages.data import audit_data
 
@@ -250,3 +252,44 @@ def test_pictures_with_the_same_name_as_nothing_else(tmp_path):
     """A picture alone is no group and no trigger."""
     source = folder_of(tmp_path / "source", [("a", png(draw(1)), "a kite")])
     assert run(source, tmp_path / "run")["duplicate_groups"] == 0
+
+
+@pytest.mark.parametrize("memory", ["199MB", "0.2GB", "4", "4 bytes", "0GB", "GB", ""])
+def test_a_limit_of_memory_that_is_none_is_one_line(memory, call, source, tmp_path):
+    """What cannot be read as a size, and what is too small for DuckDB itself."""
+    code, out, err = call("data", source, "--run", tmp_path / "run", "--memory", memory)
+    assert (code, out) == (2, "")
+    assert complaints(err) == [f"error: --memory {memory}: write a size of at least 200MB, such as 4GB"]
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_limit_of_memory_is_kept_and_changes_nothing(source, tmp_path, monkeypatch):
+    """DuckDB is told it; what was found is the same as with the default."""
+    limits = []
+
+    def database_of(folder, memory="1GB"):
+        limits.append(memory)
+        return database(folder, memory)
+
+    monkeypatch.setattr("unmemorize.stages.data.database", database_of)
+    summary = run(source, tmp_path / "small", memory=" 200 mb")
+    assert limits == [" 200 mb"]
+    assert summary == run(source, tmp_path / "usual")
+
+
+def test_work_beyond_the_memory_is_written_to_the_folder(tmp_path):
+    """A sort of ten times as much goes through it, and leaves nothing; what must be held at once is one line."""
+    with database(tmp_path, "200MB") as connection:
+        assert rows(connection, "SELECT current_setting('memory_limit') AS held")[0]["held"] == "190.7 MiB"
+        (row,) = rows(
+            connection,
+            """SELECT sum(n) AS n FROM (SELECT n FROM (SELECT i AS n, repeat('x', 200) || i AS s
+            FROM range(1000000) t(i)) ORDER BY hash(s), s LIMIT 900000)""",
+        )
+        assert row["n"] > 0
+    with (
+        pytest.raises(UserError, match="the analysis needs more than 200MB of memory: allow it more with --memory"),
+        database(tmp_path, "200MB") as connection,
+    ):
+        rows(connection, "SELECT len(list(repeat('x', 100) || i)) AS n FROM range(5000000) t(i)")
+    assert list(tmp_path.iterdir()) == []

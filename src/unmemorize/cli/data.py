@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import textwrap
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from rich.table import Table
 
-from unmemorize.cli.app import DATA, Json, Run, command
+from unmemorize.cli.app import DATA, Json, Run, command, option
 from unmemorize.cli.checks import part_named
 from unmemorize.cli.crew import Launcher, Portion, Workers, crew_of
 from unmemorize.cli.terminal import add_row, next_step, out, print_json, say, working
 from unmemorize.core.files import real_path
-from unmemorize.core.specs import DataSpec
+from unmemorize.core.specs import Count, DataSpec
 
 SHOWN = 20
+LONGEST = 60  # characters of a caption
 
 
 @command(
@@ -62,7 +64,33 @@ def _print(summary: dict[str, Any]) -> None:
     if near["recall"]:
         recall = ", ".join(f"{name} {share:.0%}" for name, share in near["recall"].items())
         say(f"near-duplicates: {near['rule']}; of {near['copies_planted']} altered copies it finds: {recall}")
+    if against := summary["against"]:
+        say(f"pictures of {against['rows']:,} rows are in {against['run']}, too ({against['rule']}): against.parquet")
     for name, count in summary["captions_from"].items():
         say(f"captions: {count:,} from {name}")
     for reason, count in summary["skipped_by_reason"].items():
         say(f"skipped: {count:,} × {reason}")
+
+
+@command(DATA, "unmemorize nearest runs/data picture.png", "unmemorize nearest runs/data picture.png --top 3 --json")
+def nearest(
+    run: Annotated[str, option("Run directory of a finished data audit.")],
+    picture: Annotated[str, option("A picture.")],
+    *,
+    top: Annotated[Count, option("Rows of the table.")] = 10,
+    json: Json = False,
+) -> None:
+    """Show the rows of a data audit whose pictures are most like a picture."""
+    from unmemorize.stages.data import nearest_rows
+
+    found = nearest_rows(Path(run), Path(picture), top)
+    if json:
+        print_json(found)
+        return
+    table = Table("id", "cosine", "bits", "same picture", "caption", box=None, pad_edge=False)
+    for match in found["matches"]:
+        same = "equal pixels" if match["equal"] else "near-duplicate" if match["near"] else ""
+        caption = textwrap.shorten(match["caption"], LONGEST, placeholder="…")
+        add_row(table, match["id"], f"{match['cosine']:.3f}", match["bits"], same, caption)
+    out.print(table)
+    say(f"{found['pictures']:,} pictures of {run}; near-duplicates by {found['rule']}")

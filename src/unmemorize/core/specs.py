@@ -470,12 +470,16 @@ class DataSpec:
         column: Caption column, where its name is unusual.
         out: Parquet file for the rows to keep.
         memory: Most memory that the analysis takes, as in 8GB; what needs more is written to the run's folder.
+        add: Run directory of a finished audit: the source is added to its rows, which are not read again.
+        against: Run directory of a finished audit: the pictures of the source that are in it, too, are named.
     """
 
     source: str
     column: str = ""
     out: str = ""
     memory: str = "1GB"
+    add: str = ""
+    against: str = ""
 
 
 PLACED = ("device", "batch", "offload")  # settings that say where and in what portions to compute: no result changes

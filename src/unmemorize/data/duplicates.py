@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
+from unmemorize.core.errors import UserError
 from unmemorize.data.database import arrow, rows
 from unmemorize.data.hashes import Looks, similarities, similarity
 from unmemorize.data.near_hashes import SEVEN_BITS, THREE_BITS, Tables, near_hashes
@@ -41,8 +42,24 @@ class Rule:
         """Whether two pictures are near-duplicates."""
         if one.pixels == other.pixels:
             return True
-        near = (one.perceptual ^ other.perceptual).bit_count() <= self.bits
-        return near and bool(similarity([one.embedding], [other.embedding])[0] >= SAME)
+        cosine = float(similarity([one.embedding], [other.embedding])[0])
+        return self.holds((one.perceptual ^ other.perceptual).bit_count(), cosine)
+
+    def holds(self, bits: int, cosine: float) -> bool:
+        """Whether two pictures are, whose hashes differ in so many bits and whose embeddings have this cosine."""
+        return bits <= self.bits and cosine >= SAME
+
+    @classmethod
+    def named(cls, name: str) -> Rule:
+        """The rule that results are labelled with.
+
+        Raises:
+            UserError: There is none of this name.
+        """
+        for rule in (cls(SEVEN_BITS.bits), cls(THREE_BITS.bits)):
+            if rule.name == name:
+                return rule
+        raise UserError(f"{name}: no rule for near-duplicates: audit the pictures again")
 
 
 @dataclass(frozen=True)

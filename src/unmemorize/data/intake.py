@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +40,19 @@ ROWS = pa.schema(
 SKIPPED = pa.schema([("id", pa.string()), ("reason", pa.string())])
 
 
+@dataclass(frozen=True)
+class AuditedPiece:
+    """A piece that a finished audit, in `run`, has read: its rows are copied; its pictures are those of `piece`."""
+
+    run: Path
+    number: int
+    piece: Piece | None = None
+
+    def items(self) -> Iterator[Item]:
+        """Read it again; nothing where its source is no longer what was read."""
+        return iter(()) if self.piece is None else self.piece.items()
+
+
 def source_of(source: Path, column: str) -> Source:
     """What a run's record says of a source: names, sizes and times of its files stand for their contents."""
     files = sorted(p for p in source.rglob("*") if p.is_file()) if source.is_dir() else [source]
@@ -54,7 +69,11 @@ def read_pieces(pieces: Sequence[Piece], run: Path, part: Part = WHOLE, idle: Id
     shards = _shards(pieces, run)
 
     def do(number: int) -> None:
-        _read_piece(pieces[number], number, shards)
+        piece = pieces[number]
+        if isinstance(piece, AuditedPiece):
+            _copy_piece(piece, shards)
+        else:
+            _read_piece(piece, number, shards)
 
     for done, _ in enumerate(shards.take(do, part, idle=idle), 1):
         yield done
@@ -107,6 +126,21 @@ def _read_piece(piece: Piece, number: int, shards: Shards) -> None:
         _flush(kept, held, ROWS)
         _flush(skipped, lost, SKIPPED)
         kept.add_key_value_metadata(shards.footer(number, rows))
+
+
+def _copy_piece(piece: AuditedPiece, shards: Shards) -> None:
+    """Copy what another run has of a piece of the same number, so that its rows keep theirs."""
+    target, skipped = shards.path(piece.number), skipped_of(piece.run)[piece.number]
+    with (
+        atomic(target) as temporary,
+        atomic(target.parents[1] / "skipped" / target.name) as left,
+        pq.ParquetFile(rows_of(piece.run)[piece.number]) as there,
+        pq.ParquetWriter(temporary, ROWS) as kept,
+    ):
+        shutil.copyfile(skipped, left)
+        for batch in there.iter_batches(BATCH):
+            kept.write_batch(batch)
+        kept.add_key_value_metadata(shards.footer(piece.number, there.metadata.num_rows))
 
 
 def _flush(writer: pq.ParquetWriter, rows: list[dict[str, Any]], schema: pa.Schema) -> None:

@@ -63,10 +63,19 @@ class NearDuplicates(BaseModel):
     recall: dict[str, float]
 
 
+class Against(BaseModel):
+    """How many rows have a picture that is in another audit, too, and by which rule."""
+
+    run: str
+    rule: str
+    rows: int
+
+
 class DataSummary(BaseModel):
     """`data.json`."""
 
     near_duplicates: NearDuplicates
+    against: Against | None = None
     triggers: list[dict[str, Any]]
     duplicate_groups: int
     rows: int

@@ -32,6 +32,7 @@ from unmemorize.core.run import (
     write_json,
 )
 from unmemorize.core.specs import DataSpec
+from unmemorize.data.against import compare_with
 from unmemorize.data.captions import pieces
 from unmemorize.data.curation import KEEP, collect_actions, collect_stakes, group_rows
 from unmemorize.data.database import caption_files, check_memory, counts, database, open_parquet, require, write_query
@@ -44,6 +45,7 @@ from unmemorize.data.duplicates import (
     picture_groups,
     sampled_pictures,
 )
+from unmemorize.data.index import audited_pieces, index_source, nearest, require_audit
 from unmemorize.data.intake import (
     SKIPPED,
     picture_files,
@@ -77,15 +79,15 @@ def audit_data(spec: DataSpec, run: Path, progress: Progress = quiet, crew: Crew
     """
     require()
     check_memory(spec.memory)
-    source = Path(spec.source)
     _check_places(spec, run)
-    parts = pieces(source, spec.column)
+    used = {name: index_source(Path(where), f"--{name}") for name, where in _used(spec).items()}
+    parts = _pieces(spec)
     record = RunRecord(
         status="running",
-        spec={"source": spec.source, "column": spec.column},
+        spec={"source": spec.source, "column": spec.column, **_used(spec)},
         versions=versions() | {name: version(name) for name in ("duckdb", "imagehash")},
         model={},
-        data={"source": source_of(source, spec.column)},
+        data={"source": source_of(Path(spec.source), spec.column)} | used,
         criterion=Criterion("near-duplicate", SAME, "phash-cosine-16px", higher_is_closer=True),
     )
     with Run.open(run, record) as opened:
@@ -96,11 +98,30 @@ def audit_data(spec: DataSpec, run: Path, progress: Progress = quiet, crew: Crew
         for done in read_pieces(parts, run, crew.part, idle):
             progress("read", done, len(parts))
         require_read(parts, run, crew.part)
-        summary = analyse(run, parts, progress, spec.memory)
+        summary = analyse(spec, run, parts, progress)
         if spec.out:
             _export(run, Path(spec.out))
     build_data_report(run)
     return summary
+
+
+def nearest_rows(run: Path, picture: Path, top: int) -> dict[str, Any]:
+    """The rows of a finished audit that are most like a picture; how many were compared, and by which rule.
+
+    Raises:
+        UserError: There is no such audit, or the picture cannot be read.
+        MissingExtra: duckdb or ImageHash is not installed.
+    """
+    require()
+    require_audit(run, "nearest")
+    summary = read_json(run / "data.json")
+    try:
+        image = read_picture(picture)
+    except Unusable as error:
+        raise UserError(f"{picture}: {error}: name a picture") from error
+    rule = Rule.named(summary["near_duplicates"]["rule"])
+    matches = [dataclasses.asdict(match) for match in nearest(run, image, rule, top)]
+    return {"pictures": summary["pictures"], "rule": rule.name, "matches": matches}
 
 
 @dataclass(frozen=True)
@@ -114,8 +135,20 @@ class Intake:
     def share(self) -> None:
         """Read pieces until all of the part are read, by whichever process."""
         require_same_versions(self.run)
-        for _ in read_pieces(pieces(Path(self.spec.source), self.spec.column), self.run, self.part):
+        for _ in read_pieces(_pieces(self.spec, pictures=False), self.run, self.part):
             pass
+
+
+def _used(spec: DataSpec) -> dict[str, str]:
+    """The other audits that one uses, by the option that names them."""
+    named = {"add": spec.add, "against": spec.against}
+    return {name: run for name, run in named.items() if run}
+
+
+def _pieces(spec: DataSpec, pictures: bool = True) -> list[Piece]:
+    """What is read: of the audit that is added to, whose pictures may be wanted, then of the source."""
+    audited = audited_pieces(Path(spec.add), pictures) if spec.add else []
+    return [*audited, *pieces(Path(spec.source), spec.column)]
 
 
 def _check_places(spec: DataSpec, run: Path) -> None:
@@ -124,13 +157,13 @@ def _check_places(spec: DataSpec, run: Path) -> None:
         outputs.append(Output("--out", Path(spec.out), "file"))
         if Path(spec.out).suffix != ".parquet":
             raise UserError(f"{spec.out}: not a .parquet file: name one with --out")
-    check_outputs(outputs, [spec.source])
+    check_outputs(outputs, [spec.source, spec.add, spec.against])
 
 
-def analyse(run: Path, parts: Sequence[Piece], progress: Progress, memory: str) -> dict[str, Any]:
+def analyse(spec: DataSpec, run: Path, parts: Sequence[Piece], progress: Progress) -> dict[str, Any]:
     """Find duplicates and triggers in the rows that were read, and write them down."""
     skipped = _write_skipped(run)
-    with database(run, memory) as connection:
+    with database(run, spec.memory) as connection:
         open_parquet(connection, rows_of(run), "items")
         stages = (
             ("pictures", group_pictures),
@@ -160,10 +193,12 @@ def analyse(run: Path, parts: Sequence[Piece], progress: Progress, memory: str) 
         captions = caption_groups(connection, SHOWN)
         captions_from = caption_files(connection)
         sampled = sampled_pictures(connection, PICTURES)
+        against = _against(connection, spec, run)
     write_json(run / "samples.json", {"groups": {str(k): v for k, v in samples.items()}, "captions": captions})
     _thumbnails(run, parts, {row["row"] for rows in samples.values() for row in rows})
     summary = {
         "near_duplicates": _near_duplicates(parts, sampled, results["pictures"]),
+        "against": against,
         "triggers": [_public(t) for t in triggers],
         "duplicate_groups": len(groups),
         "rows": total,
@@ -176,6 +211,14 @@ def analyse(run: Path, parts: Sequence[Piece], progress: Progress, memory: str) 
     }
     write_json(run / "data.json", summary)
     return summary
+
+
+def _against(connection: Any, spec: DataSpec, run: Path) -> dict[str, Any] | None:
+    """Write `against.parquet`, where another audit is named; the rule, and how many rows are in the other."""
+    if not spec.against:
+        return None
+    rule, found = compare_with(connection, rows_of(Path(spec.against)), run / "against.parquet")
+    return {"run": spec.against, "rule": rule.name, "rows": found}
 
 
 def _near_duplicates(parts: Sequence[Piece], sampled: set[int], rule: Rule) -> dict[str, Any]:

@@ -1,0 +1,111 @@
+"""Two sets of pictures: which of one are in the other, by the rule for near-duplicates."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from unmemorize.data.database import arrow, counts, open_parquet, write_query
+from unmemorize.data.duplicates import MANY, SAME, WINDOW, Rule
+from unmemorize.data.hashes import similarity
+from unmemorize.data.near_hashes import SEVEN_BITS, THREE_BITS, Hashes, near_hashes
+
+
+def compare_with(connection: Any, files: Sequence[Path], target: Path) -> tuple[Rule, int]:
+    """Write which rows of `items` have a picture that is in other rows, too, with the one that is most like it there.
+
+    The pictures have been grouped (`group_pictures`). Each is compared with the others as with each other in grouping:
+    by hash, then by embedding.
+
+    Args:
+        connection: The database.
+        files: The other rows.
+        target: A Parquet file (row, id, other, equal, cosine): `other` is the id of the other row, `equal` that all
+            pixels are.
+
+    Returns:
+        The rule, and how many rows have such a picture.
+    """
+    open_parquet(connection, files, "others")
+    connection.execute(
+        """CREATE TABLE other_pictures AS
+        SELECT row, pixels, perceptual, row_number() OVER (PARTITION BY perceptual ORDER BY row) AS place
+        FROM (SELECT min(row) AS row, pixels, min(perceptual) AS perceptual FROM others WHERE pixels IS NOT NULL
+              GROUP BY pixels)"""
+    )
+    rule = _find_crossing(connection)
+    connection.execute(
+        """CREATE TABLE found AS SELECT items.row, other_pictures.row AS other, true AS equal, 1::FLOAT AS cosine
+        FROM items JOIN other_pictures USING (pixels) JOIN distinct_pictures ON items.row = distinct_pictures.row"""
+    )
+    _find_alike(connection)
+    matched = """SELECT exact.row, items.id, others.id AS other, equal, cosine
+        FROM (SELECT row AS first, other, equal, cosine FROM found QUALIFY
+              row_number() OVER (PARTITION BY row ORDER BY equal DESC, cosine DESC, other) = 1)
+        JOIN exact USING (first) JOIN items ON items.row = exact.row JOIN others ON others.row = other
+        ORDER BY exact.row"""
+    write_query(connection, matched, target)
+    (rows,) = counts(connection, f"SELECT count(*) FROM ({matched})")
+    return rule, rows
+
+
+def _find_crossing(connection: Any) -> Rule:
+    """Make `crossing` (here, there): pairs of perceptual hashes, one of each set, that are equal or near."""
+    here, there = (_hashes(connection, table) for table in ("distinct_pictures", "other_pictures"))
+    both = np.union1d(here, there)
+    tables = SEVEN_BITS if len(both) <= MANY else THREE_BITS
+    connection.execute("CREATE TABLE met (here UBIGINT, there UBIGINT)")
+    equal = np.intersect1d(here, there)
+    _insert(connection, equal, equal)
+    for lower, higher in near_hashes(both, tables):
+        for one, other in ((lower, higher), (higher, lower)):
+            crosses = _in(one, here) & _in(other, there)
+            _insert(connection, one[crosses], other[crosses])
+    connection.execute("CREATE TABLE crossing AS SELECT DISTINCT here, there FROM met; DROP TABLE met")
+    return Rule(tables.bits)
+
+
+def _hashes(connection: Any, table: str) -> Hashes:
+    """The perceptual hashes of a table, each once, in order."""
+    distinct = arrow(connection, f"SELECT DISTINCT perceptual FROM {table} ORDER BY perceptual")
+    hashes: Hashes = distinct["perceptual"].to_numpy()
+    return hashes
+
+
+def _in(hashes: Hashes, ordered: Hashes) -> NDArray[np.bool_]:
+    """Which hashes are among others that are in order: (n,)."""
+    if not len(ordered):
+        return np.zeros(len(hashes), np.bool_)
+    places = np.searchsorted(ordered, hashes).clip(max=len(ordered) - 1)
+    found: NDArray[np.bool_] = ordered[places] == hashes
+    return found
+
+
+def _insert(connection: Any, here: Hashes, there: Hashes) -> None:
+    if len(here):
+        connection.register("pairs", pa.table({"here": here, "there": there}))
+        connection.execute("INSERT INTO met FROM pairs")
+        connection.unregister("pairs")
+
+
+def _find_alike(connection: Any) -> None:
+    """Add to `found` the pairs of different pictures, one of each set, that are one picture to the eye."""
+    query = f"""SELECT a.row AS row, b.row AS other, x.embedding AS x, y.embedding AS y
+        FROM crossing JOIN distinct_pictures a ON a.perceptual = here JOIN other_pictures b ON b.perceptual = there
+        JOIN items x ON x.row = a.row JOIN others y ON y.row = b.row
+        WHERE x.pixels <> y.pixels AND a.place <= {WINDOW} AND b.place <= {WINDOW}"""
+    connection.execute("CREATE TABLE alike (row BIGINT, other BIGINT, equal BOOLEAN, cosine FLOAT)")
+    reading = connection.cursor()  # or the query would end with the first insertion
+    for batch in reading.sql(query).to_arrow_reader(8192):
+        cosine = similarity(batch["x"].to_pylist(), batch["y"].to_pylist()) if len(batch) else np.zeros(0, np.float32)
+        near = cosine >= SAME
+        rows = {"row": batch["row"].to_numpy()[near], "other": batch["other"].to_numpy()[near]}
+        connection.register("pairs", pa.table(rows | {"equal": np.zeros(near.sum(), np.bool_), "cosine": cosine[near]}))
+        connection.execute("INSERT INTO alike FROM pairs")
+        connection.unregister("pairs")
+    connection.execute("INSERT INTO found FROM alike")
