@@ -31,7 +31,7 @@ browser: $(READY) ## Install chromium for the browser tests, unless there is one
 
 # One thread per worker: torch's own threads would fight the workers for the cores.
 test: $(READY) browser ## Run the tests
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist worksteal
 
 lint: $(READY) ## Check style, types, and imports between layers
 	$(BIN)/ruff check

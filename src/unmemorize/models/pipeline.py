@@ -326,9 +326,11 @@ class PipelineModel(Adapter, TypedModel):
     def _own_size(self) -> tuple[int, int]:
         """The size that pictures have if none is named."""
         scale = self.pipe.vae_scale_factor
-        size = self._config.get("sample_size") or getattr(self.pipe, "default_sample_size", 1024 // scale)
+        size = self._config.get("sample_size")
+        if size is None:
+            size = getattr(self.pipe, "default_sample_size", 1024 // scale)
         sides = tuple(size) if isinstance(size, list | tuple) else (size, size)
-        if len(sides) != 2 or not all(isinstance(side, int) for side in sides):
+        if len(sides) != 2 or not all(isinstance(side, int) and side > 0 for side in sides):
             raise UserError(
                 f"{self.name}: sample_size {size}: it should be a number of pixels, or two: download it again"
             )
