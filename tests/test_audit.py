@@ -19,7 +19,7 @@ from unmemorize.core.errors import UserError
 from unmemorize.core.methods import Subject
 from unmemorize.core.sample import Sampler, generate
 from unmemorize.data import bundle
-from unmemorize.data.pictures import save_image
+from unmemorize.data.pictures import read_image, save_image
 from unmemorize.data.source import Prompt, read_references
 from unmemorize.explain.gradient import Gradient
 from unmemorize.metrics.similarity import match_targets
@@ -241,6 +241,39 @@ def test_a_model_that_differs_in_more_than_its_denoiser_is_refused(part, make_pi
         run_audit(spec(inputs, tiny_folder, mitigation=(str(tmp_path / "other"),)), tmp_path / "run")
     assert "\n" not in str(error.value)
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("asked", "says"),
+    [
+        ({"regions": "gradient"}, "--regions gradient: it does not say regions: choose one of bright-ending, "),
+        ({"explainer": "score-map"}, "--explainer score-map: it does not say words: choose one of gradient, "),
+        ({"regions": "scoremap"}, "'scoremap': no such explainer"),
+        ({"attack_method": "dory"}, "'dory': no such attack"),
+        ({"method": ("noise",)}, "'noise': no such detector"),
+    ],
+    ids=str,
+)
+def test_a_method_that_cannot_be_is_told_before_anything_is_loaded(asked, says, tmp_path):
+    with pytest.raises(UserError) as error:
+        run_audit(AuditSpec(model=str(tmp_path / "no model"), **asked), tmp_path / "run")
+    assert says in str(error.value)
+    assert not (tmp_path / "run").exists()
+
+
+def test_maps_stand_beside_the_pictures_of_explained_prompts(inputs, tiny_folder, tmp_path):
+    """Those of the same prompt and seed, written as pictures of their size, and shown in the page."""
+    asked = spec(inputs, tiny_folder, generate=3, explain=2, regions="score-map", mitigation=())
+    summary = run_audit(asked, tmp_path / "run")
+    rows = pq.read_table(tmp_path / "run" / "scores" / "regions.parquet").to_pylist()
+    images = pq.read_table(tmp_path / "run" / "scores" / "images.parquet").to_pylist()
+    assert len(rows) == 2 * asked.pictures
+    assert {(row["id"], row["seed"]) for row in rows} <= {(row["id"], row["seed"]) for row in images}
+    assert summary["evaluations"]["regions"] == len(rows) * 2 * STEPS
+    for row in rows:
+        assert read_image(tmp_path / "run" / row["map"]).size == (32, 32)
+    page = (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
+    assert page.count("<b>where</b>") == len(rows)
 
 
 def test_where_nothing_was_copied_there_is_nothing_to_mitigate(inputs, tiny_folder, tmp_path):

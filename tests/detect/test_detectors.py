@@ -265,7 +265,7 @@ def test_anisotropy_is_one_cosine_over_all_values(make_oracle):
     assert torch.allclose(result.by_seed[0].double(), expected, rtol=1e-4)
     by_pixel = torch.cosine_similarity(text, empty, dim=1).mean(dim=(1, 2))
     assert not torch.allclose(by_pixel, expected, rtol=0.05)
-    assert torch.allclose(result.columns["text_norm"][0], scored(model, NoiseGap(), ["other"]).by_seed[0])
+    assert torch.allclose(result.columns["text_norm"][0, :, 0], scored(model, NoiseGap(), ["other"]).by_seed[0])
 
 
 def test_dcs_is_the_distance_of_one_guided_step_for_every_seed(gaussians):

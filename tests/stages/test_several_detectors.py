@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from unmemorize.core.methods import Subject, parse
+from unmemorize.core.methods import Subject, methods, parse
 from unmemorize.core.sample import Sampler
 from unmemorize.data.ordinary import ordinary_prompts
 from unmemorize.models.load import load
@@ -28,8 +28,8 @@ def given(tiny_folder, tmp_path, monkeypatch):
 def test_two_detectors_share_a_table_and_a_recording(call, given, tmp_path, tiny_folder):
     """Each scores as it does alone, fitted on plain descriptions; what the first has read costs the second nothing."""
     run = tmp_path / "run"
-    methods = ("--method", "max-z", "--method", "noise-gap:last=2")
-    code, out, err = call("detect", *given, *methods, "--run", run, "--json")
+    asked = ("--method", "max-z", "--method", "noise-gap:last=2")
+    code, out, err = call("detect", *given, *asked, "--run", run, "--json")
     assert code == 0, err
     printed = {row["prompt"]: row for row in json.loads(out)["prompts"]}
     rows = pq.read_table(run / "scores" / "detect.parquet").to_pylist()
@@ -48,7 +48,18 @@ def test_two_detectors_share_a_table_and_a_recording(call, given, tmp_path, tiny
     assert all(row["score"] == row["methods"]["max-z"]["score"] for row in printed.values())
     assert [row["evaluations"] for row in printed.values()] == [12] * 3
     assert len(pq.read_table(run / "scores" / "plain.parquet")) == 8
-    assert call("detect", *given, *methods, "--run", run, "--json")[1] == out  # continued
+    assert call("detect", *given, *asked, "--run", run, "--json")[1] == out  # continued
+
+
+def test_all_detectors_share_a_table(call, given, tmp_path):
+    """A column that several of them keep has one shape, or no table could hold it."""
+    names = sorted(methods("detector"))
+    asked = [word for name in names for word in ("--method", "dsm:step=0" if name == "dsm" else name)]
+    code, _, err = call("detect", *given, *asked, "--run", tmp_path / "run", "--json")
+    assert code == 0, err
+    table = pq.read_table(tmp_path / "run" / "scores" / "detect.parquet")
+    assert len(table) == len(names) * len(PROMPTS) * 2
+    assert table["score"].null_count == 0
 
 
 def test_the_cost_of_each_is_shown(call, given):

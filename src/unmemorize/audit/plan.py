@@ -7,6 +7,7 @@ from unmemorize.stages.explain import EXPLAIN
 from unmemorize.stages.held_out import HELD_OUT
 from unmemorize.stages.mitigate import MITIGATE
 from unmemorize.stages.pictures import GENERATE
+from unmemorize.stages.regions import REGIONS
 from unmemorize.stages.verify import VERIFY
 
-STAGES = (DETECT, CALIBRATE, GENERATE, VERIFY, HELD_OUT, EXPLAIN, MITIGATE, ATTACK)
+STAGES = (DETECT, CALIBRATE, GENERATE, VERIFY, HELD_OUT, EXPLAIN, REGIONS, MITIGATE, ATTACK)

@@ -9,6 +9,8 @@ import pyarrow.parquet as pq
 
 from unmemorize.audit.plan import STAGES
 from unmemorize.core.crew import ALONE, Crew
+from unmemorize.core.errors import UserError
+from unmemorize.core.methods import Explainer, methods, parse
 from unmemorize.core.run import Progress, Run, RunRecord, read_json, write_json
 from unmemorize.core.sample import sampling_evaluations
 from unmemorize.core.shards import require_whole
@@ -16,7 +18,7 @@ from unmemorize.core.specs import AuditSpec
 from unmemorize.metrics.similarity import PIXELS
 from unmemorize.report.build import Evidence, build_report
 from unmemorize.stages.attack_mitigated import write_outcomes
-from unmemorize.stages.detect import write_prompts
+from unmemorize.stages.detect import detectors_of, write_prompts
 from unmemorize.stages.inputs import Inputs, prompt_source, scores_of
 from unmemorize.stages.mitigate import mitigations_of
 from unmemorize.stages.mitigations import mitigation_of, sources_of
@@ -41,6 +43,7 @@ def run_audit(
         UserError: The model, the prompts, the pictures or the SSCD file cannot be used, or `run` holds another run.
     """
     check_network(spec.sscd, spec.recipe)
+    _check_methods(spec)
     inputs = Inputs.of(spec)
     prompts = inputs.prompts
     with Run.open(run, _record(inputs)) as opened:
@@ -55,6 +58,18 @@ def run_audit(
         write_json(run / "summary.json", summary)
     build_report(run, evidence=evidence)
     return summary
+
+
+def _check_methods(spec: AuditSpec) -> None:
+    """Refuse a method that does not exist or cannot do what it is named for before anything is loaded."""
+    detectors_of(spec)
+    parse("attack", spec.attack_method)
+    explainers = {"--explainer": ("words", spec.explainer), "--regions": ("regions", spec.regions)}
+    for option, (says, text) in explainers.items():
+        if text and parse("explainer", text).says != says:
+            known = methods("explainer").items()
+            able = [name for name, cls in known if issubclass(cls, Explainer) and cls.says == says]
+            raise UserError(f"{option} {text}: it does not say {says}: choose one of {', '.join(able)}")
 
 
 def _record(inputs: Inputs) -> RunRecord:
@@ -95,6 +110,7 @@ def _evaluations(run: Path, inputs: Inputs) -> dict[str, int]:
         "calibrate": _spent(run, "ordinary", once),
         "generate": pictures * calls,
         "explain": _spent(run, "explain"),
+        "regions": _spent(run, "regions"),
         "mitigate": _spent(run, "mitigated") + _spent(run, "mitigated", column="measuring"),
         "attack": _spent(run, "attack", column="spent"),
     }

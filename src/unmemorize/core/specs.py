@@ -225,6 +225,8 @@ class AuditSpec(Scored, Prompted, Calibrated, Compared, Seeded, Sampled, Loaded)
         held_out: Pictures like the training pictures that were not trained on: a folder; their mirror images by
             default.
         explainer: What explains words, with its settings.
+        regions: What shows where in the pictures of explained prompts their memory shows, such as curvature-map, with
+            its settings; nothing by default.
         plan: How much is done where nothing else is asked for: quick, or full.
         pictures: Pictures a generated prompt.
         generate: How many prompts to generate, 0 for all: the known ladder, then the highest-scoring half and an even
@@ -241,6 +243,7 @@ class AuditSpec(Scored, Prompted, Calibrated, Compared, Seeded, Sampled, Loaded)
 
     held_out: str = ""
     explainer: str = "gradient"
+    regions: str = ""
     plan: Literal["quick", "full"] = "quick"
     pictures: Draws = PLANNED
     generate: Limit = PLANNED

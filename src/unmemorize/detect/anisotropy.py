@@ -23,7 +23,7 @@ class Anisotropy(Detector):
     """The cosine of the text-conditional score difference and the unconditional score at low noise, on pure noise.
 
     cos(s(x, e_p) − s(x, e_∅), s(x, e_∅)), x the input of the first step, given to the model at a timestep near the end;
-    `columns` holds the magnitude at the first step, which the paper adds with weights.
+    `columns` holds the magnitude at the first step, (n, seeds, 1), which the paper adds with weights.
 
     Paper: Asthana and Belagiannis 2026.
     Differs: one cosine over all values of a picture (the public code averages cosines of channels, pixel by pixel), of
@@ -47,4 +47,4 @@ class Anisotropy(Detector):
         alone = wide(contrast.uncond.score)
         text = (wide(contrast.cond.score) - alone).flatten(1)
         cosine = recording.table(cosine_similarity(text, alone.flatten(1), dim=1))
-        return Scores(cosine, columns={"text_norm": recording.table(recording.start.gap)})
+        return Scores(cosine, columns={"text_norm": recording.table(recording.start.gap[:, None])})

@@ -19,7 +19,7 @@ NOT_COMPARED = dict.fromkeys(("caption", "distance", "ratio", "mirrored")) | {"n
 
 @dataclass(frozen=True)
 class Shot:
-    """One generated picture and the verdict on it."""
+    """One generated picture and the verdict on it; `map` is a picture of where its memory shows."""
 
     seed: int
     image: str
@@ -27,6 +27,7 @@ class Shot:
     ratio: float | None
     verdict: str
     mirrored: bool = False
+    map: str = ""
 
 
 @dataclass(frozen=True)
@@ -195,6 +196,7 @@ def _curves(run: Run) -> dict[str, tuple[float, ...]]:
 
 def _groups(run: Run) -> dict[str, tuple[Group, ...]]:
     pictures = run.verify or [row | NOT_COMPARED for row in run.images]
+    maps = {(row["id"], row["seed"]): row["map"] for row in run.regions}
     ordered = sorted(pictures, key=lambda row: (row["id"], row["nearest"], row["seed"]))
     by_prompt: dict[str, list[Group]] = defaultdict(list)
     for (key, nearest), rows in groupby(ordered, key=lambda row: (row["id"], row["nearest"])):
@@ -202,7 +204,7 @@ def _groups(run: Run) -> dict[str, tuple[Group, ...]]:
         shots = []
         for row in members:
             values = (row["seed"], row["image"], row["distance"], row["ratio"], row["verdict"])
-            shots.append(Shot(*values, mirrored=bool(row["mirrored"])))
+            shots.append(Shot(*values, mirrored=bool(row["mirrored"]), map=maps.get((key, row["seed"]), "")))
         by_prompt[key].append(Group(nearest, members[0]["caption"], tuple(shots)))
     return {key: tuple(sorted(groups, key=lambda g: g.shots[0].seed)) for key, groups in by_prompt.items()}
 

@@ -149,6 +149,7 @@ EXPLAIN = _columns(
     {"begin": _REAL, "end": _REAL, "padding": _REAL}
     | {"omitted": _WHOLE, "pictures": _WHOLE, "copies_with": _WHOLE, "copies_without": _WHOLE},
 )
+REGIONS = _columns({"id": _TEXT, "seed": _WHOLE, "map": _TEXT}, {})
 _RATES = (
     *("copy_rate", "copy_rate_low", "copy_rate_high"),
     *("copy_rate_attacked", "copy_rate_attacked_low", "copy_rate_attacked_high"),
@@ -186,6 +187,7 @@ class Run:
     verify: list[Row]
     calibrated: list[Row]
     explain: list[Row]
+    regions: list[Row]
     mitigations: list[Row]
     attack_curve: list[Row]
 
@@ -212,6 +214,7 @@ def load_run(path: Path) -> Run:
         verify=read_rows(scores / "verify.parquet", VERIFY, required=summary.images > 0),
         calibrated=read_rows(scores / "calibrated.parquet", CALIBRATED, required=summary.calibration is not None),
         explain=read_rows(scores / "explain.parquet", EXPLAIN, required=False),
+        regions=read_rows(scores / "regions.parquet", REGIONS, required=False),
         mitigations=[
             row | {"attack_knows_it": _knows(row)}
             for row in read_rows(scores / "mitigations.parquet", MITIGATIONS, required=False)

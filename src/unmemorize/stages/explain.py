@@ -67,38 +67,35 @@ def explain(spec: ExplainSpec, out: Path) -> Row:
 
 
 def _write(model: DiffusionModel, regions: Regions, seeds: Sequence[int], out: Path) -> list[Row]:
-    """Each picture and its map, as bright as its share of the highest value, in files of one name."""
+    """Each picture and its map, in files of one name."""
     with torch.no_grad():
         pictures = model.decode(regions.latents.to(model.device)).float().cpu()
-    highest = regions.maps.amax(dim=(1, 2), keepdim=True)
-    shares = regions.maps / highest.clamp(min=torch.finfo(highest.dtype).tiny)
-    grey = interpolate(shares[:, None].float(), pictures.shape[2:]).expand(-1, 3, -1, -1)
     rows: list[Row] = []
-    for seed, picture, shown in zip(seeds, pictures, grey, strict=True):
-        image, brightness = out / f"{seed}.png", out / f"{seed}-map.png"
+    for seed, picture, shown in zip(seeds, pictures, brightness(regions.maps, pictures.shape[2:]), strict=True):
+        image, beside = out / f"{seed}.png", out / f"{seed}-map.png"
         save_image(picture, image)
-        save_image(shown, brightness)
-        rows.append({"seed": seed, "image": str(image), "map": str(brightness)})
+        save_image(shown, beside)
+        rows.append({"seed": seed, "image": str(image), "map": str(beside)})
     return rows
+
+
+def brightness(maps: Tensor, size: Sequence[int]) -> Tensor:
+    """Maps (n, h, w) as grey pictures (n, 3, *size): a place is as bright as its share of the map's highest value."""
+    highest = maps.amax(dim=(1, 2), keepdim=True)
+    shares = maps / highest.clamp(min=torch.finfo(highest.dtype).tiny)
+    return interpolate(shares[:, None].float(), list(size)).expand(-1, 3, -1, -1)
 
 
 def explaining(inputs: Inputs, run: Path, progress: Progress) -> Work[Prompt]:
     """The words of each chosen prompt, their significance, and copies without the first: `scores/explain.parquet`.
 
     Raises:
-        NotApplicable: No prompt holds a word, or the explainer does not say words.
+        NotApplicable: No prompt holds a word.
     """
     spec, prompts, subject, seeds = inputs.spec, inputs.prompts, inputs.subject, inputs.spec.numbers
     explainer: Explainer = parse("explainer", spec.explainer)
-    if explainer.says != "words":
-        raise NotApplicable(f"{explainer.name} says where in pictures, not which words: explain single prompts by it")
-    means = scores_of(run, len(prompts)).mean(axis=1)
-    verified = run / "scores" / "verify.parquet"
-    rows = pq.read_table(verified).to_pylist() if verified.exists() else []
-    copies = _copies(inputs, [row for row in rows if row["verdict"] != "none"])
-    # Prompts that gave copies come first, then those of high score.
-    order = sorted(range(len(prompts)), key=lambda i: (prompts[i].id not in copies, -means[i]))
-    chosen = [prompts[i] for i in order[: limited(spec.explain, len(order))]]
+    copies = _copies(inputs, _copied_rows(run))
+    chosen = in_order(inputs, run)[: limited(spec.explain, len(prompts))]
     worded = [prompt for prompt in chosen if prompt.text.strip()]
     if not worded:
         raise NotApplicable("no prompt holds a word")
@@ -116,6 +113,21 @@ def explaining(inputs: Inputs, run: Path, progress: Progress) -> Work[Prompt]:
         return rows
 
     return Work("explain", "scores/explain.parquet", worded, do, size=4)
+
+
+def in_order(inputs: Inputs, run: Path) -> list[Prompt]:
+    """The prompts in the order in which they are explained: those that gave copies, then those of high score."""
+    prompts = inputs.prompts
+    means = scores_of(run, len(prompts)).mean(axis=1)
+    copied = {row["id"] for row in _copied_rows(run)}
+    order = sorted(range(len(prompts)), key=lambda i: (prompts[i].id not in copied, -means[i]))
+    return [prompts[i] for i in order]
+
+
+def _copied_rows(run: Path) -> list[Row]:
+    verified = run / "scores" / "verify.parquet"
+    rows: list[Row] = pq.read_table(verified).to_pylist() if verified.exists() else []
+    return [row for row in rows if row["verdict"] != "none"]
 
 
 def _omission(
