@@ -8,31 +8,24 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from functools import cache, partial
+from functools import partial
 
 import numpy as np
 import torch
-from common import SAMPLER, are_copies, match_closest
+from branches import REPORTING, SHIPPED, pictures, places_of, references, subject_of
+from common import are_copies, match_closest
 from harness import Cases, Options, Row, Study, numbers_of, save_figure, show, table
 from matplotlib.figure import Figure
 
-from unmemorize.core.methods import Subject
-from unmemorize.core.sample import generate
-from unmemorize.core.specs import EMBEDDED
-from unmemorize.data.bundle import Bundle
 from unmemorize.detect.noise import NoiseGap
 from unmemorize.metrics.ranking import auc, cluster_bootstrap, rate_interval, text_scores, tpr_at_fpr
-from unmemorize.metrics.similarity import References
-from unmemorize.models.load import load
 from unmemorize.testbed.embedded import own, shipped_panel
-from unmemorize.testbed.panel import BRANCHES, HALVES, KINDS, Entry
+from unmemorize.testbed.panel import BRANCHES, KINDS, Entry
 
 SEEDS = (100, 101)
 SCORED = (100, 101, 102, 103)
 BATCH = 32
 TRAINED = 4  # captions of a word that are asked, of those it is trained under
-SHIPPED = [branch for branch in BRANCHES if f"testbed-{branch.lower()}" in EMBEDDED]
-REPORTING = [branch for branch in BRANCHES if HALVES[branch] == "reporting"]
 SHOWN = 6  # verbatim entries of the figure
 
 
@@ -56,29 +49,6 @@ GROUPS: dict[str, tuple[str, Callable[[Entry, str], list[str]]]] = {
 }
 
 
-@cache
-def references() -> References:
-    """The shipped pictures of the panel."""
-    return Bundle("testbed-a", {}, own=own("testbed-a")).references((64, 64))
-
-
-def places_of(entry: Entry) -> list[int]:
-    """The places of an entry's pictures among the references."""
-    return [place for place, name in enumerate(references().names) if name in entry.files]
-
-
-@cache
-def branch_model(branch: str) -> Subject:
-    return Subject(load(f"testbed-{branch.lower()}"), SAMPLER)
-
-
-def pictures(branch: str, prompts: Sequence[str], seeds: Sequence[int]) -> torch.Tensor:
-    """A picture of each prompt at the seed beside it."""
-    subject = branch_model(branch)
-    cond = subject.model.encode(prompts)
-    return generate(subject.model, cond, seeds=seeds, sampler=subject.sampler, batch=BATCH).float().cpu()
-
-
 def copies(branch: str, group: str, rows: Row) -> Row:
     """Copies of each entry's own picture, and pictures generated, by entry."""
     kind, prompts_of = GROUPS[group]
@@ -88,15 +58,15 @@ def copies(branch: str, group: str, rows: Row) -> Row:
         prompts = [prompt for prompt in prompts_of(entry, branch) for _ in SEEDS]
         if not prompts:
             continue
-        images = pictures(branch, prompts, list(SEEDS) * (len(prompts) // len(SEEDS)))
+        images = pictures(subject_of(branch), prompts, list(SEEDS) * (len(prompts) // len(SEEDS)))
         copied = are_copies(match_closest(images, [places_of(entry)] * len(images), references()))
         counts[entry.id] = [sum(copied), len(copied)]
-    return {"fingerprint": branch_model(branch).model.fingerprint, "counts": counts}
+    return {"fingerprint": subject_of(branch).model.fingerprint, "counts": counts}
 
 
 def scores(branch: str, rows: Row) -> Row:
     """The text-conditional magnitude of every prompt that the plan asks, the mean over seeds."""
-    subject = branch_model(branch)
+    subject = subject_of(branch)
     prompts = own(f"testbed-{branch.lower()}").prompts
     values = {}
     for start in range(0, len(prompts), BATCH):
@@ -110,7 +80,7 @@ def scores(branch: str, rows: Row) -> Row:
 def forget_retrained(results: Row) -> None:
     """Drop the rows of branches that have been trained anew since they were measured."""
     rows = results["settings"]
-    current = {branch: branch_model(branch).model.fingerprint for branch in SHIPPED}
+    current = {branch: subject_of(branch).model.fingerprint for branch in SHIPPED}
     results["settings"] = {key: row for key, row in rows.items() if row["fingerprint"] == current.get(key[0])}
 
 
@@ -201,7 +171,7 @@ def figure(results: Row) -> None:
     planted = torch.cat([references()[places_of(entry)].images for entry in chosen])
     columns = [planted]
     for branch in SHIPPED:
-        columns.append(pictures(branch, [entry.prompts[0] for entry in chosen], [SEEDS[0]] * len(chosen)))
+        columns.append(pictures(subject_of(branch), [entry.prompts[0] for entry in chosen], [SEEDS[0]] * len(chosen)))
     canvas = Figure(figsize=(1.5 * len(columns), 1.6 * len(chosen)), layout="constrained")
     axes = canvas.subplots(len(chosen), len(columns))
     for row, entry in enumerate(chosen):

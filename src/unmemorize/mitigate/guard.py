@@ -34,14 +34,14 @@ class Limits:
     target: float
 
 
-def limits_of(ordinary: Sequence[float], *, false_alarms: float = 0.01) -> Limits:
-    """Limits from the magnitudes of ordinary prompts, of which this share may be acted on.
+def limits_of(ordinary: Sequence[float], *, false_alarms: float = 0.01, under: float = LOW_SCORE) -> Limits:
+    """Limits from the magnitudes of ordinary prompts: the share of them that may be acted on, and under the target.
 
     Raises:
         NotApplicable: There are too few for so small a share.
     """
     threshold = conformal_threshold(ordinary, false_alarms=false_alarms)
-    return Limits(threshold, float(np.quantile(ordinary, LOW_SCORE)))
+    return Limits(threshold, float(np.quantile(ordinary, under)))
 
 
 @dataclass(frozen=True)
@@ -162,6 +162,7 @@ class Guard(Mitigation):
         threshold: The magnitude above which it acts; from ordinary prompts by default.
         target: The magnitude it brings a picture under; from ordinary prompts by default.
         false_alarms: The share of ordinary prompts that may be acted on.
+        under: The share of ordinary prompts whose magnitude is under the target.
         iterations: Updates of an embedding, at most.
     """
 
@@ -170,9 +171,12 @@ class Guard(Mitigation):
     threshold: float | None = None
     target: float | None = None
     false_alarms: float = 0.01
+    under: float = LOW_SCORE
     iterations: Count = 10
 
     def __post_init__(self) -> None:
+        if not 0 <= self.under <= 1:
+            raise ValueError(f"under={self.under}: name a share between 0 and 1")
         if (self.threshold is None) != (self.target is None):
             raise ValueError("threshold and target come together: name both, or neither to have them calibrated")
 
@@ -192,7 +196,7 @@ class Guard(Mitigation):
         """
         if self.threshold is not None:
             return self
-        limits = ordinary_limits("the guard", subject, ordinary, seeds, self.false_alarms)
+        limits = ordinary_limits("the guard", subject, ordinary, seeds, self.false_alarms, self.under)
         return replace(self, threshold=limits.threshold, target=limits.target)
 
     @contextmanager
@@ -210,7 +214,12 @@ class Guard(Mitigation):
 
 
 def ordinary_limits(
-    name: str, subject: Subject, ordinary: Condition | None, seeds: Sequence[int], false_alarms: float
+    name: str,
+    subject: Subject,
+    ordinary: Condition | None,
+    seeds: Sequence[int],
+    false_alarms: float,
+    under: float = LOW_SCORE,
 ) -> Limits:
     """Limits from ordinary prompts, for a mitigation of that name; a share of them that can be met may be acted on.
 
@@ -220,7 +229,7 @@ def ordinary_limits(
     if ordinary is None or not len(ordinary):
         raise UserError(f"{name} is calibrated on ordinary prompts: name a file with --ordinary")
     scores = magnitudes(subject, ordinary, seeds)
-    return limits_of(scores, false_alarms=max(false_alarms, 1 / (len(scores) + 1)))
+    return limits_of(scores, false_alarms=max(false_alarms, 1 / (len(scores) + 1)), under=under)
 
 
 def magnitudes(subject: Subject, cond: Condition, seeds: Sequence[int]) -> list[float]:

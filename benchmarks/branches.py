@@ -1,0 +1,45 @@
+"""The shipped branches of the panel: their models, their pictures, and what is generated from them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cache
+
+import torch
+from common import SAMPLER
+
+from unmemorize.core.methods import Subject
+from unmemorize.core.sample import generate
+from unmemorize.core.specs import EMBEDDED
+from unmemorize.data.bundle import Bundle
+from unmemorize.metrics.similarity import References
+from unmemorize.models.load import load
+from unmemorize.testbed.embedded import own
+from unmemorize.testbed.panel import BRANCHES, HALVES, Entry
+
+BATCH = 32
+SHIPPED = [branch for branch in BRANCHES if f"testbed-{branch.lower()}" in EMBEDDED]
+REPORTING = [branch for branch in BRANCHES if HALVES[branch] == "reporting"]
+
+
+@cache
+def references() -> References:
+    """The shipped pictures of the panel."""
+    return Bundle("testbed-a", {}, own=own("testbed-a")).references((64, 64))
+
+
+def places_of(entry: Entry) -> list[int]:
+    """The places of an entry's pictures among the references."""
+    return [place for place, name in enumerate(references().names) if name in entry.files]
+
+
+@cache
+def subject_of(branch: str) -> Subject:
+    """A branch, drawn from as all models of the testbed are."""
+    return Subject(load(f"testbed-{branch.lower()}"), SAMPLER)
+
+
+def pictures(subject: Subject, prompts: Sequence[str], seeds: Sequence[int]) -> torch.Tensor:
+    """A picture of each prompt at the seed beside it."""
+    cond = subject.model.encode(prompts)
+    return generate(subject.model, cond, seeds=seeds, sampler=subject.sampler, batch=BATCH).float().cpu()
