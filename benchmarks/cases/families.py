@@ -42,6 +42,7 @@ QUICK = {  # settings under which a method takes little time
     "static-transition": "static-transition:until=0.5",  # of two steps both may lie below the default
     "opposite-guidance": "opposite-guidance:until=0.5",
     "prompt-reanchoring": "prompt-reanchoring:threshold=0",
+    "dissimilarity-guidance": "dissimilarity-guidance:near=1",
     "per-sample-noise": "per-sample-noise:target=0,iterations=1",
     "sail": "sail:target=0,iterations=1,candidates=1",
     "adaptive": "adaptive:updates=1,sampling=1",
@@ -93,7 +94,8 @@ def unlearner(method: Any, subject: Subject) -> torch.Tensor:
 
 def mitigation(method: Any, subject: Subject) -> torch.Tensor:
     cond = subject.model.encode(PROMPTS)
-    fitted = method.fitted(subject, prompts=cond, ordinary=subject.model.encode(ORDINARY), seeds=[0])
+    pictures, ordinary = latents_of(subject, 4), subject.model.encode(ORDINARY)
+    fitted = method.fitted(subject, prompts=cond, ordinary=ordinary, pictures=pictures, seeds=[0])
     plain = generate(subject.model, cond, seeds=[0, 1], sampler=subject.sampler)
     with fitted.applied(subject) as changed:
         pictures = generate(changed.model, cond, seeds=[0, 1], sampler=changed.sampler)

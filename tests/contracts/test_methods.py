@@ -39,6 +39,7 @@ QUICK = {  # settings under which a method takes little time
     "guard": "guard:threshold=0,target=0,iterations=1",
     "curvature-map": "curvature-map:probes=1",
     "prompt-reanchoring": "prompt-reanchoring:threshold=0",
+    "dissimilarity-guidance": "dissimilarity-guidance:near=1",
     "per-sample-noise": "per-sample-noise:target=0,iterations=1",
     "sail": "sail:target=0,iterations=1,candidates=1",
 }
@@ -282,7 +283,8 @@ def test_a_mitigation_is_taken_back(name, subject, tmp_path):
         found = parse("localizer", "first-layer").find(subject, prompts)
         Edit.of(found, before).save(tmp_path / "e.safetensors")
         mitigation = parse("mitigation", f"edit:path={tmp_path / 'e.safetensors'}")
-    fitted = mitigation.fitted(subject, prompts=prompts, ordinary=ordinary, seeds=[0, 1])
+    latents = torch.randn(4, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    fitted = mitigation.fitted(subject, prompts=prompts, ordinary=ordinary, pictures=latents, seeds=[0, 1])
     assert fitted.acts in ("weights", "condition", "noise", "guidance", "attention", "state")
     with fitted.applied(subject) as changed:
         pictures = generate(changed.model, prompts, seeds=[0, 1, 2], sampler=changed.sampler)

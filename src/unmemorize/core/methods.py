@@ -235,10 +235,14 @@ class Mitigation(Method):
         *,
         prompts: Condition | None = None,
         ordinary: Condition | None = None,
+        pictures: Tensor | None = None,
         seeds: Sequence[int] = (0,),
         progress: Progress = quiet,
     ) -> Mitigation:
-        """The mitigation with what it measures beforehand: on prompts that give copies, and on ordinary ones."""
+        """The mitigation with what it measures beforehand: on prompts that give copies, and on ordinary ones.
+
+        `pictures` are known training pictures as latents, (n, c, h, w), for one that needs pictures.
+        """
         return self
 
     @abstractmethod

@@ -445,10 +445,12 @@ class GenerateSpec(OfModel, OnePrompt, Calibrated, Sampled, Loaded):
     Attributes:
         pictures: Pictures, one a seed.
         mitigation: What to act with on memorized prompts, with its settings: guard, or any other mitigation.
+        references: Training pictures, for a mitigation that keeps away from them: a folder; the testbed has its own.
     """
 
     pictures: Draws = 4
     mitigation: str = ""
+    references: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -222,6 +222,7 @@ class EditFile(Mitigation):
         *,
         prompts: Condition | None = None,
         ordinary: Condition | None = None,
+        pictures: Tensor | None = None,
         seeds: Sequence[int] = (0,),
         progress: Progress = quiet,
     ) -> Edit:
@@ -258,6 +259,7 @@ class Located(Mitigation):
         *,
         prompts: Condition | None = None,
         ordinary: Condition | None = None,
+        pictures: Tensor | None = None,
         seeds: Sequence[int] = (0,),
         progress: Progress = quiet,
     ) -> Edit:

@@ -186,6 +186,7 @@ class Guard(Mitigation):
         *,
         prompts: Condition | None = None,
         ordinary: Condition | None = None,
+        pictures: Tensor | None = None,
         seeds: Sequence[int] = (0,),
         progress: Progress = quiet,
     ) -> Guard:

@@ -135,6 +135,7 @@ class PromptReanchoring(Mitigation):
         *,
         prompts: Condition | None = None,
         ordinary: Condition | None = None,
+        pictures: Tensor | None = None,
         seeds: Sequence[int] = (0,),
         progress: Progress = quiet,
     ) -> PromptReanchoring:

@@ -21,7 +21,7 @@ from unmemorize.data.pictures import save_image
 from unmemorize.metrics.similarity import References
 from unmemorize.report.attack import draw_curves, draw_sheet
 from unmemorize.stages.inputs import Inputs, bundle_of, text_source
-from unmemorize.stages.mitigations import mitigation_of, sources_of
+from unmemorize.stages.mitigations import fit, mitigation_of, sources_of
 from unmemorize.stages.stage import Task, Work
 from unmemorize.study.controls import Subjects, choose_subjects
 from unmemorize.study.copies import CopyCheck, copy_check
@@ -126,8 +126,13 @@ def _attacking(
     ordinary = inputs.bundle.ordinary()
     attack = prepared(attack_of(spec.method, spec.updates), inputs, subjects)
     if mitigation is not None:
-        mitigation = mitigation.fitted(
-            inputs.subject, prompts=own, ordinary=model.encode(ordinary), seeds=range(len(ordinary)), progress=progress
+        mitigation = fit(
+            mitigation,
+            inputs,
+            prompts=own,
+            ordinary=model.encode(ordinary),
+            seeds=range(len(ordinary)),
+            progress=progress,
         )
     seeds = tuple(range(SEEDS[0], SEEDS[0] + spec.pictures))
     trial = Trial(curve_of(attack), spec.init, spec.restarts, seeds)

@@ -19,7 +19,7 @@ from unmemorize.core.specs import GenerateSpec
 from unmemorize.data.pictures import save_image
 from unmemorize.mitigate.guard import Guard
 from unmemorize.stages.inputs import Inputs
-from unmemorize.stages.mitigations import mitigation_of
+from unmemorize.stages.mitigations import fit, mitigation_of
 
 STARTS = ("condition", "noise")  # what a mitigation may act on before the first step
 
@@ -49,9 +49,7 @@ def generate(spec: GenerateSpec, out: Path, progress: Progress = quiet) -> list[
     ordinary = model.encode(bundle.ordinary())
     prompt = cond[:1]
     # Each ordinary prompt at a seed of its own.
-    fitted = mitigation.fitted(
-        subject, prompts=prompt, ordinary=ordinary, seeds=range(len(ordinary)), progress=progress
-    )
+    fitted = fit(mitigation, inputs, prompts=prompt, ordinary=ordinary, seeds=range(len(ordinary)), progress=progress)
     with fitted.applied(subject) as mitigated:
         _write(mitigated, cond, seeds, rows)
         if fitted.acts not in STARTS:

@@ -26,7 +26,7 @@ from unmemorize.metrics.similarity import References
 from unmemorize.metrics.ssim import scales_for, ssim
 from unmemorize.mitigate.edit import Edit
 from unmemorize.stages.inputs import UNSEEN, Inputs, NotRun
-from unmemorize.stages.mitigations import mitigation_of, named_apart
+from unmemorize.stages.mitigations import fit, mitigation_of, named_apart
 from unmemorize.stages.stage import COPIED, Cost, Stage, Work, in_shards
 from unmemorize.stages.verify import reference_name
 from unmemorize.study.controls import spread
@@ -86,8 +86,9 @@ class Fitting:
         model = self.inputs.model
         mitigation = mitigation_of(text, model)
         with model.counted() as cost:
-            fitted = mitigation.fitted(
-                self.inputs.subject,
+            fitted = fit(
+                mitigation,
+                self.inputs,
                 prompts=model.encode(self.prompts),
                 ordinary=model.encode(_calibrating(self.inputs)),
                 seeds=self.inputs.spec.numbers,

@@ -9,11 +9,13 @@ from unmemorize.core.errors import UserError
 from unmemorize.core.files import real_path, require_file
 from unmemorize.core.hooks import replaced
 from unmemorize.core.methods import Mitigation, methods, parse
-from unmemorize.core.model import DiffusionModel
-from unmemorize.core.run import Source, digest
+from unmemorize.core.model import Condition, DiffusionModel
+from unmemorize.core.run import Progress, Source, digest, quiet
 from unmemorize.mitigate.edit import EditFile, Located
 from unmemorize.mitigate.tuned import Tuned
 from unmemorize.models.load import load
+from unmemorize.stages.inputs import Inputs
+from unmemorize.study.effects import latents_of
 
 
 def mitigation_of(text: str, model: DiffusionModel) -> Mitigation:
@@ -31,6 +33,28 @@ def mitigation_of(text: str, model: DiffusionModel) -> Mitigation:
         return Located(localizer=text)
     require_mitigation(text)
     return tuned_model(text, model) if Path(text).is_dir() else EditFile(path=text)
+
+
+def fit(
+    mitigation: Mitigation,
+    inputs: Inputs,
+    *,
+    prompts: Condition | None = None,
+    ordinary: Condition | None = None,
+    seeds: Sequence[int] = (0,),
+    progress: Progress = quiet,
+) -> Mitigation:
+    """The mitigation with what it measures beforehand; training pictures are read for one that needs them.
+
+    Raises:
+        UserError: What it needs is not there.
+    """
+    pictures = None
+    if "pictures" in mitigation.needs and inputs.bundle.has("references"):
+        pictures = latents_of(inputs.model, inputs.bundle.references(inputs.model.image_size).pixels)
+    return mitigation.fitted(
+        inputs.subject, prompts=prompts, ordinary=ordinary, pictures=pictures, seeds=seeds, progress=progress
+    )
 
 
 def sources_of(mitigations: Mapping[str, Mitigation]) -> dict[str, Source]:
