@@ -1,4 +1,4 @@
-"""The ranking of detectors: groups, numbers, costs, what does not apply, and what a killed run keeps."""
+"""The rankings of detectors and mitigations: groups, numbers, costs, what does not apply, what a killed run keeps."""
 
 from __future__ import annotations
 
@@ -7,12 +7,16 @@ import json
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import torch
 
 from hostile import complaints
 from pipelines import tiny
+from unmemorize.core.sample import Sampler, generate
+from unmemorize.data.pictures import save_image
 from unmemorize.data.source import Prompt
 from unmemorize.metrics.ranking import auc, cluster_bootstrap, tpr_at_fpr
-from unmemorize.report.bench import latex, rankings_of
+from unmemorize.models.load import load
+from unmemorize.report.bench import contests_of, latex, rankings_of
 from unmemorize.stages.rank import groups_of
 
 WORDS = ("owl", "boat", "kite", "harbour", "bicycle", "fence", "field", "dusk", "gadget", "lighthouse", "oden", "red")
@@ -131,3 +135,76 @@ def test_a_latex_table_escapes_what_it_is_given():
     table = latex(rankings_of([row | {"evaluations": 1.0, "ratio": None}]))
     assert r"50\%\_of \#1" in table
     assert r"a\_b & 0.500 & 0.250 & 0.000 & 1.000 & – \\" in table
+
+
+@pytest.fixture
+def copied(tiny_folder, tmp_path):
+    """Options that name two pictures which the model makes of their captions, four others, and ordinary prompts."""
+    captions = ["an owl on a fence", HOSTILE]
+    model = load(str(tiny_folder))
+    for k, picture in enumerate(generate(model, model.encode(captions), seeds=[100, 100], sampler=Sampler(2))):
+        for folder in ("targets", "references"):
+            save_image(picture.float(), tmp_path / folder / f"{k}.png")
+            (tmp_path / folder / f"{k}.txt").write_text(captions[k])
+    for k, picture in enumerate(torch.rand(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))):
+        save_image(picture, tmp_path / "references" / f"other-{k}.png")
+    (tmp_path / "ordinary.txt").write_text("\n".join(f"a plain thing {k}" for k in range(6)))
+    places = {"--targets": "targets", "--references": "references", "--ordinary": "ordinary.txt"}
+    named = [word for option, place in places.items() for word in (option, tmp_path / place)]
+    return ("bench", tiny_folder, "--kind", "mitigation", *named, "--pictures", 1, "--steps", 2)
+
+
+def test_mitigations_are_tried_on_the_same_pictures(call, copied, tmp_path):
+    """What is left by hand from the table; the model as it came first; what never acts changes nothing."""
+    run = tmp_path / "run"
+    methods = ("embedding-noise:scale=50", "guard:threshold=1e9,target=1")
+    named = [word for method in methods for word in ("--method", method)]
+    code, out, err = call(*copied, *named, "--run", run, "--json")
+    assert code == 0, err
+    (found,) = json.loads(out)["models"].values()
+    rows = {row["method"]: row for row in found["ranking"]}
+    assert list(rows) == ["none", *methods]
+    assert rows["none"]["copies"] == rows[methods[1]]["copies"] == 1
+    assert rows[methods[0]]["copies"] == 0
+    assert rows[methods[0]]["fall"] == -1
+    assert [rows[name]["changed"] for name in rows] == [0, 1, 0]
+    assert rows["none"]["likeness"] == pytest.approx(1)
+    assert rows[methods[0]]["likeness"] < 0.9
+    assert (rows["none"]["pictures"], rows["none"]["ordinary"]) == (2, 3)
+    assert rows["none"]["evaluations"] == 4
+    assert rows["none"]["alignment"] is None  # no model of ours knows how this one's pictures fit their prompts
+    page, tex = ((run / name).read_text() for name in ("report.html", "table.tex"))
+    assert "<script>" not in page
+    assert "embedding-noise:scale=50 leaves fewest copies" in page
+    assert tex.count(r"\end{tabular}") == 1
+    assert call(*copied, *named, "--run", run, "--json")[1] == out
+    code, out, _ = call(*copied, *named, "--run", run)
+    assert code == 0
+    assert out.splitlines()[-1].endswith("--mitigation embedding-noise:scale=50")
+
+
+def test_a_mistake_about_mitigations_is_one_line(call, copied, labelled, tmp_path):
+    for place in (tmp_path / "targets").glob("*.png"):
+        place.write_bytes((tmp_path / "references" / "other-0.png").read_bytes())
+    for asked, says in (
+        (("--labels", labelled), "--labels is for detectors"),
+        (("--method", "guard", "--method", "guard"), "--method guard: is named twice"),
+        (("--method", "none"), "--method none: is named twice, or stands for no mitigation"),
+        (("--method", "noise-gap"), "no such mitigation"),
+        (("--method", "guard:limit=3"), "guard: no setting 'limit'"),
+        (("--method", "random-words"), "none of 2 pictures is copied from its caption"),
+    ):
+        code, _, err = call(*copied, *asked, "--run", tmp_path / "wrong")
+        assert code == 2
+        assert len(complaints(err)) == 1
+        assert says in err
+
+
+def test_a_mitigation_that_does_not_apply_has_a_reason():
+    """It stands apart from those that were tried; the model as it came stays first, whatever the others leave."""
+    row = {"model": "m", "reason": None, "alignment": None, "likeness": 1.0}
+    rows = [row | {"method": "none", "copies": 0.1}, row | {"method": "worse", "copies": 0.5}]
+    rows += [row | {"method": "better", "copies": 0.0}, {"model": "m", "method": "other", "reason": "no attention"}]
+    (contest,) = contests_of(rows)
+    assert [row["method"] for row in contest.methods] == ["none", "better", "worse"]
+    assert [row["method"] for row in contest.not_applicable] == ["other"]

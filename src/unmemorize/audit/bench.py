@@ -1,4 +1,4 @@
-"""Rank detectors on prompts whose truth is known, on one model or several."""
+"""Rank detectors on prompts whose truth is known, or mitigations on pictures that are copied; one model or several."""
 
 from __future__ import annotations
 
@@ -11,19 +11,22 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from unmemorize.core.errors import UserError
-from unmemorize.core.methods import methods
+from unmemorize.core.methods import Kind, methods, parse
 from unmemorize.core.run import Progress, Run, RunRecord, versions
 from unmemorize.core.shards import Row, write_rows
 from unmemorize.core.specs import EMBEDDED, BenchSpec, recorded
 from unmemorize.data.bundle import Bundle, Own
 from unmemorize.data.labels import read_labelled
 from unmemorize.data.source import Prompt
-from unmemorize.report.bench import RANKING, build_bench
+from unmemorize.report.bench import SCHEMAS, build_bench
+from unmemorize.stages.contend import CONTEND, contested
 from unmemorize.stages.detect import DETECT, detectors_of, write_prompts
-from unmemorize.stages.inputs import Inputs, load_as_asked, prompt_source, with_sampling
+from unmemorize.stages.inputs import Inputs, load_as_asked, prompt_source, text_source, with_sampling
+from unmemorize.stages.mitigations import require_mitigation
 from unmemorize.stages.rank import RANK
 from unmemorize.stages.trial import TRIAL, trials, with_methods
 from unmemorize.testbed import embedded
+from unmemorize.verdict.findings import UNMITIGATED
 
 
 def run_bench(spec: BenchSpec, run: Path, progress: Progress) -> list[Row]:
@@ -33,21 +36,44 @@ def run_bench(spec: BenchSpec, run: Path, progress: Progress) -> list[Row]:
         UserError: A model, the labels or a method cannot be used, no method applies to a model, or `run` holds another
             run.
     """
-    chosen = replace(spec, method=spec.method or tuple(methods("detector")))
-    detectors_of(chosen)  # or a mistake in one would be told once a model is loaded
+    chosen = replace(spec, method=spec.method or _every(spec.kind))
+    _check_methods(chosen)  # or a mistake in one would be told once a model is loaded
     models = (spec.model, *spec.more)
-    prompts = {model: _prompts(model, spec) for model in models}
+    prompts = {model: _prompts(model, spec) if spec.kind == "detector" else [] for model in models}
     path = run / "scores" / "bench.parquet"
     with Run.open(run, _record(spec, prompts)) as opened:
         if not opened.is_kept:
             rows: list[Row] = []
             for number, model in enumerate(models):
                 own = replace(chosen, model=model, more=())
-                rows += _ranked(own, prompts[model], run / "models" / f"{number}-{_safe(model)}", progress)
-            write_rows(path, rows, RANKING)
+                place = run / "models" / f"{number}-{_safe(model)}"
+                if spec.kind == "detector":
+                    rows += _ranked(own, prompts[model], place, progress)
+                else:
+                    rows += _tried(own, place, progress)
+            write_rows(path, rows, SCHEMAS[spec.kind])
             build_bench(run)
         ranking: list[Row] = pq.read_table(path).to_pylist()
     return ranking
+
+
+def _every(kind: Kind) -> tuple[str, ...]:
+    """The methods of a kind that need no file and no other method."""
+    return tuple(name for name in methods(kind) if name not in ("edit", "located"))
+
+
+def _check_methods(spec: BenchSpec) -> None:
+    if spec.kind == "detector":
+        detectors_of(spec)
+        return
+    if spec.labels:
+        raise UserError("--labels is for detectors: mitigations are tried on pictures: name them with --targets")
+    for i, text in enumerate(spec.method):
+        if text in spec.method[:i] or text == UNMITIGATED:
+            raise UserError(f"--method {text}: is named twice, or stands for no mitigation")
+        require_mitigation(text)
+        if text.partition(":")[0] in methods("mitigation"):
+            parse("mitigation", text)
 
 
 def _prompts(model: str, spec: BenchSpec) -> list[Prompt]:
@@ -60,7 +86,9 @@ def _prompts(model: str, spec: BenchSpec) -> list[Prompt]:
 
 def _record(spec: BenchSpec, prompts: dict[str, list[Prompt]]) -> RunRecord:
     """The record of the whole; each model's own, with its weights, lies in its folder."""
-    data = {"labels": prompt_source(spec.labels or spec.model, prompts[spec.model])}
+    data = {}
+    if spec.kind == "detector":
+        data["labels"] = prompt_source(spec.labels or spec.model, prompts[spec.model])
     names = ", ".join(prompts)
     return RunRecord(status="running", spec=recorded(spec), versions=versions(), model={"name": names}, data=data)
 
@@ -84,6 +112,17 @@ def _ranked(spec: BenchSpec, prompts: Sequence[Prompt], run: Path, progress: Pro
     rows = pq.read_table(run / "scores" / "ranking.parquet").to_pylist()
     rows += [row for row in tried.values() if row["reason"] is not None]
     return [row | {"model": spec.model} for row in rows]
+
+
+def _tried(spec: BenchSpec, run: Path, progress: Progress) -> list[Row]:
+    """The rows of one model: without a mitigation, under each, and of those that do not apply to it."""
+    inputs = Inputs.of(spec)
+    targets = inputs.bundle.targets(inputs.model.image_size)
+    sources = {"targets": text_source(inputs.bundle.source("targets"), targets.prompts)}
+    with Run.open(run, inputs.record(sources, inputs.check.criterion)) as opened:
+        CONTEND.finish(inputs, opened, progress)
+    rows = pq.read_table(run / "scores" / "mitigations.parquet").to_pylist()
+    return [row | {"model": spec.model} for row in contested(rows)]
 
 
 def _safe(model: str) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from rich.table import Table
+from rich.table import Column, Table
 
 from unmemorize.cli.app import FIND, Json, Run, command
 from unmemorize.cli.checks import check
@@ -17,38 +17,63 @@ from unmemorize.core.specs import BenchSpec
 
 @command(
     FIND,
-    "unmemorize bench testbed testbed-twin --method noise-gap --method two-probe",
     "unmemorize bench MODEL --labels labelled.csv --run runs/ranking",
+    "unmemorize bench testbed --kind mitigation --method guard --method static-transition",
 )
 def bench(spec: BenchSpec, *, run: Run = "", json: Json = False) -> None:
-    """Rank detectors on prompts of which it is known whether they are memorized."""
+    """Rank detectors on prompts of which it is known whether they are memorized, or mitigations on copied pictures."""
     folder = default_run(run, spec.model, "bench")
     check(spec, Output("--run", folder, "run"))
 
     from unmemorize.audit.bench import run_bench, summarised
-    from unmemorize.report.bench import rankings_of
+    from unmemorize.report.bench import contests_of, rankings_of
 
     with working(folder) as progress:
         rows = run_bench(spec, folder, progress)
     if json:
         print_json(summarised(rows))
         return
-    for ranking in rankings_of(rows):
-        _print_table(ranking.model, ranking.methods)
-        for row in ranking.not_applicable:
-            say(f"{row['method']}: not applicable: {row['reason']}")
+    if spec.kind == "mitigation":
+        contests = contests_of(rows)
+        for contest in contests:
+            _print_contest(contest.model, contest.methods)
+            _say_not_applicable(contest.not_applicable)
+        # The best is still to be attacked, which an audit does.
+        after = ["audit", spec.model, "--mitigation", contests[0].methods[1]["method"]]
+    else:
+        after = ["methods", rows[0]["method"].partition(":")[0]]
+        for ranking in rankings_of(rows):
+            _print_table(ranking.model, ranking.methods)
+            _say_not_applicable(ranking.not_applicable)
     say(f"page: {folder / 'report.html'}; table: {folder / 'table.tex'}")
-    next_step("methods", rows[0]["method"].partition(":")[0])
+    next_step(*after)
 
 
 def _print_table(model: str, rows: Sequence[Row]) -> None:
     say(f"{model}: {rows[0]['memorized']} memorized prompts, {rows[0]['ordinary']} ordinary ones")
-    table = Table("method", "AUC", "TPR at 1%", "behind the best", "evaluations", "time", box=None, pad_edge=False)
+    columns = ("AUC", "TPR at 1%", "behind the best", "evaluations", "time")
+    table = Table(Column("method", overflow="fold"), *columns, box=None, pad_edge=False)
     for row in rows:
         cells = [_limits(row, "auc"), f"{row['tpr']:.3f}", _limits(row, "behind")]
         time = "–" if row["ratio"] is None else f"{row['ratio']:.2f}"
         add_row(table, row["method"], *cells, f"{row['evaluations']:.1f}", time)
     out.print(table)
+
+
+def _print_contest(model: str, rows: Sequence[Row]) -> None:
+    say(f"{model}: {rows[0]['pictures']} copied pictures, {rows[0]['ordinary']} ordinary prompts")
+    columns = ("copies", "ordinary changed", "likeness", "alignment", "evaluations")
+    table = Table(Column("mitigation", overflow="fold"), *columns, box=None, pad_edge=False)
+    for row in rows:
+        alignment = "–" if row["alignment"] is None else f"{row['alignment']:+.1%}"
+        cells = [_limits(row, "copies"), f"{row['changed']:.2f}", f"{row['likeness']:.2f}", alignment]
+        add_row(table, row["method"], *cells, f"{row['evaluations']:.0f}")
+    out.print(table)
+
+
+def _say_not_applicable(rows: Sequence[Row]) -> None:
+    for row in rows:
+        say(f"{row['method']}: not applicable: {row['reason']}")
 
 
 def _limits(row: Row, name: str) -> str:

@@ -270,21 +270,27 @@ class DetectSpec(Scored, Prompted, Seeded, Sampled, Loaded):
 
 
 @dataclass(frozen=True, kw_only=True)
-class BenchSpec(Scored, Seeded, Sampled, Loaded):
-    """Which detectors to rank, and on what.
+class BenchSpec(Scored, Calibrated, Compared, Seeded, Sampled, Loaded):
+    """Which methods to rank, and on what.
 
     Attributes:
         more: Further models.
-        method: A detector with its settings: `unmemorize methods` lists them; repeatable; all by default.
-        labels: File of prompts, csv, tsv or jsonl, with a column memorized (1 or 0), and kind, copies and cluster where
-            they are known; the testbed has its own.
+        kind: Detectors, or mitigations.
+        method: A method of that kind with its settings: `unmemorize methods` lists them; repeatable; all by default.
+        labels: For detectors: a file of prompts, csv, tsv or jsonl, with a column memorized (1 or 0), and kind, copies
+            and cluster where they are known; the testbed has its own.
         column: Caption column, where its name is unusual.
+        targets: For mitigations: pictures that the model copies, with captions: a folder; the testbed has its own.
+        pictures: For mitigations: pictures of each of them.
     """
 
     more: tuple[str, ...] = ()
+    kind: Literal["detector", "mitigation"] = "detector"
     method: tuple[str, ...] = ()
     labels: str = ""
     column: str = ""
+    targets: str = ""
+    pictures: Draws = 2
 
 
 @dataclass(frozen=True, kw_only=True)

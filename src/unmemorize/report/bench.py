@@ -1,4 +1,4 @@
-"""The page and the LaTeX table of a ranking."""
+"""The page and the LaTeX table of a ranking, of detectors or of mitigations."""
 
 from __future__ import annotations
 
@@ -32,6 +32,18 @@ RANKING = pa.schema(
         *((name, _REAL) for name in ("evaluations", "ratio")),
     ]
 )
+CONTEST = pa.schema(
+    [
+        *((name, _TEXT) for name in ("model", "method", "reason", "acts")),
+        *((name, _WHOLE) for name in ("pictures", "ordinary")),
+        *((name, _REAL) for name in ("copies", "copies_low", "copies_high")),
+        *((name, _REAL) for name in ("fall", "fall_low", "fall_high")),
+        *((name, _REAL) for name in ("changed", "changed_low", "changed_high")),
+        *((name, _REAL) for name in ("alignment", "alignment_low", "alignment_high")),
+        *((name, _REAL) for name in ("likeness", "evaluations", "gradients", "seconds")),
+    ]
+)
+SCHEMAS = {"detector": RANKING, "mitigation": CONTEST}
 
 
 @dataclass(frozen=True)
@@ -57,15 +69,58 @@ def build_bench(run: Path) -> Path:
     Raises:
         UserError: The run directory is incomplete or damaged.
     """
-    rankings = rankings_of(read_rows(run / "scores" / "bench.parquet", RANKING))
-    write_text(run / "table.tex", latex(rankings))
-    page = rendered(
-        "bench.html.j2",
-        record=read_document(run / "run.json", RunRecord),
-        rankings=rankings,
-        beside=BESIDE,
-    )
+    record = read_document(run / "run.json", RunRecord)
+    kind = str(record.spec.get("kind", "detector"))
+    rows = read_rows(run / "scores" / "bench.parquet", SCHEMAS[kind])
+    if kind == "mitigation":
+        contests = contests_of(rows)
+        write_text(run / "table.tex", mitigations_latex(contests))
+        page = rendered("contest.html.j2", record=record, contests=contests)
+    else:
+        rankings = rankings_of(rows)
+        write_text(run / "table.tex", latex(rankings))
+        page = rendered("bench.html.j2", record=record, rankings=rankings, beside=BESIDE)
     return write_text(run / "report.html", page)
+
+
+@dataclass(frozen=True)
+class Contest:
+    """One model's part of a page of mitigations.
+
+    Attributes:
+        model: The model.
+        methods: The rows, without a mitigation first, then by the copies that are left.
+        not_applicable: Mitigations that do not apply to the model, each with the reason.
+    """
+
+    model: str
+    methods: list[Row]
+    not_applicable: list[Row]
+
+
+def contests_of(rows: Sequence[Row]) -> list[Contest]:
+    """The rows of mitigations by model, in order."""
+    contests = []
+    for model in dict.fromkeys(row["model"] for row in rows):
+        own = [row for row in rows if row["model"] == model]
+        without, *tried = [row for row in own if row["reason"] is None]
+        tried.sort(key=lambda row: (row["copies"], -(row["alignment"] or 0), -row["likeness"]))
+        contests.append(Contest(model, [without, *tried], [row for row in own if row["reason"] is not None]))
+    return contests
+
+
+def mitigations_latex(contests: Sequence[Contest]) -> str:
+    """All mitigations as a table of the booktabs package."""
+    lines = [r"\begin{tabular}{lrrrrr}", r"\toprule"]
+    lines.append(r"mitigation & copies & ordinary changed & alignment & likeness & evaluations \\")
+    for contest in contests:
+        lines += [r"\midrule", rf"\multicolumn{{6}}{{l}}{{{_escaped(contest.model)}}} \\"]
+        for row in contest.methods:
+            alignment = "--" if row["alignment"] is None else _limits(row, "alignment")
+            cells = [_escaped(row["method"]), _limits(row, "copies"), _limits(row, "changed"), alignment]
+            cells += [number(row["likeness"]), number(row["evaluations"])]
+            lines.append(" & ".join(cells) + r" \\")
+    return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", ""])
 
 
 def rankings_of(rows: Sequence[Row]) -> list[Ranking]:
