@@ -12,7 +12,8 @@ from unmemorize.core.errors import UserError
 from unmemorize.core.methods import Subject
 from unmemorize.core.model import Condition
 from unmemorize.core.sample import Sampler, generate
-from unmemorize.metrics.similarity import References, match_targets
+from unmemorize.metrics.similarity import References, match_targets, with_mirrored
+from unmemorize.study.extracted import from_rows, to_rows
 
 QUICK = Dori(updates=2, batch=2)
 SHORT = Trial(curve=(0, 1, 2), restarts=2, seeds=(100, 101))
@@ -78,6 +79,25 @@ def test_shapes_and_what_the_prompt_itself_gives(tiny_model, three):
     assert found.start[0, 0] == pytest.approx(embeds.norm().item(), rel=1e-5)
     made = generate(tiny_model, Condition(evidence.embeds[:1, 0]), seeds=[100], sampler=TWO)
     assert torch.allclose(made[0], evidence.attacked[0], atol=1e-3)
+
+
+def test_copies_of_mirror_images_are_said_to_be_mirrored(oracle):
+    """In the numbers and in their rows: a prompt gives the mirror image of its target, another the target itself."""
+    stored = oracle.decode(oracle.denoiser.images[[0, 3]]).float()
+    targets = references(torch.stack([stored[0].flip(-1), stored[1]]), ["one", "other"])
+
+    def judge_mirrored(images, own):
+        return with_mirrored(images, lambda pictures, rows: judge(pictures, own[rows]))
+
+    subject, trial = Subject(oracle, Sampler(20, 1.0)), Trial(curve=(0, 1), seeds=(100,))
+    found, _ = extraction(subject, targets, Dori(updates=1), judge_mirrored, trial)
+    assert found.copied[:, 0, 0, 0].all()
+    assert found.mirrored[:, 0, 0, 0].tolist() == found.original_mirrored[:, 0].tolist() == [True, False]
+    rows = to_rows(found, [{"id": "a"}, {"id": "b"}])
+    assert [row["mirrored"] for row in rows if row["step"] == 0] == [True, False]
+    read = from_rows(rows)
+    assert np.array_equal(read.mirrored, found.mirrored)
+    assert np.array_equal(read.original_mirrored, found.original_mirrored)
 
 
 def test_starts_differ_between_pictures_and_restarts_and_are_standard_normal(tiny_model, three):

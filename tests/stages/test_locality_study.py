@@ -73,7 +73,7 @@ def test_a_study_prints_json_and_leaves_everything(call, copying, tiny_folder, t
         "layers",
         "steps",
     ]
-    assert list(result) == [*keys, "evaluations", "run"]
+    assert list(result) == [*keys, "evaluations", "criterion_errors", "run"]
     assert result["image"] == "red.png"
     assert result["evaluations"] == 4 * 2 * 8
     kept = result["embeddings"]["adversarial"]

@@ -35,6 +35,7 @@ def test_every_text_is_measured_once(inputs, tiny_folder):
     variants = pq.read_table(inputs / "run" / "variants.parquet").to_pylist()
     outcomes = pq.read_table(inputs / "run" / "outcomes.parquet").to_pylist()
     assert result["triggers"] == []
+    assert result["criterion_errors"] == ""  # pixel distance below 256 px has no measured error rate
     assert {w["word"] for w in result["words"]} == {"a", "green", "bicycle", "an", "owl"}
     assert len(outcomes) == len({v["text"] for v in variants}) == result["texts"]
     assert {v["kind"] for v in variants} == {"full", "word", "bigram", "without", "moved", "repeated", "random"}

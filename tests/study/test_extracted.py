@@ -25,6 +25,8 @@ def extraction_of(copied):
         original_values=np.full((n, seeds), np.nan),
         original_verdicts=np.full((n, seeds), "none"),
         evaluations=400,
+        mirrored=np.zeros(copied.shape, dtype=bool),
+        original_mirrored=np.zeros((n, seeds), dtype=bool),
     )
 
 

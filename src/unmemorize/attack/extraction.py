@@ -59,6 +59,8 @@ class Extraction:
         original_values: The same judgement of the prompts themselves, (n, seeds); NaN where none is known.
         original_verdicts: Likewise, (n, seeds).
         evaluations: Of the denoiser, in one attack of one picture.
+        mirrored: Which pictures are copies of the target's mirror image, (n, restarts, steps, seeds).
+        original_mirrored: Likewise of the prompts' own, (n, seeds).
     """
 
     names: tuple[str, ...]
@@ -71,6 +73,8 @@ class Extraction:
     original_values: Floats
     original_verdicts: Texts
     evaluations: float
+    mirrored: NDArray[np.bool_]
+    original_mirrored: NDArray[np.bool_]
 
     @property
     def copied(self) -> NDArray[np.bool_]:
@@ -165,6 +169,7 @@ class _Restart:
 def _numbers(targets: References, trial: Trial, original: _Judged, restarts: Sequence[_Restart]) -> Extraction:
     values = np.array([[judged.values for judged in restart.judged.values()] for restart in restarts])
     verdicts = np.array([[judged.verdicts for judged in restart.judged.values()] for restart in restarts])
+    mirrored = np.array([[judged.mirrored for judged in restart.judged.values()] for restart in restarts])
     moved = np.array([list(restart.moved.values()) for restart in restarts])
     unknown = np.array([[caption is None] for caption in targets.captions])
     spent = sum(restart.result.evaluations for restart in restarts)
@@ -180,6 +185,8 @@ def _numbers(targets: References, trial: Trial, original: _Judged, restarts: Seq
         original_values=np.where(unknown, np.nan, original.values),
         original_verdicts=np.where(unknown, "none", original.verdicts),
         evaluations=spent / (len(targets) * trial.restarts),
+        mirrored=np.moveaxis(mirrored, 2, 0),
+        original_mirrored=original.mirrored & ~unknown,
     )
 
 
@@ -229,10 +236,11 @@ def _seed(name: str, *parts: int | str) -> int:
 
 @dataclass(frozen=True)
 class _Judged:
-    """Values and verdicts (n, seeds), and the first seed's pictures (n, 3, h, w)."""
+    """Values, verdicts and which are mirrored (n, seeds), and the first seed's pictures (n, 3, h, w)."""
 
     values: Floats
     verdicts: Texts
+    mirrored: NDArray[np.bool_]
     first_pictures: Tensor
 
 
@@ -245,7 +253,8 @@ def _judge(subject: Subject, cond: Condition, targets: References, judge: Judge,
     matches = judge(pictures, targets[rows.tolist()])
     values = np.array([m.value for m in matches]).reshape(n, g)
     verdicts = np.array([m.verdict for m in matches]).reshape(n, g)
-    return _Judged(values, verdicts, pictures[::g])
+    mirrored = np.array([m.mirrored and m.copied for m in matches]).reshape(n, g)
+    return _Judged(values, verdicts, mirrored, pictures[::g])
 
 
 def _norm(embeds: Tensor) -> Floats:

@@ -72,9 +72,11 @@ def _print(summary: dict[str, Any]) -> None:
     for group, label in LABELS.items():
         original, work = summary["original"][group], summary["work"][group]
         median = "–" if work["median"] is None else f"{work['median']:,.0f}"
+        mirrored = summary["verdicts"][group]["mirrored"]
         say(
             f"{label}: {summary['pictures'][group]} pictures, own prompts copy {_rate(original)}; "
             f"evaluations to the first copy {median} (median), never copied {work['never']}"
+            f"{f'; {mirrored:.0%} of the last pictures are mirrored copies' if mirrored else ''}"
         )
     say(f"{LABELS[UNSEEN]}: {summary['unseen_from']}")
     say(summary["sentence"])

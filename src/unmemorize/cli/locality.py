@@ -55,6 +55,8 @@ def _print(result: dict[str, Any], methods: list[str]) -> None:
 
     counts, distance = result["embeddings"], result["distance"]
     say(f"{counts['adversarial']} of {result['inits']} random inits lead to copies")
+    if result["criterion_errors"]:
+        say(result["criterion_errors"])
     table = Table("group", "embeddings", "distance between two", "÷ inits'", title="Embeddings")
     for group, name in NAMES.items():
         ratio = distance[group]["value"] / distance["inits"]["value"]

@@ -82,7 +82,7 @@ class Method(ABC):
     kind: ClassVar[Kind]
     name: ClassVar[str]
     paper: ClassVar[str]
-    needs: ClassVar[frozenset[str]]
+    needs: ClassVar[frozenset[str]] = frozenset()
     cost: ClassVar[str]
 
 

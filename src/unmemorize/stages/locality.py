@@ -98,6 +98,7 @@ def locality(spec: LocalitySpec, run: Path, progress: Progress = quiet) -> Row:
             **dataclasses.asdict(measure(spread, chosen, layers)),
             "steps": spec.updates,
             "evaluations": sum(row["evaluations"] for row in attacked),
+            "criterion_errors": inputs.check.criterion.said_of_errors,
         }
         write_json(run / "locality.json", result)
     return result

@@ -56,6 +56,7 @@ def probe(spec: TriggerSpec, run: Path, progress: Progress = quiet, crew: Crew =
             "prompts_given": len(given),
             "texts": len(outcomes),
             "evaluations": cost.forward,
+            "criterion_errors": inputs.check.criterion.said_of_errors,
         }
         write_json(run / "triggers.json", result)
     return result

@@ -29,9 +29,11 @@ def to_rows(extraction: Extraction, facts: Sequence[Row]) -> list[Row]:
         for j, seed in enumerate(extraction.seeds):
             value, verdict = extraction.original_values[i, j], extraction.original_verdicts[i, j]
             judged = {"value": float(value), "verdict": str(verdict)}
+            judged["mirrored"] = bool(extraction.original_mirrored[i, j])
             rows.append(head | {"seed": seed} | judged | empty)
         for r, s, j in np.ndindex(extraction.values.shape[1:]):
             judged = {"value": float(extraction.values[i, r, s, j]), "verdict": str(extraction.verdicts[i, r, s, j])}
+            judged["mirrored"] = bool(extraction.mirrored[i, r, s, j])
             place = {"restart": r, "step": extraction.steps[s], "moved": float(extraction.moved[i, r, s])}
             cost = {"start": float(extraction.start[i, r]), "evaluations": extraction.spent[s]}
             rows.append(head | {"seed": extraction.seeds[j]} | judged | place | cost)
@@ -64,6 +66,8 @@ def from_rows(rows: Sequence[Row]) -> Extraction:
         original_values=np.array([row["value"] for row in own]).reshape(shape[0], shape[3]),
         original_verdicts=np.array([row["verdict"] for row in own]).reshape(shape[0], shape[3]),
         evaluations=max(row["evaluations"] for row in attacked),
+        mirrored=array("mirrored"),
+        original_mirrored=np.array([row["mirrored"] for row in own]).reshape(shape[0], shape[3]),
     )
 
 
@@ -103,7 +107,8 @@ def summarise(groups: Mapping[str, Extraction], criterion: Criterion, bound: flo
         by_group["work"][group] = _work(extraction)
         by_group["curve"][group] = _curve(extraction, copied[group], back[group], criterion)
     summary |= by_group
-    return {"sentence": _sentence(summary)} | summary
+    said = " ".join(filter(None, [_sentence(summary), criterion.said_of_errors]))
+    return {"sentence": said} | summary
 
 
 def _original(extraction: Extraction) -> Row | None:
@@ -113,7 +118,8 @@ def _original(extraction: Extraction) -> Row | None:
 
 def _verdicts(extraction: Extraction) -> Row:
     """Shares of the last step's pictures."""
-    return {kind: float((extraction.verdicts[:, :, -1] == kind).mean()) for kind in ("verbatim", "template")}
+    shares = {kind: float((extraction.verdicts[:, :, -1] == kind).mean()) for kind in ("verbatim", "template")}
+    return shares | {"mirrored": float(extraction.mirrored[:, :, -1].mean())}
 
 
 def _work(extraction: Extraction) -> Row:
