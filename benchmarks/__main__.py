@@ -35,6 +35,7 @@ NAMES = (
     "triggers",
     "training-filter",
     "speed",
+    "shards",
     "data-scale",
     "data-pictures",
     "statistics",

@@ -72,7 +72,8 @@ class _Detect(ModuleType):
         from unmemorize.core.specs import DetectSpec
         from unmemorize.stages.detect import detect
 
-        return detect(DetectSpec(model=model, **settings), default_run(run, model, "detect"), lambda *done: None)
+        folder = default_run(run, model, "detect")
+        return list(detect(DetectSpec(model=model, **settings), folder, lambda *done: None))
 
 
 _CALLS = {"audit": _Audit, "detect": _Detect}

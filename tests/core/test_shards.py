@@ -100,16 +100,36 @@ def test_an_interrupted_run_continues_to_the_same_bytes(tmp_path):
 def test_merge_keeps_the_order_of_the_items(tmp_path):
     """With more than ten pieces the merged rows are still in the items' order."""
     run(Worker(), tmp_path / "pieces", range(40))
-    table = merge_shards(tmp_path / "pieces", tmp_path / "all.parquet")
-    assert table["n"].to_pylist() == list(range(40))
-    assert pq.read_table(tmp_path / "all.parquet") == table
+    merge_shards(tmp_path / "pieces", tmp_path / "all.parquet")
+    assert pq.read_table(tmp_path / "all.parquet")["n"].to_pylist() == list(range(40))
+
+
+def test_a_join_of_some_shards_at_a_time_is_the_join_of_all(tmp_path, monkeypatch):
+    """Row groups of a few shards: the same rows and the same seal; a column that begins with nothing keeps its type."""
+    rows = [{"n": n, "x": None if n < 6 else "a"} for n in range(20)]
+    list(run_shards(rows, list, folder=tmp_path / "scores" / "pieces", size=2))
+    merge_shards(tmp_path / "scores" / "pieces", tmp_path / "scores" / "all.parquet")
+    for name in ("ROW_GROUP", "AT_ONCE"):
+        monkeypatch.setattr(shards, name, 3)
+    merge_shards(tmp_path / "scores" / "pieces", tmp_path / "scores" / "some.parquet")
+    write_rows(tmp_path / "scores" / "rows.parquet", iter(rows), pa.schema([("n", pa.int64()), ("x", pa.string())]))
+    seals = set()
+    for name in ("all", "some", "rows"):
+        table = pq.read_table(tmp_path / "scores" / f"{name}.parquet")
+        assert table.to_pylist() == rows
+        assert table.schema.field("x").type == pa.string()
+        seals.add(pq.read_metadata(tmp_path / "scores" / f"{name}.parquet").metadata[b"unmemorize sha256"])
+    assert len(seals) == 1
+    assert pq.read_metadata(tmp_path / "scores" / "some.parquet").num_row_groups == 5
+    require_whole(tmp_path / "scores")
 
 
 def test_a_column_that_is_empty_in_one_piece_is_merged(tmp_path):
     """A piece whose values are all missing does not spoil the column's type."""
     rows = [{"x": None}, {"x": "a"}]
     list(run_shards(rows, list, folder=tmp_path / "pieces", size=1))
-    table = merge_shards(tmp_path / "pieces", tmp_path / "all.parquet")
+    merge_shards(tmp_path / "pieces", tmp_path / "all.parquet")
+    table = pq.read_table(tmp_path / "all.parquet")
     assert table["x"].to_pylist() == [None, "a"]
     assert table.schema.field("x").type == pa.string()
 
@@ -137,7 +157,8 @@ def test_a_shard_says_what_it_is(tmp_path):
     }  # fmt: skip
     assert footer["record"] == load_record(tmp_path).digest
     assert "threads" in footer["platform"]
-    assert merge_shards(folder, tmp_path / "all.parquet").schema.metadata is None
+    merge_shards(folder, tmp_path / "all.parquet")
+    assert b"unmemorize" not in pq.read_metadata(tmp_path / "all.parquet").metadata
 
 
 def empty(folder):
@@ -262,7 +283,8 @@ def test_a_merge_takes_away_the_claims_of_finished_shards(tmp_path):
     """A process that was killed just after it had written a shard leaves its claim beside it."""
     run(Worker(), tmp_path / "pieces")
     (tmp_path / "pieces" / "000000001.claim").write_text('["elsewhere", 1]')
-    assert merge_shards(tmp_path / "pieces", tmp_path / "all.parquet").num_rows == 10
+    merge_shards(tmp_path / "pieces", tmp_path / "all.parquet")
+    assert pq.read_metadata(tmp_path / "all.parquet").num_rows == 10
     assert not list((tmp_path / "pieces").glob("*.claim"))
 
 
@@ -272,7 +294,8 @@ def test_shards_are_ordered_by_number(tmp_path):
     list(run_shards(list(range(12)), Worker(), folder=folder, size=1))
     for path in folder.iterdir():
         path.rename(folder / f"{int(path.stem)}.parquet")
-    assert merge_shards(folder, tmp_path / "all.parquet")["n"].to_pylist() == list(range(12))
+    merge_shards(folder, tmp_path / "all.parquet")
+    assert pq.read_table(tmp_path / "all.parquet")["n"].to_pylist() == list(range(12))
 
 
 @given(count=st.integers(0, 200), of=st.integers(1, 40))

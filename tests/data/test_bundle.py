@@ -64,7 +64,7 @@ def test_each_file_is_read_once(folder, tmp_path, reads):
 def test_a_model_s_own_stands_in_for_files(own, tmp_path, reads):
     """Its prompts, its memorized pictures, its controls, its ordinary prompts; a file named goes before."""
     bundle = Bundle("m", {}, own=own)
-    assert bundle.prompts == list(own.prompts)
+    assert bundle.prompts == own.prompts
     assert bundle.ordinary() == ["thing 1"]
     assert len(bundle.references(SIZE)) == 4
     assert bundle.targets(SIZE).names == ("p0.png",)

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import random
 
+import numpy as np
 import pytest
 from scipy.stats import hypergeom
 
+from unmemorize.core.run import scratch
+from unmemorize.data.database import arrow
+from unmemorize.data.repeats import caption_templates, repeated_words
 from unmemorize.data.words import CAPTIONS, shared_words
 
 OTHERS = [(f"picture number{i} of thing{i % 7}", 100 + i) for i in range(40)]
@@ -90,3 +94,29 @@ def test_rows_without_pictures_are_groups_of_their_own(corpus):
 def test_no_rows_at_all(corpus):
     """An empty corpus holds nothing."""
     assert shared_words(corpus([])) == []
+
+
+def test_words_counted_in_parts_are_those_counted_at_once(corpus, monkeypatch):
+    """Rows of each table by the upper bits of their hash, grouped part by part: every count and every trigger."""
+    rng = np.random.default_rng(1)
+    rows = [(" ".join(f"w{i}" for i in rng.zipf(1.6, 9) % 300), i) for i in range(400)]
+    rows += [(f"gadget w{i} w{i + 1} one", 1000) for i in range(12)]
+    rows += [(f"the {word} stands on the hill", 2000) for word in ("lamp", "kite", "owl", "boat")]
+    rows += [("thirty thirty thirty thirty", 3000)]
+
+    def found():
+        connection = corpus(rows)
+        triggers = [stage(connection) for stage in (shared_words, repeated_words, caption_templates)]
+        tables = [f"grams{n}" for n in (1, 2, 3)] + ["slots"]
+        return triggers, [
+            arrow(connection, f"SELECT gram, captions FROM {table} ORDER BY gram").to_pylist() for table in tables
+        ]
+
+    at_once = found()
+    assert {t.kind for triggers in at_once[0] for t in triggers} == {"across", "within", "slot"}
+    assert all(at_once[1])
+    monkeypatch.setattr("unmemorize.data.database.GROUPED", 100)
+    copies = []
+    monkeypatch.setattr("unmemorize.data.database.scratch", lambda folder: copies.append(folder) or scratch(folder))
+    assert found() == at_once
+    assert len(copies) == 5  # the database's own, and one for each table

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from rich.table import Table
 
@@ -15,6 +15,9 @@ from unmemorize.cli.terminal import add_row, next_step, out, print_json, say, sh
 from unmemorize.core.errors import UserError
 from unmemorize.core.outputs import Output
 from unmemorize.core.specs import Count, DetectSpec
+
+if TYPE_CHECKING:
+    from unmemorize.stages.detect import Ranked
 
 
 @command(
@@ -61,19 +64,19 @@ def detect(
     if lines:
         print("\n".join(lines))
     elif json:
-        print_json({"prompts": rows})
+        print_json({"prompts": list(rows)})
     else:
         _print_table(rows, top, run)
         next_step("explain", spec.model, rows[0]["prompt"])
 
 
-def _print_table(rows: list[dict[str, Any]], top: int, run: str) -> None:
+def _print_table(rows: Ranked, top: int, run: str) -> None:
     names = list(rows[0]["methods"])
     table = Table("rank", *(["score"] if len(names) == 1 else names), "prompt", box=None, pad_edge=False)
     for rank, row in enumerate(rows[:top], 1):
         add_row(table, rank, *(f"{row['methods'][name]['score']:.3f}" for name in names), row["prompt"])
     out.print(table)
-    costs = {name: sum(row["methods"][name]["evaluations"] for row in rows) for name in names}
+    costs = rows.costs
     not_shown = f", {len(rows) - top} more not shown" if len(rows) > top else ""
     say(f"{len(rows)} prompts, {sum(costs.values())} denoiser evaluations{not_shown}")
     if len(names) > 1:

@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Protocol
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
 
@@ -291,13 +291,25 @@ def require_same_versions(run: Path) -> None:
         raise UserError(f"{run}: begun with other versions: {'; '.join(said)}: install the same everywhere")
 
 
+class Digest(Protocol):
+    """A hash that is being made, as `hashlib` makes it."""
+
+    def update(self, data: bytes, /) -> None:
+        """Add bytes."""
+
+
 def digest(chunks: Iterable[bytes]) -> str:
     """SHA-256 over byte strings, each preceded by its length so that their borders count."""
     total = hashlib.sha256()
+    add_to_digest(total, chunks)
+    return total.hexdigest()
+
+
+def add_to_digest(total: Digest, chunks: Iterable[bytes]) -> None:
+    """Add byte strings to a hash as `digest` does."""
     for chunk in chunks:
         total.update(len(chunk).to_bytes(8, "big"))
         total.update(chunk)
-    return total.hexdigest()
 
 
 @contextmanager

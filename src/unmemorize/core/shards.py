@@ -7,15 +7,17 @@ flight and nothing else. Its footer says which shard of which run it is.
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import os
 import platform
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -25,7 +27,7 @@ import pyarrow.parquet as pq
 from unmemorize.core.crew import WHOLE, Idle, Part, never
 from unmemorize.core.errors import Unfinished, UserError
 from unmemorize.core.plain import from_json, to_json
-from unmemorize.core.run import atomic, digest, is_gone, load_record, this_process, writing
+from unmemorize.core.run import Digest, add_to_digest, atomic, is_gone, load_record, this_process, writing
 
 Item = TypeVar("Item")
 Row = dict[str, Any]  # of a table in a run directory
@@ -37,6 +39,8 @@ FOOTER, SEAL = "unmemorize", "unmemorize sha256"  # keys in the metadata of a sh
 BROKEN = (OSError, ValueError, OverflowError, MemoryError, pa.ArrowException)
 ANEW = "delete it and start the same command again, which makes it anew"
 DIGITS = 9
+AT_ONCE = 1 << 14  # rows that are Python objects at once: some ten MB
+ROW_GROUP = 1 << 18  # rows of shards that are written together
 POLL = 0.2  # seconds between two looks at what another process does
 BEAT = 3.0  # seconds after which a process says again that it is at a shard
 SILENT = 20.0  # seconds without that, after which the shard is anyone's
@@ -110,14 +114,19 @@ class Shards:
 
     def is_done(self, number: int) -> bool:
         """Whether a shard's file is there, whole, and of this run."""
+        footer = self._footer_of(number)
+        return footer is not None and (not footer.content or _is_whole(self.path(number)))
+
+    def _footer_of(self, number: int) -> Footer | None:
+        """What a shard's file says of itself, if it is there and of this run; its rows are not looked at."""
         try:
             metadata = pq.read_metadata(self.path(number))
         except BROKEN:
-            return False
+            return None
         footer = _footer(metadata.metadata)
         if footer is None or not footer.belongs(self._footer(number, 0)) or footer.rows != metadata.num_rows:
-            return False
-        return not footer.content or _is_whole(self.path(number))
+            return None
+        return footer
 
     def take(
         self, do: Callable[[int], None], part: Part = WHOLE, *, in_order: bool = False, idle: Idle = never
@@ -149,12 +158,12 @@ class Shards:
                 time.sleep(POLL)
 
     def require_all(self, part: Part) -> None:
-        """Go on only where every shard is done, whichever part it is of.
+        """Go on only where every shard is there, whichever part it is of.
 
         Raises:
             Unfinished: Some are not.
         """
-        left = sum(not self.is_done(number) for number in range(self.count))
+        left = sum(self._footer_of(number) is None for number in range(self.count))
         if left:
             raise Unfinished(
                 f"part {part.index}/{part.of} of {self.folder.name} is done; of other parts {left} of {self.count} "
@@ -270,20 +279,36 @@ def _beat(claim: Path, over: threading.Event) -> None:
             return
 
 
-def write_rows(path: Path, rows: Sequence[Row], schema: pa.Schema | None = None) -> None:
+def write_rows(path: Path, rows: Iterable[Row], schema: pa.Schema | None = None) -> None:
     """Write rows as a table of a run, in one piece; without a schema, columns are those of the first row."""
-    _write(path, pa.Table.from_pylist(list(rows), schema))
+    left = iter(rows)
+    tables = (pa.Table.from_pylist(some, schema) for some in iter(lambda: list(islice(left, AT_ONCE)), []))
+    first = next(tables, None)
+    if first is None:
+        first = pa.Table.from_pylist([], schema)
+    _write(path, first.schema, chain([first], tables))
 
 
-def _write(path: Path, table: pa.Table) -> None:
-    """Write a table that says what it holds, so that one that was changed or damaged since is told from it."""
-    with atomic(path) as temporary:
-        pq.write_table(table.replace_schema_metadata({SEAL: _content(table)}), temporary)
+def _write(path: Path, schema: pa.Schema, tables: Iterable[pa.Table]) -> None:
+    """Write tables as one that says what it holds, so that one that was changed or damaged since is told from it."""
+    content = hashlib.sha256()
+    with atomic(path) as temporary, pq.ParquetWriter(temporary, schema) as writer:
+        for table in tables:
+            _add_content(content, table)
+            writer.write_table(table)
+        writer.add_key_value_metadata({SEAL: content.hexdigest()})
 
 
 def _content(table: pa.Table) -> str:
     """SHA-256 of a table's rows, whichever file they are in."""
-    return digest(repr(row).encode(errors="surrogatepass") for row in table.to_pylist())
+    content = hashlib.sha256()
+    _add_content(content, table)
+    return content.hexdigest()
+
+
+def _add_content(content: Digest, table: pa.Table) -> None:
+    for batch in table.to_batches(max_chunksize=AT_ONCE):
+        add_to_digest(content, (repr(row).encode(errors="surrogatepass") for row in batch.to_pylist()))
 
 
 def require_whole(folder: Path) -> None:
@@ -293,24 +318,29 @@ def require_whole(folder: Path) -> None:
         UserError: One is damaged, or was written by somebody else.
     """
     for path in sorted(folder.glob("*.parquet")):
+        content = hashlib.sha256()
         try:
-            table = pq.read_table(path)
-            whole = (table.schema.metadata or {}).get(SEAL.encode()) == _content(table).encode()
+            with pq.ParquetFile(path) as file:
+                for batch in file.iter_batches(AT_ONCE):
+                    _add_content(content, pa.Table.from_batches([batch]))
+                whole = (file.metadata.metadata or {}).get(SEAL.encode()) == content.hexdigest().encode()
         except BROKEN:
             whole = False
         if not whole:
             raise UserError(f"{path}: damaged: {ANEW}")
 
 
-def merge_shards(folder: Path, target: Path) -> pa.Table:
-    """Join the shards in order into one file.
+def merge_shards(folder: Path, target: Path) -> None:
+    """Join the shards in order into one file, some at a time.
 
     Raises:
         UserError: One is missing, damaged, or of another run or stage.
     """
     paths = sorted(folder.glob("*.parquet"), key=lambda path: (len(path.name), path.name))
-    tables = {path: _read(path) for path in paths}
-    footers = {path: _footer(table.schema.metadata) for path, table in tables.items()}
+    schemas, footers = dict[pa.Schema, None](), dict[Path, Footer | None]()
+    for path in paths:
+        schema, footers[path] = _read_schema(path)
+        schemas[schema] = None
     _check_complete(folder, footers)
     for claim in folder.glob("*.claim"):  # of processes that were killed between writing a shard and letting go of it
         claim.unlink(missing_ok=True)
@@ -318,11 +348,40 @@ def merge_shards(folder: Path, target: Path) -> pa.Table:
     if len(platforms) > 1:
         said = "; ".join(platforms)
         log.warning("%s: made on several platforms: %s: last digits may differ from those of any one", folder, said)
-    joined = pa.concat_tables(
-        (table.replace_schema_metadata(None) for table in tables.values()), promote_options="permissive"
-    )
-    _write(target, joined)
-    return joined
+    try:
+        schema = pa.unify_schemas(schemas, promote_options="permissive")
+    except pa.ArrowException:
+        for path in paths:
+            _read(path)  # which refuses the one that was changed
+        raise
+    _write(target, schema, _joined(paths, schema))
+
+
+def _joined(paths: Iterable[Path], schema: pa.Schema) -> Iterator[pa.Table]:
+    """The rows of shards in order, as tables of many shards: a row group of the file that they are written to."""
+    held, rows = [schema.empty_table()], 0
+    for path in paths:
+        table = _read(path).replace_schema_metadata(None)
+        held.append(table)
+        rows += len(table)
+        if rows >= ROW_GROUP:
+            yield pa.concat_tables(held, promote_options="permissive")
+            held, rows = [schema.empty_table()], 0
+    if rows:
+        yield pa.concat_tables(held, promote_options="permissive")
+
+
+def _read_schema(path: Path) -> tuple[pa.Schema, Footer | None]:
+    """A shard's columns and its footer.
+
+    Raises:
+        UserError: It is damaged.
+    """
+    try:
+        with pq.ParquetFile(path) as file:
+            return file.schema_arrow.remove_metadata(), _footer(file.metadata.metadata)
+    except BROKEN as error:
+        raise UserError(f"{path}: damaged: {ANEW}") from error
 
 
 def _read(path: Path) -> pa.Table:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -53,7 +53,7 @@ class Bundle:
         return cls(spec.model, files, getattr(spec, "column", ""), own)
 
     @cached_property
-    def prompts(self) -> list[Prompt]:
+    def prompts(self) -> Sequence[Prompt]:
         """The prompts that are studied.
 
         Raises:
@@ -63,7 +63,7 @@ class Bundle:
             return read_prompts(Path(self.files["prompts"]), self.column)
         if self.own is None:
             raise UserError(f"{self.model}: which prompts? name a file of captions with --prompts")
-        return list(self.own.prompts)
+        return self.own.prompts
 
     def half(self, half: Half) -> list[Prompt]:
         """The prompts that settings are chosen on, or those that they are reported on; related ones stay together.

@@ -17,6 +17,7 @@ from unmemorize.core.run import atomic, scratch
 
 _size = re.compile(r"(\d+)\s*(MB|GB|TB)", re.IGNORECASE)
 BATCH = 1 << 16  # rows that are written at once
+GROUPED = 1 << 26  # rows that are grouped by a hash at once: some gigabytes, most of which may overflow to files
 LEAST = 200  # megabytes: with less, DuckDB cannot hold what it works on
 
 
@@ -82,6 +83,36 @@ def rows(connection: Any, query: str) -> list[dict[str, Any]]:
     """What a query returns, row by row."""
     result: list[dict[str, Any]] = arrow(connection, query).to_pylist()
     return result
+
+
+def group_hashes(connection: Any, table: str, source: str, found: str, size: int) -> None:
+    """Group rows by a hash, some of the hashes at a time, so that memory holds no more groups than `GROUPED`.
+
+    In a first pass the rows are written to files by the upper bits of their hash; in a second each file is grouped
+    alone. Few rows are grouped at once. Whatever the number of files, the groups are the same.
+
+    Args:
+        connection: The database.
+        table: The table that is made.
+        source: A query whose column `gram` is the hash, a UBIGINT.
+        found: What stands around the table of rows in the query that groups them, with {} in its place.
+        size: How many rows the query gives, at most.
+    """
+    bits = (size // GROUPED).bit_length()
+    if not bits:
+        connection.execute(f"CREATE TABLE {table} AS {found.format(f'({source})')}")
+        return
+    work = Path(rows(connection, "SELECT current_setting('temp_directory') AS folder")[0]["folder"]).parent
+    with scratch(work) as folder:
+        connection.execute(
+            f"""COPY (SELECT *, (gram >> {64 - bits})::INTEGER AS part FROM ({source}))
+            TO '{folder / "parts"}' (FORMAT parquet, PARTITION_BY (part))"""
+        )
+        first = "CREATE TABLE {0} AS {1}"
+        for part in sorted((folder / "parts").iterdir()):
+            read = found.format(f"read_parquet('{part}/*.parquet', hive_partitioning = false)")
+            connection.execute(first.format(table, read))
+            first = "INSERT INTO {0} {1}"
 
 
 def write_query(connection: Any, query: str, path: Path) -> None:

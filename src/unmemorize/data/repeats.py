@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from unmemorize.data.database import counts, rows
+from unmemorize.data.database import counts, group_hashes, rows
 from unmemorize.data.words import CAPTIONS, LEVEL, LONGEST, Trigger, concentrated, hashed, written
 from unmemorize.metrics.discovery import false_discovery, hypergeometric_tail
 
@@ -29,7 +29,7 @@ def repeated_words(connection: Any) -> list[Trigger]:
     tested = 0
     for n in range(1, LONGEST + 1):
         candidates = [r for r in rows(connection, _repeats(n)) if len(set(r["gram"].split(" "))) == n]
-        (in_two_captions,) = counts(connection, f"SELECT count(*) FROM grams{n} WHERE captions > 1")
+        (in_two_captions,) = counts(connection, f"SELECT count(*) FROM grams{n}")
         tested += in_two_captions + sum(r["holders"] == 1 for r in candidates)
         repeats += _with_chance(candidates, _lengths(connection, n))
     triggers = _significant(repeats, tested)
@@ -59,8 +59,8 @@ def _repeats(n: int) -> str:
                   FROM named JOIN captions USING (cap))
         SELECT word AS gram, worst.captions, image_groups, inside, (1048576 - (rank >> 84))::BIGINT AS times,
                ((rank >> 64) & 1048575)::BIGINT AS size, (rank & 18446744073709551615)::BIGINT AS grp,
-               (grams{n}.captions + extra)::BIGINT AS total, grams{n}.captions AS holders
-        FROM worst JOIN largest USING (gram) JOIN words USING (gram) JOIN grams{n} USING (gram) ORDER BY word"""
+               (coalesce(grams{n}.captions, 1) + extra)::BIGINT AS total, coalesce(grams{n}.captions, 1) AS holders
+        FROM worst JOIN largest USING (gram) JOIN words USING (gram) LEFT JOIN grams{n} USING (gram) ORDER BY word"""
 
 
 def _lengths(connection: Any, n: int) -> list[tuple[int, int]]:
@@ -110,10 +110,11 @@ def caption_templates(connection: Any) -> list[Trigger]:
     that slot alone. The test is that of shared words.
     """
     # Only captions that share their group can be found; all are counted.
-    connection.execute(
-        f"""CREATE TABLE slots AS SELECT gram, count(*) AS captions FROM ({_slots("captions")})
-        GROUP BY gram HAVING count(*) >= {CAPTIONS} AND min(own) < max(own)"""
-    )
+    (size,) = counts(connection, "SELECT coalesce(sum(len(hashes)), 0) FROM captions")
+    left_out = f"SELECT gram, own FROM ({_slots('captions')})"
+    enough = f"count(*) >= {CAPTIONS} AND min(own) < max(own)"
+    alike = f"SELECT gram, count(*) AS captions FROM {{}} GROUP BY gram HAVING {enough}"
+    group_hashes(connection, "slots", left_out, alike, size)
     total, groups, tested = counts(
         connection, "SELECT (SELECT count(*) FROM captions), (SELECT count(*) FROM sizes), (SELECT count(*) FROM slots)"
     )

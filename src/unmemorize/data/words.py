@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from scipy.stats import hypergeom
 
-from unmemorize.data.database import counts, rows
+from unmemorize.data.database import counts, group_hashes, rows
 from unmemorize.metrics.discovery import false_discovery
 
 LONGEST = 3  # words of an n-gram
@@ -43,8 +43,8 @@ class Trigger:
 def collect_captions(connection: Any) -> None:
     """Make `captions` (cap, grp, words) of `items` and `pictures`: each caption once for each group of pictures.
 
-    Also `sizes` (grp, size), groups with two captions or more, and `grams1` to `grams3` (gram, captions): every n-gram,
-    as a hash of 64 bits, and in how many captions it is.
+    Also `sizes` (grp, size), groups with two captions or more, and `grams1` to `grams3` (gram, captions): every n-gram
+    of two captions or more, as a hash of 64 bits, and in how many it is.
     """
     connection.execute(
         """CREATE TABLE captions AS SELECT row AS cap, grp, words, list_transform(words, lambda w: hash(w)) AS hashes
@@ -53,10 +53,10 @@ def collect_captions(connection: Any) -> None:
         CREATE TABLE sizes AS SELECT grp, count(*) AS size FROM captions GROUP BY grp HAVING count(*) > 1"""
     )
     for n in range(1, LONGEST + 1):
-        connection.execute(
-            f"""CREATE TABLE grams{n} AS SELECT gram, count(*) AS captions
-            FROM (SELECT unnest(list_distinct({hashed(n)})) AS gram FROM captions) GROUP BY gram"""
-        )
+        (size,) = counts(connection, f"SELECT coalesce(sum(greatest(len(hashes) - {n - 1}, 0)), 0) FROM captions")
+        said = f"SELECT unnest(list_distinct({hashed(n)})) AS gram FROM captions"
+        found = "SELECT gram, count(*) AS captions FROM {} GROUP BY gram HAVING count(*) > 1"
+        group_hashes(connection, f"grams{n}", said, found, size)
 
 
 def hashed(n: int) -> str:

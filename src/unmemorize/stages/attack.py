@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
 
+import pyarrow.parquet as pq
 from safetensors.torch import save_file
 
 from unmemorize.attack.extraction import CURVE, SEEDS, Evidence, Trial, extraction, require_prompts
@@ -50,7 +51,7 @@ def run_attack(spec: AttackSpec, run: Path, progress: Progress = quiet, crew: Cr
         if opened.is_kept:
             return read_json(run / "summary.json")
         idle = crew.call(Task(spec, run, attacking, crew.part))
-        table = work.run(run, progress, crew.part, idle).to_pylist()
+        table = pq.read_table(work.run(run, progress, crew.part, idle)).to_pylist()
         by_group = {group: from_rows([row for row in table if row["group"] == group]) for group in subjects.groups}
         facts = {"method": attack.name, "init": spec.init, "restarts": spec.restarts}
         summary = summarise(by_group, check.criterion, spec.bound) | facts | {"unseen_from": subjects.unseen_from}

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from unmemorize.core.crew import Crew
 from unmemorize.core.errors import NotApplicable
@@ -44,7 +45,7 @@ def _work(inputs: Inputs, run: Path, progress: Progress, crew: Crew) -> None:
         )
     known = scores[list(ordinary.listed)].mean(axis=1)
     if ordinary.unlisted:
-        table = run_task(scoring_ordinary, inputs, run, progress, crew)
+        table = pq.read_table(run_task(scoring_ordinary, inputs, run, progress, crew))
         known = np.r_[known, table["score"].to_numpy().reshape(len(ordinary.unlisted), -1).mean(axis=1)]
     tested = sorted(set(range(len(prompts))) - set(ordinary.listed))
     means = scores[tested].mean(axis=1)

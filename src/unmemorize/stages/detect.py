@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import overload
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from unmemorize.core.crew import ALONE, Crew
@@ -25,10 +28,13 @@ from unmemorize.data.source import Prompt
 from unmemorize.stages.inputs import Inputs, prompt_source
 from unmemorize.stages.stage import Cost, Stage, Work, in_shards, run_task
 
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
+
 PLAIN = 50  # plain descriptions that detectors are fitted to
 
 
-def detect(spec: DetectSpec, run: Path, progress: Progress, crew: Crew = ALONE) -> list[Row]:
+def detect(spec: DetectSpec, run: Path, progress: Progress, crew: Crew = ALONE) -> Ranked:
     """Score the prompts into `run`; returns one row a prompt, highest score of the first method first.
 
     Raises:
@@ -43,18 +49,53 @@ def detect(spec: DetectSpec, run: Path, progress: Progress, crew: Crew = ALONE) 
         if not opened.is_kept:
             write_prompts(prompts, run)
             run_task(scoring, inputs, run, progress, crew)
-        table = pq.read_table(run / "scores" / "detect.parquet")
+        table = pq.read_table(run / "scores" / "detect.parquet", columns=["score", "evaluations"])
     shape = (len(prompts), len(detectors), spec.seeds)
     scores = table["score"].to_numpy().reshape(shape).mean(axis=2)
     spent = table["evaluations"].to_numpy().reshape(shape).sum(axis=2)
-    rows = []
-    for prompt, values, costs in zip(prompts, scores, spent, strict=True):
-        row: Row = {"prompt": prompt.text, "score": float(values[0]), "seeds": list(spec.numbers)}
+    return Ranked(prompts, [spelled(detector) for detector in detectors], spec.numbers, scores, spent)
+
+
+class Ranked(Sequence[Row]):
+    """Prompts by their score with the first method, the highest first: a row is made when it is looked at.
+
+    Args:
+        prompts: The prompts, in their own order.
+        methods: The methods.
+        seeds: The seeds of each score.
+        scores: The mean over seeds: (prompts, methods).
+        spent: The evaluations that it took: (prompts, methods).
+    """
+
+    def __init__(
+        self, prompts: Sequence[Prompt], methods: Sequence[str], seeds: Sequence[int], scores: Floats, spent: Ints
+    ) -> None:
+        self._prompts, self._scores, self._spent = prompts, scores, spent
+        self._methods, self._seeds = methods, seeds
+        self._order = np.argsort(-scores[:, 0], kind="stable")
+
+    def __len__(self) -> int:
+        return len(self._order)
+
+    @overload
+    def __getitem__(self, rank: int) -> Row: ...
+    @overload
+    def __getitem__(self, rank: slice) -> list[Row]: ...
+    def __getitem__(self, rank: int | slice) -> Row | list[Row]:
+        if isinstance(rank, slice):
+            return [self[i] for i in range(*rank.indices(len(self)))]
+        place = int(self._order[rank])
+        values, costs = self._scores[place], self._spent[place]
+        row: Row = {"prompt": self._prompts[place].text, "score": float(values[0]), "seeds": list(self._seeds)}
         row |= {"evaluations": int(costs.sum()), "methods": {}}
-        for detector, value, cost in zip(detectors, values, costs, strict=True):
-            row["methods"][spelled(detector)] = {"score": float(value), "evaluations": int(cost)}
-        rows.append(row)
-    return sorted(rows, key=lambda row: -row["score"])
+        for method, value, cost in zip(self._methods, values, costs, strict=True):
+            row["methods"][method] = {"score": float(value), "evaluations": int(cost)}
+        return row
+
+    @property
+    def costs(self) -> dict[str, int]:
+        """The evaluations that each method took over all prompts."""
+        return dict(zip(self._methods, self._spent.sum(axis=0).tolist(), strict=True))
 
 
 def detectors_of(spec: Scored) -> list[Detector]:
@@ -93,7 +134,7 @@ def fitted(inputs: Inputs, run: Path, progress: Progress) -> list[Detector]:
     if not unfitted:
         return detectors
     plain = [Prompt(f"plain-{i:05d}", text) for i, text in enumerate(ordinary_prompts(PLAIN))]
-    table = scores_of_all("plain", inputs, plain, unfitted).run(run, progress)
+    table = pq.read_table(scores_of_all("plain", inputs, plain, unfitted).run(run, progress))
     ready = []
     for detector in detectors:
         if detector in unfitted:
@@ -174,10 +215,8 @@ def write_prompts(prompts: Sequence[Prompt], run: Path) -> None:
     text, integer, truth = pa.string(), pa.int64(), pa.bool_()
     known = [("kind", text), ("copies", integer), ("memorable", truth), ("cluster", text)]
     schema = pa.schema([("id", text), ("prompt", text), *known])
-    rows = []
-    for prompt in prompts:
-        row: Row = {"id": prompt.id, "prompt": prompt.text}
-        rows.append(row | {name: getattr(prompt, name) for name, _ in known})
+    names = [name for name, _ in known]
+    rows = ({"id": p.id, "prompt": p.text} | {name: getattr(p, name) for name in names} for p in prompts)
     write_rows(run / "scores" / "prompts.parquet", rows, schema)
 
 

@@ -93,7 +93,7 @@ class Inputs:
         )
 
     @property
-    def prompts(self) -> list[Prompt]:
+    def prompts(self) -> Sequence[Prompt]:
         """The prompts that are audited."""
         return self.bundle.prompts
 
@@ -193,4 +193,4 @@ def text_source(place: str, texts: Collection[str]) -> Source:
 
 def prompt_source(place: str, prompts: Sequence[Prompt]) -> Source:
     """`text_source` of prompts."""
-    return text_source(place, [prompt.text for prompt in prompts])
+    return Source(source=place, sha256=digest(prompt.text.encode() for prompt in prompts), count=len(prompts))

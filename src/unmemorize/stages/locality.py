@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import torch
 from safetensors.torch import save_file
 
@@ -56,7 +57,7 @@ class _Study:
 
     def rows(self, stage: str, items: Sequence[Any], do: Callable[[Sequence[Any]], list[Row]]) -> pa.Table:
         """The rows of all items, some at a time and each once, also in STAGE.parquet."""
-        return Work(stage, f"{stage}.parquet", items, do, size=SHARD).run(self.run, self.progress)
+        return pq.read_table(Work(stage, f"{stage}.parquet", items, do, size=SHARD).run(self.run, self.progress))
 
     def matches(self, cond: Condition) -> list[list[Match]]:
         """What the pictures of each embedding at the held-out seeds are nearest to."""

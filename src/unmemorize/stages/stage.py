@@ -9,8 +9,6 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-import pyarrow as pa
-
 from unmemorize.core.crew import ALONE, WHOLE, Crew, Idle, Part, never
 from unmemorize.core.errors import NotApplicable
 from unmemorize.core.run import Progress, Run, quiet, require_same_versions
@@ -48,8 +46,8 @@ class Work(Generic[Item]):
         folder, in_order = run / "shards" / self.name, self.in_order
         return run_shards(self.items, self.do, folder=folder, size=self.size, part=part, in_order=in_order, idle=idle)
 
-    def run(self, run: Path, progress: Progress, part: Part = WHOLE, idle: Idle = never) -> pa.Table:
-        """Do the part's shards that are not done, and join all shards in the table.
+    def run(self, run: Path, progress: Progress, part: Part = WHOLE, idle: Idle = never) -> Path:
+        """Do the part's shards that are not done, and join all shards in the table, whose file is returned.
 
         Raises:
             Unfinished: Shards of other parts are not there yet.
@@ -58,7 +56,8 @@ class Work(Generic[Item]):
             progress(self.name, done, len(self.items))
         folder = run / "shards" / self.name
         Shards.of(folder, len(self.items), self.size).require_all(part)
-        return merge_shards(folder, run / self.table)
+        merge_shards(folder, run / self.table)
+        return run / self.table
 
 
 Opening = Callable[[Inputs, Path, Progress], Work[Any]]
@@ -104,8 +103,8 @@ class Task:
 _inputs = lru_cache(maxsize=1)(Inputs.of)  # a worker opens stage after stage of one command
 
 
-def run_task(opening: Opening, inputs: Inputs, run: Path, progress: Progress, crew: Crew = ALONE) -> pa.Table:
-    """Open a stage's work, do it with a crew, and join its shards in its table.
+def run_task(opening: Opening, inputs: Inputs, run: Path, progress: Progress, crew: Crew = ALONE) -> Path:
+    """Open a stage's work, do it with a crew, and join its shards in its table, whose file is returned.
 
     Raises:
         Unfinished: Shards of other parts are not there yet.

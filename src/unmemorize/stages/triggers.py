@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 
 from unmemorize.core.choose import evenly
 from unmemorize.core.crew import ALONE, Crew
@@ -38,15 +39,15 @@ def probe(spec: TriggerSpec, run: Path, progress: Progress = quiet, crew: Crew =
     chosen, tried = _chosen(spec, given), variants_of(spec, inputs.bundle)
     source = prompt_source(inputs.bundle.source("prompts"), chosen)
     record = inputs.record({"prompts": source, "references": inputs.check.source}, inputs.check.criterion)
-    with Run.open(run, record) as opened, inputs.model.counted() as cost:
+    with Run.open(run, record) as opened:
         if opened.is_kept:
             return read_json(run / "triggers.json")
-        table = run_task(probing, inputs, run, progress, crew)
+        tested = pq.read_table(run_task(probing, inputs, run, progress, crew)).to_pylist()
         rows: list[Row] = []
         for prompt, of_prompt in tried.items():
             rows += [{"prompt": prompt} | dataclasses.asdict(variant) for variant in of_prompt]
         write_rows(run / "variants.parquet", rows)
-        outcomes = {row["text"]: Outcome(row["magnitude"], row["copies"], row["seeds"]) for row in table.to_pylist()}
+        outcomes = {row["text"]: Outcome(row["magnitude"], row["copies"], row["seeds"]) for row in tested}
         effects = [dataclasses.asdict(effect) for effect in word_effects(tried, outcomes)]
         result = {
             "triggers": [e for e in effects if e["trigger"]],
@@ -55,7 +56,7 @@ def probe(spec: TriggerSpec, run: Path, progress: Progress = quiet, crew: Crew =
             "prompts": len(chosen),
             "prompts_given": len(given),
             "texts": len(outcomes),
-            "evaluations": cost.forward,
+            "evaluations": sum(row["evaluations"] for row in tested),
             "criterion_errors": inputs.check.criterion.said_of_errors,
         }
         write_json(run / "triggers.json", result)
@@ -71,8 +72,13 @@ def probing(inputs: Inputs, run: Path, progress: Progress) -> Work[str]:
     seeds, check = range(inputs.spec.pictures), inputs.check
 
     def do(shard: Sequence[str]) -> list[Row]:
-        outcomes = measure(inputs.subject, shard, check, seeds=seeds)
-        return [{"text": text} | dataclasses.asdict(outcome) for text, outcome in zip(shard, outcomes, strict=True)]
+        with inputs.model.counted() as cost:
+            outcomes = measure(inputs.subject, shard, check, seeds=seeds)
+        each, more = divmod(cost.forward, len(shard))
+        rows = []
+        for place, (text, outcome) in enumerate(zip(shard, outcomes, strict=True)):
+            rows.append({"text": text} | dataclasses.asdict(outcome) | {"evaluations": each + (place < more)})
+        return rows
 
     return Work("probe", "outcomes.parquet", texts_of(variants_of(inputs.spec, inputs.bundle)), do, size=8)
 
@@ -95,7 +101,7 @@ def texts_of(tried: Mapping[str, Sequence[Variant]]) -> list[str]:
     return list(texts)
 
 
-def _given(spec: TriggerSpec, bundle: Bundle) -> list[Prompt]:
+def _given(spec: TriggerSpec, bundle: Bundle) -> Sequence[Prompt]:
     return bundle.prompts if spec.prompts else [p for p in bundle.prompts if p.kind == "word"]
 
 

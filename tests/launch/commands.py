@@ -1,0 +1,88 @@
+"""A command's work with workers: `python commands.py COMMAND INPUTS RUN WORKERS LAUNCHER [kill]` does it.
+
+The first process leaves all shards of each stage to the workers until one of them has done one; with `kill` it then
+kills one of them.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+from unmemorize.core.crew import Crew
+from unmemorize.core.run import quiet
+from unmemorize.core.specs import AttackSpec, AuditSpec, DataSpec, TriggerSpec
+from unmemorize.launch import launched
+
+PATIENCE = 120  # seconds, after which the first process works itself
+COMMANDS = ("attack", "triggers", "data", "audit")
+
+
+def work(command, inputs, run, crew):
+    model, references = str(inputs / "model"), str(inputs / "references")
+    prompts = str(inputs / "prompts.txt")
+    small = {"model": model, "steps": 2, "pictures": 1}
+    if command == "attack":
+        from unmemorize.stages.attack import run_attack
+
+        spec = AttackSpec(
+            **small, targets=str(inputs / "targets"), controls=references, method="dori:batch=2", updates=1, restarts=1
+        )
+        run_attack(spec, run, quiet, crew)
+    elif command == "triggers":
+        from unmemorize.stages.triggers import probe
+
+        probe(TriggerSpec(**small, prompts=prompts, references=references, limit=3, repeats=1), run, quiet, crew)
+    elif command == "data":
+        from unmemorize.stages.data import audit_data
+
+        audit_data(DataSpec(source=str(inputs / "set.parquet")), run, quiet, crew)
+    else:
+        from unmemorize.audit import run_audit
+
+        spec = AuditSpec(
+            **small,
+            prompts=prompts,
+            references=references,
+            ordinary=str(inputs / "ordinary.txt"),
+            seeds=1,
+            explain=6,
+            attack=2,
+            attack_updates=1,
+            mitigation=("none", "random-tokens"),
+        )
+        run_audit(spec, run, quiet, crew=crew)
+
+
+def shards(run):
+    return len(list(run.glob("shards/*/*.parquet")))
+
+
+def main(command, inputs, run, count, launcher, kill=""):
+    run, killed = Path(run), []
+    with launched(launcher, int(count)) as call:
+
+        def called(task):
+            idle, before, since = call(task), shards(run), time.monotonic()
+
+            def left_to_workers():
+                if int(count) > 1 and shards(run) == before and time.monotonic() - since < PATIENCE:
+                    return True
+                if kill and not killed:
+                    killed.append(multiprocessing.active_children()[0].pid)
+                    os.kill(killed[0], signal.SIGKILL)
+                return idle() and not kill
+
+            return left_to_workers
+
+        work(command, Path(inputs), run, Crew(call=called))
+    if kill:
+        assert killed
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
