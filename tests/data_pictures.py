@@ -52,3 +52,29 @@ def folder_of(path, rows):
 def metadata(path, rows):
     (path / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     return path
+
+
+def framed(record):
+    """A record as a TFRecord file has it; the checksums are nobody's concern here."""
+    return len(record).to_bytes(8, "little") + bytes(4) + record + bytes(4)
+
+
+def example(**features):
+    """An example in protocol buffers' format, of bytes and whole numbers."""
+
+    def of_length(number, content):
+        return bytes([number << 3 | 2]) + _varint(len(content)) + content
+
+    entries = b""
+    for name, value in features.items():
+        held = of_length(1, of_length(1, value)) if isinstance(value, bytes) else of_length(3, b"\x08" + _varint(value))
+        entries += of_length(1, of_length(1, name.encode()) + of_length(2, held))
+    return of_length(1, entries)
+
+
+def _varint(number):
+    parts = []
+    while number > 0x7F:
+        parts.append(number & 0x7F | 0x80)
+        number >>= 7
+    return bytes([*parts, number])

@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from data_pictures import draw, folder_of, png, tar_of
+from data_pictures import draw, example, folder_of, framed, png, tar_of
 from unmemorize.core.errors import UserError
 from unmemorize.data.captions import pieces
 from unmemorize.data.intake import picture_files, read_pieces, rows_of, skipped_of
@@ -205,6 +205,65 @@ def tar(root):
     tar_of(root / "00000.tar", [*members, ("._0.png", b"of macOS")])
 
 
+def coco(root):
+    """Annotations beside the folder of pictures, several captions each: the first is the picture's."""
+    pictures_in(root / "train2017")
+    images = [{"id": 10 + key, "file_name": f"{key}.png", "height": 48} for key in range(4)]
+    notes = [{"image_id": 10 + key, "id": key, "caption": CAPTIONS[key]} for key in range(3)]
+    notes += [{"image_id": 10 + key, "id": 9 + key, "caption": "another"} for key in range(3)]
+    (root / "annotations").mkdir()
+    (root / "annotations" / "captions_train2017.json").write_text(json.dumps({"images": images, "annotations": notes}))
+    objects = {"images": images, "annotations": [{"image_id": 10, "bbox": [0, 0, 1, 1], "category_id": 1}]}
+    (root / "annotations" / "instances_train2017.json").write_text(json.dumps(objects))
+
+
+def karpathy(root):
+    """COCO's captions as most captioning papers split them."""
+    pictures_in(root / "train2014")
+    images = [
+        {"filename": f"{key}.png", "filepath": "train2014", "sentences": [{"raw": CAPTIONS[key], "tokens": []}]}
+        for key in range(3)
+    ]
+    (root / "dataset_coco.json").write_text(json.dumps({"images": images, "dataset": "coco"}))
+
+
+def dcr(root):
+    """Captions by the paths that pictures had on another computer."""
+    pictures_in(root / "raw")
+    paths = {f"/data/laion_10k/train/raw/{key}.png": [CAPTIONS[key], "another"] for key in range(3)}
+    (root / "laion_combined_captions.json").write_text(json.dumps(paths))
+
+
+def kohya_document(root):
+    """Names without endings, and below them captions, tags and sizes."""
+    pictures_in(root)
+    entries = {str(key): {"caption": CAPTIONS[key], "train_resolution": [48, 48]} for key in range(3)}
+    (root / "meta_lat.json").write_text(json.dumps(entries))
+
+
+def blip(root):
+    """A list of pictures with captions."""
+    pictures_in(root / "b")
+    rows = [{"image": f"b/{key}.png", "caption": CAPTIONS[key]} for key in range(3)]
+    (root / "captions.json").write_text("\ufeff" + json.dumps(rows))
+
+
+def other_endings(root):
+    """What browsers and phones call JPEG, here of what is a PNG."""
+    root.mkdir()
+    for key, ending in enumerate(("jfif", "jpe", "PNG")):
+        (root / f"{key}.{ending}").write_bytes(PICTURES[key])
+        (root / f"{key}.txt").write_text(CAPTIONS[key])
+
+
+def tfrecord(root):
+    """img2dataset's, with its table beside it."""
+    root.mkdir()
+    records = [example(key=b"%09d" % key, jpg=PICTURES[key], txt=CAPTIONS[key].encode(), width=48) for key in range(3)]
+    (root / "00000.tfrecord").write_bytes(b"".join(map(framed, records)))
+    pq.write_table(pa.table({"caption": CAPTIONS, "url": CAPTIONS}), root / "00000.parquet")
+
+
 def with_leftovers(root):
     """What systems leave in folders is no picture."""
     metadata_csv(root)
@@ -220,6 +279,7 @@ LAYOUTS = {
         dotted_metadata, composed_metadata, other_case, joined_metadata, marked_sidecars,
         img2dataset_files, json_beside, saved_dataset,
         dataset_cache, hub_cache, parquet, tar, with_leftovers,
+        coco, karpathy, dcr, kohya_document, blip, other_endings, tfrecord,
     )
 } | {name: sidecars(name) for name in ("{}.txt", "{}.caption", "{}.text", "{}.png.txt", "{}.png.caption")}  # fmt: skip
 
@@ -345,3 +405,71 @@ def test_a_large_text_in_a_picture_is_no_reason(tmp_path):
     source = folder_of(tmp_path / "source", [("0", buffer.getvalue(), "boat")])
     assert torch.equal(read_references(source, SIZE).pixels[0], PIXELS[0])
     assert len(audited(source, tmp_path)[0]) == 1
+
+
+def test_a_name_stands_for_the_picture_that_shares_most_of_its_path(tmp_path):
+    """Two folders have a picture of one name; a name that may mean either means none."""
+    for place in ("a", "b"):
+        pictures_in(tmp_path / "source" / place, 1)
+    names = {"/old/set/b/0.png": "of b", "/old/set/a/0.png": "of a", "0.png": "of either", "gone.png": "of none"}
+    (tmp_path / "source" / "captions.json").write_text(json.dumps(names))
+    rows, skipped = audited(tmp_path / "source", tmp_path)
+    assert [row["caption"] for row in rows] == ["of a", "of b"]
+    assert skipped == dict.fromkeys(("0.png", "gone.png"), "no such picture")
+
+
+@pytest.mark.parametrize(
+    "document",
+    [{"count": 4, "status": "done"}, [1, 2], [], {}, {"images": []}, {"images": [{"id": 1}], "annotations": [None]}, 3],
+)
+def test_json_that_holds_no_captions_is_none(document, tmp_path):
+    """Beside pictures it is passed over; as a list of prompts it is refused."""
+    source = folder_of(tmp_path / "source", [("a", PICTURES[0], "fine"), ("b", PICTURES[1], None)])
+    (source / "0_stats.json").write_text(json.dumps(document))
+    rows, skipped = audited(source, tmp_path)
+    assert [row["caption"] for row in rows] == ["fine", None]
+    assert skipped == {}
+    with pytest.raises(UserError, match="no captions in it"):
+        read_prompts(source / "0_stats.json")
+
+
+@pytest.mark.parametrize(
+    ("document", "column"),
+    [
+        (["a", "b"], ""),
+        ({"1.png": ["a", "b"]}, ""),
+        ({"images": [], "annotations": [{"caption": "a"}, {"caption": "b"}]}, ""),
+        ([{"blip": "a"}, {"blip": "b"}], "blip"),
+    ],
+)
+def test_every_caption_of_a_document_is_a_prompt(document, column, tmp_path):
+    path = tmp_path / "captions.json"
+    path.write_text(json.dumps(document))
+    assert [prompt.text for prompt in read_prompts(path, column)] == ["a", "b"]
+
+
+def test_pictures_of_other_formats_are_counted(tmp_path, caplog):
+    """A telephone's pictures beside others are not passed over in silence."""
+    source = folder_of(tmp_path / "source", [("a", PICTURES[0], "fine")])
+    (source / "b.HEIC").write_bytes(b"a phone's")
+    (source / "c.svg").write_text("<svg/>")
+    assert audited(source, tmp_path)[1] == dict.fromkeys(("b.HEIC", "c.svg"), "picture of another format")
+    with caplog.at_level(logging.WARNING, "unmemorize"):
+        assert len(read_references(source, SIZE).captions) == 1
+    assert "2 × picture of another format" in caplog.records[0].getMessage()
+
+
+@pytest.mark.parametrize("kept", [5, 12, 40, -20])
+def test_records_that_break_off_are_named(kept, tmp_path):
+    """The examples before the break are read."""
+    whole = framed(example(key=b"0", png=PICTURES[0], txt=b"red boat"))
+    (tmp_path / "a.tfrecord").write_bytes(whole + whole[:kept])
+    rows, skipped = audited(tmp_path / "a.tfrecord", tmp_path)
+    assert [row["caption"] for row in rows] == ["red boat"]
+    assert skipped == {"a.tfrecord:1": "archive cannot be read to its end"}
+
+
+@pytest.mark.parametrize("length", [2**40, 2**63])
+def test_a_record_that_claims_terabytes_is_over_at_once(length, tmp_path):
+    (tmp_path / "a.tfrecord").write_bytes(length.to_bytes(8, "little") + bytes(100))
+    assert audited(tmp_path / "a.tfrecord", tmp_path)[1] == {"a.tfrecord:0": "archive cannot be read to its end"}

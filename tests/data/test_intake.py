@@ -193,20 +193,20 @@ def bad_parquet(path):
 def test_bad_rows_are_skipped_with_their_reason(form, tmp_path):
     """Each bad row is named once with what is wrong; the good one is read."""
     rows, skipped = read(form(tmp_path / "source"), tmp_path)
-    assert [r["caption"] for r in rows] == ["fine"]
+    assert sorted(r["id"].rpartition("/")[2].removesuffix(".png") for r in rows) == ["blank", "good"]
+    assert {r["caption"] for r in rows} == {"fine", None}
     found = {os.path.basename(name).removesuffix(".png"): reason for name, reason in skipped.items()}
-    assert found == {name: reason for name, (_, _, reason) in BAD.items()}
+    assert found == {name: reason for name, (_, _, reason) in BAD.items() if name != "blank"}
 
 
 def test_missing_pairs_are_skipped(tmp_path):
-    """A picture without a caption, a caption without a picture, metadata of a file that is not there."""
+    """A caption without a picture, metadata of a file that is not there; a picture without a caption is read."""
     source = folder_of(tmp_path / "source", [("alone", PICTURES[0], None), ("orphan", None, "a caption")])
     metadata(source, [{"file_name": "gone.png", "text": "x"}, {"file_name": "alone.png"}, {"text": "of what?"}])
     rows, skipped = read(source, tmp_path)
-    assert rows == []
+    assert [(r["id"], r["caption"]) for r in rows] == [("alone.png", None)]
     assert skipped == {
         "gone.png": "no such picture",
-        "alone.png": "no caption",
         "metadata.jsonl, line 3": "no file_name",
         "orphan.txt": "caption without a picture",
     }
@@ -216,8 +216,8 @@ def test_missing_pairs_in_a_tar(tmp_path):
     """The same of an archive."""
     source = tar_of(tmp_path / "a.tar", [("alone.png", PICTURES[0]), ("orphan.txt", b"a caption"), ("none.npy", b"x")])
     rows, skipped = read(source, tmp_path)
-    assert rows == []
-    expected = {"a/alone": "no caption", "a/orphan": "caption without a picture", "a/none": "no picture"}
+    assert [(r["id"], r["caption"]) for r in rows] == [("a/alone", None)]
+    expected = {"a/orphan": "caption without a picture", "a/none": "no picture"}
     assert skipped == expected
 
 

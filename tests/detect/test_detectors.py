@@ -96,6 +96,14 @@ def factors(model, ratio=None):
     return math.hypot(alpha, sigma), factor
 
 
+@pytest.mark.parametrize("method", ["sharpness", "condition-jacobian"])
+@pytest.mark.parametrize("step", ["1e-300", "5e-324", "1e-7", "0", "2"])
+def test_a_step_that_rounding_swallows_is_refused(method, step):
+    """Or the score would be not finite, for which the model's precision would be blamed."""
+    with pytest.raises(UserError, match=f"{method}: step=.*: name a share from 1e-06 to 1"):
+        parse("detector", f"{method}:step={step}")
+
+
 def scored(model, detector, prompts=PROMPTS, seeds=SEEDS, steps=None):
     return detector.score(Subject(model, Sampler(steps)), model.encode(prompts), seeds=seeds)
 

@@ -2,28 +2,37 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
+import math
 import shutil
 import sys
 from collections.abc import Callable
 from contextlib import redirect_stdout
 from dataclasses import fields
+from functools import cache
 from pathlib import Path
 from random import Random
 from unittest.mock import patch
 
+import torch
 from rich.console import Console
 from rich.table import Table
+from safetensors.torch import save
+from torch import Tensor
 
-from hostile.damage import NUMBERS, damaged_folder, text, value
+from hostile.damage import NUMBERS, damaged_bytes, damaged_document, damaged_folder, text, value
 from hostile.judge import Input, acting
 from unmemorize import cli
 from unmemorize.cli import terminal
+from unmemorize.core.methods import Subject
 from unmemorize.core.outputs import Output, check_outputs
 from unmemorize.core.sample import Sampler, generate
 from unmemorize.core.specs import AttackSpec, AuditSpec, DetectSpec, LocalitySpec, LocateSpec, MitigateSpec, TriggerSpec
+from unmemorize.mitigate.edit import Edit, EditFile, random_like
 from unmemorize.models.load import load
+from unmemorize.models.pipeline import PipelineModel
 from unmemorize.report.compare import build_comparison
 from unmemorize.report.rebuild import rebuild_report
 from unmemorize.stages.export import export_copied
@@ -59,6 +68,90 @@ def models(sound: Path, rng: Random, folder: Path) -> Input:
         generate(model, model.encode(["a red boat"]), seeds=[0], sampler=Sampler(2))
 
     return Input(name, use)
+
+
+@cache
+def _loaded(folder: Path) -> PipelineModel:
+    return load(str(folder), device="cpu")
+
+
+def edits(sound: Path, rng: Random, folder: Path) -> Input:
+    """An edit for modules of any name, of any shape, from any origin, or damaged: it is applied, and has a control."""
+    model = _loaded(sound)
+    weights = {name: value for name, value in model.denoiser.named_parameters() if value.ndim == 2}
+    places, shapes = {}, {}
+    for _ in range(rng.randrange(1, 4)):
+        layer = rng.choice(sorted(weights))
+        shape = list(weights[layer].shape)
+        shape = rng.choice(
+            (shape, shape, shape[:1], shape[::-1], [0], [-4, 4], [2**40, 2**40], [2**16, 2**15], [2] * 3)
+        )
+        module = layer.removesuffix(".weight") if rng.random() < 0.6 else text(rng).replace("\0", "")[:3000]
+        name = rng.choice(("weights/", "weights/", "channels/", "")) + module
+        shapes[name] = shape
+        kind = torch.int32 if rng.random() < 0.8 else rng.choice((torch.int64, torch.float32))
+        places[name] = torch.tensor(rng.choice(([0], [1, 2], [-1], [2**30], [])), dtype=kind)
+    content = save(places, rng.choice((None, {text(rng): text(rng)})))
+    origin = {"method": text(rng), "parameters": {text(rng): text(rng)}, "seeds": [0], "prompts": [text(rng)]}
+    record = {"fingerprint": rng.choice((model.fingerprint, text(rng))), "origins": [origin], "shapes": shapes}
+    written = json.dumps(record | {"schema_version": 1, "sha256": hashlib.sha256(content).hexdigest()}).encode()
+    path = folder / "edit.safetensors"
+    path.write_bytes(damaged_bytes(rng, content) if rng.random() < 0.1 else content)
+    path.with_suffix(".json").write_bytes(damaged_document(rng, written) if rng.random() < 0.3 else written)
+
+    def use() -> None:
+        edit = Edit.load(path)
+        with edit.applied(Subject(model)):
+            assert edit.selected >= 0
+        random_like(edit, model.denoiser, 0)
+        EditFile(str(path)).fitted(Subject(model))
+
+    return Input(f"{list(shapes.items())!r:.150}", use)
+
+
+def additions(sound: Path, rng: Random, folder: Path) -> Input:
+    """A LoRA or a textual inversion as tools write them, for this model or another, or damaged: it is loaded."""
+    model, path = _loaded(sound), folder / "added.safetensors"
+    tensors = _lora(rng, model) if rng.random() < 0.6 else _inversion(rng)
+    content = save(tensors, rng.choice((None, {text(rng): text(rng)})))
+    path.write_bytes(damaged_bytes(rng, content) if rng.random() < 0.2 else content)
+    what = {"lora": [f"{path}{rng.choice(('', '', ':0.5', ':nan', ':1e300', ':-1'))}"]}
+    if rng.random() < 0.5:
+        what = {"embedding": [str(path)]}
+
+    def use() -> None:
+        changed = load(str(sound), device="cpu", **what)
+        generate(changed, changed.encode(["an owl added"]), seeds=[0], sampler=Sampler(2))
+
+    return Input(f"{list(what)} {list(tensors)!r:.150}", use)
+
+
+def _lora(rng: Random, model: PipelineModel) -> dict[str, Tensor]:
+    layers = [name for name, part in model.denoiser.named_modules() if name.endswith(("to_q", "to_v", "to_k"))]
+    tensors = {}
+    for _ in range(rng.randrange(1, 4)):
+        layer, rank = rng.choice(layers), rng.choice((1, 2, 2, 0))
+        out, width = model.denoiser.get_submodule(layer).weight.shape
+        down = torch.full((rank, rng.choice((width, width, width, 3))), rng.choice((0.1, 0.1, math.nan, 1e38)))
+        up = torch.full(
+            (out, rank), rng.choice((0.1, 0.0)), dtype=rng.choice((torch.float32, torch.float32, torch.int8))
+        )
+        start = rng.choice(("unet.", "unet.", "lora_unet_", "transformer.", "", text(rng).replace("\0", "")[:300]))
+        module = layer.replace(".", "_") if start == "lora_unet_" else layer
+        first, second = rng.choice(((".lora_A", ".lora_B"), (".lora_down", ".lora_up"), (".lora.down", ".lora.up")))
+        tensors[f"{start}{module}{first}.weight"] = down
+        if rng.random() < 0.9:
+            tensors[f"{start}{module}{second}.weight"] = up
+        if rng.random() < 0.3:
+            tensors[f"{start}{module}.alpha"] = torch.tensor(rng.choice((1.0, 0.0, math.inf, -1.0)))
+    return tensors
+
+
+def _inversion(rng: Random) -> dict[str, Tensor]:
+    name = rng.choice(("added", "added", "emb_params", "clip_l", "owl", text(rng).replace("\0", "")[:300]))
+    shape = rng.choice(((16,), (1, 16), (3, 16), (2, 5), (0, 16), (), (1, 1, 16), (400, 16)))
+    vectors = torch.full(shape, rng.choice((0.1, math.nan, 1e38)))
+    return {name: vectors} | ({text(rng).replace("\0", "")[:50]: vectors.clone()} if rng.random() < 0.1 else {})
 
 
 SPECS = {

@@ -18,6 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
+from data_pictures import example, framed
 from hostile import EPS, XPM
 from hostile.damage import (
     BROKEN_TEXT,
@@ -133,7 +134,7 @@ def pictures(rng: Random, folder: Path) -> Input:
 
 def prompts(rng: Random, folder: Path) -> Input:
     """A file of prompts."""
-    kind = rng.choice(("csv", "tsv", "jsonl", "txt", "parquet", "arrow", "tar"))
+    kind = rng.choice(("csv", "tsv", "jsonl", "json", "txt", "parquet", "arrow", "tar", "tfrecord"))
     path = folder / f"prompts.{kind}"
     path.write_bytes(table_bytes(rng, kind))
     if rng.random() < 0.3:
@@ -156,8 +157,12 @@ def table_bytes(rng: Random, kind: str) -> bytes:
         return b"\n".join(json_line(rng, names) for _ in range(rng.randrange(5)))
     if kind in ("csv", "tsv"):
         return delimited(rng, names, rows, "\t" if kind == "tsv" else rng.choice(",;|\t"))
+    if kind == "json":
+        return document(rng)
     if kind == "tar":
         return archive(rng)
+    if kind == "tfrecord":
+        return records(rng)
     return columnar(rng, names, kind)
 
 
@@ -168,6 +173,39 @@ def json_line(rng: Random, names: list[str]) -> bytes:
         return rng.choice(odd)
     row = {name[:100]: value(rng) for name in names}
     return json.dumps(row | {"file_name": rng.choice(("a.png", "./a.png", "b/../a.png", text(rng)))}).encode()
+
+
+def document(rng: Random) -> bytes:
+    """Captions in one JSON document, in the forms that tools leave, with other values among them."""
+    names = [rng.choice(("a.png", "/old/set/a.png", "a", "../a.png", text(rng)[:200])) for _ in range(rng.randrange(5))]
+    captions = [rng.choice((text(rng), [text(rng), "a lake"], {"caption": text(rng)}, value(rng))) for _ in names]
+    images = [{"id": number, "file_name": name} for number, name in enumerate(names)]
+    notes = [{"image_id": number, "caption": caption} for number, caption in enumerate(captions)]
+    sentences = [image | {"sentences": [{"raw": text(rng)}, value(rng)]} for image in images]
+    forms = (
+        dict(zip(names, captions, strict=True)),
+        captions,
+        [{"image": name, "caption": caption} for name, caption in zip(names, captions, strict=True)],
+        {"images": images, "annotations": notes},
+        {"images": sentences},
+        {"images": value(rng), "annotations": value(rng)},
+    )
+    content = json.dumps(rng.choice(forms)).encode()
+    return damaged_document(rng, content) if rng.random() < 0.4 else content
+
+
+def records(rng: Random) -> bytes:
+    """A TFRecord file: examples with features of any name, or other messages, with lengths that they do not have."""
+    held = b""
+    for number in range(rng.randrange(4)):
+        picture = picture_bytes(rng)[:100_000]
+        features = {"key": b"%d" % number, rng.choice(("jpg", "png", "image", "a")): picture}
+        features[rng.choice(("txt", "caption", text(rng)[:100]))] = text(rng).encode("utf-8", "replace")
+        message = example(**features)
+        record = framed(damaged_bytes(rng, message) if rng.random() < 0.3 else message)
+        false = rng.choice((0, 5, 2**31, 2**40, 2**63)).to_bytes(8, "little")
+        held += false + record[8:] if rng.random() < 0.1 else record
+    return damaged_bytes(rng, held) if rng.random() < 0.2 else held
 
 
 def delimited(rng: Random, names: list[str], rows: list[list[str]], delimiter: str) -> bytes:
@@ -304,7 +342,20 @@ def folders(rng: Random, folder: Path) -> Input:
 def beside(rng: Random, source: Path) -> None:
     """A file or link beside the pictures of a folder."""
     tables = ("metadata.jsonl", "metadata.csv", "metadata.parquet", "x.parquet", "x.arrow", "state.json", "x.tar")
-    others = ("a.txt", "a.caption", "a.json", "a.png.txt", "Thumbs.db", "._a.png", "a.bin", "link", "bytes")
+    tables += ("captions.json", "x.tfrecord")
+    others = (
+        "b.heic",
+        "c.jfif",
+        "a.txt",
+        "a.caption",
+        "a.json",
+        "a.png.txt",
+        "Thumbs.db",
+        "._a.png",
+        "a.bin",
+        "link",
+        "bytes",
+    )
     kind = rng.choice((*tables, *others))
     path = source / kind
     if path.exists() or path.is_symlink():
@@ -316,7 +367,7 @@ def beside(rng: Random, source: Path) -> None:
         os.close(os.open(os.fsencode(source) + b"/caf\xe9" + rng.choice((b".png", b".txt", b"\n.png")), os.O_CREAT))
     elif kind == "state.json":
         path.write_bytes(damaged_document(rng, b'{"_data_files": [{"filename": "x.arrow"}]}'))
-    elif ending in ("jsonl", "csv", "parquet", "arrow", "tar"):
+    elif kind == "captions.json" or ending in ("jsonl", "csv", "parquet", "arrow", "tar", "tfrecord"):
         path.write_bytes(table_bytes(rng, ending))
     else:
         path.write_bytes(rng.choice((*BROKEN_TEXT, json_line(rng, ["caption"]), text(rng).encode("utf-8", "replace"))))
@@ -324,7 +375,7 @@ def beside(rng: Random, source: Path) -> None:
 
 def archives(rng: Random, folder: Path) -> Input:
     """A table or an archive as a training set."""
-    kind = rng.choice(("tar", "tar", "tgz", "parquet", "arrow"))
+    kind = rng.choice(("tar", "tar", "tgz", "parquet", "arrow", "tfrecord"))
     path = folder / f"set.{kind}"
     path.write_bytes(table_bytes(rng, {"tgz": "tar"}.get(kind, kind)))
     return Input(path.name, read_both(path, folder))

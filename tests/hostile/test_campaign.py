@@ -16,13 +16,15 @@ from made_up_run import make_run
 
 # Shares of all inputs: those that take long are fewer.
 SHARES = {
-    "pictures": 0.2,
-    "prompts": 0.2,
+    "pictures": 0.18,
+    "prompts": 0.18,
     "folders": 0.15,
     "archives": 0.15,
     "runs": 0.04,
     "resumes": 0.01,
     "models": 0.05,
+    "edits": 0.02,
+    "additions": 0.02,
     "arguments": 0.05,
     "outputs": 0.05,
     "texts": 0.1,
@@ -46,7 +48,8 @@ def make(request, audited, finished, tiny_folder):
     """What makes an input of the kind, by its name."""
     if request.param == "resumes":
         return partial(resumes, finished)
-    sound = {"runs": audited, "models": tiny_folder}.get(request.param)
+    of_model = dict.fromkeys(("models", "edits", "additions"), tiny_folder)
+    sound = ({"runs": audited} | of_model).get(request.param)
     if sound is not None:
         return partial(getattr(others, request.param), sound)
     return getattr(sources, request.param, None) or getattr(others, request.param)

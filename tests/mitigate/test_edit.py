@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 import json
+import resource
 
 import pytest
 import torch
@@ -248,8 +250,6 @@ def spoil(path, how):
 
 def rewrite(path, record, how):
     """Wrong inside, under a hash that is right."""
-    import hashlib
-
     tensors = load_file(path)
     name = next(iter(tensors))
     tensors |= {
@@ -283,6 +283,21 @@ def test_a_damaged_edit_is_one_line(channels, tmp_path, how):
     with pytest.raises(UserError, match="edit") as error:
         Edit.load(path)
     assert "\n" not in str(error.value)
+
+
+def test_shapes_that_claim_gigabytes_take_no_memory(channels, pipe, tmp_path):
+    """Forty masks of two gigabytes each: an edit of another model, told as that in no more memory than it needs."""
+    places = {f"weights/m{i}": torch.tensor([5], dtype=torch.int32) for i in range(40)}
+    save_file(places, tmp_path / "e.safetensors")
+    channels.save(tmp_path / "sound.safetensors")
+    record = json.loads((tmp_path / "sound.json").read_text())
+    hashed = hashlib.sha256((tmp_path / "e.safetensors").read_bytes()).hexdigest()
+    shapes = dict.fromkeys(places, (2**16, 2**15))
+    (tmp_path / "e.json").write_text(json.dumps(record | {"shapes": shapes, "sha256": hashed}))
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(UserError, match="edit"):
+        Edit.load(tmp_path / "e.safetensors").apply(wrap(pipe), force=True)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 1 << 20  # in kilobytes
 
 
 def test_names_that_are_none(channels, tmp_path):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 
 import pytest
 from safetensors.torch import load_file, save_file
@@ -88,6 +90,15 @@ def test_what_is_no_configuration_is_a_line(file, content, folder):
     (folder / file).write_bytes(content)
     with pytest.raises(UnmemorizeError, match=f"its {file} is no configuration: download it again"):
         load(str(folder))
+
+
+def test_a_scheduler_of_an_older_version_is_no_page_of_warnings(folder, tmp_path):
+    """diffusers warns of it in forty lines, in a process of its own, where no test runner takes them away."""
+    file = config(folder, "scheduler")
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"steps_offset": 0, "clip_sample": True}))
+    words = ["generate", str(folder), "an owl", "--pictures", "1", "--steps", "2", "--out", str(tmp_path / "made")]
+    done = subprocess.run([sys.executable, "-m", "unmemorize", *words], capture_output=True, text=True)
+    assert (done.returncode, done.stderr.splitlines()) == (0, [f"loading {folder} …"])
 
 
 @pytest.mark.parametrize("entry", [{"../unet": ["diffusers", "A"]}, {"unet": [1, 2]}, {"unet": ["diffusers"]}])

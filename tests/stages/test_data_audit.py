@@ -50,8 +50,8 @@ def test_findings_of_a_folder(source, tmp_path):
     assert found == {("gadget", "across"), ("thirty", "within")}  # "7 * 7" is chance among so many words
     promised = {"word", "kind", "captions", "image_groups", "concentration", "lift", "p_value"}
     assert set(summary["triggers"][0]) == promised
-    assert (summary["rows"], summary["skipped"], summary["duplicate_groups"]) == (44, 2, 1)
-    assert summary["skipped_by_reason"] == {"picture cannot be read": 1, "no caption": 1}
+    assert (summary["rows"], summary["skipped"], summary["duplicate_groups"]) == (45, 1, 1)
+    assert (summary["uncaptioned"], summary["skipped_by_reason"]) == (1, {"picture cannot be read": 1})
     assert (summary["drop"], summary["recaption"]) == (11, 2)
     kept = pq.read_table(tmp_path / "kept.parquet")
     assert len(kept) == 44 - 11
@@ -167,6 +167,24 @@ def test_the_page_is_rebuilt_from_the_run_alone(source, tmp_path):
     assert rebuild_report(tmp_path / "run").read_bytes() == page
 
 
+def test_pictures_without_captions_are_compared(call, tmp_path):
+    """Duplicates need no words: three of one picture; the one with a caption is kept, and no caption is said twice."""
+    pictures = [("a", draw(1), None), ("b", draw(1), None), ("c", draw(1), "a boat"), ("d", draw(2), None)]
+    source = folder_of(tmp_path / "source", pictures)
+    summary = run(source, tmp_path / "run")
+    assert (summary["rows"], summary["duplicate_groups"], summary["drop"]) == (4, 1, 2)
+    assert (summary["uncaptioned"], summary["skipped"], summary["triggers"]) == (3, 0, [])
+    reasons = {row["id"]: row["reason"] for row in pq.read_table(tmp_path / "run" / "actions.parquet").to_pylist()}
+    assert reasons == dict.fromkeys(("a.png", "b.png"), "same picture as c.png")
+    assert pq.read_table(tmp_path / "run" / "keep.parquet")["id"].to_pylist() == ["c.png"]
+    assert json.loads((tmp_path / "run" / "samples.json").read_text())["captions"] == []
+    (source / "c.txt").unlink()
+    code, out, _ = call("data", source, "--run", tmp_path / "none")
+    assert code == 0
+    assert "1 groups of duplicate pictures" in out
+    assert "next: " not in out  # there is no prompt to audit
+
+
 def test_a_source_without_a_usable_row(tmp_path):
     """Everything is skipped: reported as that, not as clean."""
     source = folder_of(tmp_path / "source", [("bad", b"no picture", "x")])
@@ -217,7 +235,8 @@ def test_the_command_prints_findings(call, source, tmp_path):
     code, out, _ = call("data", source, "--run", tmp_path / "run")
     assert code == 0
     assert "gadget" in out
-    assert "skipped: 1 × no caption" in out
+    assert "captions: none for 1 pictures, of which only the pixels are compared" in out
+    assert "skipped: 1 × picture cannot be read" in out
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import warnings
 
 from cyclopts import CycloptsError
 
@@ -38,6 +39,8 @@ def main() -> None:
     os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")  # or it prints what it cut off an overlong prompt
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # spinning threads slow a busy machine manyfold
     open_streams()
+    if not sys.warnoptions:
+        warnings.simplefilter("ignore")  # of libraries, for those who write code with them
     try:
         require_text(sys.argv[1:])
         app(sys.argv[1:], exit_on_error=False, print_error=False)

@@ -89,7 +89,7 @@ def _check_captions(given: dict[str, Any], column: str) -> None:
     for name in named:
         path = Path(given[name])
         if name in PROMPTS:
-            require_file(path, "name a .txt, .csv, .tsv, .jsonl or .parquet file of prompts")
+            require_file(path, "name a .txt, .csv, .tsv, .jsonl, .json or .parquet file of prompts")
         pieces(path, column if name in PROMPTS else "", pictures=name in PICTURES)
 
 

@@ -44,6 +44,8 @@ def data(
         return
     _print(summary)
     say(f"report: {folder / 'report.html'}")
+    if summary["uncaptioned"] == summary["rows"]:
+        return
     next_step("audit", "MODEL", "--prompts", spec.out or str(folder / "keep.parquet"), "--references", spec.source)
 
 
@@ -68,6 +70,8 @@ def _print(summary: dict[str, Any]) -> None:
         say(f"pictures of {against['rows']:,} rows are in {against['run']}, too ({against['rule']}): against.parquet")
     for name, count in summary["captions_from"].items():
         say(f"captions: {count:,} from {name}")
+    if summary["uncaptioned"]:
+        say(f"captions: none for {summary['uncaptioned']:,} pictures, of which only the pixels are compared")
     for reason, count in summary["skipped_by_reason"].items():
         say(f"skipped: {count:,} × {reason}")
 
@@ -90,7 +94,7 @@ def nearest(
     table = Table("id", "cosine", "bits", "same picture", "caption", box=None, pad_edge=False)
     for match in found["matches"]:
         same = "equal pixels" if match["equal"] else "near-duplicate" if match["near"] else ""
-        caption = textwrap.shorten(match["caption"], LONGEST, placeholder="…")
+        caption = textwrap.shorten(match["caption"] or "", LONGEST, placeholder="…")
         add_row(table, match["id"], f"{match['cosine']:.3f}", match["bits"], same, caption)
     out.print(table)
     say(f"{found['pictures']:,} pictures of {run}; near-duplicates by {found['rule']}")

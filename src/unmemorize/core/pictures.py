@@ -15,7 +15,12 @@ from unmemorize.core.files import kind_of
 # Pillow reads a file by its contents, whatever its name. Of its other formats PostScript starts Ghostscript, and
 # several are hardly ever read and little tested.
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", *(("AVIF",) if features.check("avif") else ()))
-ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".avif", ".bmp", ".gif", ".tif", ".tiff")
+ENDINGS = (".png", ".apng", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".avif", ".bmp", ".dib", ".gif", ".tif", ".tiff")
+# Pictures that are not read: in a folder they are counted, so that nobody believes they were.
+OTHER_ENDINGS = (
+    *(".heic", ".heif", ".jxl", ".jp2", ".j2k", ".svg", ".ico", ".ppm", ".pgm", ".pbm", ".pnm", ".tga", ".psd", ".xcf"),
+    *(".eps", ".ps", ".ai", ".wmf", ".emf", ".xpm", ".pcx", ".dds", ".exr", ".hdr", ".raw", ".dng", ".cr2", ".nef"),
+)
 MAX_PIXELS = 64_000_000
 BACKGROUND = "white"  # behind what is transparent, as browsers and trainers have it
 # What Pillow raises of files that are damaged, or made to harm.

@@ -141,7 +141,7 @@ class Prompted:
     """The prompts.
 
     Attributes:
-        prompts: File of prompts: txt, csv, tsv, jsonl or parquet; the testbed has its own.
+        prompts: File of prompts: txt, csv, tsv, jsonl, json or parquet; the testbed has its own.
         column: Caption column, where its name is unusual.
     """
 

@@ -7,23 +7,27 @@ from pathlib import Path
 from unmemorize.core.errors import UserError
 from unmemorize.core.files import is_special, kind_of
 from unmemorize.core.pictures import ENDINGS
+from unmemorize.data.documents import document_piece
 from unmemorize.data.folders import METADATA, FolderPiece, folder_pieces
 from unmemorize.data.items import Piece, is_hidden
 from unmemorize.data.tables import dataset_files, holds_pictures, table_pieces
 from unmemorize.data.tars import TarPiece
 from unmemorize.data.texts import TABLES, text_piece
+from unmemorize.data.tfrecords import RecordPiece
 
 ARCHIVES, ARROW, PARQUET = (".tar", ".tgz", ".tar.gz"), (".arrow",), (".parquet",)
+DOCUMENTS, RECORDS = (".json",), (".tfrecord", ".tfrecords")
 
 
 def pieces(source: Path, column: str = "", *, pictures: bool = True) -> list[Piece]:
     """What a source is made of, in pieces that are read one by one.
 
-    A folder is read as its tars; else as its tables, where they hold pictures; else as its pictures, which tables and
-    files beside them caption; else as its tables of captions alone.
+    A folder is read as its tars or TFRecords; else as its tables, where they hold pictures; else as its pictures, which
+    tables and files beside them caption; else as its tables of captions alone.
 
     Args:
-        source: A folder, or a file: .tar, .parquet, .arrow, .csv, .tsv, .jsonl, .txt (a caption a line), or a picture.
+        source: A folder, or a file: .tar, .tfrecord, .parquet, .arrow, .csv, .tsv, .jsonl, .json (as COCO or DCR has
+            it), .txt (a caption a line), or a picture.
         column: The caption column; by default the first of `items.COLUMNS` that a table has.
         pictures: Whether the pictures in tables are wanted, beside the captions.
 
@@ -46,11 +50,15 @@ def pieces(source: Path, column: str = "", *, pictures: bool = True) -> list[Pie
 def _pieces_of_file(source: Path, column: str, pictures: bool) -> list[Piece]:
     if _ending([source], ARCHIVES):
         return [TarPiece(source)]
+    if _ending([source], RECORDS):
+        return [RecordPiece(source, column)]
     if _ending([source], ARROW + PARQUET):
         return [*table_pieces([source], source.parent, column, pictures)]
     if _ending([source], ENDINGS):  # one picture, with the caption that its folder has for it
         beside = folder_pieces(source.parent, column)
         return [FolderPiece(p.root, tuple(e for e in p.entries if e.name == source.name)) for p in beside]
+    if _ending([source], DOCUMENTS):
+        return [document_piece(source, column)]
     return [text_piece(source, column)] if _ending([source], (*TABLES, ".txt")) else []
 
 
@@ -59,6 +67,8 @@ def _pieces_of_folder(source: Path, column: str) -> list[Piece]:
     files = [path for path in paths if not is_hidden(str(path.relative_to(source)))]
     if archives := _ending(files, ARCHIVES):
         return [TarPiece(path) for path in archives]
+    if records := _ending(files, RECORDS):
+        return [RecordPiece(path, column) for path in records]
     tables = dataset_files(_ending(files, ARROW)) or _ending(files, PARQUET)
     if any(holds_pictures(path) for path in tables):
         return [*table_pieces(tables, source, column)]

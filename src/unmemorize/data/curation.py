@@ -14,7 +14,7 @@ from unmemorize.data.words import Trigger
 SAMPLES = 6  # rows that stand for a finding in the report
 # `recaption` says why a kept row's caption should change, or is null.
 KEEP = """SELECT items.id, caption, reason AS recaption FROM items LEFT JOIN actions USING (row)
-    WHERE action IS NULL OR action = 'recaption' ORDER BY row"""
+    WHERE (action IS NULL OR action = 'recaption') AND caption IS NOT NULL ORDER BY row"""
 
 
 def collect_stakes(connection: Any, triggers: Sequence[Trigger]) -> list[dict[str, Any]]:
@@ -56,8 +56,8 @@ def collect_stakes(connection: Any, triggers: Sequence[Trigger]) -> list[dict[st
 def collect_actions(connection: Any, triggers: Sequence[Trigger]) -> None:
     """Make `actions` (row, id, action, reason): what to do with each row that a finding touches.
 
-    Of each group of pictures the first row is kept and the others are dropped; a kept row whose caption holds a trigger
-    gets another caption.
+    Of each group of pictures the first row is kept that has a caption, where any has one, and the others are dropped; a
+    kept row whose caption holds a trigger gets another caption.
     """
     words = pa.table(
         {
@@ -67,13 +67,15 @@ def collect_actions(connection: Any, triggers: Sequence[Trigger]) -> None:
     )
     connection.register("trigger_words", words)
     connection.execute(
-        """CREATE TABLE actions AS SELECT row, id, 'drop' AS action, 'same picture as ' || kept AS reason
-        FROM pictures JOIN items USING (row) JOIN (SELECT row AS grp, id AS kept FROM items) USING (grp)
-        WHERE row <> grp
+        """CREATE TABLE kept AS SELECT grp, id AS name, row AS kept
+        FROM (SELECT grp, min([(text IS NULL)::BIGINT, row])[2] AS row
+              FROM pictures JOIN items USING (row) GROUP BY grp) JOIN items USING (row);
+        CREATE TABLE actions AS SELECT row, id, 'drop' AS action, 'same picture as ' || name AS reason
+        FROM pictures JOIN items USING (row) JOIN kept USING (grp) WHERE row <> kept
         UNION ALL SELECT row, any_value(id), 'recaption',
                          'holds ' || string_agg(word, ', ' ORDER BY trigger)
-        FROM stakes JOIN trigger_words USING (trigger) JOIN items USING (row) JOIN pictures USING (row)
-        WHERE row = grp GROUP BY row"""
+        FROM stakes JOIN trigger_words USING (trigger) JOIN items USING (row) JOIN kept ON row = kept
+        GROUP BY row"""
     )
     connection.unregister("trigger_words")
 

@@ -207,6 +207,6 @@ def caption_groups(connection: Any, most: int) -> list[dict[str, Any]]:
     return rows(
         connection,
         f"""SELECT left(min_by(caption, row), 300) AS caption, count(*) AS rows, count(DISTINCT grp) AS image_groups
-        FROM items JOIN pictures USING (row) GROUP BY text HAVING count(*) > 1
+        FROM items JOIN pictures USING (row) WHERE text IS NOT NULL GROUP BY text HAVING count(*) > 1
         ORDER BY count(*) DESC, min(row) LIMIT {most}""",
     )

@@ -1,13 +1,13 @@
 """A folder of pictures with captions, as the Hugging Face convention, img2dataset and trainers leave it.
 
 A picture's caption stands in the nearest `metadata.jsonl`, `.csv` or `.parquet` that names it, in its folder or one
-above, else in a file beside it: `NAME.txt`, `.caption`, `.text` or `.json`, or `NAME.png.txt` and so on.
+above, else in a file beside it: `NAME.txt`, `.caption`, `.text` or `.json`, or `NAME.png.txt` and so on; else in a
+JSON document for many pictures, as COCO has it, of which the first caption of a picture is read.
 """
 
 from __future__ import annotations
 
 import os
-import unicodedata
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
@@ -16,8 +16,9 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from unmemorize.core.pictures import ENDINGS
+from unmemorize.core.pictures import ENDINGS, OTHER_ENDINGS
 from unmemorize.core.plain import from_json
+from unmemorize.data.documents import Names
 from unmemorize.data.items import (
     SIDECARS,
     TWICE,
@@ -29,6 +30,7 @@ from unmemorize.data.items import (
     inside,
     is_hidden,
     is_twice,
+    name_key,
     read_limited,
     safe_id,
     sidecar_caption,
@@ -72,17 +74,19 @@ class FolderPiece:
 def folder_pieces(root: Path, column: str) -> list[FolderPiece]:
     """Every picture of a folder, by name, then every caption that lacks one, in pieces of some hundred rows."""
     files, links = _walk(root)
-    pictures = {_key(name): name for name in files if _ending(name) in ENDINGS}
+    pictures = {name_key(name): name for name in files if _ending(name) in ENDINGS}
     rows, problems = _metadata(root, [name for name in files if Path(name).name in METADATA], pictures, column)
     beside = _sidecars(files, pictures)
     entries: list[Entry] = []
     for name in sorted({*pictures.values(), *rows}, key=Path):
         entries += [_entry(name, listed, beside) for listed in rows.get(name, [Entry(name)])]
-    entries += problems
-    used = {entry.sidecar for entry in entries} | {text for texts in beside.values() for text in texts}
+    used = {text for texts in beside.values() for text in texts}
+    documents = [name for name in files if _ending(name) == ".json" and name not in used]
+    entries = _with_documents(root, entries, documents, column) + problems
     lonely = [name for name in files if _ending(name) in SIDECARS and _ending(name) != ".json" and name not in used]
     entries += [Entry(name, problem="caption without a picture") for name in lonely]
     entries += [Entry(name, problem="link to a folder") for name in links]
+    entries += [Entry(name, problem="picture of another format") for name in files if _ending(name) in OTHER_ENDINGS]
     return [FolderPiece(root, tuple(entries[i : i + BATCH])) for i in range(0, len(entries), BATCH)]
 
 
@@ -104,11 +108,6 @@ def _ending(name: str) -> str:
     return Path(name).suffix.lower()
 
 
-def _key(name: str) -> str:
-    """A name as names are compared: whatever its separators, a leading `./`, and the way its accents are composed."""
-    return unicodedata.normalize("NFC", str(PurePosixPath(name.replace("\\", "/"))))
-
-
 def _metadata(
     root: Path, tables: list[str], pictures: dict[str, str], column: str
 ) -> tuple[dict[str, list[Entry]], list[Entry]]:
@@ -120,7 +119,7 @@ def _metadata(
     for table in order:
         here: dict[str, list[Entry]] = {}
         for entry in _listed(root, table, column):
-            key = _key(entry.name)
+            key = name_key(entry.name)
             name = pictures.get(key) or of_any_case.get(key.casefold(), entry.name)
             if entry.problem:
                 problems.append(entry)
@@ -204,6 +203,29 @@ def _entry(name: str, listed: Entry, beside: dict[str, list[str]]) -> Entry:
     if listed.caption is not None or name not in beside:
         return listed
     return replace(listed, sidecar=beside[name][0])
+
+
+def _with_documents(root: Path, entries: list[Entry], documents: list[str], column: str) -> list[Entry]:
+    """The entries, those without a caption with one from documents; then the names in these that are no picture's."""
+    lacking = {entry.name for entry in entries if entry.caption is None and not entry.sidecar}
+    if not lacking:
+        return entries
+    names = Names([entry.name for entry in entries])
+    captions: dict[str, tuple[str, str]] = {}
+    missing: dict[str, None] = {}
+    for document in documents:
+        path = inside(root, document)
+        if path is None or why_not_opened(path):
+            continue
+        known, unknown = names.captioned(path, column)
+        if known:  # of the many JSON files that tools leave, few hold captions
+            captions = {name: (caption, path.name) for name, caption in known.items()} | captions
+            missing |= dict.fromkeys(unknown)
+    captioned = []
+    for entry in entries:
+        caption, captioned_by = captions.get(entry.name, (None, "")) if entry.name in lacking else (None, "")
+        captioned.append(replace(entry, caption=caption, captioned_by=captioned_by) if captioned_by else entry)
+    return captioned + [Entry(name, problem="no such picture") for name in missing]
 
 
 def _item(root: Path, entry: Entry, item: Item) -> Item:

@@ -86,7 +86,7 @@ class Match:
     """A row of an index beside a picture: how alike they are, and how many bits of their perceptual hashes differ."""
 
     id: str
-    caption: str
+    caption: str | None
     cosine: float
     bits: int
     equal: bool

@@ -37,6 +37,8 @@ ROWS = pa.schema(
         ("embedding", pa.binary()),
     ]
 )
+# A picture without a caption is compared with the others all the same; its caption is null.
+UNCAPTIONED = ("no caption", "empty caption")
 SKIPPED = pa.schema([("id", pa.string()), ("reason", pa.string())])
 
 
@@ -151,12 +153,15 @@ def _flush(writer: pq.ParquetWriter, rows: list[dict[str, Any]], schema: pa.Sche
 
 def _row(item: Item, number: int) -> dict[str, Any] | str:
     """The row as it is stored, or why it is skipped."""
-    if item.problem:
+    row: dict[str, Any] = {"row": number, "id": item.id, "captioned_by": item.captioned_by}
+    if item.problem in UNCAPTIONED and item.load is not None:
+        row |= {"caption": None, "text": None, "words": []}
+    elif item.problem:
         return item.problem
-    caption = item.caption or ""
-    text = normalise(caption)
-    row = {"row": number, "id": item.id, "caption": caption, "text": text, "words": words(text)}
-    row["captioned_by"] = item.captioned_by
+    else:
+        caption = item.caption or ""
+        text = normalise(caption)
+        row |= {"caption": caption, "text": text, "words": words(text)}
     if item.load is None:
         return row
     try:

@@ -6,6 +6,7 @@ Nothing a source holds is written anywhere while it is read, and nothing in it s
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -115,6 +116,11 @@ def no_caption_column(place: Path, names: Iterable[str], column: str) -> UserErr
     what = f"column {column!r}" if column else f"column named {', '.join(COLUMNS)}"
     held = ", ".join(safe_id(name) for name in list(names)[:20])
     return UserError(f"{place}: no {what}: it has {held}; name one with --column")
+
+
+def name_key(name: str) -> str:
+    """A name as names are compared: whatever its separators, a leading `./`, and the way its accents are composed."""
+    return unicodedata.normalize("NFC", str(PurePosixPath(name.replace("\\", "/"))))
 
 
 def climbs_out(name: str) -> bool:

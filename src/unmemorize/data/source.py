@@ -36,7 +36,10 @@ REMEDIES = {
     UNREADABLE: "name another file, or give it its true ending",
 }
 # What leaves a picture without a caption, or a caption without a picture: said in a line, since the others are read.
-MISSING = ("caption without a picture", "no file_name", "no picture", "no such picture", "link to a folder")
+MISSING = (
+    *("caption without a picture", "no file_name", "no picture", "no such picture", "link to a folder"),
+    "picture of another format",
+)
 
 
 @dataclass(frozen=True)
@@ -95,7 +98,7 @@ def read_prompts(path: Path, column: str | None = None) -> Sequence[Prompt]:
     Raises:
         UserError: The file is missing, empty, not UTF-8, has no caption column, or has a row that is not text.
     """
-    require_file(path, "name a .txt, .csv, .tsv, .jsonl or .parquet file of prompts")
+    require_file(path, "name a .txt, .csv, .tsv, .jsonl, .json or .parquet file of prompts")
     texts: dict[str, None] = {}
     for piece in pieces(path, column or "", pictures=False):
         for item in piece.items():

@@ -48,7 +48,8 @@ def collect_captions(connection: Any) -> None:
     """
     connection.execute(
         """CREATE TABLE captions AS SELECT row AS cap, grp, words, list_transform(words, lambda w: hash(w)) AS hashes
-        FROM items JOIN (SELECT min(row) AS row, grp FROM items JOIN pictures USING (row) GROUP BY text, grp)
+        FROM items JOIN (SELECT min(row) AS row, grp FROM items JOIN pictures USING (row) WHERE text IS NOT NULL
+                         GROUP BY text, grp)
         USING (row);
         CREATE TABLE sizes AS SELECT grp, count(*) AS size FROM captions GROUP BY grp HAVING count(*) > 1"""
     )

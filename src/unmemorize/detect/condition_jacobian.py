@@ -9,6 +9,8 @@ from unmemorize.core.model import Condition
 from unmemorize.core.recording import Recording
 from unmemorize.core.results import Scores
 
+SMALLEST = 1e-6  # a smaller step is lost in the rounding of float32
+
 
 @method(
     "condition-jacobian",
@@ -33,8 +35,8 @@ class ConditionJacobian(Detector):
     step: float = 0.05
 
     def __post_init__(self) -> None:
-        if not 0 < self.step <= 1:
-            raise ValueError(f"step={self.step}: name a share between 0 and 1")
+        if not SMALLEST <= self.step <= 1:
+            raise ValueError(f"step={self.step}: name a share from {SMALLEST:g} to 1")
 
     def score_recording(self, recording: Recording) -> Scores:
         """Score every prompt at every seed; `columns` holds the ratio to the magnitude, 1 for a straight path."""

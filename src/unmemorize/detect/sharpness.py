@@ -10,6 +10,8 @@ from unmemorize.core.methods import Detector, method
 from unmemorize.core.recording import Contrast, Recording
 from unmemorize.core.results import Scores
 
+SMALLEST = 1e-6  # a smaller step is lost in the rounding of float32
+
 
 @method(
     "sharpness",
@@ -36,8 +38,8 @@ class Sharpness(Detector):
     step: float = 0.01
 
     def __post_init__(self) -> None:
-        if not 0 < self.step <= 1:
-            raise ValueError(f"step={self.step}: name a share between 0 and 1")
+        if not SMALLEST <= self.step <= 1:
+            raise ValueError(f"step={self.step}: name a share from {SMALLEST:g} to 1")
 
     def score_recording(self, recording: Recording) -> Scores:
         """Score every prompt at every seed."""

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Literal
 
+import numpy as np
 import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
 from safetensors import SafetensorError
@@ -170,7 +171,7 @@ class Edit(Mitigation):
             raise UserError(f"{path}: damaged, or {beside.name} is another edit's: copy both files of the edit again")
         try:
             masks = _masks(load(data), record.shapes)
-        except (SafetensorError, ValueError, KeyError, RuntimeError) as error:
+        except (SafetensorError, ValueError, KeyError, RuntimeError, MemoryError) as error:
             raise UserError(f"{path}: not an edit: name a file that `unmemorize locate` wrote") from error
         channels = {name.removeprefix("channels/"): m for name, m in masks.items() if name.startswith("channels/")}
         weights = {name.removeprefix("weights/"): m for name, m in masks.items() if name.startswith("weights/")}
@@ -392,5 +393,7 @@ def _masks(places: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]]) 
             raise ValueError("no mask")
         if size > 2**31 or int(index.min()) < 0 or int(index.max()) >= size:
             raise ValueError("places outside of the mask")
-        masks[name] = torch.zeros(size, dtype=torch.bool).index_fill(0, index.long(), True).reshape(shape)
+        mask = np.zeros(size, np.bool_)  # memory that nobody writes to is not taken: shapes may be false
+        mask[index.numpy()] = True
+        masks[name] = torch.from_numpy(mask).reshape(shape)
     return masks

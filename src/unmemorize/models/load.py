@@ -178,6 +178,8 @@ def _try(model: PipelineModel) -> None:
     side = model.multiple * -(-SMALL // model.multiple)
     try:
         make((side, side))
+    except UserError as error:
+        raise UserError(f"{model.name}: makes no picture: {error}") from error
     except UnmemorizeError:
         raise
     except Exception:  # of a dozen kinds: the second try says which

@@ -80,6 +80,7 @@ class DataSummary(BaseModel):
     duplicate_groups: int
     rows: int
     pictures: int
+    uncaptioned: int = 0
     skipped: int
     skipped_by_reason: dict[str, int]
     drop: int

@@ -23,6 +23,7 @@ from unmemorize.metrics.complexity import png_sizes
 from unmemorize.metrics.discovery import Floats, benjamini_hochberg
 from unmemorize.metrics.similarity import References
 from unmemorize.report.check import build_check
+from unmemorize.stages.detect import require_finite
 from unmemorize.stages.inputs import bundle_of, load_as_asked
 from unmemorize.study.controls import spread, without
 
@@ -152,12 +153,12 @@ def _tested(
     """The pictures' scores by one test, beside those of the controls.
 
     Raises:
-        UserError: The model's predictions are not finite.
+        UserError: Scores are not finite.
     """
     scores = test.score(Subject(model), pictures.pairs, seeds=seeds)
     of_controls = test.score(Subject(model), controls.pairs, seeds=seeds)
-    if not (scores.by_seed.isfinite().all() and of_controls.by_seed.isfinite().all()):
-        raise UserError(f"{model.name}: its predictions are not finite: load it in a wider dtype")
+    for part in (scores, of_controls):
+        require_finite(model.name, test, part)
     values, known = scores.value.numpy(), of_controls.value.numpy()
     return _Result(
         test=test,

@@ -189,7 +189,7 @@ def analyse(spec: DataSpec, run: Path, parts: Sequence[Piece], progress: Progres
         dropped, recaptioned = counts(
             connection, "SELECT count(*) FILTER (action = 'drop'), count(*) FILTER (action = 'recaption') FROM actions"
         )
-        total, pictures = counts(connection, "SELECT count(*), count(pixels) FROM items")
+        total, pictures, captioned = counts(connection, "SELECT count(*), count(pixels), count(text) FROM items")
         captions = caption_groups(connection, SHOWN)
         captions_from = caption_files(connection)
         sampled = sampled_pictures(connection, PICTURES)
@@ -204,6 +204,7 @@ def analyse(spec: DataSpec, run: Path, parts: Sequence[Piece], progress: Progres
         "rows": total,
         "pictures": pictures,
         "captions_from": captions_from,
+        "uncaptioned": total - captioned,
         "skipped": skipped.total(),
         "skipped_by_reason": dict(skipped.most_common()),
         "drop": dropped,

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from unmemorize.core.crew import ALONE, Crew
 from unmemorize.core.errors import UserError
-from unmemorize.core.methods import Detector, parse, score_each, spelled
+from unmemorize.core.methods import Detector, Method, parse, score_each, spelled
 from unmemorize.core.plain import to_json
 from unmemorize.core.recording import Recorder
 from unmemorize.core.results import Scores
@@ -157,18 +157,30 @@ def _scores(table: pa.Table, detector: Detector, prompts: int) -> Scores:
 def scores_of_all(name: str, inputs: Inputs, prompts: Sequence[Prompt], detectors: Sequence[Detector]) -> Work[Prompt]:
     """Scoring some prompts from one recording: `scores/NAME.parquet`, one row a prompt, method and seed, in that order.
 
-    A shard raises UserError where the model's predictions are not finite.
+    A shard raises UserError where scores are not finite.
     """
     model, seeds = inputs.model, inputs.spec.numbers
     recorder = Recorder(model, inputs.subject.sampler, tuple(seeds))
 
     def do(shard: Sequence[Prompt]) -> list[Row]:
         scores = score_each(detectors, recorder, model.encode([prompt.text for prompt in shard]))
-        if not all(part.by_seed.isfinite().all() for part in scores):
-            raise UserError(f"{model.name}: its predictions are not finite: load it in a wider dtype")
+        for detector, part in zip(detectors, scores, strict=True):
+            require_finite(model.name, detector, part)
         return _rows(shard, dict(zip(map(spelled, detectors), scores, strict=True)), seeds)
 
     return Work(name, f"scores/{name}.parquet", prompts, do, size=32)
+
+
+def require_finite(model: str, method: Method, scores: Scores) -> None:
+    """Refuse scores that are no numbers.
+
+    Raises:
+        UserError: They are not finite: by the model's fault, or by that of settings that were typed.
+    """
+    if not scores.by_seed.isfinite().all():
+        typed = spelled(method)
+        settings = f"name other settings than {typed}, or " if ":" in typed else ""
+        raise UserError(f"{model}: the scores of {method.name} are not finite: {settings}load it in a wider dtype")
 
 
 def _rows(prompts: Sequence[Prompt], scores: Mapping[str, Scores], seeds: Sequence[int]) -> list[Row]:
