@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from hostile import is_pipe, named_pipe
+from made_up_run import make_run
 from unmemorize.core.errors import UserError
 from unmemorize.core.outputs import Output, check_outputs
 from unmemorize.core.run import atomic, new_folder
@@ -74,11 +75,26 @@ def test_a_file_is_a_new_name_or_a_regular_file(tmp_path):
     assert not (tmp_path / "none").exists()
 
 
-@pytest.mark.parametrize("place", ["/proc/x", "/sys/x/y", "/dev/x"])
+@pytest.mark.parametrize("place", ["/proc/x", "/sys/x/y", "/dev/x", "/dev/../proc/x"])
 def test_system_folders_are_no_place(place):
     """Refused by name, and nothing is tried there."""
     refused("a system folder", file(place))
     refused("a system folder", run(place))
+
+
+def test_an_open_file_is_no_place(tmp_path):
+    """By the name that the system has for it, which leads to the file itself."""
+    with (tmp_path / "open.xml").open("w") as opened:
+        refused("a system folder", file(f"/proc/self/fd/{opened.fileno()}"))
+
+
+def test_a_dash_prints(call, tmp_path):
+    """As an option's value it is one, not an option."""
+    made = make_run(tmp_path / "run", prompts=2, size=8)
+    code, out, err = call("compare", made, made, "--out", "-")
+    assert (code, err) == (0, "")
+    assert out.startswith("<!DOCTYPE html>")
+    assert out.rstrip().endswith("</html>")
 
 
 def test_folders_are_new_or_hold_a_run(tmp_path, monkeypatch):

@@ -16,7 +16,8 @@ from typing import Any
 
 from unmemorize.core.errors import UnmemorizeError
 
-LIMIT = 30.0  # seconds
+LIMIT = 30.0  # seconds of processor time: others may have work for the machine
+PATIENCE = 300.0  # seconds that an input may take on a busy machine
 LONGEST = 700  # characters of what a command says of a mistake
 DIRECTIONS = {"LRE", "RLE", "PDF", "LRO", "RLO", "LRI", "RLI", "FSI", "PDI"}
 PROGRAMS = ("subprocess.Popen", "os.system", "os.exec", "os.posix_spawn", "os.spawn", "pty.spawn", "os.fork")
@@ -56,7 +57,7 @@ def violation(given: Input, folder: Path, printed: Callable[[], str]) -> str:
     from unmemorize.cli.terminal import complain
 
     printed()
-    started = time.monotonic()
+    started = time.process_time()
     with _watched(folder) as acts:
         try:
             with _limited():
@@ -67,11 +68,11 @@ def violation(given: Input, folder: Path, printed: Callable[[], str]) -> str:
             if stop.code not in (None, 0, 1, 2):
                 return f"exit code {stop.code}"
         except _Waited:
-            return f"over {LIMIT:.0f} s"
+            return f"over {LIMIT:.0f} s of processor time, or {PATIENCE:.0f} s"
         except Exception:
             return "traceback: " + "".join(traceback.format_exc().splitlines(True)[-7:])
-    if time.monotonic() - started > LIMIT:
-        return f"{time.monotonic() - started:.0f} s"
+    if time.process_time() - started > LIMIT:
+        return f"{time.process_time() - started:.0f} s of processor time"
     return acts[0] if acts else wrong_line(printed())
 
 
@@ -90,13 +91,16 @@ def _limited() -> Iterator[None]:
     def stop(*_: object) -> None:
         raise _Waited
 
-    handler = signal.signal(signal.SIGALRM, stop)
-    left, _ = signal.setitimer(signal.ITIMER_REAL, LIMIT)
+    handlers = [(number, signal.signal(number, stop)) for number in (signal.SIGALRM, signal.SIGPROF)]
+    left, _ = signal.setitimer(signal.ITIMER_REAL, PATIENCE)
+    signal.setitimer(signal.ITIMER_PROF, LIMIT)
     try:
         yield
     finally:
+        signal.setitimer(signal.ITIMER_PROF, 0)
         signal.setitimer(signal.ITIMER_REAL, left)  # pytest's own limit, a little later
-        signal.signal(signal.SIGALRM, handler)
+        for number, handler in handlers:
+            signal.signal(number, handler)
 
 
 @dataclass

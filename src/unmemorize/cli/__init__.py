@@ -43,7 +43,7 @@ def main() -> None:
         warnings.simplefilter("ignore")  # of libraries, for those who write code with them
     try:
         require_text(sys.argv[1:])
-        app(sys.argv[1:], exit_on_error=False, print_error=False)
+        app(_typed(), exit_on_error=False, print_error=False)
     except CycloptsError as error:
         complain(explained(error))
         sys.exit(2)
@@ -65,3 +65,14 @@ def main() -> None:
     except KeyboardInterrupt:  # while something was loaded or written; `working` says what is kept of work
         say("stopped: type the same command again", to=errors, style="yellow")
         sys.exit(INTERRUPTED)
+
+
+def _typed() -> list[str]:
+    """What was typed: a dash alone, which the parser would take for an option, is the value of the one before it."""
+    words: list[str] = []
+    for word in sys.argv[1:]:
+        if word == "-" and words and words[-1].startswith("--"):
+            words[-1] += "=-"
+        else:
+            words.append(word)
+    return words

@@ -96,8 +96,8 @@ def _check_kind(output: Output) -> None:
 
 def _check_place(output: Output, folders: Sequence[Path]) -> None:
     path = real_path(output.path)
-    in_system = any(path.is_relative_to(folder) for folder in SYSTEM)
-    if in_system and not path.is_relative_to(MEMORY):
+    # As it is typed, too: /proc/self/fd/1 leads to whatever file the shell opened.
+    if _is_in_system(path) or _is_in_system(Path(os.path.abspath(output.path))):
         raise UserError(f"{output.path}: lies in a system folder: name another place with {output.option}")
     inside = any(path.is_relative_to(folder) for folder in folders)
     if output.kind == "file" and not inside and not path.parent.is_dir():
@@ -108,6 +108,10 @@ def _check_place(output: Output, folders: Sequence[Path]) -> None:
     can_be_written = nearest.is_dir() and os.access(nearest, os.W_OK | os.X_OK)
     if not can_be_written and not (output.kind == "run" and is_kept(output.path)):
         raise UserError(f"{output.path}: {nearest} cannot be written to: name another place with {output.option}")
+
+
+def _is_in_system(path: Path) -> bool:
+    return any(path.is_relative_to(folder) for folder in SYSTEM) and not path.is_relative_to(MEMORY)
 
 
 def _check_apart(output: Output, read: Path) -> None:

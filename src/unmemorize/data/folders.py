@@ -211,7 +211,7 @@ def _with_documents(root: Path, entries: list[Entry], documents: list[str], colu
     if not lacking:
         return entries
     names = Names([entry.name for entry in entries])
-    captions: dict[str, tuple[str, str]] = {}
+    captions: dict[str, tuple[object, str]] = {}
     missing: dict[str, None] = {}
     for document in documents:
         path = inside(root, document)
