@@ -172,6 +172,7 @@ COMMANDS = {
 def test_every_command_checks_its_outputs_before_torch(tmp_path):
     """One line for each output that is a named pipe, which stays one; torch is not imported for it."""
     named_pipe(tmp_path / "BAD")
+    (tmp_path / "e.safetensors").write_bytes(b"an edit")
     named_pipe(tmp_path / "BAD.safetensors")
     program = """
 import json, sys
@@ -193,5 +194,5 @@ print(json.dumps({"codes": codes, "torch": "torch" in sys.modules}))
     lines = [line for line in done.stderr.splitlines() if line]
     assert len(lines) == len(COMMANDS)
     assert all(line.startswith("error: BAD") and "a named pipe" in line for line in lines)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["BAD", "BAD.safetensors"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["BAD", "BAD.safetensors", "e.safetensors"]
     assert is_pipe(tmp_path / "BAD")

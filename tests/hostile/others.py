@@ -26,15 +26,17 @@ from hostile.damage import NUMBERS, damaged_bytes, damaged_document, damaged_fol
 from hostile.judge import Input, acting
 from unmemorize import cli
 from unmemorize.cli import terminal
-from unmemorize.core.methods import Subject
+from unmemorize.core.methods import Detector, Explainer, Kind, Subject, describe, methods, parse
 from unmemorize.core.outputs import Output, check_outputs
 from unmemorize.core.sample import Sampler, generate
 from unmemorize.core.specs import AttackSpec, AuditSpec, DetectSpec, LocalitySpec, LocateSpec, MitigateSpec, TriggerSpec
+from unmemorize.data.pictures import png
 from unmemorize.mitigate.edit import Edit, EditFile, random_like
 from unmemorize.models.load import load
 from unmemorize.models.pipeline import PipelineModel
 from unmemorize.report.compare import build_comparison
 from unmemorize.report.rebuild import rebuild_report
+from unmemorize.stages.detect import require_finite
 from unmemorize.stages.export import export_copied
 
 
@@ -152,6 +154,33 @@ def _inversion(rng: Random) -> dict[str, Tensor]:
     shape = rng.choice(((16,), (1, 16), (3, 16), (2, 5), (0, 16), (), (1, 1, 16), (400, 16)))
     vectors = torch.full(shape, rng.choice((0.1, math.nan, 1e38)))
     return {name: vectors} | ({text(rng).replace("\0", "")[:50]: vectors.clone()} if rng.random() < 0.1 else {})
+
+
+def method_settings(sound: Path, rng: Random, folder: Path) -> Input:
+    """A method with settings at the ends of what they may be, and beyond: it works, or says which setting is wrong."""
+    model = _loaded(sound)
+    kind: Kind = rng.choice(("detector", "detector", "explainer", "mitigation", "mitigation"))
+    name = rng.choice(sorted(set(methods(kind)) - {"located", "edit"}))
+    facts = describe(methods(kind)[name])["settings"]
+    typed = []
+    for setting in rng.sample(sorted(facts), min(len(facts), rng.choice((0, 1, 1, 2)))):
+        small = (0, 1, -1, 2, 10**40) if facts[setting]["type"] == "int" else (*NUMBERS, 1e-300, 1e-7, 0.999)
+        typed.append(f"{setting}={rng.choice((*small, *small, text(rng)[:100].replace(',', ' ')))}")
+    written = ":".join(filter(None, (name, ",".join(typed))))
+    subject, cond = Subject(model, Sampler(2)), model.encode(["an owl on a fence"])
+
+    def use() -> None:
+        method = parse(kind, written)
+        if isinstance(method, Detector):
+            require_finite(model.name, method, method.score(subject, cond, seeds=[0]))
+        elif isinstance(method, Explainer):
+            method.explain(subject, "an owl on a fence", seeds=[0])
+        else:
+            fitted = method.fitted(subject, prompts=cond, ordinary=model.encode(["a bicycle"] * 3), seeds=[0])
+            with fitted.applied(subject) as changed:
+                png(generate(changed.model, cond, seeds=[0], sampler=changed.sampler)[0])
+
+    return Input(f"{kind} {written!r:.200}", use)
 
 
 SPECS = {

@@ -16,8 +16,8 @@ from made_up_run import make_run
 
 # Shares of all inputs: those that take long are fewer.
 SHARES = {
-    "pictures": 0.18,
-    "prompts": 0.18,
+    "pictures": 0.16,
+    "prompts": 0.16,
     "folders": 0.15,
     "archives": 0.15,
     "runs": 0.04,
@@ -25,6 +25,7 @@ SHARES = {
     "models": 0.05,
     "edits": 0.02,
     "additions": 0.02,
+    "method_settings": 0.04,
     "arguments": 0.05,
     "outputs": 0.05,
     "texts": 0.1,
@@ -48,7 +49,7 @@ def make(request, audited, finished, tiny_folder):
     """What makes an input of the kind, by its name."""
     if request.param == "resumes":
         return partial(resumes, finished)
-    of_model = dict.fromkeys(("models", "edits", "additions"), tiny_folder)
+    of_model = dict.fromkeys(("models", "edits", "additions", "method_settings"), tiny_folder)
     sound = ({"runs": audited} | of_model).get(request.param)
     if sound is not None:
         return partial(getattr(others, request.param), sound)

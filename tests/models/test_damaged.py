@@ -101,6 +101,18 @@ def test_a_scheduler_of_an_older_version_is_no_page_of_warnings(folder, tmp_path
     assert (done.returncode, done.stderr.splitlines()) == (0, [f"loading {folder} …"])
 
 
+def test_what_a_library_says_elsewhere_is_said_here(folder, capfd):
+    """Shapes that do not fit are told, and not where to look; a tokenizer without its settings is named as that."""
+    file = config(folder, "text_encoder")
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"vocab_size": 3}))
+    with pytest.raises(UnmemorizeError, match="its weights have other shapes than its configurations say"):
+        load(str(folder))
+    (folder / "tokenizer" / "tokenizer_config.json").unlink()
+    with pytest.raises(UnmemorizeError, match=r"no tokenizer_config\.json in its tokenizer: download it again"):
+        load(str(folder))
+    assert "".join(capfd.readouterr()) == ""
+
+
 @pytest.mark.parametrize("entry", [{"../unet": ["diffusers", "A"]}, {"unet": [1, 2]}, {"unet": ["diffusers"]}])
 def test_an_index_names_folders_of_its_own(entry, folder):
     """A part is a folder in the pipeline's own, of a library and a class."""

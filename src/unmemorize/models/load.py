@@ -247,6 +247,8 @@ def _failures(source: Source) -> Iterator[None]:
         raise
     except Exception as error:  # of a dozen kinds, by whichever library was reading
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        if "ignore_mismatched_sizes" in reason:  # it goes on to point to a report that is not printed
+            reason = "its weights have other shapes than its configurations say"
         off = source.kind == "hub" and os.environ.get("HF_HUB_OFFLINE")
         hint = " (the hub is switched off)" if off else ""
         raise UserError(

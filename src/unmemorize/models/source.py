@@ -232,6 +232,8 @@ def _folder(path: str, folder: Path, variant: str | None) -> Source:
         if name.startswith("tokenizer") and not any((folder / name / file).exists() for file in _WORDS):
             # Without them transformers makes up a tokenizer, which knows no word.
             raise UserError(f"{path}: no words in its {name}: download it again")
+        if name.startswith("tokenizer") and not (folder / name / "tokenizer_config.json").exists():
+            raise UserError(f"{path}: no tokenizer_config.json in its {name}: download it again")
         for file in sorted((folder / name).glob("*config.json")):
             _check_config(path, file)
         if (folder / name / "config.json").exists():
