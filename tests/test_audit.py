@@ -247,7 +247,7 @@ def test_a_model_that_differs_in_more_than_its_denoiser_is_refused(part, make_pi
     ("asked", "says"),
     [
         ({"regions": "gradient"}, "--regions gradient: it does not say regions: choose one of bright-ending, "),
-        ({"explainer": "score-map"}, "--explainer score-map: it does not say words: choose one of gradient, "),
+        ({"explainer": "score-map"}, "--explainer score-map: it does not say words: choose one of "),
         ({"regions": "scoremap"}, "'scoremap': no such explainer"),
         ({"attack_method": "dory"}, "'dory': no such attack"),
         ({"method": ("noise",)}, "'noise': no such detector"),
@@ -258,6 +258,14 @@ def test_a_method_that_cannot_be_is_told_before_anything_is_loaded(asked, says, 
     with pytest.raises(UserError) as error:
         run_audit(AuditSpec(model=str(tmp_path / "no model"), **asked), tmp_path / "run")
     assert says in str(error.value)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("name", ["guard", "prompt-reanchoring"])
+def test_no_rate_of_false_alarms_is_promised_where_nothing_is_known_to_be_ordinary(name, inputs, tiny_folder, tmp_path):
+    asked = spec(inputs, tiny_folder, ordinary="", mitigation=(name,))
+    with pytest.raises(UserError, match=f"^{name}: what is ordinary for this model"):
+        run_audit(asked, tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 

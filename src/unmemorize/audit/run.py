@@ -21,7 +21,7 @@ from unmemorize.stages.attack_mitigated import write_outcomes
 from unmemorize.stages.detect import detectors_of, write_prompts
 from unmemorize.stages.inputs import Inputs, prompt_source, scores_of
 from unmemorize.stages.mitigate import mitigations_of
-from unmemorize.stages.mitigations import mitigation_of, sources_of
+from unmemorize.stages.mitigations import mitigation_of, require_ordinary, sources_of
 from unmemorize.stages.stage import run_stages
 from unmemorize.study.copies import check_network
 from unmemorize.verdict.summary import Basis, summarise
@@ -85,8 +85,10 @@ def _record(inputs: Inputs) -> RunRecord:
         held_out = bundle.held_out(model.image_size)
         if held_out is not None:
             data["held_out"] = held_out.source(bundle.source("held_out"))
-    tried = mitigations_of(inputs)
-    data |= sources_of({f"mitigated {name}": mitigation_of(text, model) for name, text in tried.items()})
+    tried = {name: mitigation_of(text, model) for name, text in mitigations_of(inputs).items()}
+    for mitigation in tried.values():
+        require_ordinary(mitigation, bundle)
+    data |= sources_of({f"mitigated {name}": mitigation for name, mitigation in tried.items()})
     return inputs.record(data, criterion)
 
 

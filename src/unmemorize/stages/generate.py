@@ -8,7 +8,6 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from unmemorize.core.errors import UserError
 from unmemorize.core.methods import Subject
 from unmemorize.core.model import Condition
 from unmemorize.core.run import Progress, quiet, require_new
@@ -17,7 +16,6 @@ from unmemorize.core.sample import generators, sampling_start
 from unmemorize.core.shards import Row
 from unmemorize.core.specs import GenerateSpec
 from unmemorize.data.pictures import save_image
-from unmemorize.mitigate.guard import Guard
 from unmemorize.stages.inputs import Inputs
 from unmemorize.stages.mitigations import fit, mitigation_of
 
@@ -40,12 +38,6 @@ def generate(spec: GenerateSpec, out: Path, progress: Progress = quiet) -> list[
         return rows
     mitigation = mitigation_of(spec.mitigation, model)
     bundle = inputs.bundle
-    if isinstance(mitigation, Guard) and mitigation.threshold is None and not bundle.has("ordinary"):
-        # Plain descriptions are contrast enough for other methods; a rate of false alarms holds for prompts like them.
-        raise UserError(
-            "the guard does not know what is ordinary for this model: name a file of prompts like those it serves with "
-            "--ordinary, 99 or more for 1% false alarms"
-        )
     ordinary = model.encode(bundle.ordinary())
     prompt = cond[:1]
     # Each ordinary prompt at a seed of its own.

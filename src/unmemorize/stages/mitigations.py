@@ -11,7 +11,10 @@ from unmemorize.core.hooks import replaced
 from unmemorize.core.methods import Mitigation, methods, parse
 from unmemorize.core.model import Condition, DiffusionModel
 from unmemorize.core.run import Progress, Source, digest, quiet
+from unmemorize.data.bundle import Bundle
 from unmemorize.mitigate.edit import EditFile, Located
+from unmemorize.mitigate.guard import Guard
+from unmemorize.mitigate.prompt_reanchoring import PromptReanchoring
 from unmemorize.mitigate.tuned import Tuned
 from unmemorize.models.load import load
 from unmemorize.stages.inputs import Inputs
@@ -49,12 +52,29 @@ def fit(
     Raises:
         UserError: What it needs is not there.
     """
+    require_ordinary(mitigation, inputs.bundle)
     pictures = None
     if "pictures" in mitigation.needs and inputs.bundle.has("references"):
         pictures = latents_of(inputs.model, inputs.bundle.references(inputs.model.image_size).pixels)
     return mitigation.fitted(
         inputs.subject, prompts=prompts, ordinary=ordinary, pictures=pictures, seeds=seeds, progress=progress
     )
+
+
+def require_ordinary(mitigation: Mitigation, bundle: Bundle) -> None:
+    """Refuse to promise a rate of false alarms where nothing says what is ordinary for the model.
+
+    Plain descriptions are contrast enough for other methods; a rate holds for prompts like those it was measured on.
+
+    Raises:
+        UserError: No ordinary prompts are named, and the model has none of its own.
+    """
+    promises = isinstance(mitigation, Guard | PromptReanchoring) and mitigation.threshold is None
+    if promises and not bundle.has("ordinary"):
+        raise UserError(
+            f"{mitigation.name}: what is ordinary for this model? name a file of prompts like those it serves with "
+            "--ordinary, 99 or more for 1% false alarms"
+        )
 
 
 def sources_of(mitigations: Mapping[str, Mitigation]) -> dict[str, Source]:
