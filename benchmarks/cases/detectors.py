@@ -1,129 +1,133 @@
-"""A first look at all detectors on the testbed: which tell planted prompts from ordinary ones, at four seeds.
+"""All detectors on the reporting branches of the panel: `unmemorize bench`, and both branches on the same prompts.
 
-One recording feeds all. Detectors that compare with ordinary prompts are fitted on negatives that are not scored.
+The ranking is a run of its own, in runs/ranking: a stopped one goes on. Nothing was chosen on these branches.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
-from functools import partial
+from pathlib import Path
 
 import numpy as np
-from common import of_kind, often, planted
-from harness import Cases, Options, Row, Study, show, table
+import pyarrow.parquet as pq
+from harness import Options, Row, Study, show, table
 
-from unmemorize.core.choose import evenly
-from unmemorize.core.methods import Detector, parse, score_each
-from unmemorize.core.recording import Recorder
-from unmemorize.core.sample import Sampler
-from unmemorize.data.source import Prompt
-from unmemorize.metrics.ranking import auc, cluster_bootstrap, text_scores
-from unmemorize.models.load import load
+from unmemorize.audit.bench import run_bench
+from unmemorize.core.run import quiet
+from unmemorize.core.specs import BenchSpec
+from unmemorize.metrics.ranking import ranked_together
+from unmemorize.report.bench import COMBINED, EVERY, TEXT
+from unmemorize.testbed.embedded import shipped_panel
+from unmemorize.testbed.panel import Entry
 
-SEEDS = (300, 301, 302, 303)
-NEGATIVES, FITTED_ON = 48, 16  # related ones stay together
-ROUNDS = 300  # of the bootstrap
-AT_START = (
-    "noise-gap",
-    "seed-agreement",
-    "mid-noise",
-    "two-probe",
-    "sharpness",
-    "condition-jacobian",
-    "anisotropy",
-    "dcs",
-    "metric-2",
-)
-ALONG = ("max-z", "stability", "dsm")  # sixteen times as dear: on the planted model alone
-METHODS = {"testbed": AT_START, "testbed-twin": AT_START, "testbed, along sampling": ALONG}
-GROUPS: dict[str, Callable[[Prompt], bool]] = {
-    "verbatim, 100 copies or more": often,
-    "verbatim, 30 copies": lambda p: p.kind == "verbatim" and p.copies == 30,
-    "template": lambda p: p.kind == "template",
-    "repeat": lambda p: p.kind == "repeat",
-}
+RUN = Path("runs/ranking")
+BRANCHES = {"C": "testbed-c", "D": "testbed-d"}
+OFTEN = 100  # copies in one branch, none in the other
 
 
-def chosen() -> tuple[list[Prompt], list[Prompt]]:
-    """The prompts that are scored, and the negatives that detectors are fitted on; no cluster is in both."""
-    negatives = of_kind("negative")
-    clusters = list(dict.fromkeys(p.cluster for p in negatives))
-    order = [clusters[i] for i in evenly(len(clusters), len(clusters) // 2)]
-    scored = [p for p in negatives if p.cluster in set(order)][:NEGATIVES]
-    others = [p for p in negatives if p.cluster not in set(order)][:FITTED_ON]
-    return planted(lambda p: any(belongs(p) for belongs in GROUPS.values())) + scored, others
+def measure(options: Options) -> Row:
+    """The rows of the ranking, and those of both branches together on the same prompts."""
+    first, *more = BRANCHES.values()
+    rows = run_bench(BenchSpec(model=first, more=tuple(more)), RUN, quiet)
+    return {"ranking": rows, "same prompts": same_prompts()}
 
 
-def measured(name: str, rows: Row) -> Row:
-    """The area of detectors on one model, by group, and what each cost."""
-    prompts, others = chosen()
-    model = load(name.split(",")[0])
-    recorder = Recorder(model, Sampler(), SEEDS)
-    detectors: list[Detector] = [parse("detector", text) for text in METHODS[name]]
-    unfitted = [detector for detector in detectors if "ordinary" in detector.needs]
-    ordinary = score_each(unfitted, recorder, model.encode([p.text for p in others]))
-    for detector, scores in zip(unfitted, ordinary, strict=True):
-        detectors[detectors.index(detector)] = detector.fitted(scores)
-    found: Row = {}
-    scores = score_each(detectors, recorder, model.encode([p.text for p in prompts]))
-    for detector, own in zip(detectors, scores, strict=True):
-        values = own.value.double().numpy()
-        found[detector.name] = {group: area(values, prompts, group) for group in GROUPS}
-        found[detector.name]["evaluations"] = own.evaluations / own.by_seed.numel()
-    return found
+def same_prompts() -> Row:
+    """How each detector ranks prompts that are memorized in one branch above the same prompts in the other."""
+    scores = {branch: scores_of(RUN / "models" / f"{n}-{name}") for n, (branch, name) in enumerate(BRANCHES.items())}
+    entries = [entry for entry in shipped_panel().entries if is_pair(entry)]
+    methods = [method for method in scores["C"] if method in scores["D"]]
+    values, positive, clusters = [], [], []
+    for entry in entries:
+        for branch in BRANCHES:
+            values.append([scores[branch][method][entry.id] for method in methods])
+            positive.append(entry.dose(branch) > 0)
+            clusters.append(entry.id)
+    ranked = ranked_together(np.array(values), np.array(positive), clusters)
+    return {method: asdict(numbers) for method, numbers in zip(methods, ranked, strict=True)}
 
 
-def area(values: np.ndarray, prompts: list[Prompt], group: str) -> Row:
-    """The area under the ROC curve of a group against the negatives, with its interval over clusters."""
-    rows = [i for i, p in enumerate(prompts) if GROUPS[group](p) or p.kind == "negative"]
-    labels = np.array([GROUPS[group](prompts[i]) for i in rows])
-    clusters = [str(prompts[i].cluster) for i in rows]
-    return asdict(cluster_bootstrap(auc, values[rows], labels, clusters, rounds=ROUNDS))
+def is_pair(entry: Entry) -> bool:
+    """Whether a picture was planted a hundred times in one branch and never in the other."""
+    return entry.kind == "verbatim" and {entry.dose(branch) for branch in BRANCHES} == {0, OFTEN}
 
 
-def control(rows: Row) -> Row:
-    """The same for a classifier that sees the text alone."""
-    prompts, _ = chosen()
-    areas = {}
-    for group, belongs in GROUPS.items():
-        some = [p for p in prompts if belongs(p) or p.kind == "negative"]
-        labels = np.array([belongs(p) for p in some])
-        values = text_scores([p.text for p in some], labels, [str(p.cluster) for p in some])
-        areas[group] = area(values, some, group)
-    return areas
-
-
-def cases(options: Options) -> Cases:
-    """The first step on both models, the path on one, and the control."""
-    named: dict[str, Callable[[Row], Row]] = {"text alone": control}
-    named |= {name: partial(measured, name) for name in METHODS}
-    return Cases({"seeds": list(SEEDS)}, named)
+def scores_of(run: Path) -> dict[str, dict[str, float]]:
+    """The mean over seeds of each prompt's scores, by method and prompt."""
+    means = pq.read_table(run / "scores" / "detect.parquet").group_by(["method", "id"]).aggregate([("score", "mean")])
+    scores: dict[str, dict[str, float]] = {}
+    for row in means.to_pylist():
+        scores.setdefault(row["method"], {})[row["id"]] = row["score_mean"]
+    return scores
 
 
 def page(numbers: Row) -> Iterator[str]:
-    """Areas by detector and group, the twin's behind them."""
-    settings = numbers["settings"]
-    ours = settings.get("testbed", {}) | settings.get("testbed, along sampling", {})
-    twin = settings.get("testbed-twin", {})
-    rows = []
-    for name in (*AT_START, *ALONG):
-        if name in ours:
-            cells = [show(ours[name][group]) for group in GROUPS]
-            value = twin[name][next(iter(GROUPS))] if name in twin else None
-            rows.append([f"`{name}`", f"{ours[name]['evaluations']:.3g}", *cells, show(value)])
-    if "text alone" in settings:
-        rows.append(["text alone (control)", "0", *(show(settings["text alone"][group]) for group in GROUPS), "–"])
-    yield from table(["detector", "evaluations beside those above", *GROUPS, f"twin: {next(iter(GROUPS))}"], rows)
+    """All methods on the same prompts and on each branch, then by kind and number of copies."""
+    rows = numbers["ranking"]
+    pairs = numbers["same prompts"]
+    every = {(row["model"], row["method"]): row for row in rows if row["group"] == EVERY}
+    sizes = [f"{row['memorized']} beside {row['ordinary']}" for row in first_of_each(rows).values()]
+    yield (
+        "On *the same prompts* each picture was planted a hundred times in one branch and never in the other; text "
+        "alone cannot tell them apart (0.5). *Behind* is the difference to the largest area on the same draws of "
+        "prompts. C and D are all labelled prompts of a branch, memorized beside ordinary ones "
+        f"({'; '.join(sizes)}), where text alone may tell something. Evaluations and time are of one prompt and seed, "
+        "of each method alone; time is a multiple of one evaluation's. *repeat, 0 copies* are captions that were "
+        "trained with another number of repetitions."
+    )
+    lines = []
+    for method in sorted(pairs, key=lambda name: -pairs[name]["auc"]["value"]):
+        own = [show(pairs[method][name], form) for name, form in (("auc", ".3f"), ("tpr", ".2f"), ("behind", ".3f"))]
+        branches = [area(every[model, method], ".3f") for model in BRANCHES.values()]
+        lines.append([f"`{method}`", *own, *branches, *costs(every, method)])
+    for method in (COMBINED, TEXT):
+        branches = [area(every[model, method], ".3f") for model in BRANCHES.values()]
+        lines.append([method, "–", "–", "–", *branches, *costs(every, method)])
+    columns = "method | same prompts: AUC | TPR at 1% FPR | behind | C: AUC | D: AUC | evaluations | time"
+    yield from ("", *table(columns, lines))
+    for branch, model in BRANCHES.items():
+        yield from ("", f"Areas in {branch}, beside all ordinary prompts:", "", *by_group(rows, model))
+    reasons = {row["method"]: row["reason"] for row in rows if row["reason"] is not None}
+    for method, reason in reasons.items():
+        yield from ("", f"`{method}` does not apply: {reason}.")
+
+
+def first_of_each(rows: Sequence[Row]) -> dict[str, Row]:
+    """A row of all labelled prompts of each branch, for their numbers."""
+    return {row["model"]: row for row in reversed(rows) if row["group"] == EVERY}
+
+
+def by_group(rows: Sequence[Row], model: str) -> list[str]:
+    """The table of one branch: areas by kind and number of copies."""
+    own = [
+        row for row in rows if row["model"] == model and row["reason"] is None and not row["group"].startswith(EVERY)
+    ]
+    groups = list(dict.fromkeys(row["group"] for row in own))
+    cells = {(row["method"], row["group"]): area(row, ".2f") for row in own}
+    methods = list(dict.fromkeys(row["method"] for row in own))
+    sizes = {row["group"]: row["memorized"] for row in own}
+    lines = [[method, *(cells.get((method, group), "–") for group in groups)] for method in methods]
+    return table(["method", *(f"{group} ({sizes[group]})" for group in groups)], lines)
+
+
+def area(row: Row, form: str) -> str:
+    """An area with its interval; alone where there are too few unrelated prompts for one."""
+    if row["auc_low"] is None:
+        return f"{row['auc']:{form}}"
+    return show([row["auc"], row["auc_low"], row["auc_high"]], form)
+
+
+def costs(every: dict[tuple[str, str], Row], method: str) -> list[str]:
+    """Evaluations and time, those of the first branch."""
+    row = every[BRANCHES["C"], method]
+    return [f"{row[name]:.3g}" if row[name] is not None else "–" for name in ("evaluations", "ratio")]
 
 
 STUDY = Study(
-    title="All detectors, a first look",
-    about="The area under the ROC curve of planted prompts against 48 negatives, at four seeds and the testbed's own "
-    "sixteen steps. **One small model, few prompts, no ranking**: intervals overlap, differences are not tested, and "
-    "the jump of `mid-noise` and `two-probe` was chosen in a trial on these prompts. What is compared with ordinary "
-    "prompts was fitted on 16 other negatives. All read one recording: an evaluation counts where it is read first. An "
-    "interval from 1.00 to 1.00 says that these prompts are told apart, not that all would be.",
+    title="All detectors",
+    about="Every detector on the branches of the panel on which nothing was chosen, at four seeds and the testbed's "
+    "own sixteen steps. Intervals resample clusters of related prompts.",
     page=page,
-    measure=cases,
+    measure=measure,
 )
