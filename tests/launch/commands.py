@@ -53,7 +53,7 @@ def work(command, inputs, run, crew):
             explain=6,
             attack=2,
             attack_updates=1,
-            mitigation=("none", "random-tokens"),
+            mitigation=("random-words",),
         )
         run_audit(spec, run, quiet, crew=crew)
 

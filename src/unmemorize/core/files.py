@@ -9,12 +9,15 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from unmemorize.core.errors import UserError
+from unmemorize.core.storage import is_remote, kind_of_remote, remote_name
 
 EVERYTHING = "**/*"
 
 
 def kind_of(path: Path) -> str:
     """What is at a path, with links followed: "a file", "a folder", "nothing", or a kind that is never opened."""
+    if is_remote(path):
+        return kind_of_remote(path)
     try:
         mode = path.stat().st_mode
     except ValueError:  # a name with a NUL in it
@@ -59,11 +62,11 @@ def require_file(path: Path, remedy: str) -> None:
     Raises:
         UserError: It is missing, a folder, a named pipe, a socket or a device.
     """
-    kind = kind_of(path)
+    kind, name = kind_of(path), remote_name(path)
     if kind == "nothing":
-        raise UserError(f"{path}: no such file: {remedy}")
+        raise UserError(f"{name}: no such file: {remedy}")
     if kind != "a file":
-        raise UserError(f"{path}: {kind}, not a file: {remedy}")
+        raise UserError(f"{name}: {kind}, not a file: {remedy}")
 
 
 def require_plain(folder: Path, pattern: str = EVERYTHING) -> None:

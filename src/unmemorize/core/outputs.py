@@ -12,6 +12,7 @@ from typing import Literal
 from unmemorize.core.errors import UserError
 from unmemorize.core.files import is_special, kind_of, real_path
 from unmemorize.core.run import atomic, is_kept, require_new
+from unmemorize.core.storage import is_remote, remote_name
 
 STDOUT = ("-", "/dev/stdout")
 SYSTEM = ("/proc", "/sys", "/dev")
@@ -79,7 +80,10 @@ def write_output(path: str, content: bytes) -> None:
 
 
 def _check_kind(output: Output) -> None:
-    path, kind = output.path, kind_of(output.path)
+    path = output.path
+    if is_remote(path):
+        raise UserError(f"{remote_name(path)}: storage is only read: name a place on a disk with {output.option}")
+    kind = kind_of(path)
     if is_special(path):
         raise UserError(f"{path}: {kind}, which is never written to: name a new file with {output.option}")
     if output.kind == "file":

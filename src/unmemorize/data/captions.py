@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from unmemorize.core.errors import UserError
-from unmemorize.core.files import is_special, kind_of
+from unmemorize.core.files import kind_of
 from unmemorize.core.pictures import ENDINGS
+from unmemorize.core.storage import files_in, is_remote, remote_name
 from unmemorize.data.documents import document_piece
 from unmemorize.data.folders import METADATA, FolderPiece, folder_pieces
 from unmemorize.data.items import Piece, is_hidden
@@ -27,18 +28,19 @@ def pieces(source: Path, column: str = "", *, pictures: bool = True) -> list[Pie
 
     Args:
         source: A folder, or a file: .tar, .tfrecord, .parquet, .arrow, .csv, .tsv, .jsonl, .json (as COCO or DCR has
-            it), .txt (a caption a line), or a picture.
+            it), .txt (a caption a line), or a picture; tars, TFRecords and tables may be on object storage.
         column: The caption column; by default the first of `items.COLUMNS` that a table has.
         pictures: Whether the pictures in tables are wanted, beside the captions.
 
     Raises:
         UserError: It is not there, holds none of these, or its tables have no caption column.
     """
-    if not source.exists():
-        raise UserError(f"{source}: no such file or folder: name a folder, a .parquet file or a .tar file")
-    if is_special(source):
-        raise UserError(f"{source}: {kind_of(source)}: name a folder, a .parquet file or a .tar file")
-    found = _pieces_of_folder(source, column) if source.is_dir() else _pieces_of_file(source, column, pictures)
+    kind = kind_of(source)
+    if kind == "nothing":
+        raise UserError(f"{remote_name(source)}: no such file or folder: name a folder, a .parquet file or a .tar file")
+    if kind not in ("a file", "a folder"):
+        raise UserError(f"{source}: {kind}: name a folder, a .parquet file or a .tar file")
+    found = _pieces_of_folder(source, column) if kind == "a folder" else _pieces_of_file(source, column, pictures)
     if not found:
         held = ", ".join((*ENDINGS[:4], ".parquet", ".jsonl"))
         raise UserError(
@@ -55,7 +57,7 @@ def _pieces_of_file(source: Path, column: str, pictures: bool) -> list[Piece]:
     if _ending([source], ARROW + PARQUET):
         return [*table_pieces([source], source.parent, column, pictures)]
     if _ending([source], ENDINGS):  # one picture, with the caption that its folder has for it
-        beside = folder_pieces(source.parent, column)
+        beside = _pieces_of_pictures(source.parent, column)
         return [FolderPiece(p.root, tuple(e for e in p.entries if e.name == source.name)) for p in beside]
     if _ending([source], DOCUMENTS):
         return [document_piece(source, column)]
@@ -63,8 +65,7 @@ def _pieces_of_file(source: Path, column: str, pictures: bool) -> list[Piece]:
 
 
 def _pieces_of_folder(source: Path, column: str) -> list[Piece]:
-    paths = sorted(path for path in source.rglob("*") if path.is_file())
-    files = [path for path in paths if not is_hidden(str(path.relative_to(source)))]
+    files = [path for path in files_in(source) if not is_hidden(str(path.relative_to(source)))]
     if archives := _ending(files, ARCHIVES):
         return [TarPiece(path) for path in archives]
     if records := _ending(files, RECORDS):
@@ -73,12 +74,23 @@ def _pieces_of_folder(source: Path, column: str) -> list[Piece]:
     if any(holds_pictures(path) for path in tables):
         return [*table_pieces(tables, source, column)]
     if _ending(files, ENDINGS) or any(path.name in METADATA for path in files):
-        return [*folder_pieces(source, column)]
+        return [*_pieces_of_pictures(source, column)]
     if tables:
         return [*table_pieces(tables, source, column)]
     if texts := _ending(files, TABLES):
         return [text_piece(path, column) for path in texts]
-    return [*folder_pieces(source, column)]
+    return [*_pieces_of_pictures(source, column)]
+
+
+def _pieces_of_pictures(folder: Path, column: str) -> list[FolderPiece]:
+    """Pictures that lie one by one, on a disk.
+
+    Raises:
+        UserError: They are on object storage, where each would be a request, or several.
+    """
+    if is_remote(folder):
+        raise UserError(f"{remote_name(folder)}: pictures one by one are read on a disk: name tars or Parquet here")
+    return folder_pieces(folder, column)
 
 
 def _ending(files: list[Path], endings: tuple[str, ...]) -> list[Path]:

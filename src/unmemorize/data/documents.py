@@ -9,6 +9,7 @@ from typing import Any
 
 from unmemorize.core.errors import UserError
 from unmemorize.core.plain import from_json
+from unmemorize.core.storage import opened, stamp_of
 from unmemorize.data.items import Item, caption_of, find_name, name_key, with_caption
 
 NAMES = ("file_name", "filename", "image", "image_path", "path")  # what names the picture of an entry
@@ -56,9 +57,10 @@ def captions_in(path: Path, column: str = "") -> Iterator[tuple[str, Any]]:
     Raises:
         ValueError: It is no JSON in UTF-8, or larger than `LARGEST`.
     """
-    if path.stat().st_size > LARGEST:
+    if stamp_of(path)[0] > LARGEST:
         raise ValueError("too large")
-    document = from_json(path.read_text(encoding="utf-8-sig"))
+    with opened(path) as file:
+        document = from_json(file.read().decode("utf-8-sig"))
     for name, entry in _entries(document):
         caption = caption_of(entry, column) if isinstance(entry, dict) else entry
         for text in caption if isinstance(caption, list) else [caption]:

@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from unmemorize.core.errors import UserError
+from unmemorize.core.files import kind_of
 from unmemorize.core.run import FINISHED, RunRecord, Source, load_record, require_same_versions
 from unmemorize.core.shards import Shards
 from unmemorize.data.captions import pieces
@@ -66,7 +67,7 @@ def _where_pictures_are(run: Path) -> list[Piece | None]:
         if place is not None and place.digest == earlier.sha256:
             before = _where_pictures_are(Path(earlier.source))
     source, column = Path(own.source), str(record.spec["column"])
-    if source.exists() and source_of(source, column).sha256 == own.sha256:
+    if kind_of(source) != "nothing" and source_of(source, column).sha256 == own.sha256:
         return [*before, *pieces(source, column)]
     log.warning("%s: not what %s has read: its pictures are not shown", source, run)
     return [*before, *[None] * (count - len(before))]

@@ -12,9 +12,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from unmemorize.core.crew import WHOLE, Idle, Part, never
+from unmemorize.core.files import kind_of
 from unmemorize.core.pictures import Unusable
 from unmemorize.core.run import Source, atomic, digest
 from unmemorize.core.shards import Shards
+from unmemorize.core.storage import files_in, remote_name, stamp_of
 from unmemorize.core.text import normalise, words
 from unmemorize.data.hashes import file_looks
 from unmemorize.data.items import Item, Piece
@@ -57,10 +59,10 @@ class AuditedPiece:
 
 def source_of(source: Path, column: str) -> Source:
     """What a run's record says of a source: names, sizes and times of its files stand for their contents."""
-    files = sorted(p for p in source.rglob("*") if p.is_file()) if source.is_dir() else [source]
-    stamps = [(str(p.relative_to(source)), p.stat().st_size, p.stat().st_mtime_ns) for p in files]
+    files = files_in(source) if kind_of(source) == "a folder" else [source]
+    stamps = [(str(path.relative_to(source)), *stamp_of(path)) for path in files]
     facts = [repr(stamp).encode(errors="backslashreplace") for stamp in stamps]
-    return Source(source=str(source), sha256=digest([column.encode(), *facts]), count=len(files))
+    return Source(source=remote_name(source), sha256=digest([column.encode(), *facts]), count=len(files))
 
 
 def read_pieces(pieces: Sequence[Piece], run: Path, part: Part = WHOLE, idle: Idle = never) -> Iterator[int]:

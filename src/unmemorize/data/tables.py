@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from unmemorize.core.plain import from_json
+from unmemorize.core.storage import is_remote, opened
 from unmemorize.data.cells import Columns, Pictures, as_bytes, ids
 from unmemorize.data.items import TWICE, Item, caption_column, is_twice, no_caption_column, safe_id, with_caption
 
@@ -54,14 +55,14 @@ class TablePiece:
 
     def _batches(self) -> Iterator[pa.RecordBatch]:
         if self.path.suffix.lower() == ".parquet":
-            with pq.ParquetFile(self.path) as file:
+            with opened(self.path) as source, pq.ParquetFile(source) as file:
                 groups = list(range(file.num_row_groups)) if self.group is None else [self.group]
                 names = self._columns(file.schema_arrow).names
                 for group in groups:
                     _check_unpacked(file.metadata.row_group(group))
                 yield from file.iter_batches(BATCH, row_groups=groups, columns=names, use_threads=False)
         else:
-            with pa.memory_map(str(self.path)) as source, _open_arrow(source) as reader:
+            with _mapped(self.path) as source, _open_arrow(source) as reader:
                 for batch in reader:
                     yield from (batch.slice(i, BATCH) for i in range(0, len(batch), BATCH))
 
@@ -117,7 +118,8 @@ def dataset_files(files: list[Path]) -> list[Path]:
 
 def _named_files(folder: Path) -> set[str]:
     try:
-        state = from_json((folder / "state.json").read_bytes())
+        with opened(folder / "state.json") as file:
+            state = from_json(file.read())
         return {Path(entry["filename"]).name for entry in state["_data_files"]}
     except (OSError, ValueError, LookupError, TypeError):
         return set()
@@ -125,10 +127,14 @@ def _named_files(folder: Path) -> set[str]:
 
 def _schema(path: Path) -> tuple[pa.Schema, list[int | None]]:
     if path.suffix.lower() == ".parquet":
-        with pq.ParquetFile(path) as file:
+        with opened(path) as source, pq.ParquetFile(source) as file:
             return file.schema_arrow, list(range(file.num_row_groups))
-    with pa.memory_map(str(path)) as source, _open_arrow(source) as reader:
+    with _mapped(path) as source, _open_arrow(source) as reader:
         return reader.schema, [None]
+
+
+def _mapped(path: Path) -> Any:
+    return opened(path) if is_remote(path) else pa.memory_map(str(path))
 
 
 def _open_arrow(source: pa.NativeFile) -> Any:

@@ -11,6 +11,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from unmemorize.core.pictures import ENDINGS
+from unmemorize.core.storage import opened
 from unmemorize.data.items import (
     MAX_FILE,
     SIDECARS,
@@ -51,7 +52,7 @@ class TarPiece:
 def _members(path: Path) -> Iterator[Member]:
     try:
         # "r|": a stream, so that a compressed archive is read once and no index of it is kept.
-        with tarfile.open(path, "r|*") as tar:
+        with opened(path) as file, tarfile.open(fileobj=file, mode="r|*") as tar:
             for info in tar:
                 tar.members = []  # type: ignore[attr-defined]  # not in its stubs; it would keep a million headers
                 if not info.isdir() and (climbs_out(info.name) or not is_hidden(info.name)):

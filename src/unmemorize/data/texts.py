@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import count
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from unmemorize.core.plain import from_json
+from unmemorize.core.storage import opened
 from unmemorize.data.items import (
     TWICE,
     Item,
@@ -92,7 +94,7 @@ def read_rows(path: Path, column: str = "") -> Iterator[Row]:
 
 def _lines(path: Path) -> Iterator[str]:
     # The file's own lines, not splitlines(): that breaks a caption at U+2028, U+0085 and six other characters.
-    with path.open(encoding="utf-8", errors="surrogateescape") as file:
+    with io.TextIOWrapper(opened(path), encoding="utf-8", errors="surrogateescape") as file:
         for line in file:
             yield line.removesuffix("\n").removeprefix("\ufeff")  # a mark stands at the start of each file joined
 
@@ -119,7 +121,7 @@ def _header(path: Path, column: str) -> tuple[str, list[str]]:
 
 def _comma_rows(path: Path, delimiter: str) -> Iterator[Row]:
     csv.field_size_limit(LARGEST_CELL)
-    with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
+    with io.TextIOWrapper(opened(path), encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
         # Strict: a quote that nothing closes, or closes in the middle of a cell, would swallow the rows below.
         reader = csv.reader(file, delimiter=delimiter, strict=True)
         names: list[str] | None = None

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from unmemorize.core.storage import opened
 from unmemorize.data.cells import IDS, PICTURES
 from unmemorize.data.items import COLUMNS, MAX_FILE, Item, find_name, safe_id, with_caption
 
@@ -48,7 +49,7 @@ def _examples(path: Path) -> Iterator[bytes]:
     Raises:
         EOFError: The file ends within one, or one is larger than `LARGEST`.
     """
-    with path.open("rb") as file:
+    with opened(path) as file:
         while head := file.read(12):
             length = int.from_bytes(head[:8], "little")
             body = file.read(length + 4) if length <= LARGEST else b""

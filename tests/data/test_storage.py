@@ -1,0 +1,158 @@
+"""Prompts, tables and tars on object storage: the rows of a disk, from a server on this machine."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from data_pictures import draw, folder_of, png, tar_of
+from hostile import complaints
+from unmemorize.core import storage
+from unmemorize.core.errors import UserError
+from unmemorize.core.files import kind_of
+from unmemorize.core.specs import DataSpec
+from unmemorize.data.captions import pieces
+from unmemorize.data.source import read_prompts, read_references
+from unmemorize.stages.data import audit_data
+
+CAPTIONS = [f"a kite number {i}" for i in range(12)]
+
+
+@pytest.fixture(scope="module")
+def bucket(tmp_path_factory):
+    """A folder of the kinds of source there are, and the same in a bucket of a server: Moto's, in its own process."""
+    pytest.importorskip("moto")
+    pytest.importorskip("flask")
+    folder = tmp_path_factory.mktemp("disk")
+    pictures = [png(draw(i)) for i in range(12)]
+    (folder / "prompts.txt").write_text("\n".join(CAPTIONS), encoding="utf-8")
+    (folder / "prompts.json").write_text(json.dumps(CAPTIONS), encoding="utf-8")
+    (folder / "prompts.csv").write_text("\n".join(["caption;n", *(f"{text};1" for text in CAPTIONS)]), encoding="utf-8")
+    for name, first in (("a", 0), ("b", 6)):
+        members = [(f"{i}.{end}", part) for i in range(first, first + 6)
+                   for end, part in (("png", pictures[i]), ("txt", CAPTIONS[i].encode()))]  # fmt: skip
+        (folder / "tars").mkdir(exist_ok=True)
+        tar_of(folder / "tars" / f"{name}.tar", members)
+        (folder / "zipped").mkdir(exist_ok=True)
+        tar_of(folder / "zipped" / f"{name}.tgz", members)
+    (folder / "tables").mkdir()
+    table = pa.table({"caption": CAPTIONS, "image": pictures})
+    pq.write_table(table, folder / "tables" / "set.parquet", row_group_size=4)
+    (folder / "arrow").mkdir()
+    with pa.ipc.new_stream(str(folder / "arrow" / "set.arrow"), table.schema) as writer:
+        writer.write_table(table)
+    folder_of(folder / "loose", [("one", draw(1), "a kite")])
+    log = tmp_path_factory.mktemp("server") / "log.txt"
+    with log.open("w") as said:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "moto.server", "-p", "0"], stderr=said, stdout=subprocess.DEVNULL
+        )
+    while not (found := re.search(r"http://127\.0\.0\.1:\d+", log.read_text())):
+        assert process.poll() is None, log.read_text()
+        time.sleep(0.1)
+    address = found.group()
+    patch = pytest.MonkeyPatch()
+    keys = {"AWS_ACCESS_KEY_ID": "k", "AWS_SECRET_ACCESS_KEY": "s", "AWS_DEFAULT_REGION": "us-east-1"}
+    for name, value in (keys | {"AWS_ENDPOINT_URL": address}).items():
+        patch.setenv(name, value)
+    storage._file_system.cache_clear()
+    upload(address, folder)
+    yield folder
+    patch.undo()
+    storage._file_system.cache_clear()
+    process.kill()
+    process.wait()
+
+
+def upload(address, folder):
+    """By plain requests in a process of its own: the tests may open no socket."""
+    code = (
+        "import sys; from pathlib import Path; from urllib.request import Request, urlopen\n"
+        "kind = {'Content-Type': 'application/octet-stream'}\n"
+        "put = lambda key, content: urlopen(Request(f'{sys.argv[1]}/bucket{key}', content, kind, method='PUT'))\n"
+        "put('', b'')\n"
+        "root = Path(sys.argv[2])\n"
+        "for path in root.rglob('*'):\n"
+        "    path.is_file() and put(f'/{path.relative_to(root)}', path.read_bytes())\n"
+    )
+    subprocess.run([sys.executable, "-c", code, address, folder], check=True)
+
+
+@pytest.mark.parametrize("name", ["prompts.txt", "prompts.csv", "prompts.json", "tables/set.parquet", "tars/a.tar"])
+def test_prompts_are_those_on_a_disk(name, bucket):
+    remote = read_prompts(Path(f"s3://bucket/{name}"))
+    assert [p.text for p in remote] == [p.text for p in read_prompts(bucket / name)]
+
+
+@pytest.mark.parametrize("name", ["tables", "tables/set.parquet", "tars", "zipped", "tars/a.tar", "arrow"])
+def test_sources_are_those_on_a_disk(name, bucket):
+    """Every row and its picture, in the same pieces; pictures to compare with are the same."""
+    here, there = pieces(bucket / name), pieces(Path(f"s3://bucket/{name}"))
+    assert len(here) == len(there)
+    for one, other in zip(here, there, strict=True):
+        rows = [(item.id, item.caption, item.problem, item.load()) for item in one.items()]
+        assert rows == [(item.id, item.caption, item.problem, item.load()) for item in other.items()]
+        assert rows
+    local, remote = (read_references(place, (24, 24)) for place in (bucket / name, Path(f"s3://bucket/{name}")))
+    assert local.names == remote.names
+    assert (local.pixels == remote.pixels).all()
+
+
+def test_an_audit_of_storage_goes_on_and_is_refused_once_that_has_changed(bucket, tmp_path):
+    """The record names the source as it was typed."""
+    summary = audit_data(DataSpec(source="s3://bucket/tars"), tmp_path / "run")
+    assert summary["rows"] == 12
+    assert '"s3://bucket/tars"' in (tmp_path / "run" / "run.json").read_text()
+    assert audit_data(DataSpec(source="s3://bucket/tars"), tmp_path / "run") == summary
+    with pytest.raises(UserError, match="content of source"):
+        audit_data(DataSpec(source="s3://bucket/zipped"), tmp_path / "run")
+
+
+def test_what_is_not_there_is_one_line(bucket, call, tmp_path):
+    for name, says in (
+        ("s3://bucket/none.tar", "s3://bucket/none.tar: no such file or folder"),
+        ("s3://bucket/loose", "s3://bucket/loose: pictures one by one are read on a disk"),
+        ("s3://none/set.tar", "s3://none/set.tar: no such file or folder"),
+    ):
+        code, out, err = call("data", name, "--run", tmp_path / "run")
+        assert (code, out) == (2, "")
+        (line,) = complaints(err)
+        assert says in line
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("scheme", ["s3", "gs", "hf"])
+def test_results_are_not_written_there(scheme, call, tmp_path, monkeypatch):
+    """In one line, before anything is asked of the storage."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "captions.txt").write_text("a kite\n")
+    code, out, err = call("data", "captions.txt", "--run", f"{scheme}://bucket/run")
+    assert (code, out) == (2, "")
+    assert complaints(err) == [f"error: {scheme}://bucket/run: storage is only read: name a place on a disk with --run"]
+    assert [path.name for path in tmp_path.iterdir()] == ["captions.txt"]
+
+
+def test_storage_that_does_not_answer_is_one_line(monkeypatch):
+    """What it said is the reason."""
+
+    class Silent:
+        def get_file_info(self, key):
+            raise OSError("When getting information: no route\nand a trace")
+
+    monkeypatch.setattr(storage, "_file_system", lambda scheme, bucket: Silent())
+    with pytest.raises(UserError, match=r"^gs://b/k\.tar: cannot be read: When getting information: no route: check"):
+        kind_of(Path("gs://b/k.tar"))
+
+
+def test_a_name_on_a_disk_is_none_of_storage():
+    for name in ("s3", "s3:", "/s3:/b", "a/hf:/b", "ftp:/a/b"):
+        assert not storage.is_remote(Path(name))
+    assert storage.remote_name(Path("hf://datasets/a/b/c.parquet")) == "hf://datasets/a/b/c.parquet"
