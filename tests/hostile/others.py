@@ -31,6 +31,8 @@ from unmemorize.core.outputs import Output, check_outputs
 from unmemorize.core.sample import Sampler, generate
 from unmemorize.core.specs import AttackSpec, AuditSpec, DetectSpec, LocalitySpec, LocateSpec, MitigateSpec, TriggerSpec
 from unmemorize.data.pictures import png
+from unmemorize.metrics.similarity import References
+from unmemorize.metrics.sscd import load_sscd, match_sscd, sscd_criterion
 from unmemorize.mitigate.edit import Edit, EditFile, random_like
 from unmemorize.models.load import load
 from unmemorize.models.pipeline import PipelineModel
@@ -154,6 +156,41 @@ def _inversion(rng: Random) -> dict[str, Tensor]:
     shape = rng.choice(((16,), (1, 16), (3, 16), (2, 5), (0, 16), (), (1, 1, 16), (400, 16)))
     vectors = torch.full(shape, rng.choice((0.1, math.nan, 1e38)))
     return {name: vectors} | ({text(rng).replace("\0", "")[:50]: vectors.clone()} if rng.random() < 0.1 else {})
+
+
+class _Network(torch.nn.Module):
+    """What somebody takes for an SSCD network."""
+
+    def __init__(self, way: str, shape: tuple[int, ...]) -> None:
+        super().__init__()
+        self.way, self.shape = way, shape
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.way == "sound":
+            return torch.nn.functional.adaptive_avg_pool2d(x, 4).flatten(1)
+        if self.way == "not finite":
+            return x.mean(dim=(2, 3)) / 0
+        if self.way == "raises":
+            raise ValueError("wrong\n input")
+        return torch.ones(self.shape)
+
+
+def criteria(rng: Random, folder: Path) -> Input:
+    """A copy-detection network that gives something else, or nothing, or is damaged: pictures are compared by it."""
+    way = rng.choice(("sound", "not finite", "raises", "other"))
+    shape = rng.choice(((2,), (), (2, 3, 4), (1, 5), (2, 0), (0, 4), (7, 4), (2, 4)))
+    path = folder / rng.choice(("a.pt", "a.torchscript.pt", "a.onnx", "a"))
+    torch.jit.script(_Network(way, shape)).save(str(path))
+    if rng.random() < 0.3:
+        path.write_bytes(damaged_bytes(rng, path.read_bytes()))
+    pixels = torch.zeros(2, 3, 64, 64, dtype=torch.uint8)
+    references = References(("a", "b"), pixels, (None, None), (None, None))
+
+    def use() -> None:
+        criterion = sscd_criterion(path, rng.choice(("sscd-320", "sscd-wen", text(rng)[:100])))
+        match_sscd(pixels, references, criterion, load_sscd(path))
+
+    return Input(f"{path.name}: {way} {shape}", use)
 
 
 def method_settings(sound: Path, rng: Random, folder: Path) -> Input:

@@ -32,6 +32,7 @@ from hostile.judge import Input
 from unmemorize.core.pictures import Unusable, read_picture
 from unmemorize.data.captions import pieces
 from unmemorize.data.intake import read_pieces
+from unmemorize.data.labels import read_labelled
 from unmemorize.data.source import read_prompts, read_references
 
 SIZE = (16, 16)
@@ -143,6 +144,31 @@ def prompts(rng: Random, folder: Path) -> Input:
         damaged_place(rng, path)
     column = rng.choice(("", "", "", "caption", text(rng)[:100]))
     return Input(f"{path.name}, column {column[:20]!r}", lambda: read_prompts(path, column))
+
+
+def labels(rng: Random, folder: Path) -> Input:
+    """Prompts with labels, clusters and copies, as people keep them in tables."""
+    kind = rng.choice(("csv", "tsv", "jsonl", "json", "txt"))
+    names = [
+        "prompt",
+        rng.choice(("memorized", "label", "Label ")),
+        rng.choice(("copies", "cluster", "kind", "prompt")),
+    ]
+    words = ("1", "0", "true", "no", "", "2", "0.5", "yes", 1, 0, True, None, 1.5)
+    rows = [[text(rng), rng.choice((*words, *words, value(rng))), value(rng)] for _ in range(rng.randrange(8))]
+    rows += [["a red boat", 1, 3], ["a blue lake", 0, 2]]
+    path = folder / f"labels.{kind}"
+    if kind.startswith("json"):
+        path.write_text("\n".join(json.dumps(dict(zip(names, row, strict=True))) for row in rows))
+    else:
+        path.write_bytes(
+            delimited(rng, names, [[str(cell) for cell in row] for row in rows], "\t" if kind == "tsv" else ",")
+        )
+    if rng.random() < 0.2:
+        path.write_bytes(damaged_bytes(rng, path.read_bytes()))
+    if rng.random() < 0.05:
+        damaged_place(rng, path)
+    return Input(path.name, lambda: read_labelled(path, rng.choice(("", "", "prompt", text(rng)[:50]))))
 
 
 def table_bytes(rng: Random, kind: str) -> bytes:

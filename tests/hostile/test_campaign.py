@@ -16,8 +16,8 @@ from made_up_run import make_run
 
 # Shares of all inputs: those that take long are fewer.
 SHARES = {
-    "pictures": 0.16,
-    "prompts": 0.16,
+    "pictures": 0.14,
+    "prompts": 0.12,
     "folders": 0.15,
     "archives": 0.15,
     "runs": 0.04,
@@ -26,6 +26,8 @@ SHARES = {
     "edits": 0.02,
     "additions": 0.02,
     "method_settings": 0.04,
+    "criteria": 0.02,
+    "labels": 0.04,
     "arguments": 0.05,
     "outputs": 0.05,
     "texts": 0.1,

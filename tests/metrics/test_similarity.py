@@ -208,6 +208,28 @@ def test_sscd_calls_an_identical_picture_a_copy(weights, recipe, references):
     assert other.value < same.value
 
 
+class Other(torch.nn.Module):
+    """A network of something else than copies."""
+
+    def __init__(self, shape: list[int]) -> None:
+        super().__init__()
+        self.shape = shape
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if len(self.shape) == 1:
+            raise ValueError("pictures of\n224 pixels alone")
+        return torch.ones(self.shape)
+
+
+@pytest.mark.parametrize("shape", [[1], [1, 2, 3], [5, 4], [1, 0]])
+def test_a_network_of_something_else_is_the_users_to_mend(shape, tmp_path):
+    """Whatever it does with pictures is one line that names its file."""
+    torch.jit.script(Other(shape)).save(str(tmp_path / "other.pt"))
+    with pytest.raises(UserError, match=r"other\.pt: .*name an SSCD network") as error:
+        load_sscd(tmp_path / "other.pt")(torch.zeros(1, 3, 8, 8))
+    assert "\n" not in str(error.value)
+
+
 def test_sscd_embeddings_have_unit_length_and_no_gradient(weights):
     """Cosines are inner products of what `load_sscd` returns."""
     found = load_sscd(weights)(prepare(pictures(3), SSCD_RECIPES["sscd-320"]))

@@ -7,6 +7,7 @@ import math
 import pytest
 import torch
 
+from unmemorize.core.errors import UserError
 from unmemorize.core.methods import Subject, parse
 from unmemorize.core.sample import Sampler, generators
 from unmemorize.mitigate.initial_noise import descend, difference, norms
@@ -150,3 +151,11 @@ def test_a_descent_counts_rows_that_are_still_above(normals):
     assert torch.equal(moved[0], x[0])
     assert values.max() <= 1
     assert SailSampler().candidates == 8
+
+
+@pytest.mark.parametrize("method", ["sail", "per-sample-noise"])
+@pytest.mark.parametrize("rate", ["-1", "-1e-300", "nan", "1e308"])
+def test_a_learning_rate_has_bounds(method, rate):
+    """It is refused where it is typed."""
+    with pytest.raises(UserError, match=f"{method}:lr="):
+        parse("mitigation", f"{method}:lr={rate}")

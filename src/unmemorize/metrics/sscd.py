@@ -6,11 +6,13 @@ import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from unmemorize.core.batches import is_out_of_memory
 from unmemorize.core.criteria import Criterion
 from unmemorize.core.errors import MissingExtra, UserError
 from unmemorize.core.files import require_file
@@ -78,24 +80,41 @@ def load_sscd(weights: Path, device: torch.device | str = "cpu") -> Callable[[Te
     A TorchScript network computes on `device`, one in ONNX format on the CPU.
 
     Raises:
-        UserError: The file is neither TorchScript nor ONNX.
+        UserError: The file is neither TorchScript nor ONNX; from the function, what is in it embeds no pictures.
         MissingExtra: It is ONNX and onnxruntime is not installed.
     """
-    if weights.suffix == ".onnx":
-        return _load_onnx(weights)
+    network = _load_onnx(weights) if weights.suffix == ".onnx" else _load_torchscript(weights, device)
+
+    def embed(x: Tensor) -> Tensor:
+        try:
+            features = network(x)
+        except Exception as error:  # of whatever the network in the file does with pictures
+            if is_out_of_memory(error):
+                raise
+            reason = (str(error).strip() or type(error).__name__).splitlines()[-1]
+            raise UserError(f"{weights}: cannot embed pictures: name an SSCD network ({reason})") from error
+        if not isinstance(features, Tensor) or features.ndim != 2 or len(features) != len(x) or not features.numel():
+            raise UserError(f"{weights}: gives no vector a picture: name an SSCD network")
+        return F.normalize(features.float())
+
+    return embed
+
+
+def _load_torchscript(weights: Path, device: torch.device | str) -> Callable[[Tensor], Any]:
     try:
         network = torch.jit.load(str(weights), map_location=device).eval()
     except (RuntimeError, ValueError) as error:
         raise UserError(f"{weights}: not a TorchScript file: name an SSCD .torchscript.pt or .onnx file") from error
 
-    def embed(x: Tensor) -> Tensor:
+    def compute(x: Tensor) -> Any:
         with torch.no_grad():
-            return F.normalize(network(x.to(device))).cpu()
+            features = network(x.to(device))
+        return features.cpu() if isinstance(features, Tensor) else features
 
-    return embed
+    return compute
 
 
-def _load_onnx(weights: Path) -> Callable[[Tensor], Tensor]:
+def _load_onnx(weights: Path) -> Callable[[Tensor], Any]:
     try:
         import onnxruntime
     except ImportError as error:
@@ -105,7 +124,7 @@ def _load_onnx(weights: Path) -> Callable[[Tensor], Tensor]:
     except Exception as error:  # onnxruntime raises its own unnamed family of errors
         raise UserError(f"{weights}: not an ONNX model: name an SSCD .torchscript.pt or .onnx file") from error
     name = session.get_inputs()[0].name
-    return lambda x: F.normalize(torch.from_numpy(session.run(None, {name: x.numpy()})[0]))
+    return lambda x: torch.from_numpy(session.run(None, {name: x.numpy()})[0])
 
 
 def match_sscd(

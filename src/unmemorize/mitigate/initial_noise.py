@@ -14,7 +14,7 @@ from unmemorize.core.hooks import frozen
 from unmemorize.core.methods import Acts, method
 from unmemorize.core.model import Condition, DiffusionModel
 from unmemorize.core.sample import Sampler, sampling_start
-from unmemorize.core.specs import Count
+from unmemorize.core.specs import Count, Scale
 from unmemorize.mitigate.sampling import BySampler
 from unmemorize.mitigate.static_transition import StaticSampler, require_share
 
@@ -195,7 +195,7 @@ class PerSampleNoise(BySampler):
     acts: ClassVar[Acts] = "noise"
 
     target: float = 0.9
-    lr: float = 0.01
+    lr: Scale = 0.01
     iterations: Count = 1000
 
     def sampler(self, base: Sampler) -> PerSampleSampler:

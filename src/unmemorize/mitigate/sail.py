@@ -14,7 +14,7 @@ from unmemorize.core.hooks import frozen
 from unmemorize.core.methods import Acts, method
 from unmemorize.core.model import Condition, DiffusionModel
 from unmemorize.core.sample import Sampler, generators
-from unmemorize.core.specs import Count, Draws
+from unmemorize.core.specs import Count, Draws, Scale
 from unmemorize.mitigate.initial_noise import descend, difference, directions, norms
 from unmemorize.mitigate.sampling import BySampler
 
@@ -96,7 +96,7 @@ class Sail(BySampler):
 
     target: float = 1.8
     alpha: float = 0.05
-    lr: float = 0.05
+    lr: Scale = 0.05
     iterations: Count = 10
     candidates: Draws = 8
 
