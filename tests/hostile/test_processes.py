@@ -1,8 +1,10 @@
-"""Whole commands as processes: none waits, starts a program, ends in a traceback, or acts on a terminal."""
+"""Whole commands as processes: none waits, starts a program, ends in a traceback, or says more than one line."""
 
 from __future__ import annotations
 
 import os
+import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -12,13 +14,15 @@ from random import Random
 import pytest
 
 from hostile import EPS, complaints, fake_ghostscript, named_pipe, others, sources
-from hostile.damage import text
+from hostile.damage import damaged_folder, text
 from hostile.judge import acting
 from made_up_run import make_run
 
 SECONDS = 200  # for what takes five on an idle machine
 ASCII = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
 LOCALES = ({"LC_ALL": "C.UTF-8"}, {"LC_ALL": "C"}, ASCII, {"PYTHONIOENCODING": "latin-1"})
+# What a command says on the error stream beside its one mistake; all else was said by a library.
+OWN = re.compile(r"error: |loading .* …$|[\w -]+: [\d,]+ of [\d,]+$|.*: \d+ pictures; |about \d+ min: |.*: goes on; ")
 QUICK = ("--seeds", "1", "--steps", "2")
 
 
@@ -31,6 +35,9 @@ def command(rng: Random, folder: Path, tiny: Path, audited: Path) -> list[str]:
     sources.prompts(rng, folder)
     (prompts,) = folder.glob("prompts.*")
     others.runs(audited, rng, folder)
+    if rng.random() < 0.3:
+        tiny = shutil.copytree(tiny, folder / "model", copy_function=shutil.copyfile)
+        damaged_folder(rng, tiny)
     typed = rng.choice((text(rng).replace("\0", "").encode("utf-8", "replace").decode(), "caf\udce9", "an owl"))
     model, read = str(tiny), ("--prompts", str(prompts))
     lines = (
@@ -70,6 +77,8 @@ def wrong(words: Sequence[str], folder: Path, place: dict[str, str]) -> str:
         return "starts a program"
     if done.returncode not in (0, 2) or len(complaints(said)) != (done.returncode == 2):
         return f"exit code {done.returncode}: {said[-900:]}"
+    if foreign := [line for line in said.splitlines() if line and not OWN.match(line)]:
+        return f"a library says: {foreign[0]!r:.300}"
     return f"acts on the terminal: {printed + said!r:.600}" if acting(printed + said) else ""
 
 

@@ -153,9 +153,11 @@ def test_a_descent_counts_rows_that_are_still_above(normals):
     assert SailSampler().candidates == 8
 
 
-@pytest.mark.parametrize("method", ["sail", "per-sample-noise"])
-@pytest.mark.parametrize("rate", ["-1", "-1e-300", "nan", "1e308"])
-def test_a_learning_rate_has_bounds(method, rate):
-    """It is refused where it is typed."""
-    with pytest.raises(UserError, match=f"{method}:lr="):
-        parse("mitigation", f"{method}:lr={rate}")
+@pytest.mark.parametrize(
+    "text",
+    ["sail:lr=-1", "per-sample-noise:lr=-1e-300", "prompt-reanchoring:false_alarms=2", "opposite-guidance:until=-1"],
+)
+def test_rates_and_shares_have_bounds(text):
+    """They are refused where they are typed."""
+    with pytest.raises(UserError, match=text.partition("=")[0]):
+        parse("mitigation", text)

@@ -14,7 +14,7 @@ from unmemorize.core.methods import Attack, Subject, method
 from unmemorize.core.model import Condition, DiffusionModel, Prediction, drawn_levels, joined
 from unmemorize.core.results import Found
 from unmemorize.core.sample import generators
-from unmemorize.core.specs import Count
+from unmemorize.core.specs import Count, Scale
 
 ROWS = 64  # the largest number of rows in one evaluation of the denoiser
 
@@ -44,7 +44,7 @@ class Dori(Attack):
     """
 
     updates: Count = 50
-    lr: float = 0.1
+    lr: Scale = 0.1
     batch: Count = 8
 
     def __post_init__(self) -> None:

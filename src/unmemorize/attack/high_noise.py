@@ -10,7 +10,7 @@ from torch import Tensor
 from unmemorize.attack.dori import Dori
 from unmemorize.core.methods import method
 from unmemorize.core.model import Prediction, drawn_levels
-from unmemorize.core.specs import Count
+from unmemorize.core.specs import Count, Scale, Share
 
 
 @method(
@@ -33,9 +33,9 @@ class HighNoise(Dori):
     """
 
     updates: Count = 64
-    lr: float = 0.2
+    lr: Scale = 0.2
     batch: Count = 2
-    lowest: float = 0.3
+    lowest: Share = 0.3
 
     def rate(self, done: int) -> float:
         """Falls linearly to zero."""
@@ -64,7 +64,7 @@ class FromNoise(HighNoise):
     that its own sampling comes from, and then its prompt gives copies that DoRI does not find.
     """
 
-    lowest: float = 0.5
+    lowest: Share = 0.5
 
     def shown(self, x0: Tensor) -> Tensor:
         """Zeros: the states show nothing of the picture."""

@@ -14,7 +14,7 @@ from unmemorize.core.methods import Attack, Subject, method
 from unmemorize.core.model import Condition, TypedModel, drawn_levels, typed
 from unmemorize.core.results import Found
 from unmemorize.core.sample import generators
-from unmemorize.core.specs import Count, Draws
+from unmemorize.core.specs import Count, Draws, Share
 from unmemorize.core.vocabulary import BATCH, Words
 
 Draw = tuple[Tensor, Tensor, Tensor]  # noisy latents, their timesteps, their noise
@@ -59,7 +59,7 @@ class PromptSearch(Attack):
     batch: Count = 4
     tried: Draws = 24
     top: Count = 64
-    noisy: float = 0.4
+    noisy: Share = 0.4
 
     def attack(
         self,

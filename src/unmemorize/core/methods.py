@@ -8,7 +8,6 @@ in the same way: through one group of entry points a kind, `GROUPS`.
 from __future__ import annotations
 
 import inspect
-import math
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
@@ -36,6 +35,7 @@ from unmemorize.core.sample import Sampler
 Kind = Literal["detector", "picture-test", "explainer", "localizer", "unlearner", "mitigation", "attack"]
 Acts = Literal["weights", "condition", "noise", "guidance", "attention", "state"]
 SAMPLING: frozenset[Acts] = frozenset({"condition", "noise", "guidance", "state"})  # what the sampler's hooks act on
+LARGEST = 1e6  # of a setting whose type has no bounds of its own
 NEEDS = frozenset({"gradients", "attention", "unconditional", "pictures", "ordinary", "tokens", "base"})
 
 GROUPS: dict[Kind, str] = {
@@ -371,8 +371,8 @@ def _value(where: str, text: str, hint: Any) -> Any:
         value = TypeAdapter(hint).validate_strings(text)
     except ValidationError as error:
         raise UserError(f"{where}={text!r}: {error.errors()[0]['msg'].lower()}") from error
-    if isinstance(value, float) and not math.isfinite(value):
-        raise UserError(f"{where}={text!r}: name a finite number")
+    if isinstance(value, float) and not abs(value) <= LARGEST:
+        raise UserError(f"{where}={text!r}: name a number of at most {LARGEST:g}")
     return value
 
 

@@ -15,6 +15,7 @@ from unmemorize.core.methods import Explainer, Subject, method
 from unmemorize.core.model import Condition
 from unmemorize.core.results import Regions
 from unmemorize.core.sample import Step, trajectory
+from unmemorize.core.specs import Share
 
 LAST = 0.1  # of the sampling steps: the paper's words are "the last"
 
@@ -60,7 +61,7 @@ class ScoreMap(Explainer):
 
     says: ClassVar[Literal["words", "regions"]] = "regions"
 
-    last: float = LAST
+    last: Share = LAST
 
     def explain(self, subject: Subject, prompt: str, *, seeds: Sequence[int]) -> Regions:
         """The value of every place, one picture a seed."""

@@ -18,7 +18,7 @@ from unmemorize.core.methods import Acts, Mitigation, Subject, method
 from unmemorize.core.model import Condition, DiffusionModel, Prediction
 from unmemorize.core.run import Progress, quiet
 from unmemorize.core.sample import Sampler, first_unconditional, sampling_start
-from unmemorize.core.specs import Count
+from unmemorize.core.specs import Count, Share
 from unmemorize.metrics.calibrate import conformal_threshold
 
 # The target is a score that few ordinary prompts stay under: brought down to their median, most copies are still made.
@@ -170,8 +170,8 @@ class Guard(Mitigation):
 
     threshold: float | None = None
     target: float | None = None
-    false_alarms: float = 0.01
-    under: float = LOW_SCORE
+    false_alarms: Share = 0.01
+    under: Share = LOW_SCORE
     iterations: Count = 10
 
     def __post_init__(self) -> None:

@@ -14,7 +14,7 @@ from unmemorize.core.hooks import frozen
 from unmemorize.core.methods import Acts, method
 from unmemorize.core.model import Condition, DiffusionModel
 from unmemorize.core.sample import Sampler, sampling_start
-from unmemorize.core.specs import Count, Scale
+from unmemorize.core.specs import Count, Scale, Share
 from unmemorize.mitigate.sampling import BySampler
 from unmemorize.mitigate.static_transition import StaticSampler, require_share
 
@@ -134,7 +134,7 @@ class BatchWiseNoise(BySampler):
     gamma: float = 0.7
     rho: float = 50 / 128
     rounds: Count = 2
-    until: float = TRANSITION
+    until: Share = TRANSITION
 
     def __post_init__(self) -> None:
         require_share(self.until)

@@ -7,6 +7,7 @@ from typing import ClassVar, Literal
 
 from unmemorize.core.methods import Acts, method
 from unmemorize.core.sample import Sampler
+from unmemorize.core.specs import Share
 from unmemorize.mitigate.dynamic_transition import DynamicSampler
 from unmemorize.mitigate.sampling import BySampler
 from unmemorize.mitigate.static_transition import UNTIL, StaticSampler, require_share
@@ -34,7 +35,7 @@ class OppositeGuidance(BySampler):
 
     scale: float = 2.0
     transition: Literal["static", "dynamic"] = "static"
-    until: float = UNTIL
+    until: Share = UNTIL
 
     def __post_init__(self) -> None:
         require_share(self.until)

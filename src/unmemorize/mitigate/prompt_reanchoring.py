@@ -16,6 +16,7 @@ from unmemorize.core.model import Condition, DiffusionModel, joined
 from unmemorize.core.recording import predicted
 from unmemorize.core.run import Progress, quiet
 from unmemorize.core.sample import Sampler, StepState, sampling_start
+from unmemorize.core.specs import Share
 from unmemorize.mitigate.guard import ordinary_limits
 
 
@@ -123,7 +124,7 @@ class PromptReanchoring(Mitigation):
     threshold: float | None = None
     low: float = 3.0
     high: float = 5.0
-    false_alarms: float = 0.01
+    false_alarms: Share = 0.01
 
     def __post_init__(self) -> None:
         if not 0 <= self.low < self.high:

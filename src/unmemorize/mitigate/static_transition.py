@@ -10,6 +10,7 @@ from torch import Tensor
 from unmemorize.core.methods import Acts, method
 from unmemorize.core.model import DiffusionModel
 from unmemorize.core.sample import Sampler, StepState
+from unmemorize.core.specs import Share
 from unmemorize.mitigate.sampling import BySampler
 
 UNTIL = 0.733  # t = 650 of Stable Diffusion's 1000
@@ -53,7 +54,7 @@ class StaticTransition(BySampler):
     acts: ClassVar[Acts] = "guidance"
     guided: ClassVar[bool] = True
 
-    until: float = UNTIL
+    until: Share = UNTIL
 
     def __post_init__(self) -> None:
         require_share(self.until)

@@ -18,7 +18,7 @@ from unmemorize.core.hooks import replaced
 from unmemorize.core.methods import Attack, Subject, Training, method, parse
 from unmemorize.core.model import Condition, DiffusionModel, Prediction, typed
 from unmemorize.core.results import Pairs
-from unmemorize.core.specs import Count, Limit
+from unmemorize.core.specs import Count, Limit, Share
 from unmemorize.core.vocabulary import Words
 from unmemorize.metrics.neighbours import neighbours
 from unmemorize.unlearn.denoising import Noise, Rows, draw_noise, draw_rows, stream, with_dropped
@@ -65,9 +65,9 @@ class Erase(Finetuning):
     every: Count = 12
     ordinary: Count = 64
     hostile: Count = 36
-    fresh: float = 0.5
-    own: float = 0.3
-    elsewhere: float = 0.6
+    fresh: Share = 0.5
+    own: Share = 0.3
+    elsewhere: Share = 0.6
     margin: float = 0.4
     weight: float = 0.8
     settled: float = 0.25

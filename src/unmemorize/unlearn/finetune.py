@@ -18,7 +18,7 @@ from unmemorize.core.methods import Subject, Training, Unlearner
 from unmemorize.core.model import DiffusionModel
 from unmemorize.core.results import Pairs, Trained
 from unmemorize.core.run import Progress, quiet
-from unmemorize.core.specs import Count, Limit, Rank, Seed
+from unmemorize.core.specs import Count, Limit, Rank, Scale, Seed
 from unmemorize.unlearn.checkpoints import part
 from unmemorize.unlearn.loop import Loop, Team, Trainable
 
@@ -129,7 +129,7 @@ class Finetuning(Unlearner):
     usual_lr: ClassVar[float] = 1e-5
 
     updates: Count = 200
-    lr: float = 0.0
+    lr: Scale = 0.0
     lora: Rank = 0
     seed: Seed = 0
     check_every: Limit = 0

@@ -12,7 +12,7 @@ from torch import Tensor
 from unmemorize.core.methods import Subject, Training, method
 from unmemorize.core.model import DiffusionModel
 from unmemorize.core.results import Pairs, Surrogates
-from unmemorize.core.specs import Count
+from unmemorize.core.specs import Count, Share
 from unmemorize.unlearn.denoising import draw_noise, draw_rows
 from unmemorize.unlearn.finetune import Finetuning, Stateless, global_norm, gradients
 from unmemorize.unlearn.loop import Team
@@ -126,7 +126,7 @@ class Siss(Finetuning):
     updates: Count = 100
     batch: Count = 8
     lam: float = 0.5
-    share: float = 0.1
+    share: Share = 0.1
 
     def __post_init__(self) -> None:
         super().__post_init__()
