@@ -22,6 +22,7 @@ from data_pictures import example, framed
 from hostile import EPS, XPM
 from hostile.damage import (
     BROKEN_TEXT,
+    NUMBERS,
     damaged_bytes,
     damaged_document,
     damaged_place,
@@ -169,6 +170,27 @@ def labels(rng: Random, folder: Path) -> Input:
     if rng.random() < 0.05:
         damaged_place(rng, path)
     return Input(path.name, lambda: read_labelled(path, rng.choice(("", "", "prompt", text(rng)[:50]))))
+
+
+def masks(rng: Random, folder: Path) -> Input:
+    """Sound pictures with a box each, which the metadata says varies: of any numbers, or none."""
+    numbers = (0, 1, 5, 12, 24, -1, 2**40, 0.5, "7", True, *NUMBERS)
+    boxes = [
+        rng.choice(([rng.choice(numbers) for _ in range(rng.choice((4, 4, 4, 4, 3, 5, 0)))], value(rng)))
+        for _ in range(rng.randrange(1, 4))
+    ]
+    rows = []
+    for number, box in enumerate(boxes):
+        Image.frombytes("RGB", (24, 20), rng.randbytes(24 * 20 * 3)).save(folder / f"{number}.png")
+        rows.append({"file_name": f"{number}.png", "text": "a red boat", "mask": box})
+    if rng.random() < 0.7:
+        (folder / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    else:
+        cells = [
+            [row["file_name"], row["text"], rng.choice((json.dumps(row["mask"]), str(row["mask"])))] for row in rows
+        ]
+        (folder / "metadata.csv").write_bytes(delimited(rng, ["file_name", "text", "mask"], cells, ","))
+    return Input(repr(boxes)[:200], lambda: read_references(folder, SIZE))
 
 
 def table_bytes(rng: Random, kind: str) -> bytes:

@@ -18,8 +18,8 @@ from made_up_run import make_run
 SHARES = {
     "pictures": 0.14,
     "prompts": 0.12,
-    "folders": 0.15,
-    "archives": 0.15,
+    "folders": 0.13,
+    "archives": 0.13,
     "runs": 0.04,
     "resumes": 0.01,
     "models": 0.05,
@@ -28,6 +28,7 @@ SHARES = {
     "method_settings": 0.04,
     "criteria": 0.02,
     "labels": 0.04,
+    "masks": 0.04,
     "arguments": 0.05,
     "outputs": 0.05,
     "texts": 0.1,
