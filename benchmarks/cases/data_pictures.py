@@ -143,7 +143,7 @@ STUDY = Study(
     about="Which altered copies are found, and what grouping costs: two cores that had other work, too.",
     page=page,
     measure=measure,
-    options={"pictures": "100000 1000000 10000000"},
+    options={"pictures": "100000 1000000 2000000 5000000 10000000"},
 )
 
 if __name__ == "__main__":
