@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
 import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from pyarrow.fs import FileType
 
 from data_pictures import draw, folder_of, png, tar_of
 from hostile import complaints
@@ -150,6 +153,29 @@ def test_storage_that_does_not_answer_is_one_line(monkeypatch):
     monkeypatch.setattr(storage, "_file_system", lambda scheme, bucket: Silent())
     with pytest.raises(UserError, match=r"^gs://b/k\.tar: cannot be read: When getting information: no route: check"):
         kind_of(Path("gs://b/k.tar"))
+
+
+def test_a_fault_on_the_way_ends_the_work(monkeypatch, tmp_path):
+    """It is not written down as damage of the source, as it would be on a disk."""
+    content = tar_of(tmp_path / "a.tar", [(f"{i}.txt", b"x" * 5000) for i in range(900)]).read_bytes()
+
+    class Failing(io.BytesIO):
+        def read(self, size=-1):
+            if self.tell() > 2_000_000:
+                raise RuntimeError("connection reset\nand more")
+            return super().read(size)
+
+    class Bucket:
+        def get_file_info(self, key):
+            return SimpleNamespace(type=FileType.File, size=len(content), mtime_ns=None)
+
+        def open_input_file(self, key):
+            return Failing(content)
+
+    monkeypatch.setattr(storage, "_file_system", lambda scheme, bucket: Bucket())
+    with pytest.raises(UserError, match=r"^hf://b/a\.tar: cannot be read: connection reset: check the name"):
+        audit_data(DataSpec(source="hf://b/a.tar"), tmp_path / "run")
+    assert not list((tmp_path / "run").rglob("*.parquet"))
 
 
 def test_a_name_on_a_disk_is_none_of_storage():

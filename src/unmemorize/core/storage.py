@@ -6,16 +6,18 @@ what is written, a run directory above all, lies on a file system, where a file 
 
 from __future__ import annotations
 
+import io
 import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import Any, BinaryIO
 
 from unmemorize.core.errors import UserError
 
+BUFFER = 1 << 20  # bytes that are asked for at once
 _remote = re.compile(r"(s3|gs|hf):/+(.+)")
 
 
@@ -34,11 +36,43 @@ def opened(path: Path) -> BinaryIO:
 
     Raises:
         OSError: It cannot be read.
+        UserError: The storage does not answer, or refuses.
     """
     if not is_remote(path):
         return path.open("rb")
-    files, key = _place(path)
-    return cast(BinaryIO, files.open_input_file(key))
+    with _asking(path):
+        files, key = _place(path)
+        return io.BufferedReader(_Remote(path, files.open_input_file(key)), BUFFER)
+
+
+class _Remote(io.RawIOBase):
+    """A file on object storage. Where reading it fails, that ends the work: it is no damage of the file."""
+
+    def __init__(self, path: Path, file: Any) -> None:
+        self._path, self._file = path, file
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        self._file.seek(offset, whence)
+        return self.tell()
+
+    def tell(self) -> int:
+        return int(self._file.tell())
+
+    def readinto(self, buffer: Any) -> int:
+        with _asking(self._path):
+            content = self._file.read(len(buffer))
+        buffer[: len(content)] = content
+        return len(content)
+
+    def close(self) -> None:
+        self._file.close()
+        super().close()
 
 
 def kind_of_remote(path: Path) -> str:
@@ -114,7 +148,9 @@ def _asking(path: Path) -> Iterator[None]:
     """Say in a line what storage answered that does not give what is asked for."""
     try:
         yield
-    except OSError as error:
+    except (UserError, FileNotFoundError):
+        raise
+    except Exception as error:  # of whichever library asked: the hub's has those of its own for what fails on the way
         said = str(error).strip().partition("\n")[0]
         raise UserError(
             f"{remote_name(path)}: cannot be read: {said}: check the name, the credentials and the network"
