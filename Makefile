@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help audit browser test lint results docs
+.PHONY: help audit browser test lint results families docs
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -41,6 +41,9 @@ lint: $(READY) ## Check style, types, and imports between layers
 
 results: $(READY) ## Measure the published numbers again
 	$(BIN)/python benchmarks
+
+families: $(READY) ## Run every method on every family and write their table again
+	$(BIN)/python benchmarks families
 
 docs: $(READY) ## Build the documentation into docs/_build
 	$(BIN)/sphinx-build --quiet --fail-on-warning --keep-going docs docs/_build

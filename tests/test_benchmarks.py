@@ -89,7 +89,7 @@ def test_a_case_that_is_kept_is_not_measured_again(harness, monkeypatch, tmp_pat
 
 
 def test_memory_is_computed_for_the_published_numbers_of_parameters(harness):
-    """Within 7% of what each model is published with; two of the kept numbers are counted again."""
+    """Within 7% of what each model is published with; some of the kept numbers are counted again."""
     memory = harness.module_of("memory")
     kept = harness.read("memory")
     assert kept.keys() == memory.MODELS.keys()
@@ -97,7 +97,8 @@ def test_memory_is_computed_for_the_published_numbers_of_parameters(harness):
         assert kept[name]["denoiser"] / 1e9 == pytest.approx(model.billions, rel=0.07), name
     for name in ("Stable Diffusion 1.5", "PixArt-Σ"):
         assert kept[name]["denoiser"] == memory.MODELS[name].parameters
-    assert kept["PixArt-Σ"]["operations"] == pytest.approx(memory.operations("PixArt-Σ"))
+    for name in ("PixArt-Σ", "Lumina-Image 2"):  # the last looks at the numbers of a mask on its way
+        assert kept[name]["operations"] == pytest.approx(memory.operations(name))
     assert kept["Flux.1"]["encoders"]["CLIP-L"] == memory.of_encoder("CLIP-L") == 123_060_480
 
 

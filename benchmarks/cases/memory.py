@@ -17,7 +17,9 @@ from typing import Any
 import diffusers
 import torch
 import transformers
+from diffusers.models.attention_processor import Attention
 from harness import Options, Row, Study, table
+from torch.utils._pytree import tree_map_only
 from torch.utils.flop_counter import FlopCounterMode
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "tests"))
@@ -122,14 +124,14 @@ MODELS = {
         guidance_embeds=False,
     ),
     "Flux.2 dev": published("Flux2Transformer2DModel", 32, "Mistral 3 24B"),
-    "Lumina-Image 2": published("Lumina2Transformer2DModel", 2.6, "Gemma 2 2B"),
+    "Lumina-Image 2": published("Lumina2Transformer2DModel", 2.6, "Gemma 2 2B", cap_feat_dim=2304),
     "AuraFlow": published("AuraFlowTransformer2DModel", 6.8, "Pile-T5-XL"),
     "CogView4": published("CogView4Transformer2DModel", 6, "GLM 4 9B", **COGVIEW),
 }
 
 
 # What one row is given: the family of the adapter, pixels, and the text's tokens, width and pooled width.
-# Families that are not here look at numbers while they are called, which a network without memory does not have.
+# Where there is no greatest length, of a language model's prompts, as many tokens as others take at most.
 ROWS = {
     "Stable Diffusion 1.5": ("sd", 512, 77, 768, None),
     "Stable Diffusion XL": ("sdxl", 1024, 77, 2048, 1280),
@@ -139,31 +141,44 @@ ROWS = {
     "Chroma": ("chroma", 1024, 512, 4096, None),
     "PixArt-Σ": ("pixart", 1024, 300, 4096, None),
     "Sana": ("sana", 1024, 300, 2304, None),
+    "Qwen-Image": ("qwen", 1024, 512, 3584, None),
+    "Z-Image": ("z_image", 1024, 512, 2560, None),
     "Flux.2 klein 4B": ("flux2_klein", 1024, 512, 7680, None),
     "Flux.2 klein 9B": ("flux2_klein", 1024, 512, 12288, None),
     "Flux.2 dev": ("flux2", 1024, 512, 15360, None),
+    "Lumina-Image 2": ("lumina2", 1024, 256, 2304, None),
     "AuraFlow": ("aura_flow", 1024, 256, 2048, None),
+    "CogView4": ("cogview4", 1024, 512, 4096, None),
 }
 RATE = 100  # 10¹² operations a second
 
 
-def operations(name: str) -> float | None:
+def operations(name: str) -> float:
     """10¹² operations of matrix products, convolutions and attention in one row of an evaluation."""
-    if name not in ROWS:
-        return None
     family, pixels, tokens, width, pooled = ROWS[name]
     pipe = tiny(family)
-    setattr(pipe, "unet" if hasattr(pipe, "unet") else "transformer", MODELS[name].built)
+    network = MODELS[name].built
+    for layer in network.modules():
+        if isinstance(layer, Attention):
+            layer.register_forward_pre_hook(without_numbers, with_kwargs=True)
+    setattr(pipe, "unet" if hasattr(pipe, "unet") else "transformer", network)
     model = wrap(pipe, size=(pixels, pixels))
     channels, side, _ = model._latent_shape
     if family == "sana":
         side = pixels // 32  # its VAE is deeper than the tiny one's
     with torch.device("meta"), torch.no_grad():
         x, t, embeds = torch.empty(1, channels, side, side), torch.empty(()), torch.empty(1, tokens, width)
-        cond = Condition(embeds, pooled=None if pooled is None else torch.empty(1, pooled))
+        pooling = None if pooled is None else torch.empty(1, pooled)
+    # A mask has numbers: adapters read from it how long a prompt is.
+    cond = Condition(embeds, mask=torch.ones(1, tokens, dtype=torch.long), pooled=pooling)
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         model.denoise(x, t, cond)
     return float(counter.get_total_flops() / 1e12)
+
+
+def without_numbers(layer: torch.nn.Module, arguments: tuple[Any, ...], named: dict[str, Any]) -> Any:
+    """What attention is given, masks included, as shapes alone."""
+    return tree_map_only(torch.Tensor, lambda given: given.to("meta"), (arguments, named))
 
 
 @cache
@@ -207,8 +222,8 @@ def page(numbers: Row) -> Iterator[str]:
         )
         texts = ", ".join(row["encoders"])
         work = row["operations"]
-        spent = ["–", "–"] if work is None else [f"{work:.1f}", f"{work / RATE:.3f}"]
-        lines.append([name, f"{denoiser / 1e9:.2f}", texts, *(f"{size / 1e9:.1f}" for size in sizes), *spent])
+        parts = [f"{denoiser / 1e9:.2f}", texts, *(f"{size / 1e9:.1f}" for size in sizes)]
+        lines.append([name, *parts, f"{work:.1f}", f"{work / RATE:.3f}"])
     head = (
         "computed from shapes; weights in GB | denoiser, 10⁹ parameters | text encoders | float32 | half precision | "
         f"the denoiser alone | training the whole denoiser | 10¹² operations an evaluation | seconds at {RATE} TFLOP/s"

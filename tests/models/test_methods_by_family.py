@@ -38,7 +38,7 @@ def test_the_page_has_every_method_and_family(families):
     assert set(published(PAGE)) == expected
 
 
-@pytest.mark.parametrize("family", ["sdxl", "sd3", "flux", "pixart"])
+@pytest.mark.parametrize("family", ["sd", "sdxl", "sd3", "flux", "pixart"])
 def test_the_cells_of_a_family_are_as_published(families, family):
     """Each method works, or says why it does not apply; nothing else is raised."""
     said = published(PAGE)

@@ -157,7 +157,7 @@ def test_guidance_that_is_built_in_is_not_applicable():
             call(guard(pipe, limits=NEVER), **named)
 
 
-@pytest.mark.parametrize("family", ["z_image", "cogview4"])
+@pytest.mark.parametrize("family", ["z_image", "cogview4", "kandinsky5"])
 def test_calls_without_rows_are_refused(family):
     """Lists, and prompts that are padded together, say what to use instead."""
     with pytest.raises(NotApplicable, match="generate --mitigation guard"):
