@@ -26,7 +26,7 @@ from unmemorize.metrics.similarity import match_targets
 from unmemorize.mitigate.edit import Edit
 from unmemorize.models.load import load
 from unmemorize.stages.mitigate import mitigations
-from unmemorize.stages.mitigations import tuned_model
+from unmemorize.stages.mitigations import UNKNOWN, tuned_model
 from unmemorize.stages.pictures import choose
 from unmemorize.stages.verify import reference_name
 
@@ -261,12 +261,17 @@ def test_a_method_that_cannot_be_is_told_before_anything_is_loaded(asked, says, 
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize("name", ["guard", "prompt-reanchoring"])
-def test_no_rate_of_false_alarms_is_promised_where_nothing_is_known_to_be_ordinary(name, inputs, tiny_folder, tmp_path):
-    asked = spec(inputs, tiny_folder, ordinary="", mitigation=(name,))
-    with pytest.raises(UserError, match=f"^{name}: what is ordinary for this model"):
-        run_audit(asked, tmp_path / "run")
-    assert not (tmp_path / "run").exists()
+@pytest.mark.parametrize("name", ["guard", "prompt-reanchoring:low=2"])
+def test_no_rate_of_false_alarms_is_promised_where_nothing_is_known_to_be_ordinary(
+    name, inputs, tiny_folder, tmp_path, caplog
+):
+    """The mitigation is left out, in a line; the others are tried. With limits of its own it promises none."""
+    asked = spec(inputs, tiny_folder, ordinary="", mitigation=(name, "random-words"), attack_updates=0, explain=1)
+    run_audit(asked, tmp_path / "run")
+    rows = pq.read_table(tmp_path / "run" / "scores" / "mitigations.parquet").to_pylist()
+    assert [row["name"] for row in rows] == ["none", "random-words"]
+    lines = [record.getMessage() for record in caplog.records if "is not tried" in record.getMessage()]
+    assert lines == [f"{name.partition(':')[0]} is not tried: {UNKNOWN}"]
 
 
 def test_maps_stand_beside_the_pictures_of_explained_prompts(inputs, tiny_folder, tmp_path):

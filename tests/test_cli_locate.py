@@ -39,6 +39,9 @@ def test_locate_twice_writes_the_same_bytes_and_apply_a_pipeline(call, tiny_fold
     for ending in (".safetensors", ".json"):
         assert (tmp_path / f"a{ending}").read_bytes() == (tmp_path / f"b{ending}").read_bytes()
     assert len(list((tmp_path / "cache" / "unmemorize").iterdir())) == 1
+    code, _, err = call("apply", tiny_folder, "a.safetensors", "--out", ".")
+    assert code == 2
+    assert "not empty" in err
     assert call("apply", tiny_folder, "a.safetensors", "--out", "edited")[0] == 0
     pipe = StableDiffusionPipeline.from_pretrained(tmp_path / "edited", safety_checker=None)
     zeroed = {n: int((~m.weight.any(1)).sum()) for n, m in pipe.unet.named_modules() if n in summary["per_layer"]}
@@ -85,7 +88,6 @@ WRONG = {
     "no share": (("locate", "{model}", "--method", "wanda:sparsity=0", "--prompts", "prompts.txt"), "sparsity"),
     "no sweep": (("locate", "{model}", *NEMO[:4], "--method", "nemo:minimum=9"), "z-score"),
     "no edit": (("apply", "{model}", "nowhere.safetensors", "--out", "edited"), "no such file"),
-    "a full folder": (("apply", "{model}", "nowhere.safetensors", "--out", "."), "not empty"),
 }
 
 

@@ -23,6 +23,7 @@ def fitting(tiny_model, tmp_path):
         prompts=prompts,
         ordinary=Ordinary(tuple(range(6)), ()),
         spec=SimpleNamespace(numbers=(0, 1)),
+        bundle=SimpleNamespace(has=lambda option: option == "ordinary"),
     )
     return Fitting(inputs, tmp_path, ("a thing number 0",), quiet)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +21,13 @@ from unmemorize.report.build import Evidence, build_report
 from unmemorize.stages.attack_mitigated import write_outcomes
 from unmemorize.stages.detect import detectors_of, write_prompts
 from unmemorize.stages.inputs import Inputs, prompt_source, scores_of
-from unmemorize.stages.mitigate import mitigations_of
-from unmemorize.stages.mitigations import mitigation_of, require_ordinary, sources_of
+from unmemorize.stages.mitigate import left_out, mitigations_of
+from unmemorize.stages.mitigations import UNKNOWN, mitigation_of, sources_of
 from unmemorize.stages.stage import run_stages
 from unmemorize.study.copies import check_network
 from unmemorize.verdict.summary import Basis, summarise
+
+log = logging.getLogger(__name__)
 
 
 def run_audit(
@@ -45,6 +48,8 @@ def run_audit(
     check_network(spec.sscd, spec.recipe)
     _check_methods(spec)
     inputs = Inputs.of(spec)
+    for name in left_out(inputs):
+        log.warning("%s is not tried: %s", name, UNKNOWN)
     prompts = inputs.prompts
     with Run.open(run, _record(inputs)) as opened:
         require_whole(run / "scores")
@@ -85,10 +90,8 @@ def _record(inputs: Inputs) -> RunRecord:
         held_out = bundle.held_out(model.image_size)
         if held_out is not None:
             data["held_out"] = held_out.source(bundle.source("held_out"))
-    tried = {name: mitigation_of(text, model) for name, text in mitigations_of(inputs).items()}
-    for mitigation in tried.values():
-        require_ordinary(mitigation, bundle)
-    data |= sources_of({f"mitigated {name}": mitigation for name, mitigation in tried.items()})
+    tried = mitigations_of(inputs)
+    data |= sources_of({f"mitigated {name}": mitigation_of(text, model) for name, text in tried.items()})
     return inputs.record(data, criterion)
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from unmemorize.attack.extraction import SEEDS
 from unmemorize.core.choose import evenly
 from unmemorize.core.errors import NotApplicable, UserError
-from unmemorize.core.methods import Mitigation, Subject, is_plain, parse, spelled
+from unmemorize.core.methods import Mitigation, Subject, is_plain, methods, parse, spelled
 from unmemorize.core.run import Progress, read_json, write_json
 from unmemorize.core.sample import sampling_evaluations
 from unmemorize.core.shards import Row
@@ -26,7 +26,7 @@ from unmemorize.metrics.similarity import References
 from unmemorize.metrics.ssim import scales_for, ssim
 from unmemorize.mitigate.edit import Edit
 from unmemorize.stages.inputs import UNSEEN, Inputs, NotRun
-from unmemorize.stages.mitigations import fit, mitigation_of, named_apart
+from unmemorize.stages.mitigations import fit, mitigation_of, named_apart, promises_a_rate
 from unmemorize.stages.stage import COPIED, Cost, Stage, Work, in_shards
 from unmemorize.stages.verify import reference_name
 from unmemorize.study.controls import spread
@@ -119,8 +119,20 @@ def _calibrating(inputs: Inputs) -> list[str]:
 
 
 def mitigations_of(inputs: Inputs) -> dict[str, str]:
-    """The mitigations to try in this audit, by short name."""
-    return mitigations(inputs.spec, testbed=inputs.bundle.own is not None)
+    """The mitigations to try in this audit, by short name: none of those that `left_out` names."""
+    tried = mitigations(inputs.spec, testbed=inputs.bundle.own is not None)
+    return {name: text for name, text in tried.items() if name not in left_out(inputs)}
+
+
+def left_out(inputs: Inputs) -> list[str]:
+    """The mitigations that promise a rate of false alarms, where nothing says what is ordinary for the model."""
+    if inputs.bundle.has("ordinary"):
+        return []
+    names = []
+    for name, text in mitigations(inputs.spec).items():
+        if text.partition(":")[0] in methods("mitigation") and promises_a_rate(parse("mitigation", text)):
+            names.append(name)
+    return names
 
 
 def mitigating(inputs: Inputs, run: Path, progress: Progress) -> Work[str]:

@@ -20,6 +20,11 @@ from unmemorize.models.load import load
 from unmemorize.stages.inputs import Inputs
 from unmemorize.study.effects import latents_of
 
+UNKNOWN = (
+    "what is ordinary for this model? name a file of prompts like those it serves with --ordinary, 99 or more for 1% "
+    "false alarms"
+)
+
 
 def mitigation_of(text: str, model: DiffusionModel) -> Mitigation:
     """The mitigation that a text names; what it has to measure beforehand is not measured yet.
@@ -69,12 +74,13 @@ def require_ordinary(mitigation: Mitigation, bundle: Bundle) -> None:
     Raises:
         UserError: No ordinary prompts are named, and the model has none of its own.
     """
-    promises = isinstance(mitigation, Guard | PromptReanchoring) and mitigation.threshold is None
-    if promises and not bundle.has("ordinary"):
-        raise UserError(
-            f"{mitigation.name}: what is ordinary for this model? name a file of prompts like those it serves with "
-            "--ordinary, 99 or more for 1% false alarms"
-        )
+    if promises_a_rate(mitigation) and not bundle.has("ordinary"):
+        raise UserError(f"{mitigation.name}: {UNKNOWN}")
+
+
+def promises_a_rate(mitigation: Mitigation) -> bool:
+    """Whether a mitigation acts on no more than a stated share of ordinary prompts, which it has to be shown."""
+    return isinstance(mitigation, Guard | PromptReanchoring) and mitigation.threshold is None
 
 
 def sources_of(mitigations: Mapping[str, Mitigation]) -> dict[str, Source]:
