@@ -11,7 +11,7 @@ from unmemorize.cli.app import EXPLAIN, REMOVE, DryRun, Json, command, option
 from unmemorize.cli.checks import check
 from unmemorize.cli.terminal import add_row, next_step, out, print_json, say, show_expected, working
 from unmemorize.core.files import require_file
-from unmemorize.core.outputs import Output
+from unmemorize.core.outputs import Output, check_outputs
 from unmemorize.core.specs import EMBEDDED, ApplySpec, LocateSpec
 
 KEYS = ("method", "units", "selected", "per_layer", "evaluations")
@@ -78,8 +78,10 @@ def apply(
     json: Json = False,
 ) -> None:
     """Write a model with an edit applied, as a folder that from_pretrained loads."""
+    output = Output("--out", Path(folder), "new")
+    check_outputs([output], [spec.model, edit])
     require_file(Path(edit), "an edit is a .safetensors file with a .json file beside it")
-    check(spec, Output("--out", Path(folder), "new"))
+    check(spec, output)
 
     from unmemorize.stages.locate import apply_edit
 
