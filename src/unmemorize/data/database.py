@@ -17,7 +17,7 @@ from unmemorize.core.run import atomic, scratch
 
 _size = re.compile(r"(\d+)\s*(MB|GB|TB)", re.IGNORECASE)
 BATCH = 1 << 16  # rows that are written at once
-GROUPED = 1 << 26  # rows that are grouped by a hash at once: some gigabytes, most of which may overflow to files
+GROUPED = 1 << 22  # rows that are grouped by a hash at once: some hundred megabytes
 LEAST = 200  # megabytes: with less, DuckDB cannot hold what it works on
 
 
