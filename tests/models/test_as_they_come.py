@@ -131,8 +131,8 @@ def test_code_of_its_own_is_never_run(spoilt):
 @pytest.mark.parametrize(
     ("file", "match"),
     [
-        ("adapter_config.json", "it holds a LoRA: name the model"),
-        ("pytorch_lora_weights.safetensors", "it holds a LoRA: name the model"),
+        ("adapter_config.json", "it holds a LoRA: name the model .*MODEL --lora "),
+        ("pytorch_lora_weights.safetensors", "it holds a LoRA: name the model .*MODEL --lora "),
         ("config.json", "it is one component: name the folder of the whole pipeline"),
         ("dream.safetensors", r"name the file in it, dream\.safetensors"),
     ],
@@ -211,8 +211,12 @@ def test_a_pipeline_in_memory_is_saved_as_it_is(spoilt, tmp_path):
 @pytest.mark.parametrize(
     ("name", "tensors", "match"),
     [
-        ("x.safetensors", {"lora_unet_mid_block.lora_up.weight": (4, 4)}, r"a LoRA: name the model .* \(--lora\)"),
-        ("x.safetensors", {"emb_params": (2, 768)}, "a textual inversion: name the model"),
+        (
+            "x.safetensors",
+            {"lora_unet_mid_block.lora_up.weight": (4, 4)},
+            r"a LoRA: name the model .*MODEL --lora .*x\.safetensors`",
+        ),
+        ("x.safetensors", {"emb_params": (2, 768)}, r"a textual inversion: .*MODEL --embedding .*x\.safetensors`"),
         ("x.safetensors", {"a": (4, 4), "b": (4, 4, 1, 1)}, "no checkpoint of a family that is known"),
         (
             "x.safetensors",

@@ -268,7 +268,7 @@ def _instead(folder: Path) -> str:
     """What to do with a folder that is no pipeline's."""
     files = sorted(folder.glob("*.safetensors"))
     if (folder / "adapter_config.json").exists() or (folder / "pytorch_lora_weights.safetensors").exists():
-        return "it holds a LoRA: name the model that it was made for, and this folder as its LoRA (--lora)"
+        return f"it holds a LoRA: name the model that it was made for, `MODEL --lora {folder}`"
     if (folder / "config.json").exists():
         return "it is one component: name the folder of the whole pipeline"
     if len(files) == 1:
@@ -348,13 +348,11 @@ def _checkpoint(path: str, file: Path) -> str:
         raise UserError(f"{path}: a file, not a folder: name a pipeline folder or a .safetensors checkpoint")
     tensors = header(file)
     if is_lora(tensors):
-        raise UserError(f"{path}: a LoRA: name the model that it was made for, and this file as its LoRA (--lora)")
+        raise UserError(f"{path}: a LoRA: name the model that it was made for, `MODEL --lora {path}`")
     names = {name.removeprefix("model.diffusion_model.") for name in tensors} | set(tensors)
     family = next((family for mark, family in _FAMILIES.items() if mark in names), None)
     if family is None and is_embedding(tensors):
-        raise UserError(
-            f"{path}: a textual inversion: name the model that it was made for, and this file as its embedding"
-        )
+        raise UserError(f"{path}: a textual inversion: name the model that it was made for, `MODEL --embedding {path}`")
     if family is None:
         raise UserError(f"{path}: no checkpoint of a family that is known: name the folder of the whole pipeline")
     require_adapter(path, family)
