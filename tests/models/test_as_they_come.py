@@ -12,7 +12,7 @@ import pytest
 import torch
 from diffusers import AutoencoderTiny, FirstBlockCacheConfig, UNet2DConditionModel
 from peft import LoraConfig
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from pipelines import tiny
@@ -103,6 +103,14 @@ def test_an_incomplete_download_is_named(spoilt):
     for file in (folder / "tokenizer").iterdir():
         file.unlink()
     refused(folder, "no words in its tokenizer: download it again")
+
+
+def test_weights_without_a_place_are_refused(spoilt):
+    """Such as the scales of quantized ones: left out, the others mean something else."""
+    folder = spoilt("sd")
+    (file,) = (folder / "unet").glob("*.safetensors")
+    save_file(load_file(file) | {"conv_in.weight_scale": torch.ones(1), "conv_out.weight_scale": torch.ones(1)}, file)
+    refused(folder, r"2 weights of its file, such as conv_in\.weight_scale, have no place in its UNet2DConditionModel")
 
 
 def test_a_family_without_adapter_is_named_before_anything_is_read(tmp_path):
@@ -461,6 +469,8 @@ def test_a_lora_that_does_nothing_is_refused(saved, tmp_path):
     refused(saved / "sd", r"zeros\.safetensors: it changes no weight", lora=[str(zeros)])
     refused(saved / "sd", r"good\.safetensors: it changes no weight .* at scale 0", lora=[f"{good}:0"])
     refused(saved / "sd", "no such file: name a LoRA's .safetensors file", lora=["nowhere.safetensors:0.5"])
+    broken = write_lora("sd", tmp_path / "broken.safetensors", strength=float("nan"))
+    refused(saved / "sd", r"broken\.safetensors: some of its weights are no numbers", lora=[str(broken)])
     refused(saved / "sd", "no LoRA: name a file", lora=[str(saved / "sd" / "unet/diffusion_pytorch_model.safetensors")])
     (tmp_path / "x.bin").write_bytes(b"\x80\x04")
     refused(saved / "sd", "a pickle, which is never opened", lora=[str(tmp_path / "x.bin")])
@@ -656,5 +666,8 @@ def test_a_textual_inversion_for_another_model_is_refused(saved, tmp_path):
         r"wide\.safetensors: no textual inversion for this model",
         embedding=[str(tmp_path / "wide.safetensors")],
     )
+    width = tiny("sd").text_encoder.config.hidden_size
+    save_file({"<owl>": torch.full((1, width), float("nan"))}, tmp_path / "broken.safetensors")
+    refused(saved / "sd", "vectors are no numbers", embedding=[str(tmp_path / "broken.safetensors")])
     weights = saved / "sd" / "unet" / "diffusion_pytorch_model.safetensors"
     refused(saved / "sd", "no textual inversion: name a file", embedding=[str(weights)])

@@ -24,7 +24,7 @@ def merge_lora(pipe: Any, file: Path, scale: float) -> None:
 
     Raises:
         MissingExtra: peft is not installed.
-        UserError: The LoRA is for another model, or changes nothing.
+        UserError: The LoRA is for another model, is no numbers, or changes nothing.
     """
     if find_spec("peft") is None:
         raise MissingExtra("merging a LoRA", "train")
@@ -44,6 +44,8 @@ def merge_lora(pipe: Any, file: Path, scale: float) -> None:
             raise UserError(
                 f"{file}: {named - len(layers)} of its {named} layers are not in this model: it is for another one"
             )
+        if not all(layer.get_delta_weight(_ADAPTER).isfinite().all() for layer in layers):
+            raise UserError(f"{file}: some of its weights are no numbers: download it again")
         if not any(_moves(layer, scale) for layer in layers):
             raise UserError(f"{file}: it changes no weight of this model at scale {scale:g}")
         pipe.fuse_lora(components=parts, lora_scale=scale, adapter_names=[_ADAPTER])
@@ -56,11 +58,13 @@ def add_words(pipe: Any, file: Path) -> None:
     The word is the tensor's name, or the file's where the tensor has none of its own.
 
     Raises:
-        UserError: The vectors are not of this model's width, or the word is one already.
+        UserError: The vectors are no numbers or not of this model's width, or the word is one already.
     """
     if not hasattr(pipe, "load_textual_inversion"):
         raise UserError(f"{file}: {type(pipe).__name__} takes no textual inversions")
     tensors = load_file(file)
+    if not all(vectors.isfinite().all() for vectors in tensors.values()):
+        raise UserError(f"{file}: some of its vectors are no numbers: download it again")
     encoders = {"clip_l": "", "clip_g": "_2"}  # whose tensors are so called in files for two of them
     if len(tensors) > 1 and tensors.keys() != encoders.keys():
         raise UserError(f"{file}: {len(tensors)} words: name a file of one word's vectors")

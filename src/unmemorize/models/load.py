@@ -256,34 +256,50 @@ def _failures(source: Source) -> Iterator[None]:
         ) from error
 
 
-class _MadeUp(logging.Filter):
-    """Notes whether transformers reports weights that it made up, and passes on nothing."""
+class _Seen(logging.Filter):
+    """Notes whether a library says something of what it loads, and passes on nothing."""
 
-    seen = False
+    def __init__(self, mark: str) -> None:
+        super().__init__()
+        self.mark, self.said = mark, ""
 
     def filter(self, record: logging.LogRecord) -> bool:
-        self.seen = self.seen or "MISSING" in record.getMessage()
+        self.said = self.said or (record.getMessage() if self.mark in record.getMessage() else "")
         return False
 
 
 @contextmanager
 def _nothing_made_up(path: str) -> Iterator[None]:
-    """Refuse text encoders of which transformers draws weights at random, since their file lacks them.
+    """Refuse text encoders whose file lacks weights, which transformers draws at random, and weights without a place.
 
     Raises:
-        UserError: It drew some.
+        UserError: Some were drawn, or a denoiser's or VAE's file has more than the network: scales of quantized
+            weights, say, without which they mean something else.
     """
-    logger, made_up = logging.getLogger("transformers.modeling_utils"), _MadeUp()
-    level = logger.level
-    logger.addFilter(made_up)
-    logger.setLevel(logging.WARNING)
+    made_up, unused = _Seen("MISSING"), _Seen("were not used when initializing")
+    listened = {"transformers.modeling_utils": made_up, "diffusers.models.modeling_utils": unused}
+    levels = {}
+    for name, seen in listened.items():
+        logger = logging.getLogger(name)
+        levels[name] = logger.level
+        logger.addFilter(seen)
+        logger.setLevel(logging.WARNING)
     try:
         yield
     finally:
-        logger.removeFilter(made_up)
-        logger.setLevel(level)
-    if made_up.seen:
+        for name, seen in listened.items():
+            logger = logging.getLogger(name)
+            logger.removeFilter(seen)
+            logger.setLevel(levels[name])
+    if made_up.said:
         raise UserError(f"{path}: weights of its text encoder are missing: download it again")
+    if unused.said:
+        network, weights = unused.said.split(unused.mark)[1].split(":", 1)
+        names = weights.strip(" \n[]'").split(", ")
+        raise UserError(
+            f"{path}: {len(names)} weights of its file, such as {min(names)}, have no place in its {network.strip()}: "
+            "name a folder that pipe.save_pretrained(...) wrote"
+        )
 
 
 @contextmanager
