@@ -543,6 +543,14 @@ def test_quantized_weights_are_neither_trained_nor_searched(dtype, tmp_path):
         finetune(model, None, Finetune(), tmp_path)
 
 
+def test_fused_projections_are_not_trained(tmp_path):
+    """They would learn, and be thrown away where they are taken apart to save the model."""
+    model = wrap(tiny("sd"))
+    model.pipe.unet.fuse_qkv_projections()
+    with pytest.raises(NotApplicable, match="unfuse_qkv_projections"):
+        finetune(model, None, Finetune(), tmp_path)
+
+
 def test_a_model_with_a_lora_on_is_neither_saved_nor_given_another(tmp_path):
     """What would be written could not be loaded, and training LoRA would take the user's away: merge it first."""
     pipe = tiny("sd")

@@ -271,6 +271,8 @@ def _trained_parameters(model: DiffusionModel, settings: Finetune) -> Iterator[d
     denoiser = model.denoiser
     if any(not p.dtype.is_floating_point or p.dtype.itemsize == 1 for p in denoiser.parameters()):
         raise NotApplicable("quantized weights are not trained: load the model in float32")
+    if any(getattr(module, "fused_projections", False) for module in denoiser.modules()):
+        raise NotApplicable("what fused projections learn is lost: call pipe.unfuse_qkv_projections() first")
     flags = {p: p.requires_grad for p in denoiser.parameters()}
     denoiser.requires_grad_(settings.lora is None)
     try:
