@@ -26,6 +26,7 @@ PATIENCE = timedelta(days=7)  # how long processes wait for one that measures, o
 BUCKET = 2**24  # values exchanged at once: one message a tensor is slow, one for all needs the memory of all
 NORM = "grad_norm"  # in the log: the gradient's, before it is cut
 MOMENTS = ("exp_avg", "exp_avg_sq")  # AdamW's state of a parameter, beside the number of its steps
+AVERAGED = 1_000_000_000  # weights, at most, of which there is a moving average
 
 
 class Team:
@@ -140,7 +141,8 @@ class Loop:
     """How parameters are trained.
 
     The moving average starts at the first weights and decays by min(`ema`, n / (n + 9)) at update n, so that the start
-    soon counts little.
+    soon counts little. It is held in the CPU's memory; of more than a billion weights there is none, and the weights
+    stand for it.
 
     Attributes:
         folder: Where checkpoints and `loss.jsonl` go; a run that is there is continued.
@@ -191,11 +193,17 @@ class _Run:
         self.optimizer = torch.optim.AdamW(
             parameters.values(), lr=loop.lr(0), betas=loop.betas, weight_decay=loop.weight_decay
         )
-        self.average = {name: p.detach().clone() for name, p in parameters.items()}
+        self.averages = sum(p.numel() for p in parameters.values()) <= AVERAGED
+        self.means = {name: p.detach().cpu().clone() for name, p in parameters.items()} if self.averages else {}
         self.update = 0
         self.steps = 0  # fewer than updates where some had no loss
         self.seconds = 0.0
         self.log: list[dict[str, float]] = []
+
+    @property
+    def average(self) -> dict[str, Tensor]:
+        """The moving average, or the weights themselves where they are too many for one."""
+        return self.means if self.averages else {name: p.detach() for name, p in self.parameters.items()}
 
     def step(self) -> None:
         """Make an update."""
@@ -207,8 +215,9 @@ class _Run:
         self.log.append({} if scalars is None else self._descend(trained, scalars))
         self.optimizer.zero_grad(set_to_none=True)
         self.update += 1
-        decay = min(self.loop.ema, self.update / (self.update + 9))
-        torch._foreach_lerp_(list(self.average.values()), [p.detach() for p in trained], 1 - decay)
+        if self.averages:
+            decay = min(self.loop.ema, self.update / (self.update + 9))
+            torch._foreach_lerp_(list(self.means.values()), [p.detach().cpu() for p in trained], 1 - decay)
         self.seconds += time.perf_counter() - since
 
     def _descend(self, trained: list[nn.Parameter], scalars: dict[str, Tensor]) -> dict[str, float]:
@@ -247,8 +256,9 @@ class _Run:
             tensors = {f"state/{name}": value for name, value in state.items()}
             for name, p in self.parameters.items():
                 moments = self.optimizer.state[p]
-                tensors |= {f"weight/{name}": p.detach(), f"ema/{name}": self.average[name]}
+                tensors |= {f"weight/{name}": p.detach()}
                 tensors |= {f"{key}/{name}": moments.get(key, torch.zeros_like(p)) for key in MOMENTS}
+            tensors |= {f"ema/{name}": mean for name, mean in self.means.items()}
             save_checkpoint(self.loop.folder, self.update, record, tensors)
             write_log(self.loop.folder, self.log)
         self.team.wait()
@@ -266,7 +276,8 @@ class _Run:
         with torch.no_grad():
             for name, p in self.parameters.items():
                 p.copy_(tensors[f"weight/{name}"])
-                self.average[name].copy_(tensors[f"ema/{name}"])
+                if self.averages:
+                    self.means[name].copy_(tensors[f"ema/{name}"])
                 moments = {key: torch.empty_like(p).copy_(tensors[f"{key}/{name}"]) for key in MOMENTS}
                 self.optimizer.state[p] = {"step": torch.tensor(float(self.steps)), **moments}
         self.trainable.load_state(part(tensors, "state/"))
