@@ -192,7 +192,7 @@ def test_what_is_its_own_mirror_image_is_no_unseen_picture(spec):
         ({"updates": 0}, "--updates 0"),
         ({"restarts": 0}, "--restarts 0"),
         ({"method": "dori:batch=0"}, "greater than or equal to 1"),
-        ({"method": "dori:lr=-1"}, "above 0"),
+        ({"method": "dori:lr=-1"}, "greater than or equal to 0"),
         ({"method": "none"}, "choose one of adaptive, dori"),
         ({"method": "adaptive:lr=1"}, "no setting 'lr'"),
         ({"method": "adaptive", "init": "random"}, "--init"),

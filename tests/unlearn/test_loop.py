@@ -103,7 +103,7 @@ def test_a_parameter_that_is_not_used_keeps_its_place(tmp_path):
 
 
 def test_of_too_many_weights_there_is_no_average(tmp_path, monkeypatch):
-    """The weights stand for it; they are those of a run with one, a stopped run too, and checkpoints hold no average."""
+    """The weights stand for it, those of a run with one, also where a run goes on; checkpoints hold no average."""
     whole, _ = train(tmp_path / "averaged")
     monkeypatch.setattr("unmemorize.unlearn.loop.AVERAGED", 10)
     model, fitted = train(tmp_path / "run")
@@ -112,7 +112,7 @@ def test_of_too_many_weights_there_is_no_average(tmp_path, monkeypatch):
         assert torch.equal(p, other)
     tensors = load_checkpoint(tmp_path / "run")[1]
     assert not [name for name in tensors if name.startswith("ema/")]
-    again, fitted = train(tmp_path / "run")  # goes on from its last checkpoint
+    _, fitted = train(tmp_path / "run")  # goes on from its last checkpoint
     assert all(torch.equal(fitted.average[name], p) for name, p in model.named_parameters())
 
 
