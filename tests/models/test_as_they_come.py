@@ -19,6 +19,8 @@ from pipelines import tiny
 from unmemorize.core.errors import NotApplicable, UserError
 from unmemorize.core.methods import Subject
 from unmemorize.core.sample import Sampler, generate, generators
+from unmemorize.detect.noise import NoiseGap
+from unmemorize.explain.gradient import Gradient
 from unmemorize.localize.reference import check_finite
 from unmemorize.mitigate.edit import Edit
 from unmemorize.models.configs import CONFIGS, write_configuration
@@ -541,6 +543,16 @@ def test_quantized_weights_are_neither_trained_nor_searched(dtype, tmp_path):
         check_finite(model.denoiser)
     with pytest.raises(NotApplicable, match="quantized weights are not trained"):
         finetune(model, None, Finetune(), tmp_path)
+
+
+def test_no_gradient_passes_through_layerwise_casting():
+    """Predictions do: torch would end in a message about types where a gradient to the text is asked for."""
+    pipe = tiny("sd")
+    pipe.unet.enable_layerwise_casting(storage_dtype=torch.float8_e4m3fn, compute_dtype=torch.float32)
+    subject = Subject(wrap(pipe), Sampler(2))
+    assert NoiseGap().score(subject, subject.model.encode(["an owl"]), seeds=[0]).by_seed.isfinite().all()
+    with pytest.raises(NotApplicable, match="kept in float8"):
+        Gradient().explain(subject, "an owl", seeds=[0])
 
 
 def test_fused_projections_are_not_trained(tmp_path):

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
+from unmemorize.core.errors import NotApplicable
+
 
 @contextmanager
 def record(module: nn.Module, names: Sequence[str]) -> Iterator[dict[str, list[Tensor]]]:
@@ -143,7 +145,15 @@ def replaced(module: nn.Module, weights: Mapping[str, Tensor]) -> Iterator[None]
 
 @contextmanager
 def frozen(module: nn.Module) -> Iterator[None]:
-    """Evaluation mode and no parameter gradients: only gradients of inputs are computed."""
+    """Evaluation mode and no parameter gradients: only gradients of inputs are computed.
+
+    Raises:
+        NotApplicable: Weights are kept in float8, through which no gradient passes.
+    """
+    if any(p.dtype.itemsize == 1 and p.dtype.is_floating_point for p in module.parameters()):
+        raise NotApplicable(
+            "its weights are kept in float8 (layerwise casting), through which no gradient passes: load it without"
+        )
     modes = {m: m.training for m in module.modules()}
     flags = {p: p.requires_grad for p in module.parameters()}
     try:
