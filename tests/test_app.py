@@ -27,7 +27,7 @@ def address(tiny_folder, tmp_path_factory):
     for seed, caption in enumerate([HOSTILE, "noise"]):
         save_image(torch.rand(3, 32, 32, generator=torch.Generator().manual_seed(seed)), folder / f"{seed}<b>.png")
         (folder / f"{seed}<b>.txt").write_text(caption)
-    options = ["--references", folder, "--seeds", "2", "--pictures", "2", "--steps", "200", "--port", "0"]
+    options = ["--references", folder, "--seeds", "2", "--pictures", "2", "--steps", "500", "--port", "0"]
     command = [sys.executable, "-m", "unmemorize", "inspect", tiny_folder, *options]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
         try:

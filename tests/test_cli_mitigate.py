@@ -147,7 +147,7 @@ WRONG = {
     "one ordinary picture": ({"--controls": "{folders}/memorized"}, "too few"),
     "a folder that is there": ({"--out": "{folders}"}, "not empty"),
     "no such edit": ({"--method": "finetune:batch=2", "--mitigation": "nowhere.safetensors"}, "no such file"),
-    "a rate that breaks the model": ({"--method": "neggrad:batch=2,lr=1e30", "--updates": "8"}, "not finite"),
+    "a rate that breaks the model": ({"--method": "neggrad:batch=2,lr=1e6", "--updates": "8"}, "not finite"),
 }
 
 
