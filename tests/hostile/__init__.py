@@ -26,6 +26,7 @@ def fake_ghostscript(folder: Path, mark: Path) -> Path:
 
 
 def named_pipe(path: Path) -> Path:
+    path.unlink(missing_ok=True)  # what was drawn there before
     os.mkfifo(path)
     return path
 
