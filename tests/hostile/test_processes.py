@@ -22,7 +22,9 @@ SECONDS = 200  # for what takes five on an idle machine
 ASCII = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
 LOCALES = ({"LC_ALL": "C.UTF-8"}, {"LC_ALL": "C"}, ASCII, {"PYTHONIOENCODING": "latin-1"})
 # What a command says on the error stream beside its one mistake; all else was said by a library.
-OWN = re.compile(r"error: |loading .* …$|[\w -]+: [\d,]+ of [\d,]+$|.*: \d+ pictures; |about \d+ min: |.*: goes on; ")
+OWN = re.compile(
+    r"error: |loading .* (…|\\u2026)$|[\w -]+: [\d,]+ of [\d,]+$|.*: \d+ pictures; |about \d+ min: |.*: goes on; "
+)
 QUICK = ("--seeds", "1", "--steps", "2")
 
 
@@ -32,8 +34,8 @@ def command(rng: Random, folder: Path, tiny: Path, audited: Path) -> list[str]:
     (folder / "source" / "postscript.png").write_bytes(EPS)
     if rng.random() < 0.3:
         named_pipe(folder / "source" / rng.choice(("0.png", "0.txt", "metadata.csv", "pipe.tar")))
-    sources.prompts(rng, folder)
-    (prompts,) = folder.glob("prompts.*")
+    drawn = sources.prompts(rng, folder)
+    prompts = folder / drawn.name.partition(",")[0]  # it may be a link to nowhere, which no listing has
     others.runs(audited, rng, folder)
     if rng.random() < 0.3:
         tiny = shutil.copytree(tiny, folder / "model", copy_function=shutil.copyfile)
