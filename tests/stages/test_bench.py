@@ -11,6 +11,7 @@ import torch
 
 from hostile import complaints
 from pipelines import tiny
+from unmemorize.core.errors import NotApplicable
 from unmemorize.core.sample import Sampler, generate
 from unmemorize.data.pictures import save_image
 from unmemorize.data.source import Prompt
@@ -208,3 +209,17 @@ def test_a_mitigation_that_does_not_apply_has_a_reason():
     (contest,) = contests_of(rows)
     assert [row["method"] for row in contest.methods] == ["none", "better", "worse"]
     assert [row["method"] for row in contest.not_applicable] == ["other"]
+
+
+def test_where_no_mitigation_applies_the_methods_are_named_next(call, copied, tmp_path, monkeypatch):
+    """There is a table, of the model as it came, and no best one to attack."""
+
+    def refuse(self, text, progress):
+        raise NotApplicable("nothing to act on")
+
+    monkeypatch.setattr("unmemorize.stages.contend.Contest.fitted", refuse)
+    code, out, err = call(*copied, "--method", "embedding-noise", "--run", tmp_path / "run")
+    assert code == 0, err
+    assert "embedding-noise: not applicable: nothing to act on" in out
+    assert out.splitlines()[-1] == "next: unmemorize methods"
+    assert "No mitigation applies to" in (tmp_path / "run" / "report.html").read_text()

@@ -21,7 +21,7 @@ from unmemorize.data.source import Prompt
 from unmemorize.report.bench import SCHEMAS, build_bench
 from unmemorize.stages.contend import CONTEND, contested
 from unmemorize.stages.detect import DETECT, detectors_of, write_prompts
-from unmemorize.stages.inputs import Inputs, load_as_asked, prompt_source, text_source, with_sampling
+from unmemorize.stages.inputs import Inputs, load_as_asked, prompt_source, with_sampling
 from unmemorize.stages.mitigations import require_mitigation
 from unmemorize.stages.rank import RANK
 from unmemorize.stages.trial import TRIAL, trials, with_methods
@@ -118,7 +118,7 @@ def _tried(spec: BenchSpec, run: Path, progress: Progress) -> list[Row]:
     """The rows of one model: without a mitigation, under each, and of those that do not apply to it."""
     inputs = Inputs.of(spec)
     targets = inputs.bundle.targets(inputs.model.image_size)
-    sources = {"targets": text_source(inputs.bundle.source("targets"), targets.prompts)}
+    sources = {"targets": targets.source(inputs.bundle.source("targets")), "references": inputs.check.source}
     with Run.open(run, inputs.record(sources, inputs.check.criterion)) as opened:
         CONTEND.finish(inputs, opened, progress)
     rows = pq.read_table(run / "scores" / "mitigations.parquet").to_pylist()

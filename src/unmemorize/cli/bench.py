@@ -39,7 +39,8 @@ def bench(spec: BenchSpec, *, run: Run = "", json: Json = False) -> None:
             _print_contest(contest.model, contest.methods)
             _say_not_applicable(contest.not_applicable)
         # The best is still to be attacked, which an audit does.
-        after = ["audit", spec.model, "--mitigation", contests[0].methods[1]["method"]]
+        best = [row["method"] for row in contests[0].methods[1:2]]
+        after = ["audit", spec.model, "--mitigation", *best] if best else ["methods"]
     else:
         after = ["methods", rows[0]["method"].partition(":")[0]]
         for ranking in rankings_of(rows):
