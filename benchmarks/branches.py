@@ -7,6 +7,7 @@ from functools import cache
 
 import torch
 from common import SAMPLER
+from harness import Row
 
 from unmemorize.core.methods import Subject
 from unmemorize.core.sample import generate
@@ -43,3 +44,10 @@ def pictures(subject: Subject, prompts: Sequence[str], seeds: Sequence[int]) -> 
     """A picture of each prompt at the seed beside it."""
     cond = subject.model.encode(prompts)
     return generate(subject.model, cond, seeds=seeds, sampler=subject.sampler, batch=BATCH).float().cpu()
+
+
+def forget_retrained(results: Row) -> None:
+    """Drop the rows of branches that have been trained anew since they were measured."""
+    rows = results["settings"]
+    current = {branch: subject_of(branch).model.fingerprint for branch in SHIPPED}
+    results["settings"] = {key: row for key, row in rows.items() if row["fingerprint"] == current.get(key[0])}

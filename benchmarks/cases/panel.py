@@ -12,7 +12,7 @@ from functools import partial
 
 import numpy as np
 import torch
-from branches import REPORTING, SHIPPED, pictures, places_of, references, subject_of
+from branches import BATCH, REPORTING, SHIPPED, forget_retrained, pictures, places_of, references, subject_of
 from common import are_copies, match_closest
 from harness import Cases, Options, Row, Study, numbers_of, save_figure, show, table
 from matplotlib.figure import Figure
@@ -24,7 +24,6 @@ from unmemorize.testbed.panel import BRANCHES, KINDS, Entry
 
 SEEDS = (100, 101)
 SCORED = (100, 101, 102, 103)
-BATCH = 32
 TRAINED = 4  # captions of a word that are asked, of those it is trained under
 SHOWN = 6  # verbatim entries of the figure
 
@@ -75,13 +74,6 @@ def scores(branch: str, rows: Row) -> Row:
         means = NoiseGap().score(subject, cond, seeds=SCORED).value
         values |= {prompt.id: float(value) for prompt, value in zip(part, means, strict=True)}
     return {"fingerprint": subject.model.fingerprint, "scores": values}
-
-
-def forget_retrained(results: Row) -> None:
-    """Drop the rows of branches that have been trained anew since they were measured."""
-    rows = results["settings"]
-    current = {branch: subject_of(branch).model.fingerprint for branch in SHIPPED}
-    results["settings"] = {key: row for key, row in rows.items() if row["fingerprint"] == current.get(key[0])}
 
 
 def cases(options: Options) -> Cases:

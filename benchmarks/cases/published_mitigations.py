@@ -13,7 +13,7 @@ from functools import cache, partial
 
 import numpy as np
 import torch
-from branches import REPORTING, SHIPPED, pictures, places_of, references, subject_of
+from branches import REPORTING, SHIPPED, forget_retrained, pictures, places_of, references, subject_of
 from common import are_copies, match_closest
 from harness import Cases, Options, Row, Study, numbers_of, save_figure, show, table
 from matplotlib.figure import Figure
@@ -95,6 +95,13 @@ def alignment(branch: str) -> Alignment:
     return Alignment(subject_of(branch).model)
 
 
+@cache
+def unmitigated(branch: str) -> torch.Tensor:
+    """The pictures of the ordinary prompts by a branch as it came."""
+    generated, _ = ordinary()
+    return pictures(subject_of(branch), generated, list(range(len(generated))))
+
+
 def measured(branch: str, spelled: str, rows: Row) -> Row:
     """By memorized prompt whether it copies and its alignment; ordinary pictures beside those without mitigation."""
     subject, align = subject_of(branch), alignment(branch)
@@ -108,7 +115,7 @@ def measured(branch: str, spelled: str, rows: Row) -> Row:
         images = pictures(changed, texts, [SEED] * len(texts))
         spent = cost.forward / len(texts)
         harmed = pictures(changed, generated, list(range(len(generated))))
-    whole = pictures(subject, generated, list(range(len(generated))))
+    whole = unmitigated(branch)
     copied = are_copies(match_closest(images, [places_of(entry) for entry in entries], references()))
     names = [entry.id for entry in entries]
     own = references()[[places_of(entry)[0] for entry in entries]].images
@@ -136,13 +143,6 @@ def baseline(branch: str, rows: Row) -> Row:
     images = pictures(subject_of(branch), texts, [SEED] * len(texts))
     values = alignment(branch)(images, texts).tolist()
     return {"fingerprint": subject_of(branch).model.fingerprint, "alignment": dict(zip(prompts, values, strict=True))}
-
-
-def forget_retrained(results: Row) -> None:
-    """Drop the rows of branches that have been trained anew since they were measured."""
-    rows = results["settings"]
-    current = {branch: subject_of(branch).model.fingerprint for branch in SHIPPED}
-    results["settings"] = {key: row for key, row in rows.items() if row["fingerprint"] == current.get(key[0])}
 
 
 def cases(options: Options) -> Cases:

@@ -142,7 +142,7 @@ def test_every_row_of_a_picture_is_named(old, new, tmp_path):
 def test_many_are_compared_within_three_bits(old, new, tmp_path, monkeypatch):
     """The rule depends on how many hashes both sets have together."""
     run(old, tmp_path / "old-run")
-    monkeypatch.setattr("unmemorize.data.against.MANY", 5)
+    monkeypatch.setattr("unmemorize.data.duplicates.MANY", 5)
     summary = run(new, tmp_path / "run", against=str(tmp_path / "old-run"))
     assert summary["against"]["rule"] == "phash-3-cosine-16px"
     assert summary["near_duplicates"]["rule"] == "phash-7-cosine-16px"

@@ -24,7 +24,15 @@ Judge = Callable[[Tensor, References], list[Match]]  # pictures, and the target 
 Floats = NDArray[np.float64]
 Texts = NDArray[np.str_]
 CURVE = (0, 1, 10, 25, 50, 150, 500)
-SEEDS = (100, 101, 102, 103)  # of generation: an attack's own start at 2³²
+FIRST_SEED = 100  # of generation: an attack's own start at 2³²
+
+
+def judging_seeds(pictures: int) -> tuple[int, ...]:
+    """Seeds that mitigations and attacks are judged on, one a picture: none that an audit generates with."""
+    return tuple(range(FIRST_SEED, FIRST_SEED + pictures))
+
+
+SEEDS = judging_seeds(4)
 
 
 @dataclass(frozen=True)

@@ -181,6 +181,17 @@ class Prediction:
             case "flow":
                 return self.x - self.sigma * self.output
 
+    def with_x0_moved(self, change: Tensor) -> Prediction:
+        """The prediction at the same state whose clean latent is this one's plus `change`, (n, c, h, w)."""
+        match self.kind:
+            case "epsilon":
+                moved = -self.alpha / self.sigma * change
+            case "sample":
+                moved = change
+            case "v_prediction" | "flow":
+                moved = -change / self.sigma
+        return replace(self, output=self.output + moved)
+
     @property
     def v(self) -> Tensor:
         """The predicted velocity α·ε − σ·x0 of a variance-preserving process."""

@@ -10,10 +10,10 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from unmemorize.data.database import arrow, counts, open_parquet, write_query
-from unmemorize.data.duplicates import MANY, SAME, WINDOW, Rule
+from unmemorize.data.database import arrow, counts, insert, open_parquet, write_query
+from unmemorize.data.duplicates import SAME, WINDOW, Rule, tables_for
 from unmemorize.data.hashes import similarity
-from unmemorize.data.near_hashes import SEVEN_BITS, THREE_BITS, Hashes, near_hashes
+from unmemorize.data.near_hashes import Hashes, near_hashes
 
 
 def compare_with(connection: Any, files: Sequence[Path], target: Path) -> tuple[Rule, int]:
@@ -58,7 +58,7 @@ def _find_crossing(connection: Any) -> Rule:
     """Make `crossing` (here, there): pairs of perceptual hashes, one of each set, that are equal or near."""
     here, there = (_hashes(connection, table) for table in ("distinct_pictures", "other_pictures"))
     both = np.union1d(here, there)
-    tables = SEVEN_BITS if len(both) <= MANY else THREE_BITS
+    tables = tables_for(len(both))
     connection.execute("CREATE TABLE met (here UBIGINT, there UBIGINT)")
     equal = np.intersect1d(here, there)
     _insert(connection, equal, equal)
@@ -88,9 +88,7 @@ def _in(hashes: Hashes, ordered: Hashes) -> NDArray[np.bool_]:
 
 def _insert(connection: Any, here: Hashes, there: Hashes) -> None:
     if len(here):
-        connection.register("pairs", pa.table({"here": here, "there": there}))
-        connection.execute("INSERT INTO met FROM pairs")
-        connection.unregister("pairs")
+        insert(connection, "met", pa.table({"here": here, "there": there}))
 
 
 def _find_alike(connection: Any) -> None:
@@ -105,7 +103,5 @@ def _find_alike(connection: Any) -> None:
         cosine = similarity(batch["x"].to_pylist(), batch["y"].to_pylist()) if len(batch) else np.zeros(0, np.float32)
         near = cosine >= SAME
         rows = {"row": batch["row"].to_numpy()[near], "other": batch["other"].to_numpy()[near]}
-        connection.register("pairs", pa.table(rows | {"equal": np.zeros(near.sum(), np.bool_), "cosine": cosine[near]}))
-        connection.execute("INSERT INTO alike FROM pairs")
-        connection.unregister("pairs")
+        insert(connection, "alike", pa.table(rows | {"equal": np.zeros(near.sum(), np.bool_), "cosine": cosine[near]}))
     connection.execute("INSERT INTO found FROM alike")

@@ -85,6 +85,13 @@ def rows(connection: Any, query: str) -> list[dict[str, Any]]:
     return result
 
 
+def insert(connection: Any, table: str, values: pa.Table) -> None:
+    """Add rows to a table of the same columns."""
+    connection.register("inserted", values)
+    connection.execute(f"INSERT INTO {table} FROM inserted")
+    connection.unregister("inserted")
+
+
 def group_hashes(connection: Any, table: str, source: str, found: str, size: int) -> None:
     """Group rows by a hash, some of the hashes at a time, so that memory holds no more groups than `GROUPED`.
 

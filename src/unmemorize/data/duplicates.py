@@ -15,7 +15,7 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from unmemorize.core.errors import UserError
-from unmemorize.data.database import arrow, rows
+from unmemorize.data.database import arrow, insert, rows
 from unmemorize.data.hashes import Looks, similarities, similarity
 from unmemorize.data.near_hashes import SEVEN_BITS, THREE_BITS, Tables, near_hashes
 
@@ -108,16 +108,19 @@ def group_pictures(connection: Any) -> Rule:
     return Rule(tables.bits)
 
 
+def tables_for(hashes: int) -> Tables:
+    """How near ones are looked for among so many perceptual hashes."""
+    return SEVEN_BITS if hashes <= MANY else THREE_BITS
+
+
 def _find_near_hashes(connection: Any) -> Tables:
     """Make `near` (one, other): the pairs of different perceptual hashes within the bits of the tables it returns."""
     distinct = arrow(connection, "SELECT DISTINCT perceptual FROM distinct_pictures")
     hashes = distinct["perceptual"].to_numpy()
-    tables = SEVEN_BITS if len(hashes) <= MANY else THREE_BITS
+    tables = tables_for(len(hashes))
     connection.execute("CREATE TABLE met (one UBIGINT, other UBIGINT)")
     for one, other in near_hashes(hashes, tables):
-        connection.register("pairs", pa.table({"one": one, "other": other}))
-        connection.execute("INSERT INTO met FROM pairs")
-        connection.unregister("pairs")
+        insert(connection, "met", pa.table({"one": one, "other": other}))
     connection.execute("CREATE TABLE near AS SELECT DISTINCT one, other FROM met; DROP TABLE met")
     return tables
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from unmemorize.core.errors import UserError
 from unmemorize.core.methods import Acts, Mitigation, Subject, method
-from unmemorize.core.model import Condition, Prediction
+from unmemorize.core.model import Condition
 from unmemorize.core.run import Progress, quiet
 from unmemorize.core.sample import Sampler, StepState
 
@@ -29,10 +29,10 @@ class DissimilaritySampler(Sampler):
     def guide(self, state: StepState) -> Tensor:
         """The guided output, moved where the clean latent that it says is too near a training picture's."""
         assert self.latents is not None  # or the mitigation would not have been fitted
-        alpha, sigma = state.cond.alpha, state.cond.sigma
-        x0 = Prediction(state.output, state.cond.kind, state.scaled, alpha, sigma).x0
+        guided = replace(state.cond, output=state.output)
+        x0 = guided.x0
         moved = displacement(x0.flatten(1).float(), self.latents.to(x0.device), self.near)
-        return state.output + output_change(state.cond, moved.reshape(x0.shape).to(x0))
+        return guided.with_x0_moved(moved.reshape(x0.shape).to(x0)).output
 
 
 def displacement(x0: Tensor, known: Tensor, near: float) -> Tensor:
@@ -50,17 +50,6 @@ def displacement(x0: Tensor, known: Tensor, near: float) -> Tensor:
     away = torch.where(same[:, None], known.mean(dim=0) - center, away)
     kept = center + near * mean[:, None] * away / away.norm(dim=1, keepdim=True)
     return torch.where((nearest < near * mean)[:, None], kept - x0, 0.0)
-
-
-def output_change(prediction: Prediction, change: Tensor) -> Tensor:
-    """How the trained output changes where the clean latent that it says changes so much, at the same state."""
-    match prediction.kind:
-        case "epsilon":
-            return -prediction.alpha / prediction.sigma * change
-        case "sample":
-            return change
-        case "v_prediction" | "flow":
-            return -change / prediction.sigma
 
 
 @method(

@@ -111,16 +111,16 @@ def contests_of(rows: Sequence[Row]) -> list[Contest]:
 
 def mitigations_latex(contests: Sequence[Contest]) -> str:
     """All mitigations as a table of the booktabs package."""
-    lines = [r"\begin{tabular}{lrrrrr}", r"\toprule"]
-    lines.append(r"mitigation & copies & ordinary changed & alignment & likeness & evaluations \\")
+    parts = []
     for contest in contests:
-        lines += [r"\midrule", rf"\multicolumn{{6}}{{l}}{{{_escaped(contest.model)}}} \\"]
+        lines = []
         for row in contest.methods:
             alignment = "--" if row["alignment"] is None else _limits(row, "alignment")
             cells = [_escaped(row["method"]), _limits(row, "copies"), _limits(row, "changed"), alignment]
-            cells += [number(row["likeness"]), number(row["evaluations"])]
-            lines.append(" & ".join(cells) + r" \\")
-    return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", ""])
+            lines.append([*cells, number(row["likeness"]), number(row["evaluations"])])
+        parts.append((contest.model, lines))
+    head = ("mitigation", "copies", "ordinary changed", "alignment", "likeness", "evaluations")
+    return _tabular(head, parts)
 
 
 def rankings_of(rows: Sequence[Row]) -> list[Ranking]:
@@ -142,14 +142,23 @@ def rankings_of(rows: Sequence[Row]) -> list[Ranking]:
 
 def latex(rankings: Sequence[Ranking]) -> str:
     """All labelled prompts as a table of the booktabs package."""
-    lines = [r"\begin{tabular}{lrrrrr}", r"\toprule"]
-    lines.append(r"method & AUC & TPR at 1\% FPR & behind the best & evaluations & time \\")
+    parts = []
     for ranking in rankings:
-        lines += [r"\midrule", rf"\multicolumn{{6}}{{l}}{{{_escaped(ranking.model)}}} \\"]
+        lines = []
         for row in ranking.methods:
             cells = [_escaped(row["method"]), *(_limits(row, name) for name in ("auc", "tpr", "behind"))]
-            cells += [number(row["evaluations"]), number(row["ratio"])]
-            lines.append(" & ".join(cells) + r" \\")
+            lines.append([*cells, number(row["evaluations"]), number(row["ratio"])])
+        parts.append((ranking.model, lines))
+    head = ("method", "AUC", r"TPR at 1\% FPR", "behind the best", "evaluations", "time")
+    return _tabular(head, parts)
+
+
+def _tabular(head: Sequence[str], parts: Sequence[tuple[str, Sequence[Sequence[str]]]]) -> str:
+    """A table of the booktabs package: a part a model, with its name above its lines of cells."""
+    lines = [rf"\begin{{tabular}}{{l{'r' * (len(head) - 1)}}}", r"\toprule", " & ".join(head) + r" \\"]
+    for model, rows in parts:
+        lines += [r"\midrule", rf"\multicolumn{{{len(head)}}}{{l}}{{{_escaped(model)}}} \\"]
+        lines += [" & ".join(cells) + r" \\" for cells in rows]
     return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", ""])
 
 

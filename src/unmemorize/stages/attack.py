@@ -10,7 +10,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 from safetensors.torch import save_file
 
-from unmemorize.attack.extraction import CURVE, SEEDS, Evidence, Trial, extraction, require_prompts
+from unmemorize.attack.extraction import CURVE, Evidence, Trial, extraction, judging_seeds, require_prompts
 from unmemorize.core.crew import ALONE, Crew
 from unmemorize.core.errors import UserError
 from unmemorize.core.hooks import checkpointed
@@ -135,8 +135,7 @@ def _attacking(
             seeds=range(len(ordinary)),
             progress=progress,
         )
-    seeds = tuple(range(SEEDS[0], SEEDS[0] + spec.pictures))
-    trial = Trial(curve_of(attack), spec.init, spec.restarts, seeds)
+    trial = Trial(curve_of(attack), spec.init, spec.restarts, judging_seeds(spec.pictures))
 
     def do(shard: Sequence[tuple[str, int]]) -> list[Row]:
         targets = References.joined([subjects.groups[group][[index]] for group, index in shard])

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 
-from unmemorize.attack.extraction import Extraction, Trial, extraction
+from unmemorize.attack.extraction import Extraction, Trial, extraction, judging_seeds
 from unmemorize.core.errors import UserError
 from unmemorize.core.groups import ATTACKED, CONTROL, IN_AUDIT, UNSEEN
 from unmemorize.core.methods import settings
@@ -20,7 +20,7 @@ from unmemorize.metrics.budget import rates
 from unmemorize.metrics.similarity import References
 from unmemorize.stages.attack import attack_of, prepared
 from unmemorize.stages.inputs import Inputs, NotRun
-from unmemorize.stages.mitigate import LOWERING, Copies, Fitting, attack_seeds, copied, mitigations_of
+from unmemorize.stages.mitigate import LOWERING, Copies, Fitting, copied, mitigations_of
 from unmemorize.stages.stage import COPIED, Cost, Stage, Work, in_shards
 from unmemorize.stages.verify import reference_name
 from unmemorize.study.controls import FEWEST, Subjects, spread, with_controls
@@ -56,7 +56,7 @@ def attacking(inputs: Inputs, run: Path, progress: Progress) -> Work[tuple[str, 
             fitted[name], _ = fitting.fitted(name, text)
         fitting_costs[name] = cost.forward
     attack = prepared(attack_of(spec.attack_method, spec.attack_updates), inputs, subjects)
-    trial = Trial(curve_of(spec), "prompt", 1, attack_seeds(spec))
+    trial = Trial(curve_of(spec), "prompt", 1, judging_seeds(spec.pictures))
 
     def do(shard: Sequence[tuple[str, str, Sequence[int]]]) -> list[Row]:
         ((name, group, rows),) = shard
@@ -126,7 +126,7 @@ def _cost(inputs: Inputs) -> Cost:
     attacks = (1 + len(tried)) * (pictures + len(CONTROLS) * max(pictures, FEWEST))
     calls = sampling_evaluations(inputs.model, inputs.subject.sampler)
     rows = int(settings(attack_of(spec.attack_method, spec.attack_updates)).get("batch", 1))
-    judged = attacks * len(curve_of(spec)) * len(attack_seeds(spec))
+    judged = attacks * len(curve_of(spec)) * spec.pictures
     gradients = attacks * spec.attack_updates * rows
     if "guard" in tried:
         gradients += judged // (1 + len(tried)) * LOWERING

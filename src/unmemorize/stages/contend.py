@@ -13,7 +13,7 @@ from statistics import fmean
 import numpy as np
 from torch import Tensor
 
-from unmemorize.attack.extraction import SEEDS
+from unmemorize.attack.extraction import judging_seeds
 from unmemorize.core.choose import evenly
 from unmemorize.core.errors import NotApplicable, UserError
 from unmemorize.core.methods import Mitigation, Subject
@@ -30,6 +30,7 @@ from unmemorize.stages.stage import Stage, Work, in_shards
 from unmemorize.study.effects import Judge, copies_of, judge_of, pictures
 from unmemorize.verdict.findings import UNMITIGATED
 
+MEASURED = ("copied", "changed", "likeness", "alignment", "evaluations", "gradients", "seconds")
 HARMED = 24  # ordinary prompts that are generated, at most, and no more than half of them; the others calibrate
 
 
@@ -63,8 +64,7 @@ class Contest:
         apart = set(evenly(len(texts), min(HARMED, len(texts) // 2)))
         if not apart:
             raise UserError(f"{len(texts)} ordinary prompts: name two or more with --ordinary")
-        seeds = tuple(SEEDS[0] + k for k in range(spec.pictures))
-        judge = judge_of(model, inputs.check, seeds, testbed=bundle.own is not None)
+        judge = judge_of(model, inputs.check, judging_seeds(spec.pictures), testbed=bundle.own is not None)
         calibrating = tuple(text for i, text in enumerate(texts) if i not in apart)
         ordinary = tuple(texts[i] for i in sorted(apart))
         return cls(inputs, bundle.targets(model.image_size), judge, calibrating, ordinary)
@@ -187,5 +187,4 @@ def _limits(name: str, interval: Interval) -> Row:
     return {name: interval.value, f"{name}_low": interval.low, f"{name}_high": interval.high}
 
 
-MEASURED = ("copied", "changed", "likeness", "alignment", "evaluations", "gradients", "seconds")
 CONTEND = Stage("contend", "mitigations", in_shards(contending))

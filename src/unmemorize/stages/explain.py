@@ -6,7 +6,6 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
-import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
@@ -27,7 +26,7 @@ from unmemorize.explain.tokens import rank_agreement
 from unmemorize.explain.words import measure, occurrences, without
 from unmemorize.stages.inputs import Inputs, scores_of
 from unmemorize.stages.stage import COPIED, Cost, Stage, Work, in_shards
-from unmemorize.stages.verify import reference_name
+from unmemorize.stages.verify import copied_rows, reference_name
 from unmemorize.study.copies import CopyCheck
 
 SPECIAL = ("begin", "end", "padding")  # tokens that are no words
@@ -94,8 +93,9 @@ def explaining(inputs: Inputs, run: Path, progress: Progress) -> Work[Prompt]:
     """
     spec, prompts, subject, seeds = inputs.spec, inputs.prompts, inputs.subject, inputs.spec.numbers
     explainer: Explainer = parse("explainer", spec.explainer)
-    copies = _copies(inputs, _copied_rows(run))
-    chosen = in_order(inputs, run)[: limited(spec.explain, len(prompts))]
+    copied = copied_rows(run)
+    copies = _copies(inputs, copied)
+    chosen = in_order(inputs, run, copied)[: limited(spec.explain, len(prompts))]
     worded = [prompt for prompt in chosen if prompt.text.strip()]
     if not worded:
         raise NotApplicable("no prompt holds a word")
@@ -115,19 +115,13 @@ def explaining(inputs: Inputs, run: Path, progress: Progress) -> Work[Prompt]:
     return Work("explain", "scores/explain.parquet", worded, do, size=4)
 
 
-def in_order(inputs: Inputs, run: Path) -> list[Prompt]:
-    """The prompts in the order in which they are explained: those that gave copies, then those of high score."""
+def in_order(inputs: Inputs, run: Path, copied: Sequence[Row]) -> list[Prompt]:
+    """The prompts in the order in which they are explained: those that gave the copies, then those of high score."""
     prompts = inputs.prompts
     means = scores_of(run, len(prompts)).mean(axis=1)
-    copied = {row["id"] for row in _copied_rows(run)}
-    order = sorted(range(len(prompts)), key=lambda i: (prompts[i].id not in copied, -means[i]))
+    first = {row["id"] for row in copied}
+    order = sorted(range(len(prompts)), key=lambda i: (prompts[i].id not in first, -means[i]))
     return [prompts[i] for i in order]
-
-
-def _copied_rows(run: Path) -> list[Row]:
-    verified = run / "scores" / "verify.parquet"
-    rows: list[Row] = pq.read_table(verified).to_pylist() if verified.exists() else []
-    return [row for row in rows if row["verdict"] != "none"]
 
 
 def _omission(

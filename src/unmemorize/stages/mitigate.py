@@ -6,11 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
-from unmemorize.attack.extraction import SEEDS
+from unmemorize.attack.extraction import judging_seeds
 from unmemorize.core.choose import evenly
 from unmemorize.core.errors import NotApplicable, UserError
 from unmemorize.core.methods import Mitigation, Subject, is_plain, methods, parse, spelled
@@ -28,7 +27,7 @@ from unmemorize.mitigate.edit import Edit
 from unmemorize.stages.inputs import UNSEEN, Inputs, NotRun
 from unmemorize.stages.mitigations import fit, mitigation_of, named_apart, promises_a_rate
 from unmemorize.stages.stage import COPIED, Cost, Stage, Work, in_shards
-from unmemorize.stages.verify import reference_name
+from unmemorize.stages.verify import VERIFY, copied_rows, reference_name
 from unmemorize.study.controls import spread
 from unmemorize.study.effects import Judge, copies_of, judge_of, pictures
 from unmemorize.verdict.findings import UNMITIGATED
@@ -121,7 +120,8 @@ def _calibrating(inputs: Inputs) -> list[str]:
 def mitigations_of(inputs: Inputs) -> dict[str, str]:
     """The mitigations to try in this audit, by short name: none of those that `left_out` names."""
     tried = mitigations(inputs.spec, testbed=inputs.bundle.own is not None)
-    return {name: text for name, text in tried.items() if name not in left_out(inputs)}
+    omitted = left_out(inputs)
+    return {name: text for name, text in tried.items() if name not in omitted}
 
 
 def left_out(inputs: Inputs) -> list[str]:
@@ -147,7 +147,7 @@ def mitigating(inputs: Inputs, run: Path, progress: Progress) -> Work[str]:
         raise NotRun("no mitigation was asked for: name one with --mitigation")
     copies = copied(inputs, run)
     model, subject = inputs.model, inputs.subject
-    judge = judge_of(model, inputs.check, attack_seeds(inputs.spec), testbed=inputs.bundle.own is not None)
+    judge = judge_of(model, inputs.check, judging_seeds(inputs.spec.pictures), testbed=inputs.bundle.own is not None)
     fitting = Fitting(inputs, run, copies.prompts, progress)
     prompts = _ordinary(inputs, ORDINARY)
 
@@ -176,10 +176,10 @@ def copied(inputs: Inputs, run: Path) -> Copies:
         NotApplicable: Nothing was copied.
         NotRun: There are no training pictures to compare with.
     """
-    table, references = run / "scores" / "verify.parquet", inputs.references
-    if not table.exists():
+    references = inputs.references
+    if not VERIFY.done(run):
         raise NotRun(UNSEEN)
-    rows = [row for row in pq.read_table(table).to_pylist() if row["verdict"] != "none"]
+    rows = copied_rows(run)
     if not rows:
         raise NotApplicable("nothing was copied")
     texts = {p.id: p.text for p in inputs.prompts}
@@ -192,11 +192,6 @@ def copied(inputs: Inputs, run: Path) -> Copies:
     place = {reference_name(name): i for i, name in enumerate(references.names)}
     chosen = replace(references[[place[name] for name in first]], captions=tuple(first.values()))
     return Copies(prompts, spread(chosen, limited(inputs.spec.attack, len(chosen))))
-
-
-def attack_seeds(spec: AuditSpec) -> tuple[int, ...]:
-    """Seeds that mitigations and attacks are judged on: none that the audit generated with."""
-    return tuple(SEEDS[0] + k for k in range(spec.pictures))
 
 
 def _ordinary(inputs: Inputs, count: int) -> list[str]:
@@ -239,7 +234,7 @@ def _cost(inputs: Inputs) -> Cost:
     if not tried or not inputs.bundle.has("references"):
         return Cost()
     copies = max(limited(spec.generate, len(inputs.prompts)) // COPIED, 1)
-    each = limited(spec.attack, copies) * len(attack_seeds(spec)) + len(_ordinary(inputs, ORDINARY))
+    each = limited(spec.attack, copies) * spec.pictures + len(_ordinary(inputs, ORDINARY))
     calls = sampling_evaluations(inputs.model, inputs.subject.sampler)
     search = 0
     if "wanda" in tried:

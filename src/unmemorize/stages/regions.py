@@ -18,6 +18,7 @@ from unmemorize.data.source import Prompt
 from unmemorize.stages.explain import brightness, in_order
 from unmemorize.stages.inputs import Inputs, NotRun
 from unmemorize.stages.stage import Cost, Stage, Work, in_shards
+from unmemorize.stages.verify import copied_rows
 
 
 def mapping(inputs: Inputs, run: Path, progress: Progress) -> Work[Prompt]:
@@ -31,7 +32,7 @@ def mapping(inputs: Inputs, run: Path, progress: Progress) -> Work[Prompt]:
         raise NotRun("no method that says where in pictures was asked for: name one with --regions")
     explainer: Explainer = parse("explainer", spec.regions)
     generated = set(pq.read_table(run / "scores" / "images.parquet")["id"].to_pylist())
-    prompts = [prompt for prompt in in_order(inputs, run) if prompt.id in generated]
+    prompts = [prompt for prompt in in_order(inputs, run, copied_rows(run)) if prompt.id in generated]
     seeds = range(spec.seed, spec.seed + spec.pictures)
 
     def do(shard: Sequence[Prompt]) -> list[Row]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import pyarrow.parquet as pq
+
 from unmemorize.core.crew import Crew
 from unmemorize.core.results import Match
 from unmemorize.core.run import Progress, digest
@@ -34,6 +36,13 @@ def _work(inputs: Inputs, run: Path, progress: Progress, crew: Crew) -> None:
 def _match_row(match: Match, caption: str | None) -> Row:
     values = {"distance": match.distance, "ratio": match.value, "verdict": match.verdict}
     return {"nearest": reference_name(match.nearest), "caption": caption} | values | {"mirrored": match.mirrored}
+
+
+def copied_rows(run: Path) -> list[Row]:
+    """The generated pictures of a run that are copies; none where nothing was compared."""
+    if not VERIFY.done(run):
+        return []
+    return [row for row in pq.read_table(run / "scores" / "verify.parquet").to_pylist() if row["verdict"] != "none"]
 
 
 def reference_name(name: str) -> str:
