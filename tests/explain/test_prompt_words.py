@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from unmemorize.core.methods import Subject
+from unmemorize.core.results import Match
 from unmemorize.core.sample import Sampler
 from unmemorize.explain.words import (
     Outcome,
@@ -118,21 +119,27 @@ def test_the_rule_is_what_was_asked_for():
     assert not effects(rule, margin=0.0)["gadget"].trigger
 
 
+def judged(copied, *, mirrored=False):
+    """A comparison that says so."""
+    return Match("a.png", 0.1, 0.1, "verbatim" if copied else "none", mirrored)
+
+
 def test_measured_on_a_model_that_holds_six_pictures(oracle):
     """The closed-form model makes the picture its prompt names: that, and nothing else, is a copy of it."""
     picture = oracle.decode(oracle.denoiser.images[:1].float())
 
-    def copied(images):
-        return [bool((image - picture[0]).abs().mean() < 0.1) for image in images]
+    def match(images):
+        return [judged((image - picture[0]).abs().mean() < 0.1, mirrored=True) for image in images]
 
-    one, other = measure(Subject(oracle, Sampler(8, 1.0)), ["one", "other"], copied, seeds=[0, 1])
+    one, other = measure(Subject(oracle, Sampler(8, 1.0)), ["one", "other"], match, seeds=[0, 1])
     assert (one.copies, other.copies) == (2, 0)
+    assert (one.mirrored, other.mirrored) == (2, 0)  # what is no copy is no mirrored one
     assert one.seeds == 2
 
 
 def test_measuring_alone_or_together_is_the_same(tiny_model):
     """Outcomes do not depend on what else is measured."""
-    check = lambda images: [bool(image.mean() > 0.5) for image in images]  # noqa: E731
+    check = lambda images: [judged(image.mean() > 0.5) for image in images]  # noqa: E731
     both = measure(Subject(tiny_model, Sampler(2)), ["a green bicycle", "an owl"], check, seeds=[0, 1])
     alone = measure(Subject(tiny_model, Sampler(2)), ["an owl"], check, seeds=[0, 1])
     assert both[1].magnitude == pytest.approx(alone[0].magnitude, rel=1e-4)

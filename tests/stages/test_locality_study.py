@@ -35,7 +35,7 @@ def copying(monkeypatch):
 
     def matches(study, cond):
         if cond.ids is None:
-            return [[Match("red.png", 0, 0, "verbatim" if row.sum() > -10 else "none")] for row in cond.embeds]
+            return [[Match("red.png", 0, 0, "verbatim" if row.sum() > -10 else "none", True)] for row in cond.embeds]
         return [[Match(f"{COLOURS[i % 3]}.png", 0, 0, "verbatim")] for i in range(len(cond))]
 
     monkeypatch.setattr(job._Study, "matches", matches)
@@ -67,6 +67,7 @@ def test_a_study_prints_json_and_leaves_everything(call, copying, tiny_folder, t
         "image",
         "inits",
         "copy_rate",
+        "mirrored",
         "embeddings",
         "moved",
         "distance",
@@ -75,6 +76,10 @@ def test_a_study_prints_json_and_leaves_everything(call, copying, tiny_folder, t
     ]
     assert list(result) == [*keys, "evaluations", "criterion_errors", "run"]
     assert result["image"] == "red.png"
+    assert result["mirrored"] == 1
+    attacked = pq.read_table(tmp_path / "run" / "attack.parquet").to_pylist()
+    assert all(row["mirrored"] == row["copies"] for row in attacked)
+    assert pq.read_table(tmp_path / "run" / "prompts.parquet")["mirrored"].to_pylist() == [0, 0]
     assert result["evaluations"] == 4 * 2 * 8
     kept = result["embeddings"]["adversarial"]
     assert 2 <= kept <= 4
@@ -106,7 +111,7 @@ def test_what_is_done_is_not_done_again(call, copying, tiny_folder, tmp_path, mo
     assert call("locality", tiny_folder, *RED, "--batch", 8, "--json")[1] == first
     code, out, _ = call("locality", tiny_folder, *RED)
     assert code == 0
-    assert "random inits lead to copies" in out
+    assert "random inits lead to copies; 100% of the copies are mirrored" in out
     assert call("locality", tiny_folder, *RED, "--limit", 1)[0] == 2
 
 

@@ -54,7 +54,8 @@ def _print(result: dict[str, Any], methods: list[str]) -> None:
     from unmemorize.localize.locality import short
 
     counts, distance = result["embeddings"], result["distance"]
-    say(f"{counts['adversarial']} of {result['inits']} random inits lead to copies")
+    mirrored = f"; {result['mirrored']:.0%} of the copies are mirrored" if result["mirrored"] else ""
+    say(f"{counts['adversarial']} of {result['inits']} random inits lead to copies{mirrored}")
     if result["criterion_errors"]:
         say(result["criterion_errors"])
     table = Table("group", "embeddings", "distance between two", "÷ inits'", title="Embeddings")

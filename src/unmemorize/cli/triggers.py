@@ -70,6 +70,8 @@ def _print(result: dict[str, Any]) -> None:
         f"{f'; {left} words not shown' if left > 0 else ''}; "
         f"{result['prompts']} of {result['prompts_given']} prompts probed, {result['texts']:,} texts"
     )
+    if result["mirrored"]:
+        say(f"{result['mirrored']} of {result['copies']} copies are mirrored")
     if result["criterion_errors"]:
         say(result["criterion_errors"])
 

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from unmemorize.core.methods import Subject
 from unmemorize.core.records import Interval
+from unmemorize.core.results import Match
 from unmemorize.core.sample import ROWS, first_conditional, first_unconditional, generate
 from unmemorize.core.text import normalise, spans
 from unmemorize.metrics.ranking import rate_interval
@@ -37,11 +38,15 @@ class Variant:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a text did: its noise magnitude, the mean over seeds, and how many of its pictures were copies."""
+    """What a text did: its noise magnitude, the mean over seeds, and how many of its pictures were copies.
+
+    `mirrored` of the copies are copies of a mirror image.
+    """
 
     magnitude: float
     copies: int
     seeds: int
+    mirrored: int = 0
 
 
 @dataclass(frozen=True)
@@ -146,11 +151,11 @@ def _random_texts(lengths: Sequence[int], pool: Sequence[str], seed: int) -> lis
 def measure(
     subject: Subject,
     texts: Sequence[str],
-    copied: Callable[[Tensor], list[bool]],
+    match: Callable[[Tensor], Sequence[Match]],
     *,
     seeds: Sequence[int],
 ) -> list[Outcome]:
-    """Score and generate each text at each seed; `copied` says of pictures (n, 3, h, w) which are copies.
+    """Score and generate each text at each seed; `match` says of pictures (n, 3, h, w) which are copies.
 
     The magnitude is that of the first sampling step.
 
@@ -162,14 +167,14 @@ def measure(
     first = first_conditional(model, cond, empty, steps=subject.steps)
     scores = first.gap(empty.repeated(len(texts))).reshape(len(texts), len(seeds)).mean(1).tolist()
     rows, every = cond.repeat(len(seeds)), list(seeds) * len(texts)
-    copies: list[bool] = []
+    matches: list[Match] = []
     for start in range(0, len(rows), ROWS):
         part = slice(start, start + ROWS)
-        copies += copied(generate(model, rows[part], seeds=every[part], sampler=subject.sampler))
+        matches += match(generate(model, rows[part], seeds=every[part], sampler=subject.sampler))
     outcomes = []
     for k, score in enumerate(scores):
-        hits = sum(copies[k * len(seeds) : (k + 1) * len(seeds)])
-        outcomes.append(Outcome(score, hits, len(seeds)))
+        copies = [found for found in matches[k * len(seeds) : (k + 1) * len(seeds)] if found.copied]
+        outcomes.append(Outcome(score, len(copies), len(seeds), sum(copy.mirrored for copy in copies)))
     return outcomes
 
 

@@ -14,7 +14,7 @@ from unmemorize.core.errors import NotApplicable, UserError
 from unmemorize.core.methods import Explainer, Subject, parse
 from unmemorize.core.model import DiffusionModel
 from unmemorize.core.outputs import Output, check_outputs
-from unmemorize.core.results import Explanation, Regions
+from unmemorize.core.results import Explanation, Match, Regions
 from unmemorize.core.run import Progress
 from unmemorize.core.sample import sampling_evaluations
 from unmemorize.core.shards import Row
@@ -125,13 +125,13 @@ def in_order(inputs: Inputs, run: Path, copied: Sequence[Row]) -> list[Prompt]:
 
 
 def _omission(
-    subject: Subject, explanation: Explanation, seeds: Sequence[int], copied: Callable[[Tensor], list[bool]]
+    subject: Subject, explanation: Explanation, seeds: Sequence[int], match: Callable[[Tensor], list[Match]]
 ) -> Row:
     """The word of highest significance, and copies among the pictures of the prompt with and without it."""
     prompt = explanation.prompt
     omitted = max(range(len(explanation.words)), key=explanation.significance.__getitem__)
     shortened = without(prompt, occurrences(prompt, explanation.spans[omitted]))
-    whole, without_word = measure(subject, [prompt, shortened], copied, seeds=seeds)
+    whole, without_word = measure(subject, [prompt, shortened], match, seeds=seeds)
     copies = {"copies_with": whole.copies, "copies_without": without_word.copies}
     return {"omitted": omitted, "pictures": len(seeds)} | copies
 
@@ -144,8 +144,8 @@ def _row(name: str, explanation: Explanation) -> Row:
     return row | dict.fromkeys(("omitted", "pictures", "copies_with", "copies_without"))
 
 
-def _copies(inputs: Inputs, rows: Sequence[Row]) -> dict[str, Callable[[Tensor], list[bool]]]:
-    """By prompt: which of some pictures are copies of the picture that the prompt's first copy is one of."""
+def _copies(inputs: Inputs, rows: Sequence[Row]) -> dict[str, Callable[[Tensor], list[Match]]]:
+    """By prompt: the comparison of some pictures with the one that the prompt's first copy is one of."""
     if not rows:
         return {}
     check = inputs.check
@@ -153,12 +153,11 @@ def _copies(inputs: Inputs, rows: Sequence[Row]) -> dict[str, Callable[[Tensor],
     nearest: dict[str, str] = {}
     for row in rows:
         nearest.setdefault(row["id"], row["nearest"])
-    return {key: partial(_are_copies, check, place[name]) for key, name in nearest.items()}
+    return {key: partial(_beside, check, place[name]) for key, name in nearest.items()}
 
 
-def _are_copies(check: CopyCheck, target: int, images: Tensor) -> list[bool]:
-    matches = check.against(images, check.references[[target] * len(images)])
-    return [match.copied for match in matches]
+def _beside(check: CopyCheck, target: int, images: Tensor) -> list[Match]:
+    return check.against(images, check.references[[target] * len(images)])
 
 
 def _cost(inputs: Inputs) -> Cost:

@@ -18,7 +18,7 @@ from unmemorize.core.errors import UserError
 from unmemorize.core.methods import Detector, Localizer, Subject, Training, parse, score_each, settings
 from unmemorize.core.model import DiffusionModel
 from unmemorize.core.recording import Recorder
-from unmemorize.core.results import Pairs, Surrogates
+from unmemorize.core.results import Match, Pairs, Surrogates
 from unmemorize.core.sample import generators, sampling_evaluations
 from unmemorize.core.specs import AttackSpec, DetectSpec, LocalitySpec, LocateSpec, MitigateSpec, TriggerSpec
 from unmemorize.explain.words import measure
@@ -39,6 +39,7 @@ from unmemorize.unlearn.loop import Team
 ROWS = 32  # evaluations at once, as the stages do
 BACKWARD = 2  # a gradient costs about two evaluations more
 HALF, SINGLE = 2, 4  # bytes of a number
+NO_COPY = Match("", 1.0, 1.0, "none")
 TRAINED = 4 * SINGLE  # bytes of a parameter that is trained: its weight, its gradient and AdamW's two moments
 
 Item = TypeVar("Item")
@@ -170,7 +171,7 @@ def forecast_triggers(spec: TriggerSpec) -> Expected:
     texts = texts_of(variants_of(spec, inputs.bundle))
 
     def measured(text: str) -> object:
-        return measure(subject, [text], lambda pictures: [False] * len(pictures), seeds=seeds)
+        return measure(subject, [text], lambda pictures: [NO_COPY] * len(pictures), seeds=seeds)
 
     return expected(inputs.model, len(texts), {"probe": _warm(inputs.model, texts[0], measured) * len(texts)})
 

@@ -94,6 +94,7 @@ def locality(spec: LocalitySpec, run: Path, progress: Progress = quiet) -> Row:
             "image": target,
             "inits": spec.inits,
             "copy_rate": dataclasses.asdict(rate_interval(copies, [spec.pictures] * len(copies))),
+            "mirrored": sum(row["mirrored"] for row in attacked) / max(sum(copies), 1),
             "embeddings": {group: len(cond) for group, cond in groups.items()},
             "moved": dataclasses.asdict(mean_over(_moved(groups))),
             **dataclasses.asdict(measure(spread, chosen, layers)),
@@ -203,8 +204,9 @@ def _attack(study: _Study, target: str) -> list[Row]:
         each = attack.evaluations // len(shard)
         rows = []
         for i, matches, losses in zip(shard, study.matches(attack.last), attack.losses.T.tolist(), strict=True):
-            copies = sum(match.copied and match.nearest in own for match in matches)
-            rows.append({"init": i, "copies": copies, "loss": losses[-1], "evaluations": each})
+            copies = [match for match in matches if match.copied and match.nearest in own]
+            row = {"init": i, "copies": len(copies), "mirrored": sum(copy.mirrored for copy in copies)}
+            rows.append(row | {"loss": losses[-1], "evaluations": each})
         return rows
 
     rows: list[Row] = study.rows("attack", range(spec.inits), do).to_pylist()
@@ -231,7 +233,8 @@ def _copying(study: _Study, prompts: Sequence[Prompt]) -> list[str]:
         for prompt, matches in zip(shard, study.matches(cond), strict=True):
             copied = Counter(match.nearest for match in matches if match.copied)
             picture, copies = copied.most_common(1)[0] if copied else ("", 0)
-            rows.append({"prompt": prompt.text, "copies": copies, "picture": picture})
+            mirrored = sum(match.mirrored for match in matches if match.copied and match.nearest == picture)
+            rows.append({"prompt": prompt.text, "copies": copies, "mirrored": mirrored, "picture": picture})
         return rows
 
     table: list[Row] = study.rows("prompts", prompts, do).to_pylist()

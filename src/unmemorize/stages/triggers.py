@@ -57,6 +57,8 @@ def probe(spec: TriggerSpec, run: Path, progress: Progress = quiet, crew: Crew =
             "prompts_given": len(given),
             "texts": len(outcomes),
             "evaluations": sum(row["evaluations"] for row in tested),
+            "copies": sum(row["copies"] for row in tested),
+            "mirrored": sum(row["mirrored"] for row in tested),
             "criterion_errors": inputs.check.criterion.said_of_errors,
         }
         write_json(run / "triggers.json", result)
@@ -73,7 +75,7 @@ def probing(inputs: Inputs, run: Path, progress: Progress) -> Work[str]:
 
     def do(shard: Sequence[str]) -> list[Row]:
         with inputs.model.counted() as cost:
-            outcomes = measure(inputs.subject, shard, check, seeds=seeds)
+            outcomes = measure(inputs.subject, shard, check.match, seeds=seeds)
         each, more = divmod(cost.forward, len(shard))
         rows = []
         for place, (text, outcome) in enumerate(zip(shard, outcomes, strict=True)):
