@@ -16,26 +16,29 @@ from harness import Options, Row, Study, show, table
 from unmemorize.audit.bench import run_bench
 from unmemorize.core.run import quiet
 from unmemorize.core.specs import BenchSpec
+from unmemorize.data.bundle import is_ordinary
+from unmemorize.detect.cascade import Cascade
 from unmemorize.metrics.ranking import ranked_together
 from unmemorize.report.bench import COMBINED, EVERY, TEXT
-from unmemorize.testbed.embedded import shipped_panel
+from unmemorize.testbed.embedded import own_of_branch, shipped_panel
 from unmemorize.testbed.panel import Entry
 
 RUN = Path("runs/ranking")
 BRANCHES = {"C": "testbed-c", "D": "testbed-d"}
 OFTEN = 100  # copies in one branch, none in the other
+PREVALENCES = (0.0, 0.01, 0.1)  # shares of memorized prompts at which a cascade's cost is stated
 
 
 def measure(options: Options) -> Row:
     """The rows of the ranking, and those of both branches together on the same prompts."""
     first, *more = BRANCHES.values()
     rows = run_bench(BenchSpec(model=first, more=tuple(more)), RUN, quiet)
-    return {"ranking": rows, "same prompts": same_prompts()}
+    return {"ranking": rows, "same prompts": same_prompts(), "cascade": {name: cascade_of(name) for name in BRANCHES}}
 
 
 def same_prompts() -> Row:
     """How each detector ranks prompts that are memorized in one branch above the same prompts in the other."""
-    scores = {branch: scores_of(RUN / "models" / f"{n}-{name}") for n, (branch, name) in enumerate(BRANCHES.items())}
+    scores = {branch: scores_of(folder_of(branch)) for branch in BRANCHES}
     entries = [entry for entry in shipped_panel().entries if is_pair(entry)]
     methods = [method for method in scores["C"] if method in scores["D"]]
     values, positive, clusters = [], [], []
@@ -51,6 +54,39 @@ def same_prompts() -> Row:
 def is_pair(entry: Entry) -> bool:
     """Whether a picture was planted a hundred times in one branch and never in the other."""
     return entry.kind == "verbatim" and {entry.dose(branch) for branch in BRANCHES} == {0, OFTEN}
+
+
+def cascade_of(branch: str) -> Row:
+    """The cascade on the reporting half's entries, its bar from the choosing half's ordinary prompts, by its parts.
+
+    As `bench --ordinary` does with them; the scores of both parts are those of the ranking.
+    """
+    cascade = Cascade()
+    scores = scores_of(folder_of(branch))
+    prompts = own_of_branch(branch).prompts
+    screen, then = ({p.id: scores[name][p.id] for p in prompts} for name in (cascade.screen, cascade.then))
+    bar = np.quantile([screen[p.id] for p in prompts if is_ordinary(p) and p.half == "choosing"], 1 - cascade.share)
+    asked = [p for p in prompts if p.half == "reporting" and p.memorable is not None]
+    passes = np.array([screen[p.id] > bar for p in asked])
+    positive = np.array([bool(p.memorable) for p in asked])
+    values = np.array([[screen[p.id], then[p.id]] for p in asked])
+    ranks = values.argsort(axis=0).argsort(axis=0)  # those that pass, in the dear one's order, above all others
+    joined = np.where(passes, len(asked) + ranks[:, 1], ranks[:, 0])
+    ranked = ranked_together(np.c_[values, joined], positive, [p.cluster or p.id for p in asked])
+    names = (cascade.screen, cascade.then, "cascade")
+    ordinary = np.array([is_ordinary(p) for p in asked])
+    return {
+        "share": cascade.share,
+        "memorized": int(positive.sum()),
+        "ordinary": int((~positive).sum()),
+        "methods": {name: asdict(numbers) for name, numbers in zip(names, ranked, strict=True)},
+        "passes": {"memorized": float(passes[positive].mean()), "ordinary": float(passes[ordinary].mean())},
+    }
+
+
+def folder_of(branch: str) -> Path:
+    """The run of a branch in that of the ranking."""
+    return RUN / "models" / f"{list(BRANCHES).index(branch)}-{BRANCHES[branch]}"
 
 
 def scores_of(run: Path) -> dict[str, dict[str, float]]:
@@ -86,11 +122,44 @@ def page(numbers: Row) -> Iterator[str]:
         lines.append([method, "–", "–", "–", *branches, *costs(every, method)])
     columns = "method | same prompts: AUC | TPR at 1% FPR | behind | C: AUC | D: AUC | evaluations | time"
     yield from ("", *table(columns, lines))
+    yield from ("", *cascade_page(numbers["cascade"], every))
     for branch, model in BRANCHES.items():
         yield from ("", f"Areas in {branch}, beside all ordinary prompts:", "", *by_group(rows, model))
     reasons = {row["method"]: row["reason"] for row in rows if row["reason"] is not None}
     for method, reason in reasons.items():
         yield from ("", f"`{method}` does not apply: {reason}.")
+
+
+def cascade_page(numbers: Row, every: dict[tuple[str, str], Row]) -> Iterator[str]:
+    """The cascade beside its parts, and what it costs where memorized prompts are rare."""
+    cascade = Cascade()
+    sizes = "; ".join(f"{row['memorized']} beside {row['ordinary']}" for row in numbers.values())
+    yield (
+        f"The cascade as it comes (`{cascade.screen}`, then `{cascade.then}` for those above all but a share of "
+        f"{cascade.share} of ordinary prompts; chosen on A), on the prompts of the reporting half ({sizes}). Its bar "
+        "comes from the choosing half's ordinary prompts, as with `--ordinary`. Evaluations are those of a list in "
+        "which that share of the prompts is memorized, and a share of the dear detector's."
+    )
+    columns = "branch | method | AUC | TPR at 1% FPR | ordinary that pass | memorized that pass"
+    lines = []
+    for branch, row in numbers.items():
+        for method, own in row["methods"].items():
+            passes = row["passes"] if method == "cascade" else {}
+            shares = [f"{passes[name]:.2f}" if passes else "–" for name in ("ordinary", "memorized")]
+            cost = [every[BRANCHES[branch], name]["evaluations"] for name in (cascade.screen, cascade.then)]
+            each = [
+                spent(cost, passes, share) if passes else f"{cost[method == cascade.then]:g}" for share in PREVALENCES
+            ]
+            lines.append([branch, f"`{method}`", show(own["auc"], ".3f"), show(own["tpr"], ".2f"), *shares, *each])
+    heads = " | ".join(f"evaluations, {share:.0%} memorized" for share in PREVALENCES)
+    yield from ("", *table(f"{columns} | {heads}", lines))
+
+
+def spent(cost: Sequence[float], passes: Row, memorized: float) -> str:
+    """Evaluations of a prompt and seed where a share of the prompts is memorized, also as a share of the dear one's."""
+    passing = (1 - memorized) * passes["ordinary"] + memorized * passes["memorized"]
+    evaluations = cost[0] + passing * cost[1]
+    return f"{evaluations:.2f} ({evaluations / cost[1]:.0%})"
 
 
 def first_of_each(rows: Sequence[Row]) -> dict[str, Row]:

@@ -27,6 +27,7 @@ from unmemorize.core.sample import Sampler, generate
 from unmemorize.models.load import wrap
 
 QUICK = {  # settings under which a method takes little time
+    "cascade": "cascade:then=two-probe",
     "dsm": "dsm:step=0",
     "nemo": "nemo:threshold=-1,minimum=4.75,seeds=2",
     "nemo-joint": "nemo-joint:threshold=-1,minimum=4.75,seeds=2,refine=false",

@@ -25,7 +25,7 @@ def score(subject, detector, prompts):
 
 def test_those_that_pass_have_the_order_of_the_dear_detector_and_stand_above_the_others(subject):
     """The bar is the quantile of ordinary prompts' means; below it the order is the screen's."""
-    cascade = Cascade(share=0.5)
+    cascade = Cascade("noise-gap", "max-z", share=0.5)
     fitted = cascade.fitted(score(subject, cascade, THINGS))
     gaps = score(subject, parse("detector", "noise-gap"), THINGS + WORDS).value
     assert fitted.fit.bar == pytest.approx(float(gaps[:10].quantile(0.5)), rel=1e-5)
@@ -40,7 +40,7 @@ def test_those_that_pass_have_the_order_of_the_dear_detector_and_stand_above_the
 
 
 def test_only_those_that_pass_cost_what_the_dear_detector_does(subject):
-    cascade = Cascade(share=0.5)
+    cascade = Cascade("noise-gap", "max-z", share=0.5)
     ordinary = score(subject, cascade, THINGS)
     assert ordinary.evaluations == 10 * 2 * (1 + 8)
     fitted = cascade.fitted(ordinary)

@@ -300,6 +300,13 @@ def test_metric_2_is_the_distance_of_gradients_of_half_squared_lengths(gaussians
     assert torch.allclose(scored(gaussians, Metric2(), ["any"]).by_seed[0].double(), expected, rtol=1e-3)
 
 
+def test_dsm_does_not_apply_where_sampling_has_fewer_steps(tiny_model):
+    """A model for two steps leaves it out of a ranking, and a cascade to it, instead of ending the ranking."""
+    for name in ("dsm", "cascade"):
+        with pytest.raises(NotApplicable, match="dsm compares sampling steps 2 and 3: there are 2"):
+            parse("detector", name).score(Subject(tiny_model, Sampler(2)), tiny_model.encode(["a"]), seeds=[0, 1])
+
+
 def test_dsm_is_the_change_of_the_noise_between_two_steps(make_oracle):
     """Along a path of DDIM steps written out here, from the second to the third step."""
     model = make_oracle("v_prediction")
@@ -366,7 +373,7 @@ COSTS = {  # evaluations of 2 prompts at 3 seeds in 4 steps: what they cost, and
     "edge-agreement": (6, 3),
     "noise-similarity": (6, 3),
     "attention-entropy": (60, 0),
-    "cascade": (54, 3),
+    "cascade": (42, 3),
 }
 
 

@@ -88,6 +88,17 @@ def test_without_a_method_all_are_ranked_and_the_same_command_goes_on(
     assert call(*arguments)[:2] == (0, out)
 
 
+def test_detectors_are_fitted_to_the_ordinary_prompts_that_are_named(call, tiny_folder, labelled, tmp_path):
+    (tmp_path / "ordinary.txt").write_text("\n".join(f"a plain thing {i}" for i in range(20)))
+    arguments = ("bench", tiny_folder, "--labels", labelled, "--method", "two-probe", "--seeds", 1, "--steps", 2)
+    run = tmp_path / "run"
+    code, _, err = call(*arguments, "--ordinary", tmp_path / "ordinary.txt", "--run", run)
+    assert code == 0, err
+    (model,) = (run / "models").iterdir()
+    assert len(pq.read_table(model / "scores" / "plain.parquet")) == 20
+    assert json.loads((model / "run.json").read_text())["data"]["ordinary"]["count"] == 20
+
+
 def test_what_does_not_apply_has_a_reason_and_the_others_are_ranked(call, labelled, tmp_path):
     """On a flow model, whose first step is noise alone; where nothing applies there is one line."""
     tiny("sd3").save_pretrained(tmp_path / "sd3")

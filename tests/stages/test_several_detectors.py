@@ -19,8 +19,10 @@ PROMPTS = ["an owl on a fence", "the old harbour", "two red kites"]
 @pytest.fixture
 def given(tiny_folder, tmp_path, monkeypatch):
     """The model, its prompts and few evaluations."""
-    for module in ("detect", "forecast"):
-        monkeypatch.setattr(f"unmemorize.stages.{module}.PLAIN", 4)
+    monkeypatch.setattr("unmemorize.stages.detect.PLAIN", 4)
+    monkeypatch.setattr("unmemorize.stages.detect.ORDINARY", (3, 5))
+    (tmp_path / "ordinary.txt").write_text("\n".join(f"a thing {i}" for i in range(9)))
+    (tmp_path / "few.txt").write_text("a thing\nanother")
     (tmp_path / "prompts.txt").write_text("\n".join(PROMPTS))
     return (tiny_folder, "--prompts", tmp_path / "prompts.txt", "--seeds", 2, "--steps", 3)
 
@@ -49,6 +51,40 @@ def test_two_detectors_share_a_table_and_a_recording(call, given, tmp_path, tiny
     assert [row["evaluations"] for row in printed.values()] == [12] * 3
     assert len(pq.read_table(run / "scores" / "plain.parquet")) == 8
     assert call("detect", *given, *asked, "--run", run, "--json")[1] == out  # continued
+
+
+def test_detectors_are_fitted_to_the_ordinary_prompts_that_are_named(call, given, tmp_path, tiny_folder):
+    """Some of them, evenly spread, instead of plain descriptions: the bar of a cascade is theirs."""
+    run, asked = tmp_path / "run", ("--method", "cascade:screen=noise-gap,then=two-probe,share=0.5")
+    named = (*given, *asked, "--ordinary", tmp_path / "ordinary.txt")
+    code, out, err = call("detect", *named, "--run", run, "--json")
+    assert code == 0, err
+    assert len(pq.read_table(run / "scores" / "plain.parquet")) == 5 * 2
+    subject = Subject(load(str(tiny_folder)), Sampler(3))
+    cascade = parse("detector", asked[1])
+    encode = subject.model.encode
+    fitted = cascade.fitted(cascade.score(subject, encode([f"a thing {i}" for i in (0, 2, 4, 6, 8)]), seeds=[0, 1]))
+    values = fitted.score(subject, encode(PROMPTS), seeds=[0, 1]).value
+    printed = {row["prompt"]: row["score"] for row in json.loads(out)["prompts"]}
+    assert torch.allclose(torch.tensor([printed[prompt] for prompt in PROMPTS]), values, rtol=1e-3, atol=1e-3)
+    assert json.loads((run / "run.json").read_text())["data"]["ordinary"]["count"] == 5
+    code, out, err = call("detect", *named, "--dry-run", "--json")
+    assert code == 0, err
+    assert json.loads(out)["evaluations"]["plain"] == 5 * 2 * 3
+
+
+@pytest.mark.parametrize(
+    ("method", "file", "message"),
+    [
+        ("noise-gap", "ordinary.txt", "--ordinary: noise-gap takes nothing from ordinary prompts: leave it out"),
+        ("two-probe", "few.txt", "few.txt: detectors are fitted to 3 ordinary prompts or more"),
+    ],
+)
+def test_ordinary_prompts_that_are_too_few_or_for_nothing_are_refused(call, given, tmp_path, method, file, message):
+    for more in ((), ("--dry-run",)):
+        code, _, err = call("detect", *given, "--method", method, "--ordinary", tmp_path / file, *more)
+        assert code == 2
+        assert message in err
 
 
 def test_all_detectors_share_a_table(call, given, tmp_path):

@@ -20,7 +20,7 @@ from unmemorize.data.labels import read_labelled
 from unmemorize.data.source import Prompt
 from unmemorize.report.bench import SCHEMAS, build_bench
 from unmemorize.stages.contend import CONTEND, contested
-from unmemorize.stages.detect import DETECT, detectors_of, write_prompts
+from unmemorize.stages.detect import DETECT, detectors_of, fitting_prompts, write_prompts
 from unmemorize.stages.inputs import Inputs, load_as_asked, prompt_source, with_sampling
 from unmemorize.stages.mitigations import require_mitigation
 from unmemorize.stages.rank import RANK
@@ -97,9 +97,12 @@ def _ranked(spec: BenchSpec, prompts: Sequence[Prompt], run: Path, progress: Pro
     """The rows of one model: of its groups, and of the methods that do not apply to it."""
     model = load_as_asked(spec)
     own = Own(tuple(prompts), Path(), {})
-    inputs = Inputs(with_sampling(spec, model), model, Bundle(spec.model, {}, own=own))
-    source = prompt_source(spec.labels or spec.model, prompts)
-    with Run.open(run, inputs.record({"labels": source})) as opened:
+    files = {"ordinary": spec.ordinary} if spec.ordinary else {}
+    inputs = Inputs(with_sampling(spec, model), model, Bundle(spec.model, files, spec.column, own))
+    sources = {"labels": prompt_source(spec.labels or spec.model, prompts)}
+    if spec.ordinary:
+        sources["ordinary"] = prompt_source(spec.ordinary, fitting_prompts(inputs))
+    with Run.open(run, inputs.record(sources)) as opened:
         write_prompts(prompts, run)
         TRIAL.finish(inputs, opened, progress)
         tried = trials(run)

@@ -265,8 +265,13 @@ class AuditSpec(Scored, Prompted, Calibrated, Compared, Seeded, Sampled, Loaded)
 
 
 @dataclass(frozen=True, kw_only=True)
-class DetectSpec(Scored, Prompted, Seeded, Sampled, Loaded):
-    """What to score, and how."""
+class DetectSpec(Scored, Prompted, Calibrated, Seeded, Sampled, Loaded):
+    """What to score, and how.
+
+    Attributes:
+        ordinary: File of prompts like these that are known to be ordinary, for detectors that take a median or a
+            quantile of them; plain descriptions by default.
+    """
 
 
 @dataclass(frozen=True, kw_only=True)

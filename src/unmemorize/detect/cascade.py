@@ -40,9 +40,9 @@ class Cascade(Detector):
         share: The share of ordinary prompts that pass.
     """
 
-    screen: str = "noise-gap"
-    then: str = "max-z"
-    share: float = 0.2
+    screen: str = "noise-similarity"
+    then: str = "dsm"
+    share: float = 0.05
     fit: Fit | None = None
 
     def __post_init__(self) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from unmemorize.core.errors import NotApplicable
 from unmemorize.core.methods import Detector, method
 from unmemorize.core.recording import Recording, wide
 from unmemorize.core.results import Scores
@@ -38,7 +39,10 @@ class Dsm(Detector):
         """Score every prompt at every seed.
 
         Raises:
-            UserError: Sampling has not so many steps.
+            NotApplicable: Sampling has not so many steps.
         """
+        steps = recording.recorder.sampler.steps_of(recording.model)
+        if steps < self.step + 2:
+            raise NotApplicable(f"dsm compares sampling steps {self.step + 1} and {self.step + 2}: there are {steps}")
         before, after = (wide(step.cond.eps) for step in recording.steps(self.step + 2)[-2:])
         return Scores(recording.table((after - before).flatten(1).square().sum(dim=1)))

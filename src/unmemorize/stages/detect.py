@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from unmemorize.core.choose import evenly
 from unmemorize.core.crew import ALONE, Crew
 from unmemorize.core.errors import UserError
 from unmemorize.core.methods import Detector, Method, parse, score_each, spelled
@@ -22,7 +23,7 @@ from unmemorize.core.recording import Recorder
 from unmemorize.core.results import Scores
 from unmemorize.core.run import Progress, Run
 from unmemorize.core.shards import Row, write_rows
-from unmemorize.core.specs import DetectSpec, Scored
+from unmemorize.core.specs import AuditSpec, DetectSpec, Scored
 from unmemorize.data.ordinary import ordinary_prompts
 from unmemorize.data.source import Prompt
 from unmemorize.stages.inputs import Inputs, prompt_source
@@ -32,6 +33,7 @@ Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
 PLAIN = 50  # plain descriptions that detectors are fitted to
+ORDINARY = 20, 200  # ordinary prompts instead of them: at least, and evenly spread at most
 
 
 def detect(spec: DetectSpec, run: Path, progress: Progress, crew: Crew = ALONE) -> Ranked:
@@ -44,8 +46,10 @@ def detect(spec: DetectSpec, run: Path, progress: Progress, crew: Crew = ALONE) 
     detectors = detectors_of(spec)  # or a mistake in one would be told once the model is loaded
     inputs = Inputs.of(spec)
     prompts = inputs.prompts
-    source = prompt_source(inputs.bundle.source("prompts"), prompts)
-    with Run.open(run, inputs.record({"prompts": source})) as opened:
+    sources = {"prompts": prompt_source(inputs.bundle.source("prompts"), prompts)}
+    if spec.ordinary:
+        sources["ordinary"] = prompt_source(spec.ordinary, fitting_prompts(inputs))
+    with Run.open(run, inputs.record(sources)) as opened:
         if not opened.is_kept:
             write_prompts(prompts, run)
             run_task(scoring, inputs, run, progress, crew)
@@ -102,7 +106,8 @@ def detectors_of(spec: Scored) -> list[Detector]:
     """The detectors that the settings name, not fitted.
 
     Raises:
-        UserError: None is named, there is no such method or setting, or one is named twice.
+        UserError: None is named, there is no such method or setting, one is named twice, or ordinary prompts are named
+            for none that takes something from them.
     """
     detectors: list[Detector] = [parse("detector", text) for text in spec.method]
     if not detectors:
@@ -110,6 +115,9 @@ def detectors_of(spec: Scored) -> list[Detector]:
     for i, detector in enumerate(detectors):
         if detector in detectors[:i]:
             raise UserError(f"--method {spelled(detector)}: is named twice")
+    if isinstance(spec, DetectSpec) and spec.ordinary and not unfitted_of(detectors):
+        names = ", ".join(spelled(detector) for detector in detectors)
+        raise UserError(f"--ordinary: {names} takes nothing from ordinary prompts: leave it out")
     return detectors
 
 
@@ -124,16 +132,12 @@ def scoring(inputs: Inputs, run: Path, progress: Progress) -> Work[Prompt]:
 
 
 def fitted(inputs: Inputs, run: Path, progress: Progress) -> list[Detector]:
-    """The detectors with what some of them take from ordinary prompts.
-
-    These are plain descriptions, scored into `scores/plain.parquet`: they are neither ranked nor what others are
-    compared with, so that p-values stay exact.
-    """
+    """The detectors with what some of them take from ordinary prompts, which are scored into `scores/plain.parquet`."""
     detectors = detectors_of(inputs.spec)
     unfitted = unfitted_of(detectors)
     if not unfitted:
         return detectors
-    plain = [Prompt(f"plain-{i:05d}", text) for i, text in enumerate(ordinary_prompts(PLAIN))]
+    plain = fitting_prompts(inputs)
     table = pq.read_table(scores_of_all("plain", inputs, plain, unfitted).run(run, progress))
     ready = []
     for detector in detectors:
@@ -141,6 +145,27 @@ def fitted(inputs: Inputs, run: Path, progress: Progress) -> list[Detector]:
             detector = detector.fitted(_scores(table, detector, len(plain)))
         ready.append(detector)
     return ready
+
+
+def fitting_prompts(inputs: Inputs) -> list[Prompt]:
+    """What detectors are fitted to: ordinary prompts that are named for it, or plain descriptions.
+
+    An audit takes the descriptions: its ordinary prompts are what the others are compared with, and p-values are exact
+    for a detector that has not seen them.
+
+    Raises:
+        UserError: Fewer are named than a quantile needs.
+    """
+    texts = ordinary_prompts(PLAIN)
+    if not isinstance(inputs.spec, AuditSpec) and "ordinary" in inputs.bundle.files:
+        texts = inputs.bundle.ordinary()
+        least, most = ORDINARY
+        if len(texts) < least:
+            raise UserError(
+                f"{inputs.bundle.files['ordinary']}: detectors are fitted to {least} ordinary prompts or more"
+            )
+        texts = [texts[i] for i in evenly(len(texts), most)]
+    return [Prompt(f"plain-{i:05d}", text) for i, text in enumerate(texts)]
 
 
 def _scores(table: pa.Table, detector: Detector, prompts: int) -> Scores:
@@ -236,7 +261,7 @@ def _cost(inputs: Inputs) -> Cost:
     detectors = detectors_of(inputs.spec)
     evaluations = cost_of(inputs, detectors, len(inputs.prompts))
     if unfitted := unfitted_of(detectors):
-        evaluations += cost_of(inputs, unfitted, PLAIN)
+        evaluations += cost_of(inputs, unfitted, len(fitting_prompts(inputs)))
     return Cost(evaluations)
 
 

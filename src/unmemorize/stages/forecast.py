@@ -24,7 +24,7 @@ from unmemorize.core.specs import AttackSpec, DetectSpec, LocalitySpec, LocateSp
 from unmemorize.explain.words import measure
 from unmemorize.models.pipeline import PipelineModel
 from unmemorize.stages.attack import checked_attack, chosen_subjects, curve_of
-from unmemorize.stages.detect import PLAIN, detectors_of, unfitted_of
+from unmemorize.stages.detect import detectors_of, fitting_prompts, unfitted_of
 from unmemorize.stages.inputs import Inputs
 from unmemorize.stages.locality import localizers_of, memorized_of
 from unmemorize.stages.locate import prompts_of, require_ordinary
@@ -156,7 +156,7 @@ def forecast_detect(spec: DetectSpec) -> Expected:
 
     spent = {"detect": per_prompt(detectors) * len(prompts)}
     if unfitted := unfitted_of(detectors):
-        spent = {"plain": per_prompt(unfitted) * PLAIN} | spent
+        spent = {"plain": per_prompt(unfitted) * len(fitting_prompts(inputs))} | spent
     return expected(model, len(prompts), spent)
 
 
