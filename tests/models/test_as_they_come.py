@@ -115,6 +115,24 @@ def test_weights_without_a_place_are_refused(spoilt):
     refused(folder, r"2 weights of its file, such as conv_in\.weight_scale, have no place in its UNet2DConditionModel")
 
 
+def test_scales_of_a_text_encoder_or_a_single_file_are_refused(saved, spoilt, tmp_path):
+    """No loader reads them; a folder whose configuration says what they are for is left to its loader."""
+    folder = spoilt("sd")
+    (file,) = (folder / "text_encoder").glob("*.safetensors")
+    tensors = load_file(file)
+    layer = next(name for name in sorted(tensors) if name.endswith("fc1.weight"))
+    save_file(tensors | {f"{layer}_scale": torch.ones(1), f"{layer}.absmax": torch.ones(1)}, file)
+    refused(
+        folder, rf"2 of the weights of its text_encoder, such as {re.escape(layer)}.*, say how others were quantized"
+    )
+    config = folder / "text_encoder" / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"quantization_config": {}}))
+    assert examine(str(folder)).kind == "folder"
+    whole = {"cond_stage_model.a.weight": torch.ones(1), "cond_stage_model.a.scale_weight": torch.ones(1)}
+    save_file(whole, tmp_path / "x.safetensors")
+    refused(tmp_path / "x.safetensors", r"1 of its weights, such as cond_stage_model\.a\.scale_weight, say how others")
+
+
 def test_a_family_without_adapter_is_named_before_anything_is_read(tmp_path):
     """The index alone is read: no weights, and torch is not imported."""
     index = {"_class_name": "KandinskyV22Pipeline", "unet": ["diffusers", "UNet2DConditionModel"]}
@@ -234,6 +252,7 @@ def test_a_pipeline_in_memory_is_saved_as_it_is(spoilt, tmp_path):
             "a denoiser alone, without text encoder",
         ),
         ("x.ckpt", {}, "a pickle, which is never opened"),
+        ("x.gguf", {}, "a GGUF file, whose weights are quantized: name the folder of the whole pipeline"),
     ],
 )
 def test_a_file_says_what_it_is(tmp_path, name, tensors, match):

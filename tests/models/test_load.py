@@ -94,6 +94,7 @@ def test_a_revision_is_asked_of_the_hub(tiny_folder, monkeypatch):
         asked.append(how.pop("revision"))
         return pipe
 
+    monkeypatch.setattr("unmemorize.models.load._require_answer", lambda source: None)
     monkeypatch.setattr(DiffusionPipeline, "load_config", index)
     monkeypatch.setattr(StableDiffusionPipeline, "from_pretrained", weights)
     assert load("owner/name", revision="v2", device="cpu").revision == "v2"
@@ -164,6 +165,20 @@ def test_a_folder_without_an_index_is_refused(tmp_path, monkeypatch, make):
 def test_a_hub_id_without_network_is_refused():
     """A hub id that is not at hand says that the hub is switched off."""
     assert_refused("nobody/no-such-model", r"nobody/no-such-model: .*the hub is switched off")
+
+
+def test_a_hub_that_cannot_be_reached_is_asked_once(monkeypatch, tmp_path):
+    """Its libraries ask six times, half a minute in all."""
+    asked, refuse = [], lambda seconds: asked.append(seconds)
+    monkeypatch.setattr("huggingface_hub.utils._http.time.sleep", refuse)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setattr(
+        "huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE",
+        "http://127.0.0.1:9/{repo_id}/resolve/{revision}/{filename}",
+    )
+    assert_refused("nobody/no-such-model", r"nobody/no-such-model: no such folder, and the hub cannot be reached")
+    assert not asked
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"{}", b"[]", b"\xff\xfe"])

@@ -216,6 +216,7 @@ def _pipeline(source: Source, dtype: torch.dtype, config: str | None) -> Any:
 
     with _failures(source), _silence():
         if source.kind == "hub":
+            _require_answer(source)
             index = diffusers.DiffusionPipeline.load_config(source.path, revision=source.revision)
             source = replace(source, family=require_adapter(source.path, str(index["_class_name"])), null=nulls(index))
         own = getattr(diffusers, str(source.family))
@@ -236,6 +237,28 @@ def _pipeline(source: Source, dtype: torch.dtype, config: str | None) -> Any:
             denoiser = diffusers.UNet2DConditionModel
             pipe.unet = denoiser.from_pretrained(ASSETS / unet, torch_dtype=dtype, use_safetensors=True)
         return pipe
+
+
+def _require_answer(source: Source) -> None:
+    """Ask the hub once, where a model is not at hand: the libraries go on asking a hub that cannot be reached.
+
+    Raises:
+        UserError: There is no connection to it.
+    """
+    import huggingface_hub as hub
+    from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
+
+    index = "model_index.json"
+    if hub.try_to_load_from_cache(source.path, index, revision=source.revision) is not None:
+        return
+    try:
+        hub.get_hf_file_metadata(hub.hf_hub_url(source.path, index, revision=source.revision))
+    except (HfHubHTTPError, OfflineModeIsEnabled):
+        return  # the libraries say what it answers, or that it is switched off
+    except Exception as error:  # of the library beneath, which is not ours to name
+        raise UserError(
+            f"{source.path}: no such folder, and the hub cannot be reached ({error}): name a pipeline folder"
+        ) from error
 
 
 @contextmanager

@@ -58,6 +58,7 @@ _FAMILIES = {
     "distilled_guidance_layer.in_proj.bias": "ChromaPipeline",
     "double_blocks.0.img_attn.norm.key_norm.scale": "FluxPipeline",
 }
+_OF_LAYERS = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")  # of one that has a weight
 _TEXT = ("cond_stage_model.", "conditioner.", "text_encoders.")
 
 
@@ -323,10 +324,35 @@ def _variants(path: str, part: Path) -> set[str | None]:
             raise UserError(
                 f"{path}: {len(named - set(files))} of {len(named)} files missing in its {part.name}: download it again"
             )
+    quantized = "quantization_config" in (_object(part / "config.json") or {})  # which says what the scales are for
     for name, match in files.items():
         if match:
-            header(part / name)
+            tensors = header(part / name)
+            if part.name.startswith("text_encoder") and not quantized:
+                _require_plain(f"{path}: {{}} of the weights of its {part.name}", tensors)
     return variants
+
+
+def _require_plain(what: str, tensors: Mapping[str, Any]) -> None:
+    """Refuse weights that come with scales or the like: without them, which no loader reads, they mean something else.
+
+    Args:
+        what: How the message begins, with a place for their number.
+        tensors: All that lie in a file.
+
+    Raises:
+        UserError: There are tensors beside the weight of a layer that are none of its own.
+    """
+    beside = []
+    for name in tensors:
+        layer, _, own = name.rpartition(".")
+        if layer in tensors or (f"{layer}.weight" in tensors and own not in _OF_LAYERS):
+            beside.append(name)
+    if beside:
+        raise UserError(
+            f"{what.format(len(beside))}, such as {min(beside)}, say how others were quantized, which is not read: "
+            "name a model in float32, float16 or bfloat16"
+        )
 
 
 def _variant(path: str, of_parts: Mapping[str, set[str | None]], wanted: str | None) -> str | None:
@@ -344,11 +370,14 @@ def _checkpoint(path: str, file: Path) -> str:
     """The family of a single-file checkpoint."""
     if file.suffix in _PICKLES:
         raise UserError(f"{path}: a pickle, which is never opened: name a .safetensors file")
+    if file.suffix == ".gguf":
+        raise UserError(f"{path}: a GGUF file, whose weights are quantized: name the folder of the whole pipeline")
     if file.suffix != ".safetensors":
         raise UserError(f"{path}: a file, not a folder: name a pipeline folder or a .safetensors checkpoint")
     tensors = header(file)
     if is_lora(tensors):
         raise UserError(f"{path}: a LoRA: name the model that it was made for, `MODEL --lora {path}`")
+    _require_plain(f"{path}: {{}} of its weights", tensors)
     names = {name.removeprefix("model.diffusion_model.") for name in tensors} | set(tensors)
     family = next((family for mark, family in _FAMILIES.items() if mark in names), None)
     if family is None and is_embedding(tensors):
