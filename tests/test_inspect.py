@@ -7,8 +7,9 @@ import threading
 import pytest
 import torch
 
+from unmemorize.app.fragments import gallery
 from unmemorize.core.errors import NotApplicable, UserError
-from unmemorize.core.methods import Subject
+from unmemorize.core.methods import Subject, parse
 from unmemorize.core.sample import Sampler, generate
 from unmemorize.core.specs import InspectSpec
 from unmemorize.data.pictures import save_image
@@ -16,6 +17,7 @@ from unmemorize.detect.noise import NoiseGap
 from unmemorize.explain.gradient import Gradient
 from unmemorize.metrics.calibrate import conformal_threshold
 from unmemorize.models.load import load
+from unmemorize.stages.explain import brightness
 from unmemorize.stages.inspect import KEPT, open_inspector
 
 PROMPT = "a green bicycle"
@@ -86,6 +88,39 @@ def test_pictures_are_the_models_own_and_are_matched(inspector, model):
     assert first.nearest.caption == "what it made"
     assert torch.allclose(first.nearest.image, first.image, atol=1 / 255)
     assert made.outcome is None
+
+
+@pytest.mark.parametrize("regions", ["score-map", "curvature-map:probes=1"])
+def test_each_picture_without_the_guard_has_a_map(tiny_folder, model, tmp_path, regions):
+    """The explainer's own, as bright as its share of the highest value; that pictures are made twice changes none."""
+    (tmp_path / "ordinary.txt").write_text("\n".join(f"a thing {i}" for i in range(99)))
+    ordinary = str(tmp_path / "ordinary.txt")
+    spec = InspectSpec(model=str(tiny_folder), ordinary=ordinary, seeds=1, pictures=2, steps=2, regions=regions)
+    inspector = open_inspector(spec, lambda *report: None)
+    stages = []
+    made = inspector.pictures(PROMPT, progress=lambda stage, done, total: stages.append(stage))
+    found = parse("explainer", regions).explain(Subject(model, Sampler(2)), PROMPT, seeds=SEEDS)
+    maps = torch.stack([picture.map for picture in made.pictures])
+    assert torch.allclose(maps, brightness(found.maps, (32, 32)), atol=1e-3)
+    assert stages[-1] == regions.partition(":")[0]
+    expected = generate(model, model.encode([PROMPT] * 2), seeds=SEEDS, sampler=Sampler(2))
+    assert torch.equal(torch.stack([picture.image for picture in made.pictures]), expected)
+    assert all(picture.map is None for picture in inspector.pictures(PROMPT, guarded=True).pictures)
+    shown = gallery(made, inspector.pictures(PROMPT, guarded=True), "<b>map")
+    assert shown.count('class="map"') == 2
+    assert "where: &lt;b&gt;map" in shown
+
+
+@pytest.mark.parametrize(
+    ("regions", "says"),
+    [
+        ("gradient", "it does not say regions: choose one of bright-ending"),
+        ("luck", "no such explainer"),
+    ],
+)
+def test_what_gives_no_map_is_refused_before_the_model_is_loaded(regions, says):
+    with pytest.raises(UserError, match=says):
+        open_inspector(InspectSpec(model="no/folder", regions=regions), lambda *report: None)
 
 
 def test_guard_acts_above_its_own_limit_only(inspector):

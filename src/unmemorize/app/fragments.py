@@ -106,23 +106,28 @@ def _tried(score: Score, least: bool) -> str:
 {'<span class="badge">lowest</span>' if least else ""}</td><td><span class="badge {level}">{title}</span></td></tr>"""
 
 
-def gallery(plain: Pictures | None, guarded: Pictures | None) -> str:
-    """The pictures of a prompt beside their nearest training pictures, without and with the guard."""
+def gallery(plain: Pictures | None, guarded: Pictures | None, where: str = "") -> str:
+    """The pictures of a prompt beside their nearest training pictures, without and with the guard.
+
+    `where` names what maps are by, which stand beside those without.
+    """
     if plain is None:
         return ""
-    panels = _panel("Without the guard", plain) + ("" if guarded is None else _panel("With the guard", guarded))
+    panels = _panel("Without the guard", plain, where)
+    if guarded is not None:
+        panels += _panel("With the guard", guarded, where)
     return f"""<section class="gallery" aria-label="Pictures"><h2>Pictures of “{_text(plain.prompt)}”</h2>
 <div class="panels{"" if guarded is None else " two"}">{panels}</div></section>"""
 
 
-def _panel(title: str, drawn: Pictures) -> str:
+def _panel(title: str, drawn: Pictures, where: str) -> str:
     copies = sum(picture.copied for picture in drawn.pictures)
     many = len(drawn.pictures)
     if drawn.pictures[0].nearest is None:
         line = "No training pictures are known: name their folder with <code>--references</code>."
     else:
         line = f"<b>{copies} of {many}</b> {'is a copy' if copies == many == 1 else 'are copies'} of training pictures."
-    pairs = "".join(_pair(picture, note) for picture, note in zip(drawn.pictures, _notes(drawn), strict=True))
+    pairs = "".join(_pair(picture, note, where) for picture, note in zip(drawn.pictures, _notes(drawn), strict=True))
     return f"""<div class="panel {"over" if copies else "under"}"><h3>{title}</h3><p>{line}{_acted(drawn)}</p>
 <div class="pairs">{pairs}</div></div>"""
 
@@ -144,15 +149,19 @@ def _notes(drawn: Pictures) -> list[str]:
     return [f"magnitude {b:.2f} → {a:.2f}" if acted else f"magnitude {b:.2f}, left alone" for acted, b, a in seen]
 
 
-def _pair(picture: Picture, note: str) -> str:
+def _pair(picture: Picture, note: str, where: str) -> str:
     generated = _figure(picture.image, "made", f"Made by the model, seed {picture.seed}", f"seed {picture.seed}")
+    mapped = "" if picture.map is None else " mapped"
+    if picture.map is not None:
+        description = f"Map of seed {picture.seed}: bright where its memory shows"
+        generated += _figure(picture.map, "map", description, f"where: {html.escape(where)}")
     if picture.nearest is None:
-        return f'<div class="pair">{generated}<p class="meta">{note}</p></div>'
+        return f'<div class="pair{mapped}">{generated}<p class="meta">{note}</p></div>'
     match, name = picture.nearest.match, picture.nearest.caption or picture.nearest.match.nearest
     nearest = _figure(picture.nearest.image, "nearest", f"Nearest training picture: {name}", "nearest")
     mirrored = ", mirrored" if match.mirrored else ""
     badge = f'<span class="badge {match.verdict}">{VERDICTS[match.verdict]}{mirrored}</span>'
-    return f"""<div class="pair{" copied" if picture.copied else ""}">{generated}{nearest}
+    return f"""<div class="pair{mapped}{" copied" if picture.copied else ""}">{generated}{nearest}
 <p>{badge} <span class="meta">ratio {match.value:.2f}</span></p><p class="meta">nearest: {_text(name)}</p>
 {f'<p class="meta">{note}</p>' if note else ""}</div>"""
 

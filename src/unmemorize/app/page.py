@@ -150,11 +150,12 @@ class _Answers:
 
         with _one_line():
             plain = self._inspector.pictures(prompt, progress=report)
-        yield gallery(plain, None), prompt
+        where = self._inspector.spec.regions
+        yield gallery(plain, None, where), prompt
         if guarded:
             with _one_line():
                 held = self._inspector.pictures(prompt, guarded=True, progress=report)
-            yield gallery(plain, held), prompt
+            yield gallery(plain, held, where), prompt
 
 
 @contextmanager

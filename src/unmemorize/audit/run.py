@@ -10,8 +10,7 @@ import pyarrow.parquet as pq
 
 from unmemorize.audit.plan import STAGES
 from unmemorize.core.crew import ALONE, Crew
-from unmemorize.core.errors import UserError
-from unmemorize.core.methods import Explainer, methods, parse
+from unmemorize.core.methods import parse
 from unmemorize.core.run import Progress, Run, RunRecord, read_json, write_json
 from unmemorize.core.sample import sampling_evaluations
 from unmemorize.core.shards import require_whole
@@ -20,6 +19,7 @@ from unmemorize.metrics.similarity import PIXELS
 from unmemorize.report.build import Evidence, build_report
 from unmemorize.stages.attack_mitigated import write_outcomes
 from unmemorize.stages.detect import detectors_of, write_prompts
+from unmemorize.stages.explain import explainer_saying
 from unmemorize.stages.inputs import Inputs, prompt_source, scores_of
 from unmemorize.stages.mitigate import left_out, mitigations_of
 from unmemorize.stages.mitigations import UNKNOWN, mitigation_of, sources_of
@@ -69,12 +69,9 @@ def _check_methods(spec: AuditSpec) -> None:
     """Refuse a method that does not exist or cannot do what it is named for before anything is loaded."""
     detectors_of(spec)
     parse("attack", spec.attack_method)
-    explainers = {"--explainer": ("words", spec.explainer), "--regions": ("regions", spec.regions)}
-    for option, (says, text) in explainers.items():
-        if text and parse("explainer", text).says != says:
-            known = methods("explainer").items()
-            able = [name for name, cls in known if issubclass(cls, Explainer) and cls.says == says]
-            raise UserError(f"{option} {text}: it does not say {says}: choose one of {', '.join(able)}")
+    explainer_saying("--explainer", spec.explainer, "words")
+    if spec.regions:
+        explainer_saying("--regions", spec.regions, "regions")
 
 
 def _record(inputs: Inputs) -> RunRecord:

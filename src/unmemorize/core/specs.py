@@ -471,10 +471,13 @@ class InspectSpec(OfModel, Calibrated, Seeded, Sampled, Loaded):
     Attributes:
         references: Training pictures to compare with: a folder; the testbed has its own.
         pictures: Pictures a prompt.
+        regions: What shows where in the pictures their memory shows, such as curvature-map, with its settings; nothing
+            by default.
     """
 
     references: str = ""
     pictures: Draws = 4
+    regions: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from unmemorize.core.errors import NotApplicable, UserError
-from unmemorize.core.methods import Explainer, Subject, parse
+from unmemorize.core.methods import Explainer, Subject, methods, parse
 from unmemorize.core.model import DiffusionModel
 from unmemorize.core.outputs import Output, check_outputs
 from unmemorize.core.results import Explanation, Match, Regions
@@ -63,6 +63,20 @@ def explain(spec: ExplainSpec, out: Path) -> Row:
         result["rank_agreement"] = rank_agreement(explanation.significance, second.significance)
         result["evaluations"] += second.evaluations
     return result
+
+
+def explainer_saying(option: str, text: str, says: str) -> Explainer:
+    """The explainer that an option names, which has to say words, or regions.
+
+    Raises:
+        UserError: There is no such method or setting, or it says the other.
+    """
+    explainer: Explainer = parse("explainer", text)
+    if explainer.says != says:
+        known = methods("explainer").items()
+        able = [name for name, cls in known if issubclass(cls, Explainer) and cls.says == says]
+        raise UserError(f"{option} {text}: it does not say {says}: choose one of {', '.join(able)}")
+    return explainer
 
 
 def _write(model: DiffusionModel, regions: Regions, seeds: Sequence[int], out: Path) -> list[Row]:

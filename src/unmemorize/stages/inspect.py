@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from unmemorize.core.errors import UserError
-from unmemorize.core.results import Explanation, Match
+from unmemorize.core.results import Explanation, Match, Regions
 from unmemorize.core.run import Progress
 from unmemorize.core.sample import generators
 from unmemorize.core.specs import InspectSpec
@@ -23,6 +23,7 @@ from unmemorize.explain.gradient import Gradient
 from unmemorize.metrics.calibrate import conformal_threshold
 from unmemorize.metrics.similarity import References, match_pixels, with_mirrored
 from unmemorize.models.pipeline import PipelineModel
+from unmemorize.stages.explain import brightness, explainer_saying
 from unmemorize.stages.guard import Guard, Outcome
 from unmemorize.stages.inputs import Inputs, subject_of
 
@@ -63,11 +64,16 @@ class Nearest:
 
 @dataclass(frozen=True)
 class Picture:
-    """A generated picture (3, h, w) in [0, 1]; `nearest` is None where no training pictures are known."""
+    """A generated picture (3, h, w) in [0, 1].
+
+    `nearest` is None where no training pictures are known, and `map`, a picture of where its memory shows, where none
+    was asked for.
+    """
 
     seed: int
     image: Tensor
     nearest: Nearest | None
+    map: Tensor | None = None
 
     @property
     def copied(self) -> bool:
@@ -178,8 +184,19 @@ class Inspector:
 
         images = self._run(self._guard if guarded else self._pipe, prompt, count).float().cpu()
         nearest = [None] * len(images) if self.references is None else _nearest(images, self.references)
-        rows = zip(range(self.spec.pictures), images, nearest, strict=True)
+        maps = [None] * len(images) if guarded or not self.spec.regions else self._maps(prompt, progress)
+        rows = zip(range(self.spec.pictures), images, nearest, maps, strict=True)
         return Pictures(prompt, tuple(Picture(*row) for row in rows), self._guard.outcome if guarded else None)
+
+    def _maps(self, prompt: str, progress: Progress) -> list[Tensor]:
+        """A map of each picture without the guard, which samples them once more: scores wait."""
+        explainer = explainer_saying("--regions", self.spec.regions, "regions")
+        progress(explainer.name, 0, 1)
+        with self._scoring:
+            regions = explainer.explain(self._subject, prompt, seeds=range(self.spec.pictures))
+        progress(explainer.name, 1, 1)
+        assert isinstance(regions, Regions)  # it says regions
+        return list(brightness(regions.maps, self._model.image_size))
 
     def _run(self, call: Any, prompt: str, callback: Any) -> Tensor:
         pictures: Tensor = call(
@@ -200,6 +217,8 @@ def open_inspector(spec: InspectSpec, progress: Progress) -> Inspector:
         UserError: The model, the pictures or the ordinary prompts cannot be used.
         NotApplicable: There are too few ordinary prompts.
     """
+    if spec.regions:
+        explainer_saying("--regions", spec.regions, "regions")  # or a mistake would be told once all is calibrated
     inputs = Inputs.of(spec)
     model, bundle = inputs.model, inputs.bundle
     references = bundle.references(model.image_size) if bundle.has("references") else None
