@@ -40,6 +40,8 @@ SD3 = {
 MEDIUM = {"num_layers": 24, "num_attention_heads": 24, "caption_projection_dim": 1536, "pos_embed_max_size": 192}
 LARGE = {"num_layers": 38, "num_attention_heads": 38, "caption_projection_dim": 2432, "pos_embed_max_size": 192}
 COGVIEW = {"num_layers": 28, "num_attention_heads": 32, "attention_head_dim": 128, "text_embed_dim": 4096}
+KANDINSKY = {"in_visual_dim": 16, "out_visual_dim": 16, "model_dim": 2560, "ff_dim": 10240, "num_visual_blocks": 50}
+KANDINSKY |= {"axes_dims": (32, 48, 48)}
 T5 = {"vocab_size": 32128, "d_kv": 64, "num_layers": 24, "feed_forward_proj": "gated-gelu"}
 QWEN = {"vocab_size": 151936, "num_hidden_layers": 36, "num_attention_heads": 32, "num_key_value_heads": 8}
 QWEN_TEXT = {"vocab_size": 152064, "hidden_size": 3584, "intermediate_size": 18944, "num_hidden_layers": 28}
@@ -127,6 +129,7 @@ MODELS = {
     "Lumina-Image 2": published("Lumina2Transformer2DModel", 2.6, "Gemma 2 2B", cap_feat_dim=2304),
     "AuraFlow": published("AuraFlowTransformer2DModel", 6.8, "Pile-T5-XL"),
     "CogView4": published("CogView4Transformer2DModel", 6, "GLM 4 9B", **COGVIEW),
+    "Kandinsky 5 Lite": published("Kandinsky5Transformer3DModel", 6, "Qwen 2.5-VL 7B", "CLIP-L", **KANDINSKY),
 }
 
 
@@ -149,6 +152,7 @@ ROWS = {
     "Lumina-Image 2": ("lumina2", 1024, 256, 2304, None),
     "AuraFlow": ("aura_flow", 1024, 256, 2048, None),
     "CogView4": ("cogview4", 1024, 512, 4096, None),
+    "Kandinsky 5 Lite": ("kandinsky5", 1024, 512, 3584, 768),
 }
 RATE = 100  # 10¹² operations a second
 
