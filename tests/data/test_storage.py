@@ -7,6 +7,7 @@ import json
 import re
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -21,7 +22,9 @@ from hostile import complaints
 from unmemorize.core import storage
 from unmemorize.core.errors import UserError
 from unmemorize.core.files import kind_of
+from unmemorize.core.run import on_disk, this_process
 from unmemorize.core.specs import DataSpec
+from unmemorize.core.storage import files_in
 from unmemorize.data.captions import pieces
 from unmemorize.data.source import read_prompts, read_references
 from unmemorize.stages.data import audit_data
@@ -132,14 +135,83 @@ def test_what_is_not_there_is_one_line(bucket, call, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+def stored(place):
+    """The bytes of all files there but for times, and the page that shows them."""
+    names = {str(path.relative_to(place)): path for path in files_in(place)}
+    return {k: storage.opened(v).read() for k, v in names.items() if k not in ("timing.json", "report.html")}
+
+
+def test_a_run_on_storage_has_the_bytes_of_one_on_a_disk(bucket, call, tmp_path, monkeypatch):
+    """Two parts of it, as on two machines, of which one is started again; then it is read, and goes on as finished."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    name, run = "s3://bucket/runs/a", Path("s3://bucket/runs/a")
+    assert call("data", bucket / "tables", "--run", tmp_path / "run")[0] == 0
+    for part, shards in (("1/2", 2), ("1/2", 2), ("0/2", 3)):
+        code, out, err = call("data", bucket / "tables", "--run", name, "--part", part)
+        assert code == 0, err
+        assert len(files_in(run / "shards" / "data")) == shards
+        assert str(tmp_path) not in out + err
+        if shards == 2:
+            assert "of other parts 1 of 3 shards are missing" in err + out
+    assert stored(run) == stored(tmp_path / "run")
+    assert f"report: {name}/report.html" in out
+    code, out, err = call("data", bucket / "tables", "--run", name, "--json")
+    assert (code, json.loads(out)["run"]) == (0, name)
+    picture = bucket / "picture.png"
+    picture.write_bytes(png(draw(1)))
+    assert call("nearest", name, picture)[0] == 0
+    code, _, err = call("data", bucket / "arrow", "--run", name)
+    (line,) = complaints(err)
+    assert (code, line.startswith(f"error: {name}: holds a run with other settings")) == (2, True)
+
+
+def test_workers_put_their_shards_there_themselves(bucket, tmp_path, monkeypatch):
+    """Each file before it takes its name here, and from the path alone."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    folder = on_disk(Path("s3://bucket/runs/b"))
+    code = "import sys; from pathlib import Path; from unmemorize.core.run import write_json; "
+    code += "write_json(Path(sys.argv[1]), {'a': 1})"
+    subprocess.run([sys.executable, "-c", code, folder / "x" / "a.json"], check=True)
+    (file,) = files_in(Path("s3://bucket/runs/b"))
+    assert json.loads(storage.opened(file).read()) == {"a": 1}
+    assert json.loads((on_disk(Path("s3://bucket/runs/b")) / "x" / "a.json").read_text()) == {"a": 1}
+
+
+def test_what_a_killed_process_held_of_a_run_is_deleted(bucket, tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    process.wait()
+    host = this_process()[0]
+    left, others = (tmp_path / f".storage.{of}.{process.pid}.00000000.tmp" for of in (host, "elsewhere"))
+    left.mkdir()
+    others.mkdir()
+    on_disk(Path("s3://bucket/runs/c"))
+    assert not left.exists()
+    assert others.exists()
+
+
+def test_a_key_that_leads_elsewhere_is_not_fetched(monkeypatch, tmp_path):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
+    (tmp_path / "temporary").mkdir()
+    monkeypatch.setattr(storage, "files_in", lambda folder: [folder / "a", folder / "../../../../../stolen"])
+    monkeypatch.setattr(storage, "opened", lambda path: io.BytesIO(b"x"))
+    folder = on_disk(Path("s3://b/run"))
+    assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == ["a"]
+    assert (folder / "a").read_bytes() == b"x"
+
+
 @pytest.mark.parametrize("scheme", ["s3", "gs", "hf"])
-def test_results_are_not_written_there(scheme, call, tmp_path, monkeypatch):
-    """In one line, before anything is asked of the storage."""
+def test_single_files_are_not_written_there(scheme, call, tmp_path, monkeypatch):
+    """In one line, before anything is asked of the storage; nor is a run on the hub."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "captions.txt").write_text("a kite\n")
-    code, out, err = call("data", "captions.txt", "--run", f"{scheme}://bucket/run")
+    name = f"{scheme}://bucket/keep.parquet"
+    code, out, err = call("data", "captions.txt", "--run", tmp_path / "run", "--out", name)
     assert (code, out) == (2, "")
-    assert complaints(err) == [f"error: {scheme}://bucket/run: storage is only read: name a place on a disk with --run"]
+    assert complaints(err) == [f"error: {name}: storage is only read: name a place on a disk with --out"]
+    code, _, err = call("data", "captions.txt", "--run", "hf://datasets/a/b")
+    says = "error: hf://datasets/a/b: the hub is only read: name a place on a disk, s3:// or gs://"
+    assert (code, complaints(err)) == (2, [says])
     assert [path.name for path in tmp_path.iterdir()] == ["captions.txt"]
 
 

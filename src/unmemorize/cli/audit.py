@@ -18,7 +18,7 @@ from unmemorize.cli.terminal import add_row, cell, errors, next_step, out, print
 from unmemorize.core.errors import UserError
 from unmemorize.core.outputs import Output, check_outputs, is_stdout
 from unmemorize.core.plain import printable
-from unmemorize.core.run import default_run
+from unmemorize.core.run import default_run, on_disk
 from unmemorize.core.specs import AuditSpec
 
 if TYPE_CHECKING:
@@ -77,7 +77,7 @@ def report(
     """Rebuild a run's report."""
     from unmemorize.report.rebuild import rebuild_report
 
-    page = rebuild_report(Path(run), evidence=evidence)
+    page = rebuild_report(on_disk(Path(run)), evidence=evidence)
     if json:
         print_json({"page": str(page)})
         return
@@ -102,7 +102,7 @@ def compare(
 
     from unmemorize.report.compare import build_comparison
 
-    build_comparison(Path(run_a), Path(run_b), Path(out), evidence=evidence)
+    build_comparison(on_disk(Path(run_a)), on_disk(Path(run_b)), Path(out), evidence=evidence)
     if json:
         print_json({"page": out})
     elif not is_stdout(out):

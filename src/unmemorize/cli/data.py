@@ -13,6 +13,7 @@ from unmemorize.cli.checks import part_named
 from unmemorize.cli.crew import Launcher, Portion, Workers, crew_of
 from unmemorize.cli.terminal import add_row, next_step, out, print_json, say, working
 from unmemorize.core.files import real_path
+from unmemorize.core.run import on_disk
 from unmemorize.core.specs import Count, DataSpec
 
 SHOWN = 20
@@ -33,7 +34,7 @@ def data(
 ) -> None:
     """Find duplicates and trigger words in a training set, before training."""
     portion = part_named(part)
-    folder = Path(run or Path("runs") / f"data-{real_path(Path(spec.source)).stem}")
+    folder = on_disk(Path(run or Path("runs") / f"data-{real_path(Path(spec.source)).stem}"))
 
     from unmemorize.stages.data import audit_data
 
@@ -87,7 +88,7 @@ def nearest(
     """Show the rows of a data audit whose pictures are most like a picture."""
     from unmemorize.stages.data import nearest_rows
 
-    found = nearest_rows(Path(run), Path(picture), top)
+    found = nearest_rows(on_disk(Path(run)), Path(picture), top)
     if json:
         print_json(found)
         return

@@ -14,6 +14,7 @@ from unmemorize.cli.crew import Launcher, Portion, Workers, crew_of
 from unmemorize.cli.terminal import add_row, next_step, out, print_json, say, show_expected, working
 from unmemorize.core.errors import UserError
 from unmemorize.core.outputs import Output
+from unmemorize.core.run import on_disk
 from unmemorize.core.specs import Count, DetectSpec
 
 if TYPE_CHECKING:
@@ -45,7 +46,8 @@ def detect(
     if launcher != "local" and not run:
         raise UserError(f"--launcher {launcher}: workers meet in a run directory: name one with --run")
     portion = part_named(part)
-    check(spec, *([Output("--run", Path(run), "run")] if run and not dry_run else []))
+    kept = on_disk(Path(run)) if run and not dry_run else None
+    check(spec, *([Output("--run", kept, "run")] if kept else []))
 
     if dry_run:
         from unmemorize.stages.forecast import forecast_detect
@@ -57,8 +59,8 @@ def detect(
     from unmemorize.stages.detect import wen_lines
 
     with tempfile.TemporaryDirectory() as scratch:
-        folder = Path(run or scratch)
-        with working(Path(run) if run else None) as progress, crew_of(workers, launcher, portion) as crew:
+        folder = kept or Path(scratch)
+        with working(kept) as progress, crew_of(workers, launcher, portion) as crew:
             rows = run_detect(spec, folder, progress, crew)
         lines = wen_lines(folder) if format == "wen-jsonl" else []
     if lines:
@@ -66,11 +68,11 @@ def detect(
     elif json:
         print_json({"prompts": list(rows)})
     else:
-        _print_table(rows, top, run)
+        _print_table(rows, top, kept)
         next_step("explain", spec.model, rows[0]["prompt"])
 
 
-def _print_table(rows: Ranked, top: int, run: str) -> None:
+def _print_table(rows: Ranked, top: int, run: Path | None) -> None:
     names = list(rows[0]["methods"])
     table = Table("rank", *(["score"] if len(names) == 1 else names), "prompt", box=None, pad_edge=False)
     for rank, row in enumerate(rows[:top], 1):
@@ -83,4 +85,4 @@ def _print_table(rows: Ranked, top: int, run: str) -> None:
         each = ", ".join(f"{name} {cost}" for name, cost in costs.items())
         say(f"evaluations: {each}; what an earlier method read costs a later one nothing")
     if run:
-        say(f"scores: {Path(run) / 'scores' / 'detect.parquet'}")
+        say(f"scores: {run / 'scores' / 'detect.parquet'}")

@@ -8,7 +8,7 @@ from typing import Annotated
 from unmemorize.cli.app import REMOVE, Json, command, option
 from unmemorize.cli.terminal import next_step, print_json, say
 from unmemorize.core.outputs import Output, check_outputs
-from unmemorize.core.run import load_record
+from unmemorize.core.run import load_record, on_disk
 
 
 @command(REMOVE, "unmemorize export runs/mine --out copied", "unmemorize export runs/mine --out copied --json")
@@ -23,11 +23,12 @@ def export(
 
     from unmemorize.stages.export import export_copied
 
-    counts = export_copied(Path(run), Path(out))
+    folder = on_disk(Path(run))
+    counts = export_copied(folder, Path(out))
     if json:
         print_json(counts | {"folder": out})
         return
     say(f"{counts['prompts']} prompts, {counts['targets']} pictures they copy, {counts['controls']} not copied")
-    record = load_record(Path(run))
+    record = load_record(folder)
     model = str(record.spec["model"]) if record else "MODEL"
     next_step("locate", model, "--method", "wanda", "--prompts", f"{out}/prompts.csv", "--out", "edit.safetensors")

@@ -12,6 +12,7 @@ from unmemorize.cli.app import EXPLAIN, DryRun, Json, Run, command
 from unmemorize.cli.checks import check
 from unmemorize.cli.terminal import add_row, next_step, out, print_json, say, show_expected, working
 from unmemorize.core.outputs import Output
+from unmemorize.core.run import on_disk
 from unmemorize.core.specs import LocalitySpec
 
 NAMES = {
@@ -29,7 +30,7 @@ NAMES = {
 )
 def locality(spec: LocalitySpec, *, run: Run = "", dry_run: DryRun = False, json: Json = False) -> None:
     """Attack one picture from many starts and measure how alike the embeddings are, and the weights that they use."""
-    folder = Path(run or Path("runs") / f"locality-{Path(spec.model).name}-{Path(spec.target).stem}")
+    folder = on_disk(Path(run or Path("runs") / f"locality-{Path(spec.model).name}-{Path(spec.target).stem}"))
     check(spec, *([] if dry_run else [Output("--run", folder, "run")]))
 
     if dry_run:

@@ -21,6 +21,7 @@ from rich.table import Table
 from rich.text import Text
 
 from unmemorize.core.plain import printable, shortened, to_json
+from unmemorize.core.storage import by_name
 
 if TYPE_CHECKING:
     from unmemorize.stages.forecast import Expected, Memory
@@ -60,7 +61,7 @@ def open_streams() -> None:
 
 def say(text: str, *, to: Console = out, style: str = "") -> None:
     """Print a line: no markup, no colours of its own, no line breaks."""
-    line = printable(text)
+    line = printable(by_name(text))
     if to.is_terminal:
         line = _cut(line)
     to.print(Text(line, style), soft_wrap=True)
@@ -68,7 +69,7 @@ def say(text: str, *, to: Console = out, style: str = "") -> None:
 
 def complain(text: str) -> None:
     """Print a mistake as one line on the error stream, with what it quotes shortened."""
-    errors.print(Text(f"error: {_cut(printable(text))}", "red"), soft_wrap=True)
+    errors.print(Text(f"error: {_cut(printable(by_name(text)))}", "red"), soft_wrap=True)
 
 
 def next_step(*words: str) -> None:
@@ -89,7 +90,7 @@ def add_row(table: Table, *cells: object) -> None:
 
 def print_json(value: dict[str, Any]) -> None:
     """Print JSON for programs, whole: an object that says which version of its form it has."""
-    print(to_json({"schema_version": SCHEMA_VERSION} | value))
+    print(by_name(to_json({"schema_version": SCHEMA_VERSION} | value)))
 
 
 def print_forecast(evaluations: dict[str, int], seconds: dict[str, float], memory: Memory) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import errno
 import hashlib
 import os
@@ -10,6 +11,7 @@ import re
 import secrets
 import shutil
 import socket
+import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -25,6 +27,7 @@ from unmemorize.core.criteria import Criterion
 from unmemorize.core.errors import UserError
 from unmemorize.core.files import kind_of, real_path, require_file, require_plain, walk
 from unmemorize.core.plain import from_json, to_json
+from unmemorize.core.storage import STANDS, fetch, is_remote, put, remote_name
 
 Progress = Callable[[str, int, int], None]  # stage, done, total
 
@@ -204,9 +207,38 @@ def remove_left(folder: Path) -> None:
 
 
 def default_run(run: str, model: str, command: str = "") -> Path:
-    """The run directory that was named, or `runs/COMMAND-MODEL`."""
+    """The run directory that was named, or `runs/COMMAND-MODEL`; what stands for it, where it is on object storage.
+
+    Raises:
+        UserError: The storage does not answer, or refuses.
+    """
     name = Path(model).name
-    return Path(run) if run else Path("runs") / (f"{command}-{name}" if command else name)
+    return on_disk(Path(run)) if run else Path("runs") / (f"{command}-{name}" if command else name)
+
+
+def on_disk(run: Path) -> Path:
+    """A run directory as a folder of this machine: itself, or what stands for it, where it is on object storage.
+
+    That is a new temporary folder with everything that is there. Each file that is written in it, by whichever process
+    of this machine, is put on the storage before it takes its name; it is deleted when this process ends.
+
+    Raises:
+        UserError: The storage does not answer, or refuses, or is only read.
+    """
+    if not is_remote(run):
+        return run
+    if str(run).startswith("hf:"):
+        raise UserError(f"{remote_name(run)}: the hub is only read: name a place on a disk, s3:// or gs://")
+    place = Path(tempfile.gettempdir())
+    for left in place.glob(f".{STANDS}.*.tmp"):
+        if _is_left(left.name):
+            shutil.rmtree(left, ignore_errors=True)
+    stands = _temporary(place / STANDS)
+    atexit.register(shutil.rmtree, stands, ignore_errors=True)
+    folder = stands / run
+    folder.mkdir(parents=True)
+    fetch(folder)
+    return folder
 
 
 def check_settings(run: Path, spec: Mapping[str, Any]) -> None:
@@ -329,6 +361,7 @@ def atomic(path: Path) -> Iterator[Path]:
             yield temporary
             with temporary.open("rb") as file:
                 os.fsync(file.fileno())  # or after a power cut the name may stand for an empty file
+            put(temporary, path)
             os.replace(temporary, path)
         finally:
             temporary.unlink(missing_ok=True)

@@ -28,6 +28,7 @@ from unmemorize.core.crew import WHOLE, Idle, Part, never
 from unmemorize.core.errors import Unfinished, UserError
 from unmemorize.core.plain import from_json, to_json
 from unmemorize.core.run import Digest, add_to_digest, atomic, is_gone, load_record, this_process, writing
+from unmemorize.core.storage import fetch
 
 Item = TypeVar("Item")
 Row = dict[str, Any]  # of a table in a run directory
@@ -163,6 +164,8 @@ class Shards:
         Raises:
             Unfinished: Some are not.
         """
+        if part != WHOLE:
+            fetch(self.folder.parent.parent)  # on object storage, what other machines have put there since
         left = sum(self._footer_of(number) is None for number in range(self.count))
         if left:
             raise Unfinished(
