@@ -330,6 +330,57 @@ def _bytes_of(path):
     return sum(tensor.numel() * tensor.element_size() for tensor in load_file(path).values())
 
 
+@pytest.mark.parametrize(
+    "command", ["explain", "explain --check", "explain --method curvature-map", "generate", "check"]
+)
+def test_a_dry_run_of_one_prompt_or_picture_forecasts_it(command, call, tiny_folder, tmp_path, monkeypatch):
+    """From one seed, picture or file: exactly as many evaluations as are then counted, and nothing written."""
+    monkeypatch.chdir(tmp_path)
+    for i in range(22):
+        (tmp_path / "shots").mkdir(exist_ok=True)
+        Image.new("RGB", (32, 32), (i * 9, 40, 200 - i)).save(tmp_path / "shots" / f"{i}.png")
+    name, *options = command.split()
+    given = [name, tiny_folder]
+    given += ["shots/1.png", "--controls", "shots"] if name == "check" else ["an owl on a fence", "--steps", 2]
+    given += {"explain": ["--seeds", 3], "generate": ["--pictures", 3], "check": ["--seeds", 2]}[name] + options
+    code, out, err = call(*given, "--dry-run", "--json")
+    assert code == 0, err
+    expected = json.loads(out)
+    assert [path.name for path in tmp_path.iterdir()] == ["shots"]
+    code, out, err = call(*given, "--json")
+    assert code == 0, err
+    spent = 3 * 2 * 2 if name == "generate" else json.loads(out)["evaluations"]
+    assert sum(expected["evaluations"].values()) == spent
+    assert min(expected["seconds"].values()) > 0
+
+
+def test_a_dry_run_times_no_mitigation_that_measures_first(call, tiny_folder):
+    given = ("generate", tiny_folder, "an owl on a fence", "--steps", 2, "--dry-run")
+    assert call(*given, "--mitigation", "static-transition")[0] == 0
+    code, _, err = call(*given, "--mitigation", "guard")
+    assert (code, complaints(err)) == (2, ["error: --dry-run: guard measures before it acts: leave --mitigation out"])
+
+
+def test_a_dry_run_of_a_ranking_forecasts_it(call, tiny_folder, tmp_path, monkeypatch):
+    """Of detectors what scoring takes, to the evaluation; of mitigations the pictures."""
+    monkeypatch.chdir(tmp_path)
+    lines = [f"an owl on fence {i},{i % 2}" for i in range(24)]
+    (tmp_path / "labels.csv").write_text("\n".join(["prompt,memorized", *lines]))
+    given = ["bench", tiny_folder, "--labels", "labels.csv", "--method", "noise-gap", "--method", "max-z", "--steps", 2]
+    code, out, err = call(*given, "--dry-run", "--json")
+    assert code == 0, err
+    expected = json.loads(out)
+    assert (expected["items"], list(expected["evaluations"])) == (24, ["trial", "plain", "detect"])
+    assert [path.name for path in tmp_path.iterdir()] == ["labels.csv"]
+    assert call(*given, "--run", "run")[0] == 0
+    (table,) = tmp_path.glob("run/models/*/scores/detect.parquet")
+    assert expected["evaluations"]["detect"] == sum(pq.read_table(table)["evaluations"].to_pylist())
+    given = ["bench", "testbed", "--kind", "mitigation", "--method", "guard", "--steps", 2, "--pictures", 1]
+    code, out, err = call(*given, "--dry-run", "--json")
+    assert code == 0, err
+    assert list(json.loads(out)["evaluations"]) == ["pictures"]
+
+
 def test_a_dry_run_of_an_attack_forecasts_it(call, tmp_path):
     """On the testbed: as many evaluations as are then counted, by one picture's one update."""
     given = ("attack", "testbed", "--limit", 1, "--updates", 2, "--pictures", 1, "--steps", 2, "--restarts", 2)

@@ -36,15 +36,12 @@ def run_bench(spec: BenchSpec, run: Path, progress: Progress) -> list[Row]:
         UserError: A model, the labels or a method cannot be used, no method applies to a model, or `run` holds another
             run.
     """
-    chosen = replace(spec, method=spec.method or _every(spec.kind))
-    _check_methods(chosen)  # or a mistake in one would be told once a model is loaded
-    models = (spec.model, *spec.more)
-    prompts = {model: _prompts(model, spec) if spec.kind == "detector" else [] for model in models}
+    chosen, prompts = chosen_of(spec)
     path = run / "scores" / "bench.parquet"
     with Run.open(run, _record(spec, prompts)) as opened:
         if not opened.is_kept:
             rows: list[Row] = []
-            for number, model in enumerate(models):
+            for number, model in enumerate(prompts):
                 own = replace(chosen, model=model, more=())
                 place = run / "models" / f"{number}-{_safe(model)}"
                 if spec.kind == "detector":
@@ -55,6 +52,18 @@ def run_bench(spec: BenchSpec, run: Path, progress: Progress) -> list[Row]:
             build_bench(run)
         ranking: list[Row] = pq.read_table(path).to_pylist()
     return ranking
+
+
+def chosen_of(spec: BenchSpec) -> tuple[BenchSpec, dict[str, list[Prompt]]]:
+    """The settings with every method of the kind where none is named, and the labelled prompts by model.
+
+    Raises:
+        UserError: The labels or a method cannot be used.
+    """
+    chosen = replace(spec, method=spec.method or _every(spec.kind))
+    _check_methods(chosen)  # or a mistake in one would be told once a model is loaded
+    models = (spec.model, *spec.more)
+    return chosen, {model: _prompts(model, spec) if spec.kind == "detector" else [] for model in models}
 
 
 def _every(kind: Kind) -> tuple[str, ...]:
@@ -95,10 +104,7 @@ def _record(spec: BenchSpec, prompts: dict[str, list[Prompt]]) -> RunRecord:
 
 def _ranked(spec: BenchSpec, prompts: Sequence[Prompt], run: Path, progress: Progress) -> list[Row]:
     """The rows of one model: of its groups, and of the methods that do not apply to it."""
-    model = load_as_asked(spec)
-    own = Own(tuple(prompts), Path(), {})
-    files = {"ordinary": spec.ordinary} if spec.ordinary else {}
-    inputs = Inputs(with_sampling(spec, model), model, Bundle(spec.model, files, spec.column, own))
+    inputs = labelled_inputs(spec, prompts)
     sources = {"labels": prompt_source(spec.labels or spec.model, prompts)}
     if spec.ordinary:
         sources["ordinary"] = prompt_source(spec.ordinary, fitting_prompts(inputs))
@@ -115,6 +121,14 @@ def _ranked(spec: BenchSpec, prompts: Sequence[Prompt], run: Path, progress: Pro
     rows = pq.read_table(run / "scores" / "ranking.parquet").to_pylist()
     rows += [row for row in tried.values() if row["reason"] is not None]
     return [row | {"model": spec.model} for row in rows]
+
+
+def labelled_inputs(spec: BenchSpec, prompts: Sequence[Prompt]) -> Inputs:
+    """One model, with labelled prompts."""
+    model = load_as_asked(spec)
+    own = Own(tuple(prompts), Path(), {})
+    files = {"ordinary": spec.ordinary} if spec.ordinary else {}
+    return Inputs(with_sampling(spec, model), model, Bundle(spec.model, files, spec.column, own))
 
 
 def _tried(spec: BenchSpec, run: Path, progress: Progress) -> list[Row]:

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 from rich.table import Column, Table
 
-from unmemorize.cli.app import FIND, Json, Run, command
+from unmemorize.cli.app import FIND, DryRun, Json, Run, command
 from unmemorize.cli.checks import check
-from unmemorize.cli.terminal import add_row, next_step, out, print_json, say, working
+from unmemorize.cli.terminal import add_row, next_step, out, print_json, say, show_expected, working
 from unmemorize.core.outputs import Output
 from unmemorize.core.run import default_run
 from unmemorize.core.shards import Row
@@ -20,10 +20,16 @@ from unmemorize.core.specs import BenchSpec
     "unmemorize bench MODEL --labels labelled.csv --run runs/ranking",
     "unmemorize bench testbed --kind mitigation --method guard --method static-transition",
 )
-def bench(spec: BenchSpec, *, run: Run = "", json: Json = False) -> None:
+def bench(spec: BenchSpec, *, run: Run = "", dry_run: DryRun = False, json: Json = False) -> None:
     """Rank detectors on prompts of which it is known whether they are memorized, or mitigations on copied pictures."""
     folder = default_run(run, spec.model, "bench")
-    check(spec, Output("--run", folder, "run"))
+    check(spec, *([] if dry_run else [Output("--run", folder, "run")]))
+
+    if dry_run:
+        from unmemorize.audit.forecast import forecast_bench
+
+        show_expected(forecast_bench(spec), json)
+        return
 
     from unmemorize.audit.bench import run_bench, summarised
     from unmemorize.report.bench import contests_of, rankings_of

@@ -8,9 +8,9 @@ from typing import Annotated, Any
 
 from rich.table import Table
 
-from unmemorize.cli.app import FIND, Json, command, option
+from unmemorize.cli.app import FIND, DryRun, Json, command, option
 from unmemorize.cli.checks import check as check_inputs
-from unmemorize.cli.terminal import add_row, next_step, print_json, say, working
+from unmemorize.cli.terminal import add_row, next_step, print_json, say, show_expected, working
 from unmemorize.cli.terminal import out as console
 from unmemorize.core.errors import UserError
 from unmemorize.core.outputs import Output
@@ -20,7 +20,11 @@ from unmemorize.core.specs import CheckSpec
 
 @command(FIND, "unmemorize check", "unmemorize check MODEL picture.png --controls pictures/ --out page.html")
 def check(
-    spec: CheckSpec, *, out: Annotated[str, option("Write a page to this file.")] = "", json: Json = False
+    spec: CheckSpec,
+    *,
+    out: Annotated[str, option("Write a page to this file.")] = "",
+    dry_run: DryRun = False,
+    json: Json = False,
 ) -> None:
     """Say whether a model treats pictures unlike others of their kind: are they in there?"""
     if spec.model.lower().endswith(ENDINGS):
@@ -28,7 +32,13 @@ def check(
         raise UserError(f"check takes a model and pictures: is this meant? unmemorize check {meant}")
     for path in spec.picture:
         _require_pictures(path)
-    check_inputs(spec, *([Output("--out", Path(out), "file")] if out else []))
+    check_inputs(spec, *([Output("--out", Path(out), "file")] if out and not dry_run else []))
+
+    if dry_run:
+        from unmemorize.stages.forecast import forecast_check
+
+        show_expected(forecast_check(spec), json)
+        return
 
     from unmemorize.stages.check import check as run_check
 

@@ -9,9 +9,9 @@ from typing import Annotated, Any
 from rich.table import Table
 from rich.text import Text
 
-from unmemorize.cli.app import EXPLAIN, Json, command, option
+from unmemorize.cli.app import EXPLAIN, DryRun, Json, command, option
 from unmemorize.cli.checks import check
-from unmemorize.cli.terminal import add_row, cell, next_step, out, print_json, say, working
+from unmemorize.cli.terminal import add_row, cell, next_step, out, print_json, say, show_expected, working
 from unmemorize.core.errors import UserError
 from unmemorize.core.specs import ExplainSpec
 
@@ -31,11 +31,18 @@ def explain(
     spec: ExplainSpec,
     *,
     out_: Annotated[str, option("A new folder for the pictures and maps of some methods.", name="--out")] = "maps",
+    dry_run: DryRun = False,
     json: Json = False,
 ) -> None:
     """Show which words of a prompt carry its memory, or where in its pictures it shows."""
     require_prompt("explain", spec.model, spec.prompt)
     check(spec)
+
+    if dry_run:
+        from unmemorize.stages.forecast import forecast_explain
+
+        show_expected(forecast_explain(spec), json)
+        return
 
     from unmemorize.stages.explain import explain as run_explain
 

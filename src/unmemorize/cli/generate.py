@@ -7,10 +7,10 @@ from typing import Annotated
 
 from rich.table import Table
 
-from unmemorize.cli.app import REMOVE, Json, command, option
+from unmemorize.cli.app import REMOVE, DryRun, Json, command, option
 from unmemorize.cli.checks import check
 from unmemorize.cli.explain import require_prompt
-from unmemorize.cli.terminal import add_row, next_step, out, print_json, working
+from unmemorize.cli.terminal import add_row, next_step, out, print_json, show_expected, working
 from unmemorize.core.outputs import Output
 from unmemorize.core.specs import GenerateSpec
 
@@ -24,11 +24,18 @@ def generate(
     spec: GenerateSpec,
     *,
     out_: Annotated[str, option("A new folder for the pictures.", name="--out")] = "pictures",
+    dry_run: DryRun = False,
     json: Json = False,
 ) -> None:
     """Make pictures of a prompt, with a mitigation that acts on memorized ones if asked."""
     require_prompt("generate", spec.model, spec.prompt)
-    check(spec, Output("--out", Path(out_), "new"))
+    check(spec, *([] if dry_run else [Output("--out", Path(out_), "new")]))
+
+    if dry_run:
+        from unmemorize.stages.forecast import forecast_generate
+
+        show_expected(forecast_generate(spec), json)
+        return
 
     from unmemorize.stages.generate import generate as run_generate
 

@@ -141,7 +141,7 @@ class Shards:
         earlier = {number for number in left if self.path(number).exists()}
 
         def is_done(number: int) -> bool:
-            """Whether a shard is: one that appears meanwhile was whole when it took its name, and is checked if joined."""
+            """Whether a shard is: one that appears meanwhile was whole when it took its name, and joining checks it."""
             return self.is_done(number) if number in earlier else self._footer_of(number) is not None
 
         while left:

@@ -22,6 +22,7 @@ from unmemorize.metrics.calibrate import conformal_p_values, set_p_value
 from unmemorize.metrics.complexity import png_sizes
 from unmemorize.metrics.discovery import Floats, benjamini_hochberg
 from unmemorize.metrics.similarity import References
+from unmemorize.models.pipeline import PipelineModel
 from unmemorize.report.check import build_check
 from unmemorize.stages.detect import require_finite
 from unmemorize.stages.inputs import bundle_of, load_as_asked
@@ -48,7 +49,7 @@ class Calibrated:
 
 
 @dataclass(frozen=True)
-class _Measured:
+class Measured:
     """Pictures or controls as tests take them.
 
     Attributes:
@@ -62,7 +63,7 @@ class _Measured:
     sizes: Floats
 
     @classmethod
-    def of(cls, model: DiffusionModel, pictures: References, *, captioned: bool) -> _Measured:
+    def of(cls, model: DiffusionModel, pictures: References, *, captioned: bool) -> Measured:
         """The pictures as the model has them; without captions all have the empty prompt."""
         with torch.no_grad():
             latents = torch.cat([model.invert(images) for images in pictures.batches(ROWS)])
@@ -105,17 +106,10 @@ def check(spec: CheckSpec, progress: Progress, page: Path | None = None) -> Row:
         UserError: The model, the pictures, the controls or a method cannot be used, or there are too few controls.
         NotApplicable: The model lacks what a test reads.
     """
-    tests: list[PictureTest] = [parse("picture-test", text) for text in dict.fromkeys(spec.method)]
-    bundle = bundle_of(spec)
-    if not spec.picture and bundle.own is None:
-        raise UserError(f"{spec.model}: which picture? name its file after the model")
-    model = load_as_asked(spec)
-    pictures = _pictures(spec, bundle, model.image_size)
-    controls = _controls(spec, bundle, pictures, model.image_size)
-
+    tests, model, pictures, controls = given_of(spec)
     captioned = all(pictures.captions) and all(controls.captions)
-    asked_about = _Measured.of(model, pictures, captioned=captioned)
-    compared_with = _Measured.of(model, controls, captioned=captioned)
+    asked_about = Measured.of(model, pictures, captioned=captioned)
+    compared_with = Measured.of(model, controls, captioned=captioned)
     results = []
     for done, test in enumerate(tests):
         progress("check", done, len(tests))
@@ -140,6 +134,21 @@ def check(spec: CheckSpec, progress: Progress, page: Path | None = None) -> Row:
     return answer
 
 
+def given_of(spec: CheckSpec) -> tuple[list[PictureTest], PipelineModel, References, References]:
+    """The tests, the model, the pictures and the controls.
+
+    Raises:
+        UserError: One of them cannot be used, or there are too few controls.
+    """
+    tests: list[PictureTest] = [parse("picture-test", text) for text in dict.fromkeys(spec.method)]
+    bundle = bundle_of(spec)
+    if not spec.picture and bundle.own is None:
+        raise UserError(f"{spec.model}: which picture? name its file after the model")
+    model = load_as_asked(spec)
+    pictures = _pictures(spec, bundle, model.image_size)
+    return tests, model, pictures, _controls(spec, bundle, pictures, model.image_size)
+
+
 def _write_page(answer: Row, pictures: References, page: Path) -> None:
     with scratch(page.parent) as folder:
         for i, image in enumerate(pictures.images):
@@ -148,7 +157,7 @@ def _write_page(answer: Row, pictures: References, page: Path) -> None:
 
 
 def _tested(
-    model: DiffusionModel, test: PictureTest, pictures: _Measured, controls: _Measured, seeds: Sequence[int]
+    model: DiffusionModel, test: PictureTest, pictures: Measured, controls: Measured, seeds: Sequence[int]
 ) -> _Result:
     """The pictures' scores by one test, beside those of the controls.
 

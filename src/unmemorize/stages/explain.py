@@ -38,13 +38,8 @@ def explain(spec: ExplainSpec, out: Path) -> Row:
     Raises:
         UserError: The prompt holds no word, the folder is not empty, or the model or the method cannot be used.
     """
-    prompt = spec.prompt
-    if not prompt.strip():
-        raise UserError("the prompt is empty: name one with at least a word")
-    explainer: Explainer = parse("explainer", spec.method)
+    explainer, prompt = explainer_of(spec), spec.prompt
     if explainer.says == "regions":
-        if spec.check:
-            raise UserError(f"--check is about words, {explainer.name} about places in pictures: leave one of them out")
         check_outputs([Output("--out", out, "new")])
     subject = Inputs.of(spec).subject
     explanation = explainer.explain(subject, prompt, seeds=spec.numbers)
@@ -76,6 +71,20 @@ def explainer_saying(option: str, text: str, says: str) -> Explainer:
         known = methods("explainer").items()
         able = [name for name, cls in known if issubclass(cls, Explainer) and cls.says == says]
         raise UserError(f"{option} {text}: it does not say {says}: choose one of {', '.join(able)}")
+    return explainer
+
+
+def explainer_of(spec: ExplainSpec) -> Explainer:
+    """The explainer that the settings name.
+
+    Raises:
+        UserError: The prompt holds no word, or the method cannot be used, or not with `check`.
+    """
+    if not spec.prompt.strip():
+        raise UserError("the prompt is empty: name one with at least a word")
+    explainer: Explainer = parse("explainer", spec.method)
+    if explainer.says == "regions" and spec.check:
+        raise UserError(f"--check is about words, {explainer.name} about places in pictures: leave one of them out")
     return explainer
 
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -15,19 +17,43 @@ from unmemorize.attack.dori import Dori
 from unmemorize.attack.extraction import SEEDS, Trial, extraction
 from unmemorize.core.batches import in_batches
 from unmemorize.core.errors import UserError
-from unmemorize.core.methods import Detector, Localizer, Subject, Training, parse, score_each, settings
+from unmemorize.core.methods import (
+    Detector,
+    Localizer,
+    PictureTest,
+    Subject,
+    Training,
+    parse,
+    score_each,
+    settings,
+    spelled,
+)
 from unmemorize.core.model import DiffusionModel
 from unmemorize.core.recording import Recorder
 from unmemorize.core.results import Match, Pairs, Surrogates
-from unmemorize.core.sample import generators, sampling_evaluations
-from unmemorize.core.specs import AttackSpec, DetectSpec, LocalitySpec, LocateSpec, MitigateSpec, TriggerSpec
+from unmemorize.core.sample import generate, generators, sampling_evaluations
+from unmemorize.core.specs import (
+    AttackSpec,
+    CheckSpec,
+    DetectSpec,
+    ExplainSpec,
+    GenerateSpec,
+    LocalitySpec,
+    LocateSpec,
+    MitigateSpec,
+    TriggerSpec,
+)
+from unmemorize.explain.leave_one_out import LeaveOneOut
 from unmemorize.explain.words import measure
 from unmemorize.models.pipeline import PipelineModel
 from unmemorize.stages.attack import checked_attack, chosen_subjects, curve_of
+from unmemorize.stages.check import Measured, given_of
 from unmemorize.stages.detect import detectors_of, fitting_prompts, unfitted_of
+from unmemorize.stages.explain import explainer_of
 from unmemorize.stages.inputs import Inputs
 from unmemorize.stages.locality import localizers_of, memorized_of
 from unmemorize.stages.locate import prompts_of, require_ordinary
+from unmemorize.stages.mitigations import measures_beforehand, mitigation_of
 from unmemorize.stages.stage import Cost
 from unmemorize.stages.triggers import texts_of, variants_of
 from unmemorize.stages.unlearn import CHECK_SEEDS, CHECKED, STARTS, measures, trained_in
@@ -152,12 +178,67 @@ def forecast_detect(spec: DetectSpec) -> Expected:
     recorder = Recorder(model, inputs.subject.sampler, tuple(spec.numbers))
 
     def per_prompt(methods: Sequence[Detector]) -> Spent:
-        return _warm(model, prompts[0], lambda prompt: score_each(methods, recorder, model.encode([prompt])))
+        return warm(model, prompts[0], lambda prompt: score_each(methods, recorder, model.encode([prompt])))
 
     spent = {"detect": per_prompt(detectors) * len(prompts)}
     if unfitted := unfitted_of(detectors):
         spent = {"plain": per_prompt(unfitted) * len(fitting_prompts(inputs))} | spent
     return expected(model, len(prompts), spent)
+
+
+def forecast_check(spec: CheckSpec) -> Expected:
+    """Score the first picture with every test, and count pictures and controls.
+
+    Raises:
+        UserError: As `check`.
+        NotApplicable: The model lacks what a test reads.
+    """
+    tests, model, pictures, controls = given_of(spec)
+    one = Measured.of(model, pictures[[0]], captioned=all(pictures.captions) and all(controls.captions))
+    count, spent = len(pictures) + len(controls), {}
+    for test in tests:
+
+        def score(pairs: Pairs, test: PictureTest = test) -> object:
+            return test.score(Subject(model), pairs, seeds=spec.numbers)
+
+        spent[spelled(test)] = warm(model, one.pairs, score) * count
+    return expected(model, len(pictures), spent)
+
+
+def forecast_explain(spec: ExplainSpec) -> Expected:
+    """Explain the prompt by one seed, and count the seeds.
+
+    Raises:
+        UserError: As `explain`.
+    """
+    explainers = [explainer_of(spec), *([LeaveOneOut()] if spec.check else [])]
+    inputs = Inputs.of(spec)
+    model, subject, one = inputs.model, inputs.subject, spec.numbers[:1]
+    spent = {}
+    for explainer in explainers:
+        _, by_one = _timed(model, partial(explainer.explain, subject, spec.prompt, seeds=one))
+        spent[explainer.name] = by_one * spec.seeds
+    return expected(model, 1, spent)
+
+
+def forecast_generate(spec: GenerateSpec) -> Expected:
+    """Make one picture, and count the pictures.
+
+    Raises:
+        UserError: As `generate`, or the mitigation measures something beforehand, which is not a part of a picture.
+    """
+    inputs = Inputs.of(spec)
+    model = inputs.model
+    applied: AbstractContextManager[Subject] = nullcontext(inputs.subject)
+    if spec.mitigation:
+        mitigation = mitigation_of(spec.mitigation, model)
+        if measures_beforehand(mitigation):
+            raise UserError(f"--dry-run: {mitigation.name} measures before it acts: leave --mitigation out")
+        applied = mitigation.applied(inputs.subject)
+    cond = model.encode([spec.prompt])
+    with applied as subject:
+        _, one = _timed(model, lambda: list(generate(model, cond, seeds=range(1), sampler=subject.sampler)))
+    return expected(model, spec.pictures, {"generate": one * spec.pictures})
 
 
 def forecast_triggers(spec: TriggerSpec) -> Expected:
@@ -173,7 +254,7 @@ def forecast_triggers(spec: TriggerSpec) -> Expected:
     def measured(text: str) -> object:
         return measure(subject, [text], lambda pictures: [NO_COPY] * len(pictures), seeds=seeds)
 
-    return expected(inputs.model, len(texts), {"probe": _warm(inputs.model, texts[0], measured) * len(texts)})
+    return expected(inputs.model, len(texts), {"probe": warm(inputs.model, texts[0], measured) * len(texts)})
 
 
 def forecast_attack(spec: AttackSpec) -> Expected:
@@ -330,7 +411,7 @@ def _update(model: DiffusionModel, objective: Objective, number: int) -> Spent:
     return spent
 
 
-def _warm(model: DiffusionModel, item: Item, work: Callable[[Item], object]) -> Spent:
+def warm(model: DiffusionModel, item: Item, work: Callable[[Item], object]) -> Spent:
     """What work on one item takes; the first call of all takes longer than those that follow."""
     work(item)
     _, spent = _timed(model, lambda: work(item))

@@ -36,7 +36,7 @@ def _work(inputs: Inputs, run: Path, progress: Progress, crew: Crew) -> None:
     """
     rows: list[Row] = []
     for detector in detectors_of(inputs.spec):
-        rows.append({"method": spelled(detector), "reason": _reason(inputs, detector)})
+        rows.append({"method": spelled(detector), "reason": reason(inputs, detector)})
     applicable = [row for row in rows if row["reason"] is None]
     if applicable:
         once = _seconds(lambda: _evaluate(inputs)) / ROWS
@@ -57,7 +57,7 @@ def trials(run: Path) -> dict[str, Row]:
     return {row["method"]: row for row in pq.read_table(run / "scores" / "trial.parquet").to_pylist()}
 
 
-def _reason(inputs: Inputs, detector: Detector) -> str | None:
+def reason(inputs: Inputs, detector: Detector) -> str | None:
     """Why the detector does not apply to the model; None where it does."""
     try:
         detector.score(inputs.subject, inputs.model.encode([inputs.prompts[0].text]), seeds=inputs.spec.numbers)
