@@ -354,15 +354,24 @@ def test_a_dry_run_of_one_prompt_or_picture_forecasts_it(command, call, tiny_fol
     assert min(expected["seconds"].values()) > 0
 
 
-def test_a_dry_run_times_no_mitigation_that_measures_first(call, tiny_folder):
-    given = ("generate", tiny_folder, "an owl on a fence", "--steps", 2, "--dry-run")
-    assert call(*given, "--mitigation", "static-transition")[0] == 0
-    code, _, err = call(*given, "--mitigation", "guard")
-    assert (code, complaints(err)) == (2, ["error: --dry-run: guard measures before it acts: leave --mitigation out"])
+def test_a_dry_run_counts_what_a_mitigation_measures_first(call, tiny_folder, tmp_path):
+    """The guard's two evaluations an ordinary prompt, from those of one and of two; none where limits are given."""
+    (tmp_path / "ordinary.txt").write_text("\n".join(f"a plain thing {i}" for i in range(30)))
+    given = ("generate", tiny_folder, "an owl on a fence", "--steps", 2, "--pictures", 3, "--dry-run", "--json")
+    expected = {}
+    for method in ("static-transition", "guard", "guard:threshold=1e5,target=1"):
+        code, out, err = call(*given, "--mitigation", method, "--ordinary", tmp_path / "ordinary.txt")
+        assert code == 0, err
+        expected[method] = json.loads(out)["evaluations"]
+    assert expected["static-transition"] == {"generate": 3 * 2 * 2}
+    assert expected["guard"]["fit"] == 2 * 30
+    assert expected["guard"]["generate"] >= 3 * (2 * 2 + 2)
+    assert expected["guard:threshold=1e5,target=1"] == {"generate": 3 * (2 * 2 + 2)}
+    assert call(*given, "--mitigation", "guard")[0] == 2  # as without a dry run: nothing says what is ordinary
 
 
 def test_a_dry_run_of_a_ranking_forecasts_it(call, tiny_folder, tmp_path, monkeypatch):
-    """Of detectors what scoring takes, to the evaluation; of mitigations the pictures."""
+    """Of detectors what scoring takes, to the evaluation; of mitigations fits and pictures, two of which are made."""
     monkeypatch.chdir(tmp_path)
     lines = [f"an owl on fence {i},{i % 2}" for i in range(24)]
     (tmp_path / "labels.csv").write_text("\n".join(["prompt,memorized", *lines]))
@@ -376,9 +385,13 @@ def test_a_dry_run_of_a_ranking_forecasts_it(call, tiny_folder, tmp_path, monkey
     (table,) = tmp_path.glob("run/models/*/scores/detect.parquet")
     assert expected["evaluations"]["detect"] == sum(pq.read_table(table)["evaluations"].to_pylist())
     given = ["bench", "testbed", "--kind", "mitigation", "--method", "guard", "--steps", 2, "--pictures", 1]
-    code, out, err = call(*given, "--dry-run", "--json")
+    code, out, err = call(*given, "--method", "static-transition", "--dry-run", "--json")
     assert code == 0, err
-    assert list(json.loads(out)["evaluations"]) == ["pictures"]
+    spent = json.loads(out)["evaluations"]
+    copied, ordinary, calibrating = 18, 24, 201
+    assert spent["static-transition"] == (copied + ordinary) * 4
+    assert spent["none"] == (copied + 2 * ordinary) * 4
+    assert spent["guard"] >= 2 * calibrating + (copied + ordinary) * 6
 
 
 def test_a_dry_run_of_an_attack_forecasts_it(call, tmp_path):

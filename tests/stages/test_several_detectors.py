@@ -77,7 +77,7 @@ def test_detectors_are_fitted_to_the_ordinary_prompts_that_are_named(call, given
     ("method", "file", "message"),
     [
         ("noise-gap", "ordinary.txt", "--ordinary: noise-gap takes nothing from ordinary prompts: leave it out"),
-        ("two-probe", "few.txt", "few.txt: detectors are fitted to 3 ordinary prompts or more"),
+        ("two-probe", "few.txt", "few.txt: detectors cannot be fitted to 2 ordinary prompts: name 3 or more"),
     ],
 )
 def test_ordinary_prompts_that_are_too_few_or_for_nothing_are_refused(call, given, tmp_path, method, file, message):

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 
 from unmemorize.audit.bench import chosen_of, labelled_inputs
 from unmemorize.audit.plan import STAGES
+from unmemorize.core.errors import NotApplicable
 from unmemorize.core.methods import Detector, score_each
 from unmemorize.core.recording import Recorder
-from unmemorize.core.sample import sampling_evaluations
 from unmemorize.core.specs import AuditSpec, BenchSpec
 from unmemorize.stages.contend import Contest
 from unmemorize.stages.detect import detectors_of, fitting_prompts, unfitted_of
-from unmemorize.stages.forecast import Expected, Memory, Speed, Spent, warm
+from unmemorize.stages.forecast import Expected, Memory, Speed, Spent, fitting_to, picture, warm
 from unmemorize.stages.inputs import Inputs
-from unmemorize.stages.stage import Cost
 from unmemorize.stages.trial import PROMPTS, reason
+from unmemorize.verdict.findings import UNMITIGATED
 
 TABLES = 200  # bytes a score takes in the run's tables and pieces
 
@@ -54,10 +55,9 @@ def forecast(spec: AuditSpec) -> Forecast:
 
 
 def forecast_bench(spec: BenchSpec) -> Expected:
-    """Score one prompt of each model with every detector, or time a little of sampling, and count the rest.
+    """Score one prompt of each model with every detector, or make two pictures under every mitigation; count the rest.
 
-    What a mitigation measures beforehand is not counted, nor what it adds to sampling. Of several models the memory is
-    that of the largest.
+    Of several models the memory is that of the largest.
 
     Raises:
         UserError: As `run_bench`.
@@ -96,9 +96,16 @@ def _ranking(inputs: Inputs) -> dict[str, Spent]:
 
 
 def _contending(inputs: Inputs) -> dict[str, Spent]:
-    """What the pictures take, without a mitigation and under each."""
+    """What each mitigation that applies takes: fitting it, copied pictures and ordinary ones, from one of either."""
     contest = Contest.of(inputs)
-    ordinary, tried = len(contest.ordinary), len(inputs.spec.method)
-    pictures = (tried + 1) * (len(contest.targets) * inputs.spec.pictures + ordinary) + ordinary
-    cost = Cost(pictures * sampling_evaluations(inputs.model, inputs.subject.sampler), 0, pictures)
-    return {"pictures": Spent(cost.evaluations, Speed.of(inputs.model, inputs.spec.steps).seconds(cost))}
+    copied, ordinary = len(contest.targets) * inputs.spec.pictures, len(contest.ordinary)
+    first, usual = contest.targets.prompts[0], contest.calibrating[0]
+    picture(inputs.subject, first)  # the first call of all takes longer
+    # Ordinary pictures are made twice without a mitigation: once for all others to be compared with.
+    spent = {UNMITIGATED: picture(inputs.subject, first) * (copied + 2 * ordinary)}
+    for text in inputs.spec.method:
+        with suppress(NotApplicable):
+            mitigation, fitting = fitting_to(inputs, text, contest.targets.prompts, contest.calibrating)
+            with mitigation.applied(inputs.subject) as subject:
+                spent[text] = fitting + picture(subject, first) * copied + picture(subject, usual) * ordinary
+    return spent

@@ -161,8 +161,9 @@ def fitting_prompts(inputs: Inputs) -> list[Prompt]:
         texts = inputs.bundle.ordinary()
         least, most = ORDINARY
         if len(texts) < least:
+            file = inputs.bundle.files["ordinary"]
             raise UserError(
-                f"{inputs.bundle.files['ordinary']}: detectors are fitted to {least} ordinary prompts or more"
+                f"{file}: detectors cannot be fitted to {len(texts)} ordinary prompts: name {least} or more"
             )
         texts = [texts[i] for i in evenly(len(texts), most)]
     return [Prompt(f"plain-{i:05d}", text) for i, text in enumerate(texts)]

@@ -20,6 +20,7 @@ from unmemorize.core.errors import UserError
 from unmemorize.core.methods import (
     Detector,
     Localizer,
+    Mitigation,
     PictureTest,
     Subject,
     Training,
@@ -53,7 +54,7 @@ from unmemorize.stages.explain import explainer_of
 from unmemorize.stages.inputs import Inputs
 from unmemorize.stages.locality import localizers_of, memorized_of
 from unmemorize.stages.locate import prompts_of, require_ordinary
-from unmemorize.stages.mitigations import measures_beforehand, mitigation_of
+from unmemorize.stages.mitigations import fit, mitigation_of
 from unmemorize.stages.stage import Cost
 from unmemorize.stages.triggers import texts_of, variants_of
 from unmemorize.stages.unlearn import CHECK_SEEDS, CHECKED, STARTS, measures, trained_in
@@ -222,23 +223,58 @@ def forecast_explain(spec: ExplainSpec) -> Expected:
 
 
 def forecast_generate(spec: GenerateSpec) -> Expected:
-    """Make one picture, and count the pictures.
+    """Make one picture, under the mitigation where one is named, and count the pictures.
 
     Raises:
-        UserError: As `generate`, or the mitigation measures something beforehand, which is not a part of a picture.
+        UserError: As `generate`.
+        NotApplicable: The model lacks what the mitigation acts on.
     """
     inputs = Inputs.of(spec)
-    model = inputs.model
+    spent = {}
     applied: AbstractContextManager[Subject] = nullcontext(inputs.subject)
     if spec.mitigation:
-        mitigation = mitigation_of(spec.mitigation, model)
-        if measures_beforehand(mitigation):
-            raise UserError(f"--dry-run: {mitigation.name} measures before it acts: leave --mitigation out")
+        mitigation, fitting = fitting_to(inputs, spec.mitigation, [spec.prompt], inputs.bundle.ordinary())
         applied = mitigation.applied(inputs.subject)
-    cond = model.encode([spec.prompt])
+        if fitting.evaluations:
+            spent["fit"] = fitting
     with applied as subject:
-        _, one = _timed(model, lambda: list(generate(model, cond, seeds=range(1), sampler=subject.sampler)))
-    return expected(model, spec.pictures, {"generate": one * spec.pictures})
+        spent["generate"] = picture(subject, spec.prompt) * spec.pictures
+    return expected(inputs.model, spec.pictures, spent)
+
+
+def picture(subject: Subject, prompt: str) -> Spent:
+    """What making one picture of a prompt takes."""
+    cond = subject.model.encode([prompt])
+    _, spent = _timed(subject.model, lambda: generate(subject.model, cond, seeds=[0], sampler=subject.sampler))
+    return spent
+
+
+def fitting_to(inputs: Inputs, text: str, prompts: Sequence[str], ordinary: Sequence[str]) -> tuple[Mitigation, Spent]:
+    """A mitigation, fitted to one prompt and two ordinary ones, and what fitting it to all of them takes.
+
+    Limits from two ordinary prompts are rough: neither of these is above them.
+
+    Raises:
+        UserError: It cannot be used, or what it needs is not there.
+        NotApplicable: The model lacks what it acts on.
+    """
+    model = inputs.model
+
+    def fit_to(some: Sequence[str], others: Sequence[str]) -> tuple[Mitigation, Spent]:
+        mitigation, cond, contrast = mitigation_of(text, model), model.encode(some), model.encode(others)
+        seeds = range(len(others))
+        return _timed(model, lambda: fit(mitigation, inputs, prompts=cond, ordinary=contrast, seeds=seeds))
+
+    mitigation, two = fit_to(prompts[:1], ordinary[:2])
+    if not two.evaluations:  # it is the same for however many prompts
+        return mitigation, two
+    _, one = fit_to(prompts[:1], ordinary[:1])
+    _, two = fit_to(prompts[:1], ordinary[:2])  # warm
+    spent = one + (two - one) * (len(ordinary) - 1)
+    if len(prompts) > 1:
+        _, more = fit_to(prompts[:2], ordinary[:1])
+        spent += (more - one) * (len(prompts) - 1)
+    return mitigation, spent
 
 
 def forecast_triggers(spec: TriggerSpec) -> Expected:

@@ -237,6 +237,8 @@ def _cost(inputs: Inputs) -> Cost:
     each = limited(spec.attack, copies) * spec.pictures + len(_ordinary(inputs, ORDINARY))
     calls = sampling_evaluations(inputs.model, inputs.subject.sampler)
     search = 0
+    if "guard" in tried:
+        search += len(_calibrating(inputs)) + spec.seeds
     if "wanda" in tried:
         search += (copies + 1) * CALLS * 2
     if "nemo" in tried:

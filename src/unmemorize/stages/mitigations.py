@@ -43,11 +43,6 @@ def mitigation_of(text: str, model: DiffusionModel) -> Mitigation:
     return tuned_model(text, model) if Path(text).is_dir() else EditFile(path=text)
 
 
-def measures_beforehand(mitigation: Mitigation) -> bool:
-    """Whether fitting a mitigation is more than taking it as it is."""
-    return type(mitigation).fitted is not Mitigation.fitted
-
-
 def fit(
     mitigation: Mitigation,
     inputs: Inputs,
