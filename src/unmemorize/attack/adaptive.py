@@ -11,11 +11,11 @@ from torch import Tensor
 
 from unmemorize.attack.dori import ROWS, Dori
 from unmemorize.attack.high_noise import FromNoise, HighNoise
+from unmemorize.core.bounds import Count, SamplingSteps
 from unmemorize.core.methods import SAMPLING, Acts, Attack, Subject, method
 from unmemorize.core.model import Condition, joined
 from unmemorize.core.results import Found
 from unmemorize.core.sample import Sampler, generators, sample
-from unmemorize.core.specs import Count, SamplingSteps
 
 
 @method(

@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 
 from unmemorize.core.batches import in_batches
+from unmemorize.core.bounds import Count, Scale
 from unmemorize.core.hooks import frozen
 from unmemorize.core.methods import Attack, Subject, method
 from unmemorize.core.model import Condition, DiffusionModel, Prediction, drawn_levels, joined
 from unmemorize.core.results import Found
 from unmemorize.core.sample import generators
-from unmemorize.core.specs import Count, Scale
 
 ROWS = 64  # the largest number of rows in one evaluation of the denoiser
 

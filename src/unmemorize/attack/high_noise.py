@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from unmemorize.attack.dori import Dori
+from unmemorize.core.bounds import Count, Scale, Share
 from unmemorize.core.methods import method
 from unmemorize.core.model import Prediction, drawn_levels
-from unmemorize.core.specs import Count, Scale, Share
 
 
 @method(

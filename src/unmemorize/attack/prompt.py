@@ -8,13 +8,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from unmemorize.core.bounds import Count, Draws, Share
 from unmemorize.core.errors import UserError
 from unmemorize.core.hooks import frozen
 from unmemorize.core.methods import Attack, Subject, method
 from unmemorize.core.model import Condition, TypedModel, drawn_levels, typed
 from unmemorize.core.results import Found
 from unmemorize.core.sample import generators
-from unmemorize.core.specs import Count, Draws, Share
 from unmemorize.core.vocabulary import BATCH, Words
 
 Draw = tuple[Tensor, Tensor, Tensor]  # noisy latents, their timesteps, their noise

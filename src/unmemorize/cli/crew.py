@@ -7,8 +7,8 @@ from contextlib import contextmanager
 from typing import Annotated
 
 from unmemorize.cli.app import option
+from unmemorize.core.bounds import Count
 from unmemorize.core.crew import WHOLE, Crew, Part
-from unmemorize.core.specs import Count
 from unmemorize.launch import launched
 
 Portion = Annotated[

@@ -12,9 +12,10 @@ from unmemorize.cli.app import DATA, Json, Run, command, option
 from unmemorize.cli.checks import part_named
 from unmemorize.cli.crew import Launcher, Portion, Workers, crew_of
 from unmemorize.cli.terminal import add_row, next_step, out, print_json, say, working
+from unmemorize.core.bounds import Count
 from unmemorize.core.files import real_path
 from unmemorize.core.run import on_disk
-from unmemorize.core.specs import Count, DataSpec
+from unmemorize.core.specs import DataSpec
 
 SHOWN = 20
 LONGEST = 60  # characters of a caption

@@ -12,10 +12,11 @@ from unmemorize.cli.app import FIND, DryRun, Json, Run, command, option
 from unmemorize.cli.checks import check, part_named
 from unmemorize.cli.crew import Launcher, Portion, Workers, crew_of
 from unmemorize.cli.terminal import add_row, next_step, out, print_json, say, show_expected, working
+from unmemorize.core.bounds import Count
 from unmemorize.core.errors import UserError
 from unmemorize.core.outputs import Output
 from unmemorize.core.run import on_disk
-from unmemorize.core.specs import Count, DetectSpec
+from unmemorize.core.specs import DetectSpec
 
 if TYPE_CHECKING:
     from unmemorize.stages.detect import Ranked

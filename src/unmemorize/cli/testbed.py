@@ -10,9 +10,9 @@ from rich.table import Table
 
 from unmemorize.cli.app import TESTBED, Json, app, command, option
 from unmemorize.cli.terminal import add_row, next_step, out, print_json, say
+from unmemorize.core.bounds import Seed
 from unmemorize.core.errors import UserError
 from unmemorize.core.outputs import Output, check_outputs
-from unmemorize.core.specs import Seed
 
 testbed_app = App(name="testbed", help="The embedded models with planted memories.", group=TESTBED)
 app.command(testbed_app)

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 
 from torch.nn.functional import cosine_similarity
 
+from unmemorize.core.bounds import SamplingSteps
 from unmemorize.core.methods import Detector, method
 from unmemorize.core.recording import Recording, wide
 from unmemorize.core.results import Scores
-from unmemorize.core.specs import SamplingSteps
 
 
 @method(

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from unmemorize.core.bounds import SamplingSteps
 from unmemorize.core.errors import NotApplicable
 from unmemorize.core.methods import Detector, method
 from unmemorize.core.recording import Recording, wide
 from unmemorize.core.results import Scores
-from unmemorize.core.specs import SamplingSteps
 
 
 @method(

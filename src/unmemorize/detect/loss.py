@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 import torch
 
+from unmemorize.core.bounds import Draws
 from unmemorize.core.methods import PictureTest, Subject, method
 from unmemorize.core.results import Pairs, Scores
-from unmemorize.core.specs import Draws
 from unmemorize.detect.picture_level import PictureLevel
 
 

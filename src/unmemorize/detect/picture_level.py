@@ -7,11 +7,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from unmemorize.core.bounds import Draws
 from unmemorize.core.methods import PictureTest
 from unmemorize.core.model import Condition, DiffusionModel, Prediction
 from unmemorize.core.recording import predicted, timestep_at, wide
 from unmemorize.core.results import Pairs
-from unmemorize.core.specs import Draws
 
 
 @dataclass(frozen=True)

@@ -9,12 +9,12 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
+from unmemorize.core.bounds import Draws
 from unmemorize.core.hooks import frozen
 from unmemorize.core.methods import Explainer, Subject, method
 from unmemorize.core.model import Condition, DiffusionModel
 from unmemorize.core.results import Regions
 from unmemorize.core.sample import Step, generators
-from unmemorize.core.specs import Draws
 from unmemorize.explain.score_map import last_steps
 
 

@@ -10,12 +10,12 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
+from unmemorize.core.bounds import Share
 from unmemorize.core.errors import NotApplicable
 from unmemorize.core.methods import Explainer, Subject, method
 from unmemorize.core.model import Condition
 from unmemorize.core.results import Regions
 from unmemorize.core.sample import Step, trajectory
-from unmemorize.core.specs import Share
 
 LAST = 0.1  # of the sampling steps: the paper's words are "the last"
 

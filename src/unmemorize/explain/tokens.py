@@ -11,12 +11,12 @@ import torch
 from scipy.stats import spearmanr
 from torch import Tensor
 
+from unmemorize.core.bounds import SamplingSteps
 from unmemorize.core.errors import NotApplicable, UserError
 from unmemorize.core.methods import Subject
 from unmemorize.core.model import Condition, DiffusionModel, Prediction
 from unmemorize.core.results import Explanation
 from unmemorize.core.sample import first_unconditional, trajectory
-from unmemorize.core.specs import SamplingSteps
 from unmemorize.explain.words import words_of
 
 Pool = Literal["sum", "max", "mean"]

@@ -11,13 +11,13 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from unmemorize.core.bounds import Count, Draws
 from unmemorize.core.choose import evenly
 from unmemorize.core.errors import UserError
 from unmemorize.core.methods import Localizer, Subject, method
 from unmemorize.core.model import Condition, DiffusionModel, Reach, names_of
 from unmemorize.core.results import Localization, PromptUnits, union
 from unmemorize.core.run import Progress, quiet
-from unmemorize.core.specs import Count, Draws
 from unmemorize.localize.probe import MeanProbe, Probe, refine, refine_closely
 from unmemorize.localize.reference import (
     SEEDS,

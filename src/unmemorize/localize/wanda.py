@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from unmemorize.core.batches import in_batches
+from unmemorize.core.bounds import Count, Draws
 from unmemorize.core.errors import UserError
 from unmemorize.core.hooks import observed
 from unmemorize.core.methods import Localizer, Subject, method
@@ -16,7 +17,6 @@ from unmemorize.core.model import Condition, DiffusionModel, names_of
 from unmemorize.core.results import Localization, PromptUnits, union
 from unmemorize.core.run import Progress, quiet
 from unmemorize.core.sample import Sampler, trajectory
-from unmemorize.core.specs import Count, Draws
 from unmemorize.localize.reference import check_finite
 
 CALLS = 10  # first sampling steps whose masks are joined

@@ -12,13 +12,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from unmemorize.core.bounds import Count, Share
 from unmemorize.core.errors import UserError
 from unmemorize.core.hooks import frozen
 from unmemorize.core.methods import Acts, Mitigation, Subject, method
 from unmemorize.core.model import Condition, DiffusionModel, Prediction
 from unmemorize.core.run import Progress, quiet
 from unmemorize.core.sample import Sampler, first_unconditional, sampling_start
-from unmemorize.core.specs import Count, Share
 from unmemorize.metrics.calibrate import conformal_threshold
 
 # The target is a score that few ordinary prompts stay under: brought down to their median, most copies are still made.

@@ -10,11 +10,11 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from unmemorize.core.bounds import Count, Scale, Share
 from unmemorize.core.hooks import frozen
 from unmemorize.core.methods import Acts, method
 from unmemorize.core.model import Condition, DiffusionModel
 from unmemorize.core.sample import Sampler, sampling_start
-from unmemorize.core.specs import Count, Scale, Share
 from unmemorize.mitigate.sampling import BySampler
 from unmemorize.mitigate.static_transition import StaticSampler, require_share
 

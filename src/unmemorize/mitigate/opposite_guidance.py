@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
+from unmemorize.core.bounds import Share
 from unmemorize.core.methods import Acts, method
 from unmemorize.core.sample import Sampler
-from unmemorize.core.specs import Share
 from unmemorize.mitigate.dynamic_transition import DynamicSampler
 from unmemorize.mitigate.sampling import BySampler
 from unmemorize.mitigate.static_transition import UNTIL, StaticSampler, require_share

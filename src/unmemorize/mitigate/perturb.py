@@ -12,11 +12,11 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from unmemorize.core.bounds import Draws
 from unmemorize.core.errors import NotApplicable
 from unmemorize.core.methods import Acts, Mitigation, Subject, method
 from unmemorize.core.model import Condition, DiffusionModel, typed
 from unmemorize.core.sample import Sampler
-from unmemorize.core.specs import Draws
 
 
 @dataclass(frozen=True)

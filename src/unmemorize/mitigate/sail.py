@@ -10,11 +10,11 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from unmemorize.core.bounds import Count, Draws, Scale
 from unmemorize.core.hooks import frozen
 from unmemorize.core.methods import Acts, method
 from unmemorize.core.model import Condition, DiffusionModel
 from unmemorize.core.sample import Sampler, generators
-from unmemorize.core.specs import Count, Draws, Scale
 from unmemorize.mitigate.initial_noise import descend, difference, directions, norms
 from unmemorize.mitigate.sampling import BySampler
 

@@ -7,10 +7,10 @@ from typing import ClassVar
 
 from torch import Tensor
 
+from unmemorize.core.bounds import Share
 from unmemorize.core.methods import Acts, method
 from unmemorize.core.model import DiffusionModel
 from unmemorize.core.sample import Sampler, StepState
-from unmemorize.core.specs import Share
 from unmemorize.mitigate.sampling import BySampler
 
 UNTIL = 0.733  # t = 650 of Stable Diffusion's 1000

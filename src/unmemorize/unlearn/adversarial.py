@@ -8,10 +8,10 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from unmemorize.core.bounds import Limit
 from unmemorize.core.methods import Attack, Subject, Training, method, parse
 from unmemorize.core.model import Condition, DiffusionModel
 from unmemorize.core.results import Pairs, Surrogates
-from unmemorize.core.specs import Limit
 from unmemorize.unlearn.deletion import Ordinary, WithOrdinary
 from unmemorize.unlearn.denoising import Rows, denoising_errors, draw_noise, draw_rows
 from unmemorize.unlearn.finetune import Stateless

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from unmemorize.core.bounds import Count
 from unmemorize.core.methods import Subject, Training, method
 from unmemorize.core.model import Condition, DiffusionModel
 from unmemorize.core.results import Pairs
-from unmemorize.core.specs import Count
 from unmemorize.unlearn.denoising import denoising_errors, draw_noise, draw_rows, with_dropped
 from unmemorize.unlearn.finetune import Finetuning, Stateless
 from unmemorize.unlearn.loop import Team

@@ -13,12 +13,12 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from unmemorize.core.bounds import Count, Limit, Share
 from unmemorize.core.errors import NotApplicable
 from unmemorize.core.hooks import replaced
 from unmemorize.core.methods import Attack, Subject, Training, method, parse
 from unmemorize.core.model import Condition, DiffusionModel, Prediction, typed
 from unmemorize.core.results import Pairs
-from unmemorize.core.specs import Count, Limit, Share
 from unmemorize.core.vocabulary import Words
 from unmemorize.metrics.neighbours import neighbours
 from unmemorize.unlearn.denoising import Noise, Rows, draw_noise, draw_rows, stream, with_dropped

@@ -12,13 +12,13 @@ from typing import Any, ClassVar, Literal, Protocol
 import torch
 from torch import Tensor, nn
 
+from unmemorize.core.bounds import Count, Limit, Rank, Scale, Seed
 from unmemorize.core.errors import MissingExtra, NotApplicable
 from unmemorize.core.hooks import checkpointed, replaced
 from unmemorize.core.methods import Subject, Training, Unlearner
 from unmemorize.core.model import DiffusionModel
 from unmemorize.core.results import Pairs, Trained
 from unmemorize.core.run import Progress, quiet
-from unmemorize.core.specs import Count, Limit, Rank, Scale, Seed
 from unmemorize.unlearn.checkpoints import part
 from unmemorize.unlearn.loop import Loop, Team, Trainable
 

@@ -8,10 +8,10 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from unmemorize.core.bounds import Count
 from unmemorize.core.methods import Subject, Training, method
 from unmemorize.core.model import DiffusionModel, Prediction
 from unmemorize.core.results import Pairs, Surrogates
-from unmemorize.core.specs import Count
 from unmemorize.unlearn.denoising import denoising_errors, draw_noise, draw_rows
 from unmemorize.unlearn.finetune import Finetuning, Stateless
 from unmemorize.unlearn.loop import Team

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from unmemorize.core.bounds import Count, Share
 from unmemorize.core.methods import Subject, Training, method
 from unmemorize.core.model import DiffusionModel
 from unmemorize.core.results import Pairs, Surrogates
-from unmemorize.core.specs import Count, Share
 from unmemorize.unlearn.denoising import draw_noise, draw_rows
 from unmemorize.unlearn.finetune import Finetuning, Stateless, global_norm, gradients
 from unmemorize.unlearn.loop import Team
