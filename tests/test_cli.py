@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 import subprocess
 import sys
 import xml.etree.ElementTree as ET
@@ -170,6 +171,14 @@ def test_names_of_the_package_resolve():
     assert all(getattr(unmemorize, name) is not None for name in unmemorize.__all__)
     with pytest.raises(AttributeError, match="nothing_like_it"):
         _ = unmemorize.nothing_like_it
+
+
+def test_packages_that_are_called_can_be_sent_to_other_processes():
+    """As functions are, by their names: submitit and others submit them."""
+    import unmemorize
+
+    for package in (unmemorize.detect, unmemorize.audit):
+        assert pickle.loads(pickle.dumps(package)) is package
 
 
 def test_the_library_scores_and_audits_in_a_call(tiny_folder, inputs):

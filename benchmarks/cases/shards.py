@@ -34,6 +34,7 @@ from unmemorize.core.shards import Rows, merge_shards, run_shards
 SEEDS = 4
 WORDS = ("a", "an", "the", "of", "on", "by", "photograph", "street", "owl", "harbour", "lamp", "red", "quiet", "map")
 STARTERS, SHARDS = 12, 1000
+HUNDREDTH = 100  # parts, of which a worker does one
 
 
 def captions(count: int, path: Path) -> None:
@@ -44,11 +45,10 @@ def captions(count: int, path: Path) -> None:
             file.write(f"{' '.join(rng.choices(WORDS, k=12))} {number}\n")
 
 
-def detected(path: Path, run: Path) -> Row:
-    """Seconds of the processor and the peak memory in GB, of scoring the prompts in a file with a stub."""
-    from unmemorize.core.specs import DetectSpec
-    from unmemorize.stages import detect
-    from unmemorize.stages.inputs import Inputs, bundle_of
+def scoring(run: Path) -> Any:
+    """The work of `detect` on a run's prompts, with a stub."""
+    from unmemorize.data.source import Stored
+    from unmemorize.stages.detect import prompts_of
     from unmemorize.stages.stage import Work
 
     def do(prompts: Sequence[Any]) -> Rows:
@@ -59,10 +59,40 @@ def detected(path: Path, run: Path) -> Row:
             for seed in range(SEEDS)
         ]
 
+    return Work("detect", "scores/detect.parquet", Stored(prompts_of(run)), do, size=32)
+
+
+def stored(run: Path, path: Path) -> Row:
+    """The peak memory in GB of a process that reads the prompts in a file and writes them to a run."""
+    from unmemorize.data.source import read_prompts
+    from unmemorize.stages.detect import write_prompts
+
+    imported = peak()
+    write_prompts(read_prompts(path), run)
+    return {"imported_gb": imported, "peak_gb": peak()}
+
+
+def worked(run: Path) -> Row:
+    """The peak memory in GB of a worker, which does a hundredth of the shards of a run's prompts with a stub."""
+    from unmemorize.core.crew import Part
+
+    work = scoring(run)
+    imported = peak()
+    for _ in work.share(run, Part(HUNDREDTH // 2, HUNDREDTH)):
+        pass
+    return {"imported_gb": imported, "peak_gb": peak()}
+
+
+def detected(run: Path, path: Path) -> Row:
+    """Seconds of the processor and the peak memory in GB, of scoring the prompts in a file with a stub."""
+    from unmemorize.core.specs import DetectSpec
+    from unmemorize.stages import detect
+    from unmemorize.stages.inputs import Inputs, bundle_of
+
     spec = DetectSpec(model="stub", prompts=str(path), seeds=SEEDS)
     stub: Any = SimpleNamespace(name="stub", fingerprint="")
     Inputs.of = lambda spec: Inputs(spec, stub, bundle_of(spec))  # type: ignore[method-assign, assignment]
-    detect.scoring = lambda inputs, run, progress: Work("detect", "scores/detect.parquet", inputs.prompts, do, size=32)
+    detect.scoring = lambda inputs, run, progress: scoring(run)
     imported, since = peak(), time.process_time()
     ranked = detect.detect(spec, run, quiet)
     top = ranked[0]
@@ -104,7 +134,7 @@ def shared(run: Path) -> Row:
 
 def started(run: Path, count: int) -> list[subprocess.Popen[str]]:
     """So many processes that share a run, started together."""
-    command = [sys.executable, "-m", "cases.shards", str(run)]
+    command = [sys.executable, "-m", "cases.shards", "shared", str(run)]
     place = Path(__file__).parents[1]
     return [subprocess.Popen(command, cwd=place, stdout=subprocess.PIPE, text=True) for _ in range(count)]
 
@@ -134,8 +164,21 @@ def scored(count: int, kept: Row) -> Row:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "captions.txt"
         captions(count, path)
-        command = [sys.executable, "-m", "cases.shards", str(Path(folder) / "run"), str(path)]
-        done = subprocess.run(command, cwd=Path(__file__).parents[1], capture_output=True, text=True, check=True)
+        return apart("detected", Path(folder) / "run", path)
+
+
+def held(count: int, kept: Row) -> Row:
+    """What a worker of so many prompts holds, and what reading them in one process does: each in its own process."""
+    with tempfile.TemporaryDirectory() as folder:
+        path, run = Path(folder) / "captions.txt", Path(folder) / "run"
+        captions(count, path)
+        return {"reader": apart("stored", run, path), "worker": apart("worked", run)}
+
+
+def apart(what: str, *paths: Path) -> Row:
+    """What a function of this module returns in a new process."""
+    command = [sys.executable, "-m", "cases.shards", what, *map(str, paths)]
+    done = subprocess.run(command, cwd=Path(__file__).parents[1], capture_output=True, text=True, check=True)
     row: Row = json.loads(done.stdout)
     return row
 
@@ -145,6 +188,8 @@ def measure(options: Options) -> Cases:
     cases = {f"{n} processes": partial(together, n, options.rounds) for n in (1, STARTERS)}
     for count in options.prompts.split():
         cases[f"{int(count):,} prompts"] = partial(scored, int(count))
+    most = max(map(int, options.prompts.split()))
+    cases[f"{most:,} prompts, a worker"] = partial(held, most)
     return Cases({"shards": SHARDS, "seeds": SEEDS}, cases)
 
 
@@ -166,6 +211,14 @@ def page(numbers: Row) -> Iterator[str]:
             sizes.append([name.split()[0], f"{r['rows']:,}", f"{r['shards']:,}", f"{each:.1f}", *memory])
     head = "prompts | rows | shards | processor time a shard, ms | memory once all is imported, GB | at its peak, GB"
     yield from ("", *table(head, sizes))
+    for name, r in numbers["settings"].items():
+        if name.endswith("a worker"):
+            more = {who: 1000 * (of["peak_gb"] - of["imported_gb"]) for who, of in r.items()}
+            yield from (
+                "",
+                f"Of {name.removesuffix(', a worker')} the process that reads their file holds "
+                f"{more['reader']:.0f} MB above what is imported, a worker {more['worker']:.0f} MB.",
+            )
 
 
 STUDY = Study(
@@ -177,5 +230,5 @@ STUDY = Study(
 )
 
 if __name__ == "__main__":
-    place, *prompts = map(Path, sys.argv[1:])
-    print(json.dumps(detected(prompts[0], place) if prompts else shared(place)))
+    what, *paths = sys.argv[1:]
+    print(json.dumps(globals()[what](*map(Path, paths))))

@@ -39,7 +39,14 @@ def __getattr__(name: str) -> Any:
     raise AttributeError(f"module 'unmemorize' has no attribute {name!r}")
 
 
-class _Audit(ModuleType):
+class _Callable(ModuleType):
+    """A package that can be called, and sent to another process by its name, as a function is."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return import_module, (self.__name__,)
+
+
+class _Audit(_Callable):
     """The package `unmemorize.audit`, which can be called."""
 
     def __call__(self, model: str = "testbed", *, run: str = "", **settings: Any) -> dict[str, Any]:
@@ -57,7 +64,7 @@ class _Audit(ModuleType):
         return run_audit(AuditSpec(model=model, **settings), default_run(run, model))
 
 
-class _Detect(ModuleType):
+class _Detect(_Callable):
     """The package `unmemorize.detect`, which can be called."""
 
     def __call__(self, model: str = "testbed", *, run: str = "", **settings: Any) -> list[dict[str, Any]]:

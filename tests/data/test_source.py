@@ -6,6 +6,7 @@ import csv
 import json
 import struct
 import tracemalloc
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow as pa
@@ -17,8 +18,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from unmemorize.core.errors import UserError
+from unmemorize.data import source
 from unmemorize.data.pictures import load_image, save_image
-from unmemorize.data.source import read_prompts, read_references
+from unmemorize.data.source import Prompt, Stored, read_prompts, read_references
 
 HTML = 'The <b>Old</b> Man &amp; the "Sea"; a print, 12&#8243;'
 
@@ -431,3 +433,30 @@ def test_pictures_are_never_there_twice(tmp_path):
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert peak < 1.5 * found.pixels.untyped_storage().nbytes()
+
+
+def test_stored_prompts_are_read_by_row_groups(tmp_path, monkeypatch):
+    """By place, slice and from the end, across groups; each group once, where they are asked for in order."""
+    table = pa.table(
+        {"id": [f"{i}" for i in range(10)], "prompt": [f"an owl {i}" for i in range(10)], "copies": [3] * 10}
+    )
+    pq.write_table(table, tmp_path / "prompts.parquet", row_group_size=4)
+    read = []
+    monkeypatch.setattr(source, "pq", SimpleNamespace(read_metadata=pq.read_metadata, ParquetFile=_noting(read)))
+    stored = Stored(tmp_path / "prompts.parquet")
+    assert len(stored) == 10
+    assert [p.text for k in range(5) for p in stored[2 * k : 2 * k + 2]] == table["prompt"].to_pylist()
+    assert read == [0, 1, 2]
+    assert stored[-1] == Prompt("9", "an owl 9", copies=3)
+    assert [p.id for p in stored[3:9]] == ["3", "4", "5", "6", "7", "8"]
+    with pytest.raises(IndexError):
+        stored[10]
+
+
+def _noting(read):
+    class Noting(pq.ParquetFile):
+        def read_row_group(self, group):
+            read.append(group)
+            return super().read_row_group(group)
+
+    return Noting

@@ -15,11 +15,11 @@ from pathlib import Path
 
 from unmemorize.core.crew import Crew
 from unmemorize.core.run import quiet
-from unmemorize.core.specs import AttackSpec, AuditSpec, DataSpec, TriggerSpec
+from unmemorize.core.specs import AttackSpec, AuditSpec, DataSpec, GenerateSpec, TriggerSpec
 from unmemorize.launch import launched
 
 PATIENCE = 120  # seconds, after which the first process works itself
-COMMANDS = ("attack", "triggers", "data", "audit")
+COMMANDS = ("attack", "triggers", "data", "generate", "audit")
 
 
 def work(command, inputs, run, crew):
@@ -41,6 +41,10 @@ def work(command, inputs, run, crew):
         from unmemorize.stages.data import audit_data
 
         audit_data(DataSpec(source=str(inputs / "set.parquet")), run, quiet, crew)
+    elif command == "generate":
+        from unmemorize.stages.generate import generate
+
+        generate(GenerateSpec(model=model, prompt="an owl on a fence", steps=2, pictures=40), run, quiet, crew)
     else:
         from unmemorize.audit import run_audit
 
@@ -59,7 +63,8 @@ def work(command, inputs, run, crew):
 
 
 def shards(run):
-    return len(list(run.glob("shards/*/*.parquet")))
+    """How many are done; of generated pictures, whose shards are temporary, how many of these."""
+    return len([*run.glob("shards/*/*.parquet"), *run.glob("*.png")])
 
 
 def main(command, inputs, run, count, launcher, kill=""):

@@ -35,10 +35,15 @@ def second_half(task):
 
 
 def test_a_task_opened_in_another_process_gives_the_serial_shard(spec, tmp_path):
-    """The same bytes, from settings that were pickled, in a process that shares nothing with this one."""
+    """The same bytes, from settings that were pickled, in a process that shares nothing with this one.
+
+    It takes its prompts from the run: their file is gone.
+    """
     detect(spec, tmp_path / "serial", quiet)
-    (tmp_path / "parted").mkdir()
-    shutil.copyfile(tmp_path / "serial" / "run.json", tmp_path / "parted" / "run.json")
+    (tmp_path / "parted" / "scores").mkdir(parents=True)
+    for name in ("run.json", "scores/prompts.parquet"):
+        shutil.copyfile(tmp_path / "serial" / name, tmp_path / "parted" / name)
+    (tmp_path / "prompts.txt").unlink()
     worker = multiprocessing.get_context("spawn").Process(
         target=second_half, args=(Task(spec, tmp_path / "parted", scoring),)
     )

@@ -9,6 +9,7 @@ from rich.table import Table
 
 from unmemorize.cli.app import REMOVE, DryRun, Json, command, option
 from unmemorize.cli.checks import check
+from unmemorize.cli.crew import Workers, crew_of
 from unmemorize.cli.explain import require_prompt
 from unmemorize.cli.terminal import add_row, next_step, out, print_json, show_expected, working
 from unmemorize.core.outputs import Output
@@ -24,6 +25,7 @@ def generate(
     spec: GenerateSpec,
     *,
     out_: Annotated[str, option("A new folder for the pictures.", name="--out")] = "pictures",
+    workers: Workers = 1,
     dry_run: DryRun = False,
     json: Json = False,
 ) -> None:
@@ -39,8 +41,8 @@ def generate(
 
     from unmemorize.stages.generate import generate as run_generate
 
-    with working():
-        rows = run_generate(spec, Path(out_))
+    with working() as progress, crew_of(workers, "local") as crew:
+        rows = run_generate(spec, Path(out_), progress, crew)
     if json:
         print_json({"pictures": rows})
         return

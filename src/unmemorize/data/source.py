@@ -9,7 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, overload
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import torch
 from PIL import Image, ImageOps
 
@@ -77,6 +79,39 @@ class Numbered(Sequence[Prompt]):
             return [self[i] for i in range(*place.indices(len(self)))]
         number = range(len(self))[place]
         return Prompt(f"{number:05d}", self._texts[number].as_py())
+
+
+class Stored(Sequence[Prompt]):
+    """The prompts of a table in a run, a row group of which is read when it is asked for: no more is held.
+
+    Args:
+        path: `scores/prompts.parquet`.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        metadata = pq.read_metadata(path)
+        sizes = [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
+        self._starts = np.cumsum([0, *sizes])
+        self._held: tuple[int, list[Prompt]] = -1, []
+
+    def __len__(self) -> int:
+        return int(self._starts[-1])
+
+    @overload
+    def __getitem__(self, place: int) -> Prompt: ...
+    @overload
+    def __getitem__(self, place: slice) -> list[Prompt]: ...
+    def __getitem__(self, place: int | slice) -> Prompt | list[Prompt]:
+        if isinstance(place, slice):
+            return [self[i] for i in range(*place.indices(len(self)))]
+        number = range(len(self))[place]
+        group = int(np.searchsorted(self._starts, number, "right")) - 1
+        if group != self._held[0]:
+            with pq.ParquetFile(self._path) as file:
+                rows = file.read_row_group(group).to_pylist()
+            self._held = group, [Prompt(row.pop("id"), row.pop("prompt"), **row) for row in rows]
+        return self._held[1][number - int(self._starts[group])]
 
 
 def clusters_of(prompts: Sequence[Prompt]) -> list[str]:

@@ -25,7 +25,7 @@ from unmemorize.core.run import Progress, Run
 from unmemorize.core.shards import Row, write_rows
 from unmemorize.core.specs import AuditSpec, DetectSpec, Scored
 from unmemorize.data.ordinary import ordinary_prompts
-from unmemorize.data.source import Prompt
+from unmemorize.data.source import Prompt, Stored
 from unmemorize.stages.inputs import Inputs, prompt_source
 from unmemorize.stages.stage import Cost, Stage, Work, in_shards, run_task
 
@@ -127,8 +127,8 @@ def unfitted_of(detectors: Sequence[Detector]) -> list[Detector]:
 
 
 def scoring(inputs: Inputs, run: Path, progress: Progress) -> Work[Prompt]:
-    """Scoring the prompts: `scores/detect.parquet`, one row a prompt, method and seed, in that order."""
-    return scores_of_all("detect", inputs, inputs.prompts, fitted(inputs, run, progress))
+    """Scoring the run's prompts: `scores/detect.parquet`, one row a prompt, method and seed, in that order."""
+    return scores_of_all("detect", inputs, Stored(prompts_of(run)), fitted(inputs, run, progress))
 
 
 def fitted(inputs: Inputs, run: Path, progress: Progress) -> list[Detector]:
@@ -255,7 +255,12 @@ def write_prompts(prompts: Sequence[Prompt], run: Path) -> None:
     schema = pa.schema([("id", text), ("prompt", text), *known])
     names = [name for name, _ in known]
     rows = ({"id": p.id, "prompt": p.text} | {name: getattr(p, name) for name in names} for p in prompts)
-    write_rows(run / "scores" / "prompts.parquet", rows, schema)
+    write_rows(prompts_of(run), rows, schema)
+
+
+def prompts_of(run: Path) -> Path:
+    """The table of a run's prompts."""
+    return run / "scores" / "prompts.parquet"
 
 
 def _cost(inputs: Inputs) -> Cost:

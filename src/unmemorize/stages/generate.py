@@ -2,27 +2,34 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
+from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
+import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
+from unmemorize.core.crew import ALONE, Crew
 from unmemorize.core.methods import Subject
 from unmemorize.core.model import Condition
-from unmemorize.core.run import Progress, quiet, require_new
+from unmemorize.core.run import Progress, Run, quiet, require_new
+from unmemorize.core.sample import ROWS, generators, sampling_start
 from unmemorize.core.sample import generate as sample_pictures
-from unmemorize.core.sample import generators, sampling_start
 from unmemorize.core.shards import Row
 from unmemorize.core.specs import GenerateSpec
 from unmemorize.data.pictures import save_image
 from unmemorize.stages.inputs import Inputs
 from unmemorize.stages.mitigations import fit, mitigation_of
+from unmemorize.stages.stage import Work, run_task
 
 STARTS = ("condition", "noise")  # what a mitigation may act on before the first step
 
 
-def generate(spec: GenerateSpec, out: Path, progress: Progress = quiet) -> list[Row]:
+def generate(spec: GenerateSpec, out: Path, progress: Progress = quiet, crew: Crew = ALONE) -> list[Row]:
     """Write one PNG a seed to `out`; returns what was made and, under a mitigation, what it did to the prompt.
 
     Raises:
@@ -30,30 +37,40 @@ def generate(spec: GenerateSpec, out: Path, progress: Progress = quiet) -> list[
     """
     require_new(out)
     inputs = Inputs.of(spec)
-    model, subject = inputs.model, inputs.subject
-    cond, seeds = model.encode([spec.prompt] * spec.pictures), range(spec.pictures)
-    rows: list[Row] = [{"seed": seed, "image": str(out / f"{seed}.png")} for seed in seeds]
-    if not spec.mitigation:
-        _write(subject, cond, seeds, rows)
-        return rows
-    mitigation = mitigation_of(spec.mitigation, model)
-    bundle = inputs.bundle
-    ordinary = model.encode(bundle.ordinary())
-    prompt = cond[:1]
-    # Each ordinary prompt at a seed of its own.
-    fitted = fit(mitigation, inputs, prompts=prompt, ordinary=ordinary, seeds=range(len(ordinary)), progress=progress)
-    with fitted.applied(subject) as mitigated:
-        _write(mitigated, cond, seeds, rows)
-        if fitted.acts not in STARTS:
-            return rows
-        done = _done(subject, mitigated, cond, seeds)
-    return [row | more for row, more in zip(rows, done, strict=True)]
+    with TemporaryDirectory() as folder, Run.open(Path(folder), inputs.record({})) as run:
+        opening = partial(generating, out=Path(os.path.abspath(out)))
+        rows: list[Row] = pq.read_table(run_task(opening, inputs, run.folder, progress, crew)).to_pylist()
+    return [{"seed": row["seed"], "image": str(out / f"{row['seed']}.png")} | row for row in rows]
 
 
-def _write(subject: Subject, cond: Condition, seeds: Sequence[int], rows: Sequence[Row]) -> None:
-    pictures = sample_pictures(subject.model, cond, seeds=seeds, sampler=subject.sampler)
-    for row, picture in zip(rows, pictures, strict=True):
-        save_image(picture.float(), Path(row["image"]))
+def generating(inputs: Inputs, run: Path, progress: Progress, *, out: Path) -> Work[int]:
+    """One PNG a seed in `out`; what was done to the prompt is in `pictures.parquet` of the run, which is temporary.
+
+    Raises:
+        UserError: The prompt or the mitigation cannot be used.
+    """
+    spec, model, subject = inputs.spec, inputs.model, inputs.subject
+    fitted = None
+    if spec.mitigation:
+        mitigation = mitigation_of(spec.mitigation, model)
+        ordinary = model.encode(inputs.bundle.ordinary())
+        prompt = model.encode([spec.prompt])
+        each = range(len(ordinary))  # each ordinary prompt at a seed of its own
+        fitted = fit(mitigation, inputs, prompts=prompt, ordinary=ordinary, seeds=each, progress=progress)
+
+    def do(seeds: Sequence[int]) -> list[Row]:
+        cond = model.encode([spec.prompt] * len(seeds))
+        rows: list[Row] = [{"seed": seed} for seed in seeds]
+        with fitted.applied(subject) if fitted else nullcontext(subject) as mitigated:
+            pictures = sample_pictures(model, cond, seeds=seeds, sampler=mitigated.sampler)
+            for seed, picture in zip(seeds, pictures, strict=True):
+                save_image(picture.float(), out / f"{seed}.png")
+            if fitted is None or fitted.acts not in STARTS:
+                return rows
+            done = _done(subject, mitigated, cond, seeds)
+        return [row | more for row, more in zip(rows, done, strict=True)]
+
+    return Work("generate", "pictures.parquet", range(spec.pictures), do, size=ROWS)
 
 
 def _done(subject: Subject, mitigated: Subject, cond: Condition, seeds: Sequence[int]) -> list[Row]:

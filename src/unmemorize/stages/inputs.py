@@ -69,14 +69,16 @@ class Inputs:
     bundle: Bundle
 
     @classmethod
-    def of(cls, spec: OfModel) -> Inputs:
-        """Those that a command's settings name. Prompts are read before the model, which takes longer.
+    def of(cls, spec: OfModel, *, prompts_first: bool = True) -> Inputs:
+        """Those that a command's settings name.
+
+        Prompts are read before the model, which takes longer; where `prompts_first` is False, when they are asked for.
 
         Raises:
             UserError: The prompts or the model cannot be used.
         """
         bundle = bundle_of(spec)
-        if isinstance(spec, Prompted):
+        if prompts_first and isinstance(spec, Prompted):
             _ = bundle.prompts
         model = load_as_asked(spec)
         return cls(with_sampling(spec, model), model, bundle)

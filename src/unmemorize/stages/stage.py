@@ -100,7 +100,9 @@ class Task:
                 pass
 
 
-_inputs = lru_cache(maxsize=1)(Inputs.of)  # a worker opens stage after stage of one command
+@lru_cache(maxsize=1)  # a worker opens stage after stage of one command
+def _inputs(spec: OfModel) -> Inputs:
+    return Inputs.of(spec, prompts_first=False)  # the run has them, and a shard needs a few
 
 
 def run_task(opening: Opening, inputs: Inputs, run: Path, progress: Progress, crew: Crew = ALONE) -> Path:
