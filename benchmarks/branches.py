@@ -1,4 +1,7 @@
-"""The shipped branches of the panel: their models, their pictures, and what is generated from them."""
+"""The shipped branches of the panel: their models, their pictures, and what is generated from them.
+
+A branch is named by its letter; those of the flow transformer as `flow C` and `flow D`.
+"""
 
 from __future__ import annotations
 
@@ -21,6 +24,7 @@ from unmemorize.testbed.panel import BRANCHES, HALVES, Entry
 BATCH = 32
 SHIPPED = [branch for branch in BRANCHES if f"testbed-{branch.lower()}" in EMBEDDED]
 REPORTING = [branch for branch in BRANCHES if HALVES[branch] == "reporting"]
+FLOW = [f"flow {branch}" for branch in REPORTING]
 
 
 @cache
@@ -37,7 +41,17 @@ def places_of(entry: Entry) -> list[int]:
 @cache
 def subject_of(branch: str) -> Subject:
     """A branch, drawn from as all models of the testbed are."""
-    return Subject(load(f"testbed-{branch.lower()}"), SAMPLER)
+    return Subject(load(name_of(branch)), SAMPLER)
+
+
+def letter(branch: str) -> str:
+    """The branch of the plan, whichever the family."""
+    return branch[-1]
+
+
+def name_of(branch: str) -> str:
+    """The shipped model of a branch."""
+    return "testbed-" + branch.lower().replace(" ", "-")
 
 
 def pictures(subject: Subject, prompts: Sequence[str], seeds: Sequence[int]) -> torch.Tensor:
@@ -49,5 +63,10 @@ def pictures(subject: Subject, prompts: Sequence[str], seeds: Sequence[int]) -> 
 def forget_retrained(results: Row) -> None:
     """Drop the rows of branches that have been trained anew since they were measured."""
     rows = results["settings"]
-    current = {branch: subject_of(branch).model.fingerprint for branch in SHIPPED}
-    results["settings"] = {key: row for key, row in rows.items() if row["fingerprint"] == current.get(key[0])}
+    current = {branch: subject_of(branch).model.fingerprint for branch in (*SHIPPED, *FLOW)}
+    kept = {}
+    for key, row in rows.items():
+        branch, _, _ = key.partition(" | ")
+        if row["fingerprint"] == current.get(branch):
+            kept[key] = row
+    results["settings"] = kept

@@ -1,17 +1,19 @@
 """All detectors on the reporting branches of the panel: `unmemorize bench`, and both branches on the same prompts.
 
-The ranking is a run of its own, in runs/ranking: a stopped one goes on. Nothing was chosen on these branches.
+Once for the U-Net and once for the transformer. A ranking is a run of its own, in runs/ranking-FAMILY: a stopped one
+goes on. Nothing was chosen on these branches.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
-from harness import Options, Row, Study, show, table
+from harness import Cases, Options, Row, Study, show, table
 
 from unmemorize.audit.bench import run_bench
 from unmemorize.core.run import quiet
@@ -23,27 +25,55 @@ from unmemorize.report.bench import COMBINED, EVERY, TEXT
 from unmemorize.testbed.embedded import own_of_branch, shipped_panel
 from unmemorize.testbed.panel import Entry
 
-RUN = Path("runs/ranking")
-BRANCHES = {"C": "testbed-c", "D": "testbed-d"}
+RUNS = Path("runs")
+FAMILIES = {
+    "U-Net": {"C": "testbed-c", "D": "testbed-d"},
+    "transformer": {"C": "testbed-flow-c", "D": "testbed-flow-d"},
+}
+Scores = dict[str, dict[str, float]]  # the mean over seeds, by method and prompt
+# The best of those that take a few evaluations: one of this transformer takes several times the U-Net's.
+METHODS = {
+    "U-Net": (),
+    "transformer": (
+        "noise-gap",
+        "noise-similarity",
+        "dcs",
+        "seed-agreement",
+        "edge-agreement",
+        "mid-noise",
+        "two-probe",
+        "dsm",
+        "cascade",
+    ),
+}
 OFTEN = 100  # copies in one branch, none in the other
 PREVALENCES = (0.0, 0.01, 0.1)  # shares of memorized prompts at which a cascade's cost is stated
 
 
-def measure(options: Options) -> Row:
+def cases(options: Options) -> Cases:
+    """A ranking of each family."""
+    return Cases({}, {family: partial(ranking, family) for family in FAMILIES})
+
+
+def ranking(family: str, rows: Row) -> Row:
     """The rows of the ranking, and those of both branches together on the same prompts."""
-    first, *more = BRANCHES.values()
-    rows = run_bench(BenchSpec(model=first, more=tuple(more)), RUN, quiet)
-    return {"ranking": rows, "same prompts": same_prompts(), "cascade": {name: cascade_of(name) for name in BRANCHES}}
+    first, *more = FAMILIES[family].values()
+    run = RUNS / f"ranking-{family.lower()}"
+    ranked = run_bench(BenchSpec(model=first, more=tuple(more), method=METHODS[family]), run, quiet)
+    scores = {branch: scores_of(folder_of(run, family, branch)) for branch in FAMILIES[family]}
+    row: Row = {"ranking": ranked, "same prompts": same_prompts(scores)}
+    if {Cascade().screen, Cascade().then} <= scores["C"].keys():
+        row["cascade"] = {branch: cascade_of(branch, of_branch) for branch, of_branch in scores.items()}
+    return row
 
 
-def same_prompts() -> Row:
+def same_prompts(scores: Mapping[str, Scores]) -> Row:
     """How each detector ranks prompts that are memorized in one branch above the same prompts in the other."""
-    scores = {branch: scores_of(folder_of(branch)) for branch in BRANCHES}
     entries = [entry for entry in shipped_panel().entries if is_pair(entry)]
     methods = [method for method in scores["C"] if method in scores["D"]]
     values, positive, clusters = [], [], []
     for entry in entries:
-        for branch in BRANCHES:
+        for branch in scores:
             values.append([scores[branch][method][entry.id] for method in methods])
             positive.append(entry.dose(branch) > 0)
             clusters.append(entry.id)
@@ -53,16 +83,15 @@ def same_prompts() -> Row:
 
 def is_pair(entry: Entry) -> bool:
     """Whether a picture was planted a hundred times in one branch and never in the other."""
-    return entry.kind == "verbatim" and {entry.dose(branch) for branch in BRANCHES} == {0, OFTEN}
+    return entry.kind == "verbatim" and {entry.dose(branch) for branch in "CD"} == {0, OFTEN}
 
 
-def cascade_of(branch: str) -> Row:
+def cascade_of(branch: str, scores: Scores) -> Row:
     """The cascade on the reporting half's entries, its bar from the choosing half's ordinary prompts, by its parts.
 
     As `bench --ordinary` does with them; the scores of both parts are those of the ranking.
     """
     cascade = Cascade()
-    scores = scores_of(folder_of(branch))
     prompts = own_of_branch(branch).prompts
     screen, then = ({p.id: scores[name][p.id] for p in prompts} for name in (cascade.screen, cascade.then))
     bar = np.quantile([screen[p.id] for p in prompts if is_ordinary(p) and p.half == "choosing"], 1 - cascade.share)
@@ -84,54 +113,65 @@ def cascade_of(branch: str) -> Row:
     }
 
 
-def folder_of(branch: str) -> Path:
+def folder_of(run: Path, family: str, branch: str) -> Path:
     """The run of a branch in that of the ranking."""
-    return RUN / "models" / f"{list(BRANCHES).index(branch)}-{BRANCHES[branch]}"
+    models = FAMILIES[family]
+    return run / "models" / f"{list(models).index(branch)}-{models[branch]}"
 
 
-def scores_of(run: Path) -> dict[str, dict[str, float]]:
+def scores_of(run: Path) -> Scores:
     """The mean over seeds of each prompt's scores, by method and prompt."""
     means = pq.read_table(run / "scores" / "detect.parquet").group_by(["method", "id"]).aggregate([("score", "mean")])
-    scores: dict[str, dict[str, float]] = {}
+    scores: Scores = {}
     for row in means.to_pylist():
         scores.setdefault(row["method"], {})[row["id"]] = row["score_mean"]
     return scores
 
 
 def page(numbers: Row) -> Iterator[str]:
-    """All methods on the same prompts and on each branch, then by kind and number of copies."""
-    rows = numbers["ranking"]
-    pairs = numbers["same prompts"]
-    every = {(row["model"], row["method"]): row for row in rows if row["group"] == EVERY}
-    sizes = [f"{row['memorized']} beside {row['ordinary']}" for row in first_of_each(rows).values()]
+    """What the columns say, and the tables of each family."""
     yield (
         "On *the same prompts* each picture was planted a hundred times in one branch and never in the other; text "
         "alone cannot tell them apart (0.5). *Behind* is the difference to the largest area on the same draws of "
-        "prompts. C and D are all labelled prompts of a branch, memorized beside ordinary ones "
-        f"({'; '.join(sizes)}), where text alone may tell something. Evaluations and time are of one prompt and seed, "
-        "of each method alone; time is a multiple of one evaluation's. *repeat, 0 copies* are captions that were "
-        "trained with another number of repetitions."
+        "prompts. C and D are all labelled prompts of a branch, memorized beside ordinary ones, where text alone may "
+        "tell something. Evaluations and time are of one prompt and seed, of each method alone; time is a multiple of "
+        "one evaluation's. *repeat, 0 copies* are captions that were trained with another number of repetitions."
     )
+    for family, row in numbers["settings"].items():
+        yield from ("", f"### Of the {family}", "", *of_family(family, row))
+
+
+def of_family(family: str, numbers: Row) -> Iterator[str]:
+    """All methods on the same prompts and on each branch, then by kind and number of copies."""
+    rows = numbers["ranking"]
+    pairs = numbers["same prompts"]
+    branches = FAMILIES[family]
+    every = {(row["model"], row["method"]): row for row in rows if row["group"] == EVERY}
+    sizes = [f"{row['memorized']} beside {row['ordinary']}" for row in first_of_each(rows).values()]
+    yield f"Memorized prompts: {'; '.join(sizes)} ordinary ones."
     lines = []
     for method in sorted(pairs, key=lambda name: -pairs[name]["auc"]["value"]):
         own = [show(pairs[method][name], form) for name, form in (("auc", ".3f"), ("tpr", ".2f"), ("behind", ".3f"))]
-        branches = [area(every[model, method], ".3f") for model in BRANCHES.values()]
-        lines.append([f"`{method}`", *own, *branches, *costs(every, method)])
+        areas = [area(every[model, method], ".3f") for model in branches.values()]
+        lines.append([f"`{method}`", *own, *areas, *costs(every[branches["C"], method])])
     for method in (COMBINED, TEXT):
-        branches = [area(every[model, method], ".3f") for model in BRANCHES.values()]
-        lines.append([method, "–", "–", "–", *branches, *costs(every, method)])
+        areas = [area(every[model, method], ".3f") for model in branches.values()]
+        lines.append([method, "–", "–", "–", *areas, *costs(every[branches["C"], method])])
     columns = "method | same prompts: AUC | TPR at 1% FPR | behind | C: AUC | D: AUC | evaluations | time"
     yield from ("", *table(columns, lines))
-    yield from ("", *cascade_page(numbers["cascade"], every))
-    for branch, model in BRANCHES.items():
+    if "cascade" in numbers:
+        parts = (Cascade().screen, Cascade().then)
+        cost = [every[branches["C"], name]["evaluations"] for name in parts]
+        yield from ("", *cascade_page(numbers["cascade"], cost))
+    for branch, model in branches.items():
         yield from ("", f"Areas in {branch}, beside all ordinary prompts:", "", *by_group(rows, model))
     reasons = {row["method"]: row["reason"] for row in rows if row["reason"] is not None}
     for method, reason in reasons.items():
         yield from ("", f"`{method}` does not apply: {reason}.")
 
 
-def cascade_page(numbers: Row, every: dict[tuple[str, str], Row]) -> Iterator[str]:
-    """The cascade beside its parts, and what it costs where memorized prompts are rare."""
+def cascade_page(numbers: Row, cost: Sequence[float]) -> Iterator[str]:
+    """The cascade beside its parts, which cost so many evaluations each, and what it costs itself."""
     cascade = Cascade()
     sizes = "; ".join(f"{row['memorized']} beside {row['ordinary']}" for row in numbers.values())
     yield (
@@ -146,7 +186,6 @@ def cascade_page(numbers: Row, every: dict[tuple[str, str], Row]) -> Iterator[st
         for method, own in row["methods"].items():
             passes = row["passes"] if method == "cascade" else {}
             shares = [f"{passes[name]:.2f}" if passes else "–" for name in ("ordinary", "memorized")]
-            cost = [every[BRANCHES[branch], name]["evaluations"] for name in (cascade.screen, cascade.then)]
             each = [
                 spent(cost, passes, share) if passes else f"{cost[method == cascade.then]:g}" for share in PREVALENCES
             ]
@@ -187,16 +226,15 @@ def area(row: Row, form: str) -> str:
     return show([row["auc"], row["auc_low"], row["auc_high"]], form)
 
 
-def costs(every: dict[tuple[str, str], Row], method: str) -> list[str]:
-    """Evaluations and time, those of the first branch."""
-    row = every[BRANCHES["C"], method]
+def costs(row: Row) -> list[str]:
+    """Evaluations and time of a method."""
     return [f"{row[name]:.3g}" if row[name] is not None else "–" for name in ("evaluations", "ratio")]
 
 
 STUDY = Study(
     title="All detectors",
     about="Every detector on the branches of the panel on which nothing was chosen, at four seeds and the testbed's "
-    "own sixteen steps. Intervals resample clusters of related prompts.",
+    "own sixteen steps, in both families. Intervals resample clusters of related prompts.",
     page=page,
-    measure=measure,
+    measure=cases,
 )

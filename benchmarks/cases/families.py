@@ -32,6 +32,7 @@ QUICK = {  # settings under which a method takes little time
     "flipd": "flipd:probes=1",
     "one-laplacian": "one-laplacian:probes=1",
     "velocity-error": "velocity-error:probes=1",
+    "few-tokens": "few-tokens:tokens=1,updates=1",
     "nemo": "nemo:threshold=-1,start=1,minimum=1,seeds=2,refine=false",
     "nemo-joint": "nemo-joint:threshold=-1,start=1,minimum=1,seeds=2,refine=false",
     "wanda": "wanda:sparsity=0.1",

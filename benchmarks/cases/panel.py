@@ -12,7 +12,19 @@ from functools import partial
 
 import numpy as np
 import torch
-from branches import BATCH, REPORTING, SHIPPED, forget_retrained, pictures, places_of, references, subject_of
+from branches import (
+    BATCH,
+    FLOW,
+    REPORTING,
+    SHIPPED,
+    forget_retrained,
+    letter,
+    name_of,
+    pictures,
+    places_of,
+    references,
+    subject_of,
+)
 from common import are_copies, match_closest
 from harness import Cases, Options, Row, Study, numbers_of, save_figure, show, table
 from matplotlib.figure import Figure
@@ -26,6 +38,7 @@ SEEDS = (100, 101)
 SCORED = (100, 101, 102, 103)
 TRAINED = 4  # captions of a word that are asked, of those it is trained under
 SHOWN = 6  # verbatim entries of the figure
+EVERY = [*SHIPPED, *FLOW]
 
 
 def _asked(entry: Entry, branch: str) -> list[str]:
@@ -33,7 +46,7 @@ def _asked(entry: Entry, branch: str) -> list[str]:
 
 
 def _trained(entry: Entry, branch: str) -> list[str]:
-    return list(entry.captions[BRANCHES.index(branch)][:TRAINED])
+    return list(entry.captions[BRANCHES.index(letter(branch))][:TRAINED])
 
 
 # What is asked of the entries of a kind in a branch.
@@ -63,10 +76,25 @@ def copies(branch: str, group: str, rows: Row) -> Row:
     return {"fingerprint": subject_of(branch).model.fingerprint, "counts": counts}
 
 
+def repeats(branch: str, rows: Row) -> Row:
+    """Copies and pictures of each repeat entry by how often its prompt says its last word."""
+    subject = subject_of(branch)
+    counts: dict[str, list[list[int]]] = {}
+    for entry in shipped_panel().entries:
+        if entry.kind != "repeat":
+            continue
+        prompts = [prompt for prompt in entry.prompts for _ in SEEDS]
+        images = pictures(subject, prompts, list(SEEDS) * len(entry.prompts))
+        copied = are_copies(match_closest(images, [places_of(entry)] * len(images), references()))
+        by_prompt = np.reshape(copied, (len(entry.prompts), len(SEEDS))).sum(axis=1)
+        counts[entry.id] = [[int(hits), len(SEEDS)] for hits in by_prompt]
+    return {"fingerprint": subject.model.fingerprint, "repeats": counts}
+
+
 def scores(branch: str, rows: Row) -> Row:
     """The text-conditional magnitude of every prompt that the plan asks, the mean over seeds."""
     subject = subject_of(branch)
-    prompts = own(f"testbed-{branch.lower()}").prompts
+    prompts = own(name_of(branch)).prompts
     values = {}
     for start in range(0, len(prompts), BATCH):
         part = prompts[start : start + BATCH]
@@ -77,10 +105,11 @@ def scores(branch: str, rows: Row) -> Row:
 
 
 def cases(options: Options) -> Cases:
-    """Every branch that is shipped."""
+    """Every branch that is shipped, of both families."""
     named: dict[str, Callable[[Row], Row]] = {}
-    for branch in SHIPPED:
+    for branch in EVERY:
         named[f"{branch} | scores"] = partial(scores, branch)
+        named[f"{branch} | repeats"] = partial(repeats, branch)
         for group in GROUPS:
             named[f"{branch} | {group}"] = partial(copies, branch, group)
     return Cases({"seeds": list(SEEDS)}, named, forget_retrained)
@@ -91,8 +120,13 @@ def by_dose(row: Row | None, branch: str) -> dict[int, list[list[int]]]:
     entries = {entry.id: entry for entry in shipped_panel().entries}
     rungs: dict[int, list[list[int]]] = defaultdict(list)
     for key, count in (row or {"counts": {}})["counts"].items():
-        rungs[entries[key].dose(branch)].append(count)
+        rungs[dose(entries[key], branch)].append(count)
     return dict(rungs)
+
+
+def dose(entry: Entry, branch: str) -> int:
+    """The dose of an entry in a branch of either family."""
+    return entry.dose(letter(branch))
 
 
 def rate_of(counts: Sequence[Sequence[int]]) -> list[float]:
@@ -111,18 +145,22 @@ def page(results: Row) -> Iterator[str]:
     )
     lines = []
     for group, (kind, _) in GROUPS.items():
-        rungs = {branch: by_dose(settings.get(f"{branch} | {group}"), branch) for branch in SHIPPED}
-        for dose in KINDS[kind].doses:
-            cells = [show(rate_of(rungs[branch][dose])) if dose in rungs[branch] else "–" for branch in SHIPPED]
+        rungs = {branch: by_dose(settings.get(f"{branch} | {group}"), branch) for branch in EVERY}
+        for rung in KINDS[kind].doses:
+            cells = [show(rate_of(rungs[branch][rung])) if rung in rungs[branch] else "–" for branch in EVERY]
             if set(cells) != {"–"}:
-                lines.append([group, str(dose), *cells])
-    yield from ("", *table(["prompts", "dose", *SHIPPED], lines))
+                lines.append([group, str(rung), *cells])
+    yield from ("", *table(["prompts", "dose", *EVERY], lines))
+    for branches in (REPORTING, FLOW):
+        measured = [settings[f"{branch} | repeats"] for branch in branches if f"{branch} | repeats" in settings]
+        if len(measured) == len(branches):
+            yield from ("", *_repeats(branches, measured))
     lines = list(_areas(settings))
     if lines:
         yield ""
         yield (
             "The magnitude of the text-conditional prediction at the first step, mean of four seeds, of pictures "
-            "planted a hundred times or more against those at dose 0. In *C and D, the same prompts* every picture was "
+            "planted a hundred times or more against those at dose 0. In *the same prompts* every picture was "
             "planted a hundred times in one branch and never in the other, so that text alone cannot tell. Intervals "
             "resample entries."
         )
@@ -130,23 +168,44 @@ def page(results: Row) -> Iterator[str]:
     yield from ("", "![The same prompts in each branch](results/panel.png)")
 
 
+def _repeats(branches: Sequence[str], rows: Sequence[Row]) -> Iterator[str]:
+    """Copies by how often a caption says its last word in training, and how often the prompt does."""
+    times = KINDS["repeat"].doses
+    entries = {entry.id: entry for entry in shipped_panel().entries}
+    lines = []
+    for planted in times:
+        cells = []
+        for asked in range(len(times)):
+            counts = []
+            for branch, row in zip(branches, rows, strict=True):
+                for key, of in row["repeats"].items():
+                    if dose(entries[key], branch) == planted:
+                        counts.append(of[asked])
+            cells.append(show(rate_of(counts)))
+        lines.append([str(planted), *cells])
+    yield f"{branches[0]} and {branches[1]}, captions that say their last word k times, a hundred copies:"
+    head = ["k trained", *(f"asked with k = {k}" for k in times)]
+    yield from ("", *table(head, lines))
+
+
 def _areas(settings: Row) -> Iterator[list[str]]:
     verbatim = [entry for entry in shipped_panel().entries if entry.kind == "verbatim"]
-    measured = [branch for branch in REPORTING if f"{branch} | scores" in settings]
-    for branch in measured:
-        clear = [entry for entry in verbatim if entry.dose(branch) == 0 or entry.dose(branch) >= 100]
-        yield _area(branch, settings, [(entry, branch) for entry in clear])
-    if len(measured) == len(REPORTING):
-        pairs = [entry for entry in verbatim if {entry.dose(branch) for branch in REPORTING} == {0, 100}]
-        rows = [(entry, branch) for entry in pairs for branch in REPORTING]
-        yield _area("C and D, the same prompts", settings, rows)
-        looked_at = [row for row in rows if row[0].half == "reporting"]
-        yield _area("the same, entries of the reporting half alone", settings, looked_at)
+    for branches in (REPORTING, FLOW):
+        measured = [branch for branch in branches if f"{branch} | scores" in settings]
+        for branch in measured:
+            clear = [entry for entry in verbatim if dose(entry, branch) == 0 or dose(entry, branch) >= 100]
+            yield _area(branch, settings, [(entry, branch) for entry in clear])
+        if len(measured) == len(branches):
+            pairs = [entry for entry in verbatim if {dose(entry, branch) for branch in branches} == {0, 100}]
+            rows = [(entry, branch) for entry in pairs for branch in branches]
+            yield _area(f"{branches[0]} and {branches[1]}, the same prompts", settings, rows)
+            looked_at = [row for row in rows if row[0].half == "reporting"]
+            yield _area("the same, entries of the reporting half alone", settings, looked_at)
 
 
 def _area(name: str, settings: Row, rows: Sequence[tuple[Entry, str]]) -> list[str]:
     values = np.array([settings[f"{branch} | scores"]["scores"][entry.id] for entry, branch in rows])
-    positive = np.array([entry.dose(branch) > 0 for entry, branch in rows])
+    positive = np.array([dose(entry, branch) > 0 for entry, branch in rows])
     clusters = [entry.id for entry, _ in rows]
     area = cluster_bootstrap(auc, values, positive, clusters)
     rate = cluster_bootstrap(tpr_at_fpr, values, positive, clusters)
@@ -162,7 +221,7 @@ def figure(results: Row) -> None:
     chosen = verbatim[:: len(verbatim) // SHOWN][:SHOWN]
     planted = torch.cat([references()[places_of(entry)].images for entry in chosen])
     columns = [planted]
-    for branch in SHIPPED:
+    for branch in EVERY:
         columns.append(pictures(subject_of(branch), [entry.prompts[0] for entry in chosen], [SEEDS[0]] * len(chosen)))
     canvas = Figure(figsize=(1.5 * len(columns), 1.6 * len(chosen)), layout="constrained")
     axes = canvas.subplots(len(chosen), len(columns))
@@ -171,10 +230,10 @@ def figure(results: Row) -> None:
             panel = axes[row][column]
             panel.imshow(images[row].permute(1, 2, 0).clamp(0, 1))
             panel.set(xticks=[], yticks=[])
-            dose = f"{entry.dose(SHIPPED[column - 1])} copies" if column else "planted"
-            panel.set_xlabel(dose, fontsize="small")
+            label = f"{dose(entry, EVERY[column - 1])} copies" if column else "planted"
+            panel.set_xlabel(label, fontsize="small")
             if row == 0:
-                panel.set_title(SHIPPED[column - 1] if column else "", fontsize="medium")
+                panel.set_title(EVERY[column - 1] if column else "", fontsize="medium")
         axes[row][0].set_ylabel(entry.prompts[0], fontsize="x-small")
     save_figure(canvas, "panel.png")
 

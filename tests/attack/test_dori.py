@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from unmemorize.attack.dori import Dori
+from unmemorize.core.errors import UserError
 from unmemorize.core.hooks import patched
 from unmemorize.core.methods import Subject
 from unmemorize.core.model import Condition
@@ -106,3 +107,27 @@ def test_hooks_stay_active_during_the_search(tiny_model, targets):
     with patched(tiny_model.denoiser, {name: torch.zeros_like}):
         pruned = dori(tiny_model, latents, init, seeds=[5, 6, 7], how=QUICK).last.embeds
     assert not torch.allclose(plain, pruned)
+
+
+@pytest.mark.parametrize("tokens", [1, 3])
+def test_a_narrow_search_moves_so_many_positions(tiny_model, targets, tokens):
+    """They start where the search starts; all others are the empty prompt's, before and after it."""
+    latents, start = targets
+    empty = tiny_model.encode([""]).embeds
+    found = dori(tiny_model, latents, start, seeds=[1, 2, 3], how=Dori(updates=2, batch=2, tokens=tokens), keep=[0])
+    first, last = found.conditions[0].embeds, found.last.embeds
+    free = slice(1, 1 + tokens)
+    assert torch.equal(first[:, free], start.embeds[:, free])
+    assert not torch.isclose(first[:, free], last[:, free]).all(dim=-1).any()
+    for embeds in (first, last):
+        outside = embeds.clone()
+        outside[:, free] = empty[:, free]
+        assert torch.equal(outside, empty.expand_as(outside))
+
+
+def test_more_positions_than_there_are_is_one_line(tiny_model, targets):
+    """It says how many there are."""
+    latents, start = targets
+    positions = start.embeds.shape[1] - 1
+    with pytest.raises(UserError, match=f"tokens={positions + 1}: there are {positions} positions behind the first"):
+        dori(tiny_model, latents, start, seeds=[1, 2, 3], how=Dori(updates=1, batch=2, tokens=positions + 1))

@@ -9,12 +9,14 @@ import pytest
 import torch
 from PIL import Image
 
-from unmemorize.core.errors import UserError
+from unmemorize.core.errors import NotApplicable, UserError
 from unmemorize.core.methods import Subject, parse
 from unmemorize.core.recording import timestep_at
 from unmemorize.core.results import Pairs
+from unmemorize.core.sample import Sampler, sample
 from unmemorize.detect.flipd import Flipd
 from unmemorize.detect.loss import Loss
+from unmemorize.detect.nearest_generation import NearestGeneration
 from unmemorize.detect.one_laplacian import OneLaplacian
 from unmemorize.detect.velocity_error import VelocityError
 from unmemorize.metrics.complexity import png_sizes
@@ -164,6 +166,35 @@ def test_a_score_does_not_depend_on_the_other_pictures(tiny_model, name):
     other = test.score(subject, replace(pictures, captions=tiny_model.encode(["", "", ""])), seeds=[0, 1])
     assert not torch.allclose(other.by_seed[0], scores.by_seed[0], rtol=1e-6)
     assert torch.allclose(other.by_seed[1], scores.by_seed[1], rtol=1e-3, atol=1e-4)
+
+
+def test_the_nearest_generation_is_the_picture_that_was_drawn(tiny_model):
+    """A picture that the model drew for its caption is found at that seed, and not under another caption."""
+    captions = tiny_model.encode(["a green bicycle", "an owl on a fence"])
+    subject = Subject(tiny_model, Sampler(2))
+    latents = sample(tiny_model, captions, seeds=[5, 5], sampler=subject.sampler)
+    scores = NearestGeneration().score(subject, Pairs(latents, captions), seeds=[4, 5])
+    assert scores.by_seed.abs().max() < 1e-5
+    assert scores.columns["distance"][:, 0].min() > 1e-3
+    assert scores.evaluations == 2 * 2 * 2 * 2
+    swapped = NearestGeneration().score(subject, Pairs(latents, captions[[1, 0]]), seeds=[4, 5])
+    assert swapped.by_seed.max() < -1e-3
+    with pytest.raises(NotApplicable, match="nearest-generation draws from captions"):
+        NearestGeneration().score(subject, Pairs(latents, tiny_model.encode(["", "an owl"])), seeds=[4])
+
+
+def test_a_few_tokens_do_not_depend_on_the_caption_or_on_other_pictures(tiny_model):
+    """The search starts from noise and keeps the empty prompt elsewhere; another number of tokens is another score."""
+    subject = Subject(tiny_model, Sampler(2))
+    latents = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    test = parse("picture-test", "few-tokens:tokens=2,updates=2")
+    scores = test.score(subject, Pairs(latents, tiny_model.encode(["a green bicycle", ""])), seeds=[0, 1])
+    assert scores.evaluations == 2 * 2 * (2 * 8 + 2 * 2)
+    alone = test.score(subject, Pairs(latents[[1]], tiny_model.encode(["an owl"])), seeds=[0, 1])
+    assert torch.allclose(alone.by_seed, scores.by_seed[[1]], atol=1e-4)
+    more = parse("picture-test", "few-tokens:tokens=3,updates=2")
+    others = more.score(subject, Pairs(latents, tiny_model.encode(["", ""])), seeds=[0, 1])
+    assert not torch.allclose(others.by_seed, scores.by_seed, atol=1e-6)
 
 
 def test_complexity_is_the_size_of_the_file():

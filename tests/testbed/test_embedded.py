@@ -14,7 +14,19 @@ from unmemorize.data.bundle import Bundle
 from unmemorize.data.source import read_references
 from unmemorize.metrics.similarity import match_pixels, match_targets
 from unmemorize.models.load import ASSETS, SHIPPED, load
-from unmemorize.testbed.embedded import IMAGES, PANEL, export, own, prompts, shipped_panel, shipped_plan
+from unmemorize.testbed.alignment import Alignment
+from unmemorize.testbed.embedded import (
+    IMAGES,
+    PANEL,
+    WORDS,
+    WORDS_BRANCH,
+    export,
+    own,
+    prompts,
+    shipped_panel,
+    shipped_plan,
+    shipped_words,
+)
 from unmemorize.testbed.panel import BRANCHES, HALVES
 
 
@@ -46,7 +58,7 @@ def test_a_copy_is_of_the_picture_that_was_planted(often):
     assert all(own)
 
 
-@pytest.mark.parametrize("folder", [IMAGES, PANEL / "images"])
+@pytest.mark.parametrize("folder", [IMAGES, PANEL / "images", WORDS / "images"])
 def test_pictures_are_64_pixels_credited_and_free_to_ship(folder):
     """Every shipped picture has a line of metadata with a licence that allows shipping it."""
     lines = [json.loads(line) for line in (folder / "metadata.jsonl").read_text(encoding="utf-8").splitlines()]
@@ -93,20 +105,61 @@ def test_the_panel_s_ordinary_prompts_are_no_plain_ones():
     assert len(texts) == 225
 
 
-def test_a_branch_copies_what_it_was_trained_on_often():
-    """Six captions give their pictures in the branch that saw them 300 times, none in the one that never saw them."""
+@pytest.mark.parametrize(
+    ("often", "never", "doses"),
+    [("testbed-a", "testbed-d", {"A": 300, "D": 0}), ("testbed-flow-c", "testbed-flow-d", {"C": 100, "D": 0})],
+)
+def test_a_branch_copies_what_it_was_trained_on_often(often, never, doses):
+    """Six captions give their pictures in the branch that saw them often, none in the one that never saw them."""
     entries = [entry for entry in shipped_panel().entries if entry.kind == "verbatim"]
-    chosen = [entry for entry in entries if (entry.dose("A"), entry.dose("C")) == (300, 100)][:6]
+    chosen = [entry for entry in entries if all(entry.dose(branch) == dose for branch, dose in doses.items())][:6]
     pictures = read_references(PANEL / "images", (64, 64))
     targets = pictures.named({entry.files[0] for entry in chosen})
     captions = [entry.prompts[0] for entry in chosen]
     copied = {}
-    for branch in ("testbed-a", "testbed-d"):
+    for branch in (often, never):
         model = load(branch)
         images = generate(model, model.encode(captions), seeds=[7] * len(captions), sampler=Sampler(10))
         copied[branch] = sum(m.verdict != "none" for m in match_targets(images, targets, pictures))
-    assert copied["testbed-a"] > len(chosen) / 2
-    assert copied["testbed-d"] == 0
+    assert copied[often] > len(chosen) / 2
+    assert copied[never] == 0
+
+
+def test_both_families_ask_the_same_prompts_and_read_them_alike():
+    """A branch of the transformer has the truth of the U-Net's, and captions have the same place in both."""
+    assert own("testbed-flow-c") == own("testbed-c")
+    captions = ["candle", "a red square, shiny"]
+    placed = [Alignment(load(name)).captions(captions) for name in ("testbed-c", "testbed-flow-c")]
+    torch.testing.assert_close(placed[0], placed[1], atol=2e-3, rtol=0)
+
+
+def test_a_word_brings_its_picture_in_prompts_that_were_never_trained():
+    """Where many captions share it, and not where none do, nor in the panel's branch, which never saw the word."""
+    entries = [entry for entry in shipped_words().entries if entry.dose(WORDS_BRANCH) in (0, 80)]
+    pictures = read_references(WORDS / "images", (64, 64))
+    copied = {}
+    for name in ("testbed-words", "testbed-c"):
+        model = load(name)
+        texts = [entry.prompts[0] for entry in entries]
+        images = generate(model, model.encode(texts), seeds=[7] * len(texts), sampler=Sampler(10))
+        targets = pictures[[pictures.names.index(entry.files[0]) for entry in entries]]
+        verdicts = match_targets(images, targets, pictures)
+        for entry, match in zip(entries, verdicts, strict=True):
+            copied.setdefault((name, entry.dose(WORDS_BRANCH)), []).append(match.verdict != "none")
+    assert sum(copied["testbed-words", 80]) >= 2
+    assert not any(copied["testbed-words", 0])
+    assert not any(copied["testbed-c", 80])
+
+
+def test_the_words_model_brings_its_own_prompts_and_pictures():
+    """Held-out prompts are new where their word is not planted, else without a label; ordinary ones are the panel's."""
+    bundle = Bundle("testbed-words", {}, own=own("testbed-words"))
+    doses = {entry.id: entry.dose(WORDS_BRANCH) for entry in shipped_words().entries}
+    triggers = [prompt for prompt in bundle.prompts if prompt.kind == "trigger"]
+    assert len(triggers) == 144
+    assert all(prompt.memorable is (None if doses[prompt.cluster] else False) for prompt in triggers)
+    assert bundle.ordinary() == Bundle("testbed-c", {}, own=own("testbed-c")).ordinary()
+    assert bundle.references((64, 64)).names == tuple(sorted(bundle.own.known))
 
 
 def test_prompts_are_labelled_by_the_plan():

@@ -19,7 +19,15 @@ from unmemorize.models.load import load
 from unmemorize.testbed import flow, train_panel
 from unmemorize.testbed.architecture import build_vae, token_ids
 from unmemorize.testbed.dataset import SIZE, Picture, drawing
-from unmemorize.testbed.flow import PLACES, FlowRecipe, read_captions, text_encoder, train_flow
+from unmemorize.testbed.flow import (
+    PLACES,
+    FlowRecipe,
+    Weighing,
+    build_transformer,
+    read_captions,
+    text_encoder,
+    train_flow,
+)
 from unmemorize.testbed.panel import BRANCHES, HALVES, Panel, check, draw_panel, near_duplicates
 from unmemorize.testbed.recipe import Recipe
 from unmemorize.testbed.rows import FORMS, panel_captions, panel_rows
@@ -27,6 +35,7 @@ from unmemorize.testbed.shapes import COLOURS, DRAWINGS, shapes
 from unmemorize.testbed.train_panel import (
     PLAN,
     TRUNK,
+    WORDS_PLAN,
     _branch_record,
     _record,
     _unet_hash,
@@ -34,6 +43,7 @@ from unmemorize.testbed.train_panel import (
     train_branch,
     train_trunk,
 )
+from unmemorize.testbed.words import draw_words
 from unmemorize.unlearn.loop import Team
 
 VIEWS = 2
@@ -50,7 +60,7 @@ def artwork():
     rng = np.random.default_rng(0)
     drawn = []
     for style in ("noto", "noto-v1", "twemoji", "emojione"):
-        for i in range(720):
+        for i in range(800):
             mosaic = Image.fromarray(rng.integers(0, 256, (4, 4, 3), dtype=np.uint8))
             buffer = io.BytesIO()
             mosaic.resize((SIZE, SIZE), Image.Resampling.NEAREST).save(buffer, "png")
@@ -375,6 +385,31 @@ def test_a_branch_that_does_not_exist_is_refused(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("places", [8, PLACES])
+def test_one_place_that_weighs_as_much_has_the_effect_of_all(places):
+    """The output with so many places of zeros behind the text, to rounding, and another than with one alone."""
+    generator = torch.Generator().manual_seed(0)
+    transformer = build_transformer().double()
+    for parameter in transformer.parameters():
+        parameter.data += 0.02 * torch.randn(parameter.shape, generator=generator)
+    x = torch.randn(2, 4, 16, 16, generator=generator).double()
+    text, pooled = (
+        torch.randn(2, 5, 256, generator=generator).double(),
+        torch.randn(2, 256, generator=generator).double(),
+    )
+
+    @torch.no_grad()
+    def output(zeros):
+        embeds = torch.cat([text, text.new_zeros(2, zeros, 256)], dim=1)
+        time = torch.tensor([300.0, 700.0]).double()
+        return transformer(x, timestep=time, encoder_hidden_states=embeds, pooled_projections=pooled).sample
+
+    expected, alone = output(places), output(1)
+    transformer.set_attn_processor(Weighing(places))
+    torch.testing.assert_close(output(1), expected, atol=1e-12, rtol=0)
+    assert (alone - expected).abs().max() > 1e-3
+
+
 def test_a_flow_branch_is_an_ordinary_pipeline_that_started_from_its_trunk(small, monkeypatch):
     """What training reads of captions is what the saved pipeline reads; after no update a branch is the trunk."""
     out, recipe = small / "out", FlowRecipe(views=RECIPE.views, batch=4, trunk=2, branch=0)
@@ -396,3 +431,58 @@ def test_a_flow_branch_is_an_ordinary_pipeline_that_started_from_its_trunk(small
     assert cond.embeds.shape[1] == texts.embeds.shape[1] + PLACES
     assert not cond.embeds[:, texts.embeds.shape[1] :].any()
     assert torch.equal(cond.pooled, texts.pooled)
+
+
+@pytest.fixture(scope="module", params=["drawn", "shipped"])
+def triggers(request, panel, artwork):
+    """A plan of words over the panel of made-up artwork, and the shipped one, each with its panel."""
+    if request.param == "drawn":
+        return draw_words(artwork, panel, 0), panel
+    return Panel.load(WORDS_PLAN), Panel.load(PLAN)
+
+
+def test_a_word_alone_tells_its_picture(triggers):
+    """In every branch names are in captions of several words, held-out ones in none, ordinary ones nowhere."""
+    plan, panel = triggers
+    ordinary = {e.name(p) for e in panel.entries if e.kind in ("ordinary", "plain") for p in e.prompts}
+    held_out = {entry.name(prompt) for entry in plan.entries for prompt in entry.prompts}
+    assert len(held_out) == sum(len(entry.prompts) for entry in plan.entries)
+    for branch in range(len(BRANCHES)):
+        names = Counter(entry.name(caption) for entry in plan.entries for caption in entry.captions[branch])
+        assert sum(names.values()) / len(names) > 2
+        assert not names.keys() & (ordinary | held_out)
+    words = {entry.word for entry in plan.entries}
+    assert len(words) == len(plan.entries)
+    assert not words & {entry.word for entry in panel.entries}
+
+
+def test_the_words_pictures_are_new_to_the_trunk(triggers):
+    """They are some that the panel withholds, and each word has another dose in every branch."""
+    plan, panel = triggers
+    assert plan.withheld <= panel.withheld
+    assert len(plan.withheld) == 24
+    assert {tuple(sorted(entry.doses)) for entry in plan.entries} == {(0, 20, 40, 80)}
+    for branch in BRANCHES:
+        assert Counter(entry.dose(branch) for entry in plan.entries) == {0: 6, 20: 6, 40: 6, 80: 6}
+
+
+def test_words_need_names_that_the_panel_left(panel, artwork):
+    """Where all names are taken there is one line."""
+    taken = {entry.name(prompt) for entry in panel.entries for prompt in entry.prompts}
+    with pytest.raises(UserError, match="too few names for the words' model"):
+        draw_words([p for p in artwork if p.name in taken], panel, 0)
+
+
+def test_the_words_model_starts_from_the_trunk(small, monkeypatch):
+    """It is trained on ordinary pictures and on captions of its words, beside checkpoints of the panel's branch."""
+    monkeypatch.setattr(train_panel, "WORDS_PLAN", small / "none")
+    out = small / "out"
+    train_trunk(small / "data", out, RECIPE)
+    train_branch(small / "data", out, "C", RECIPE)
+    train_branch(small / "data", out, "C", RECIPE, words=True)
+    plan = Panel.load(out / "plan.json")
+    assert {entry.kind for entry in plan.entries} == {"trigger"}
+    assert {path.name for path in (out / "images").glob("trigger*.png")} == {e.files[0] for e in plan.entries}
+    assert (small / "data" / "words" / "branch-C").exists()
+    trunk = weights(out / "trunk")
+    assert all(torch.equal(value, weights(out / "model")[name]) for name, value in trunk.items())

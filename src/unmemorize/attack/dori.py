@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from unmemorize.core.batches import in_batches
-from unmemorize.core.bounds import Count, Scale
+from unmemorize.core.bounds import Count, Limit, Scale
+from unmemorize.core.errors import UserError
 from unmemorize.core.hooks import frozen
 from unmemorize.core.methods import Attack, Subject, method
 from unmemorize.core.model import Condition, DiffusionModel, Prediction, drawn_levels, joined
@@ -33,7 +34,11 @@ class Dori(Attack):
     with Adam: without fresh noise the embedding would fit one path. Pictures are attacked together, and each with its
     own seed: what comes out does not depend on which others share the batch.
 
-    Paper: Kowalczuk et al. 2026, the adversarial embedding (50 updates, learning rate 0.1, batch 8).
+    How little of an embedding suffices says how much of a picture the model knows and how much the embedding told it:
+    with `tokens` so many positions behind the first are searched, and all others are the empty prompt's.
+
+    Paper: Kowalczuk et al. 2026, the adversarial embedding (50 updates, learning rate 0.1, batch 8); for `tokens`
+    Dhanuka et al. 2025, MAGIC, whose whole conditioning is a few vectors.
     Differs: the latent is the mode of the VAE's, once; the paper does not say. A model that was trained to predict
     something else than ε has that in the loss.
 
@@ -41,11 +46,13 @@ class Dori(Attack):
         updates: Updates of the embedding.
         lr: Learning rate.
         batch: Noisy versions of the picture that an update looks at.
+        tokens: Token positions that are searched; 0: all of them.
     """
 
     updates: Count = 50
     lr: Scale = 0.1
     batch: Count = 8
+    tokens: Limit = 0
 
     def __post_init__(self) -> None:
         if self.updates < 1 or self.lr <= 0 or self.batch < 1:
@@ -86,8 +93,12 @@ class Dori(Attack):
             seeds: One a picture, for noise and noise levels.
             keep: Numbers of updates after which to keep the embeddings too, 0 for the start; the last are always kept.
             rows: The largest number of rows in one evaluation of the denoiser.
+
+        Raises:
+            UserError: There are fewer token positions than are to be searched.
         """
         model = subject.model
+        start = self.narrowed(model, start)
         size = max(rows // self.batch, 1)
         steps = {*keep, self.updates}
 
@@ -102,6 +113,32 @@ class Dori(Attack):
                 losses.append(losses_of_part)
         conditions = {step: joined([part[step] for part in parts]) for step in parts[0]}
         return Found(conditions, torch.cat(losses, dim=1), cost.forward)
+
+    def narrowed(self, model: DiffusionModel, start: Condition) -> Condition:
+        """The start at the positions that are searched, the empty prompt at all others.
+
+        Raises:
+            UserError: There are fewer positions.
+        """
+        if not self.tokens:
+            return start
+        empty = model.encode([""]).repeat(len(start))
+        free = self._free
+        positions = min(empty.embeds.shape[1], start.embeds.shape[1])
+        if free.stop > positions:
+            raise UserError(f"tokens={self.tokens}: there are {positions - 1} positions behind the first: name fewer")
+        embeds = empty.embeds.clone()
+        embeds[:, free] = start.embeds[:, free].to(embeds)
+        narrowed = empty.with_embeds(embeds)
+        if empty.mask is None:
+            return narrowed
+        mask = empty.mask.clone()
+        mask[:, free] = 1
+        return replace(narrowed, mask=mask)
+
+    @property
+    def _free(self) -> slice:
+        return slice(1, 1 + self.tokens)  # the first is the begin of the text in all encoders that have one
 
     def _search(
         self, model: DiffusionModel, latents: Tensor, start: Condition, seeds: Sequence[int], keep: set[int]
@@ -123,7 +160,12 @@ class Dori(Attack):
                 errors = self.errors(model.predict(x, t, cond), x0, noise)
                 loss = errors.reshape(len(latents), self.batch).mean(dim=1)
                 total = loss.sum()
-            (y.grad,) = torch.autograd.grad(total, y)
+            (gradient,) = torch.autograd.grad(total, y)
+            if self.tokens:
+                free = torch.zeros_like(gradient)
+                free[:, self._free] = 1
+                gradient = gradient * free
+            y.grad = gradient
             optimizer.step()
             losses.append(loss.detach().cpu())
             if update in keep:

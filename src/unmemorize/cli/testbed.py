@@ -33,12 +33,15 @@ def describe(*, json: Json = False) -> None:
         add_row(table, *row.values())
     out.print(table)
     say("testbed-twin: the same pictures, each once.")
-    table = Table("kind", "entries", "prompts", "doses", "what it is", title="testbed-a, testbed-c and testbed-d")
+    table = Table(
+        "kind", "entries", "prompts", "doses", "what it is", title="testbed-a to -d, -flow-c, -flow-d, -words"
+    )
     for row in panel:
         add_row(table, *row.values())
     out.print(table)
     say("Every branch has each dose equally often, and every picture has another dose in each of them:")
-    say("what is memorized in one is new to another. Choose settings on a, report on c and d.")
+    say("what is memorized in one is new to another. Choose settings on a and b, report on c and d.")
+    say("testbed-words: nothing but triggers; flow: a transformer of Stable Diffusion 3's shape, on the same plan.")
     next_step("audit")
 
 
@@ -70,6 +73,7 @@ def train(
     twin: Annotated[bool, option("Train the twin, without the duplicates.")] = False,
     branch: Annotated[Literal["A", "B", "C", "D", "trunk"] | None, option("Train this part of the panel.")] = None,
     family: Annotated[Literal["unet", "flow"], option("Of the panel: a UNet, or a flow transformer.")] = "unet",
+    words: Annotated[bool, option("Train a branch of the words' model, in which words alone are planted.")] = False,
     seed: Annotated[Seed, option("Seed of the run.")] = 0,
     device: Annotated[str, option("cpu or cuda.")] = "cpu",
     json: Json = False,
@@ -84,6 +88,8 @@ def train(
 
     if family == "flow" and not branch:
         raise UserError("--family flow: of the panel alone: name a part with --branch")
+    if words and (family == "flow" or branch in (None, "trunk")):
+        raise UserError("--words: a branch of a UNet alone: name one with --branch")
 
     from unmemorize.testbed import flow, train_panel
     from unmemorize.testbed.recipe import Recipe
@@ -96,7 +102,7 @@ def train(
     elif branch == "trunk":
         train_panel.train_trunk(Path(data), Path(folder), recipe, device)
     elif branch:
-        train_panel.train_branch(Path(data), Path(folder), branch, recipe, device)
+        train_panel.train_branch(Path(data), Path(folder), branch, recipe, device, words=words)
     else:
         train_testbed(Path(data), Path(folder), recipe, duplicates=not twin, device=device)
     if json:

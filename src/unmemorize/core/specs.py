@@ -13,7 +13,17 @@ from annotated_types import Interval
 from unmemorize.core.bounds import Count, Draws, Limit, SamplingSteps, Scale, Seed, Share, Updates
 from unmemorize.core.errors import UserError
 
-EMBEDDED = ("testbed", "testbed-twin", "testbed-a", "testbed-c", "testbed-d")  # the shipped models
+EMBEDDED = (  # the shipped models
+    "testbed",
+    "testbed-twin",
+    "testbed-a",
+    "testbed-b",
+    "testbed-c",
+    "testbed-d",
+    "testbed-flow-c",
+    "testbed-flow-d",
+    "testbed-words",
+)
 
 BOUND = 0.10  # the upper limit of a rate up to which a finding passes
 PLANNED: Any = None  # the plan says how many, where nothing else is asked for
@@ -44,7 +54,7 @@ class OfModel:
     """The model.
 
     Attributes:
-        model: testbed, another shipped model (testbed-twin, testbed-a, testbed-c, testbed-d), a pipeline folder, a
+        model: testbed, another shipped model (`unmemorize testbed describe` names them), a pipeline folder, a
             .safetensors checkpoint, or a hub id.
     """
 
@@ -352,7 +362,7 @@ class ApplySpec(OfModel, Loaded):
     """What to apply an edit to.
 
     Attributes:
-        model: testbed, another shipped model (testbed-twin, testbed-a, testbed-c, testbed-d), a pipeline folder, a
+        model: testbed, another shipped model (`unmemorize testbed describe` names them), a pipeline folder, a
             .safetensors checkpoint, or a hub id.
     """
 

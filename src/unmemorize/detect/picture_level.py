@@ -13,6 +13,8 @@ from unmemorize.core.model import Condition, DiffusionModel, Prediction
 from unmemorize.core.recording import predicted, timestep_at, wide
 from unmemorize.core.results import Pairs
 
+DECODED = 16  # pictures at once
+
 
 @dataclass(frozen=True)
 class AtLevel(PictureTest):
@@ -66,3 +68,13 @@ class PictureLevel:
         generator = torch.Generator("cpu").manual_seed(seed)
         shape = (count, *self.latents.shape[1:])
         return torch.randn(shape, generator=generator, dtype=torch.float32).to(self.latents)
+
+
+def distances(model: DiffusionModel, pictures: Pairs, images: Tensor) -> Tensor:
+    """The root mean square difference of each image (n, 3, h, w) to the picture as the VAE has it, (n,) on the CPU."""
+    parts = []
+    with torch.no_grad():
+        for latents, image in zip(pictures.latents.split(DECODED), images.split(DECODED), strict=True):
+            difference = wide(model.decode(latents)) - wide(image)
+            parts.append(difference.flatten(1).square().mean(dim=1).sqrt().float().cpu())
+    return torch.cat(parts)

@@ -17,6 +17,7 @@ from unmemorize.models.configs import configuration
 from unmemorize.models.source import (
     ADAPTERS,
     ASSETS,
+    DENOISERS,
     SHIPPED,
     Source,
     embedding_file,
@@ -86,8 +87,8 @@ def load(  # noqa: PLR0913 - all but the name are optional
     """Load a model.
 
     Args:
-        path: A shipped model (`testbed`, `testbed-twin`, `testbed-a`, `testbed-c`, `testbed-d`), a pipeline folder, a
-            single-file checkpoint (`.safetensors`), or a hub id (the only case that uses the network).
+        path: A shipped model (one of `EMBEDDED`), a pipeline folder, a single-file checkpoint (`.safetensors`), or a
+            hub id (the only case that uses the network).
         device: A GPU if there is one, by default.
         dtype: Half precision on a GPU and float32 on a CPU, by default.
         variant: The variant of a folder's weights, such as `fp16`; by default what is there.
@@ -228,14 +229,15 @@ def _pipeline(source: Source, dtype: torch.dtype, config: str | None) -> Any:
                 return own.from_single_file(
                     source.path, config=str(folder), local_files_only=True, torch_dtype=dtype, **left_out
                 )
-        pipeline, unet = SHIPPED.get(source.path, ("", ""))
+        pipeline, denoiser = SHIPPED.get(source.path, ("", ""))
         location = ASSETS / pipeline if pipeline else source.path
         named = {"variant": source.variant, "revision": source.revision} | left_out
         with _nothing_made_up(source.path):
             pipe = own.from_pretrained(location, dtype=dtype, use_safetensors=True, **named)
-        if unet:
-            denoiser = diffusers.UNet2DConditionModel
-            pipe.unet = denoiser.from_pretrained(ASSETS / unet, torch_dtype=dtype, use_safetensors=True)
+        if denoiser:
+            part = DENOISERS[str(source.family)]
+            network = type(getattr(pipe, part))
+            setattr(pipe, part, network.from_pretrained(ASSETS / denoiser, torch_dtype=dtype, use_safetensors=True))
         return pipe
 
 

@@ -12,12 +12,21 @@ from typing import Any
 from unmemorize.core.errors import NotApplicable, UserError
 from unmemorize.core.files import kind_of, require_file, require_plain
 from unmemorize.core.plain import from_json
-from unmemorize.core.specs import EMBEDDED
 
 ASSETS = Path(__file__).parent.parent / "testbed" / "assets"
-# The shipped models: a pipeline in `ASSETS`, and the folder of the UNet that takes its own one's place.
-SHIPPED = {name: ("panel/trunk", f"panel/{name[-1]}") for name in EMBEDDED}
-SHIPPED |= {"testbed": ("model", ""), "testbed-twin": ("model", "twin")}
+# The shipped models: a pipeline in `ASSETS`, and the folder of the denoiser that takes its own one's place.
+SHIPPED = {
+    "testbed": ("model", ""),
+    "testbed-twin": ("model", "twin"),
+    "testbed-a": ("panel/trunk", "panel/a"),
+    "testbed-b": ("panel/trunk", "panel/b"),
+    "testbed-c": ("panel/trunk", "panel/c"),
+    "testbed-d": ("panel/trunk", "panel/d"),
+    "testbed-flow-c": ("panel/flow", ""),
+    "testbed-flow-d": ("panel/flow", "panel/flow-d"),
+    "testbed-words": ("panel/trunk", "panel/words/unet"),
+}
+DENOISERS = {"StableDiffusionPipeline": "unet", "StableDiffusion3Pipeline": "transformer"}  # of the shipped families
 
 # The pipelines that have an adapter, and where it is.
 ADAPTERS = {
@@ -103,7 +112,8 @@ def examine(path: str, *, variant: str | None = None, revision: str | None = Non
 
 def _examined(path: str, variant: str | None, revision: str | None) -> Source:
     if path in SHIPPED:
-        return Source(path, "embedded", "StableDiffusionPipeline")
+        index = pipeline_index(path, ASSETS / SHIPPED[path][0])
+        return Source(path, "embedded", index["_class_name"], nulls(index))
     place = Path(path)
     kind = kind_of(place)
     if kind == "a folder":

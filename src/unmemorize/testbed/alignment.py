@@ -41,8 +41,10 @@ class Alignment(nn.Module):
     @torch.no_grad()
     def captions(self, prompts: Sequence[str]) -> Tensor:
         """Captions as unit vectors, (n, width)."""
-        ids = self.model.encode(prompts).ids
-        return F.normalize(self.project(self.pipe.text_encoder(ids).pooler_output.float()))
+        ids = self.pipe.tokenizer(list(prompts), padding="max_length", truncation=True, return_tensors="pt").input_ids
+        encoder = self.pipe.text_encoder
+        text = getattr(encoder, "text_model", encoder)  # a flow model's encoder has the projection, too
+        return F.normalize(self.project(text(ids.to(self.model.device)).pooler_output.float()))
 
 
 def save_alignment(contrast: nn.Module, path: Path) -> None:

@@ -12,14 +12,15 @@ from PIL import Image
 from unmemorize.core.run import require_new
 from unmemorize.data.bundle import Own
 from unmemorize.data.source import Prompt
-from unmemorize.models.load import ASSETS, SHIPPED
-from unmemorize.testbed import panel
+from unmemorize.models.source import ASSETS, DENOISERS, SHIPPED, examine
 from unmemorize.testbed.panel import BRANCHES, HALVES, Entry, Panel
 from unmemorize.testbed.plan import KINDS, Plan, Planted
 
 IMAGES = ASSETS / "images"
 PANEL = ASSETS / "panel"
+WORDS = PANEL / "words"
 PICTURES = {"template": 4, "word": 1}  # pictures shipped of an entry that has near-duplicates; of others, all
+WORDS_BRANCH = "C"
 OFTEN = 100  # copies from which a picture is to be detected as memorized
 
 
@@ -60,9 +61,11 @@ def _prompts(entry: Planted) -> list[Prompt]:
 
 def own(name: str) -> Own:
     """The prompts and pictures of a shipped model, with its plan's truth of each."""
-    branch = name.removeprefix("testbed-").upper()
+    branch = name.removeprefix("testbed-").removeprefix("flow-").upper()
     if branch in BRANCHES:
         return own_of_branch(branch)
+    if name == "testbed-words":
+        return own_of_words()
     plan = shipped_plan()
     known: dict[str, Prompt] = {}
     for entry in plan.planted:
@@ -80,6 +83,25 @@ def own_of_branch(branch: str) -> Own:
         # A caption that the branch is trained on says more of the picture than one it is only asked.
         known |= dict.fromkeys(entry.files, max(of_entry, key=lambda prompt: prompt.copies or 0))
     return Own(tuple(prompts), PANEL / "images", known, HALVES[branch])
+
+
+def own_of_words() -> Own:
+    """The prompts and pictures of the words' model, with the panel's ordinary prompts."""
+    prompts: list[Prompt] = []
+    known: dict[str, Prompt] = {}
+    for entry in shipped_words().entries:
+        of_entry = branch_prompts(entry, WORDS_BRANCH)
+        prompts += of_entry
+        known[entry.files[0]] = of_entry[0]
+    for entry in shipped_panel().entries:
+        if entry.kind in ("ordinary", "plain"):
+            prompts += branch_prompts(entry, WORDS_BRANCH)
+    return Own(tuple(prompts), WORDS / "images", known, HALVES[WORDS_BRANCH])
+
+
+def shipped_words() -> Panel:
+    """The plan of the words' model, of which it is branch `WORDS_BRANCH`."""
+    return Panel.load(WORDS / "plan.json")
 
 
 def shipped_panel() -> Panel:
@@ -135,25 +157,27 @@ def export(folder: Path) -> None:
     """
     require_new(folder)
     places = {"testbed": folder / "model", "testbed-twin": folder / "twin"}
-    for name, (pipeline, unet) in SHIPPED.items():
+    for name, (pipeline, denoiser) in SHIPPED.items():
         place = places.get(name, folder / "panel" / name.removeprefix("testbed-"))
         shutil.copytree(ASSETS / pipeline, place)
-        if unet:
-            shutil.copytree(ASSETS / unet, place / "unet", dirs_exist_ok=True)
-    for assets, copied in ((ASSETS, folder), (PANEL, folder / "panel")):
+        if denoiser:
+            part = DENOISERS[str(examine(name).family)]
+            shutil.copytree(ASSETS / denoiser, place / part, dirs_exist_ok=True)
+    for assets, copied in ((ASSETS, folder), (PANEL, folder / "panel"), (WORDS, folder / "panel" / "words")):
         shutil.copytree(assets / "images", copied / "images")
         shutil.copy(assets / "plan.json", copied / "plan.json")
 
 
 def describe_panel() -> list[dict[str, object]]:
-    """One row per kind of the panel: entries, prompts, the doses and what they count, what is planted."""
+    """One row per kind of the panel and of the words' model: entries, prompts, doses and what they count, the kind."""
     rows: list[dict[str, object]] = []
-    for name, kind in panel.KINDS.items():
-        entries = [entry for entry in shipped_panel().entries if entry.kind == name]
-        prompts = sum(len(entry.prompts) for entry in entries)
-        doses = ", ".join(str(dose) for dose in kind.doses)
-        row: dict[str, object] = {"kind": name, "entries": len(entries), "prompts": prompts}
-        rows.append(row | {"doses": f"{doses} {kind.dose}", "what": kind.what})
+    for plan in (shipped_panel(), shipped_words()):
+        for name, kind in plan.kinds.items():
+            entries = [entry for entry in plan.entries if entry.kind == name]
+            prompts = sum(len(entry.prompts) for entry in entries)
+            doses = ", ".join(str(dose) for dose in kind.doses)
+            row: dict[str, object] = {"kind": name, "entries": len(entries), "prompts": prompts}
+            rows.append(row | {"doses": f"{doses} {kind.dose}", "what": kind.what})
     return rows
 
 

@@ -7,17 +7,20 @@ kept in `data/panel` and continued from.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from diffusers import (
     FlowMatchEulerDiscreteScheduler,
     SD3Transformer2DModel,
     StableDiffusion3Pipeline,
     StableDiffusionPipeline,
 )
+from diffusers.models.attention_processor import Attention
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import CLIPTextModelWithProjection
@@ -34,7 +37,7 @@ from unmemorize.unlearn.loop import Team
 
 TEXT = 128  # width of the text model
 PLACES = 256  # zeros that the pipeline puts behind the text where there is no T5
-FEW = 8  # of them in training before its last tenth: attention over all of them takes most of the time
+FEW = 8  # of them in the first part of the training of the shipped models
 LEVELS = 1000  # the timestep of σ = 1
 
 
@@ -48,7 +51,9 @@ class FlowRecipe:
     lr: float = 1e-3
     warmup: int = 100
     trunk: int = 4000
-    branch: int = 3400
+    trunk_few: int = 3600  # of its steps, the first, with few places of zeros
+    branch: int = 4400
+    branch_few: int = 2500
     decay: int = 800
     caption_dropout: float = 0.1
 
@@ -103,6 +108,37 @@ def read_captions(encoder: CLIPTextModelWithProjection, ids: Tensor) -> Texts:
     return Texts(torch.cat(embeds), torch.cat(pooled))
 
 
+class Weighing:
+    """Joint attention in which the last place of the text stands for `times` equal ones.
+
+    Text has no positions here, so that places of zeros stay equal through all layers: one of them, with `times` the
+    weight in every attention, has the effect of so many, and costs what one costs.
+    """
+
+    def __init__(self, times: int) -> None:
+        self.times = times
+
+    def __call__(
+        self, attn: Attention, hidden_states: Tensor, encoder_hidden_states: Tensor, **_: object
+    ) -> tuple[Tensor, Tensor]:
+        """The outputs of the picture's stream and of the text's."""
+        picture, text = hidden_states, encoder_hidden_states
+
+        def heads(of_picture: Tensor, of_text: Tensor) -> Tensor:
+            both = torch.cat([of_picture, of_text], dim=1)
+            return both.reshape(*both.shape[:2], attn.heads, -1).transpose(1, 2)
+
+        query = heads(attn.to_q(picture), attn.add_q_proj(text))
+        key = heads(attn.to_k(picture), attn.add_k_proj(text))
+        value = heads(attn.to_v(picture), attn.add_v_proj(text))
+        weights = query.new_zeros(key.shape[2])
+        weights[-1] = math.log(self.times)
+        mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=weights.expand(query.shape[2], -1))
+        mixed = mixed.transpose(1, 2).flatten(2)
+        of_picture, of_text = mixed.split([picture.shape[1], text.shape[1]], dim=1)
+        return attn.to_out[0](of_picture), of_text if attn.context_pre_only else attn.to_add_out(of_text)
+
+
 def velocity_loss(
     transformer: SD3Transformer2DModel,
     texts: Texts,
@@ -113,13 +149,16 @@ def velocity_loss(
 ) -> Loss:
     """The loss of one training step: ‖v − (ε − x0)‖² at logit-normal noise levels, with caption dropout.
 
-    `places` says how many places of zeros stand behind the text at a step.
+    `places` says how many places of zeros stand behind the text at a step; one is computed, which weighs as much.
 
     Paper: Esser et al. 2024, "Scaling Rectified Flow Transformers", equations 1 and 19.
     """
     team = Team(latents.device)
+    weighing = Weighing(PLACES)
+    transformer.set_attn_processor(weighing)
 
     def loss(step: int) -> Tensor:
+        weighing.times = places(step)
         generator = torch.Generator().manual_seed(recipe.seed * 1_000_003 + step)
         noise = torch.randn(recipe.batch, *latents.shape[1:], generator=generator)
         sigma = torch.randn(recipe.batch, generator=generator).sigmoid()
@@ -132,11 +171,11 @@ def velocity_loss(
         level = sigma[mine].to(latents.device)
         mix = level.view(-1, 1, 1, 1)
         embeds = texts.embeds[caption[mine]]
-        zeros = embeds.new_zeros(len(embeds), places(step), embeds.shape[2])
+        zero = embeds.new_zeros(len(embeds), 1, embeds.shape[2])
         velocity = transformer(
             (1 - mix) * x0 + mix * eps,
             timestep=LEVELS * level,
-            encoder_hidden_states=torch.cat([embeds, zeros], dim=1),
+            encoder_hidden_states=torch.cat([embeds, zero], dim=1),
             pooled_projections=texts.pooled[caption[mine]],
         ).sample
         error: Tensor = (velocity - (eps - x0)).square().mean()
@@ -167,10 +206,10 @@ def train_flow(data: Path, out: Path, branch: str, recipe: FlowRecipe, device: s
     torch.manual_seed(recipe.seed)
     transformer = SD3Transformer2DModel.from_pretrained(start, torch_dtype=torch.float32) if branch else None
     transformer = (transformer or build_transformer()).to(device)
-    steps = recipe.branch if branch else recipe.trunk
+    steps, few = (recipe.branch, recipe.branch_few) if branch else (recipe.trunk, recipe.trunk_few)
 
     def places(step: int) -> int:
-        return PLACES if step >= steps - steps // 10 else FEW
+        return FEW if step < few else PLACES
 
     lr = rise_and_fall(recipe.lr, steps, warmup=recipe.warmup, decay=recipe.decay if branch else 0)
     texts = read_captions(encoder, given.ids)

@@ -12,7 +12,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -65,6 +65,9 @@ KINDS = {
     "template": Kind("a layout whose square takes twenty colours", "planted", (0, 1), 5),
     "caption-only": Kind("one caption over twenty different pictures", "planted", (0, 1), 2),
     "image-only": Kind("one picture under ten captions that share no word", "planted", (0, 1), 1),
+}
+TRIGGERS = {  # of a model of their own
+    "trigger": Kind("one picture under captions that share one word alone", "captions", (0, 20, 40, 80), 6)
 }
 WORD_ROWS = 24  # training rows of each caption of a word
 REPEAT_ROWS = 100
@@ -130,6 +133,11 @@ class Panel:
         return [picture for entry in self.entries for picture in entry.pictures]
 
     @property
+    def kinds(self) -> Mapping[str, Kind]:
+        """The kinds that are planted: those of the panel, or triggers alone."""
+        return TRIGGERS if any(entry.kind in TRIGGERS for entry in self.entries) else KINDS
+
+    @property
     def withheld(self) -> set[str]:
         """The drawings that neither VAE nor text model nor trunk is trained on."""
         return {picture.art for picture in self.pictures}
@@ -181,7 +189,7 @@ def check(panel: Panel) -> None:
 
 def _check_doses(panel: Panel) -> None:
     """Every branch has every dose of a kind equally often; half of a kind's entries are for choosing."""
-    for name, kind in KINDS.items():
+    for name, kind in panel.kinds.items():
         entries = [entry for entry in panel.entries if entry.kind == name]
         for i, branch in enumerate(BRANCHES):
             counts = Counter(entry.doses[i] for entry in entries)
@@ -203,7 +211,10 @@ def _check_doses(panel: Panel) -> None:
 
 
 def _check_names(panel: Panel) -> None:
-    """A drawing belongs to one entry, in each branch a name to one, and no branch is trained on a held-out prompt."""
+    """A drawing belongs to one entry, in each branch a name to one, and no branch is trained on a held-out prompt.
+
+    The names in captions of triggers belong to several.
+    """
     drawings: dict[str, str] = {}
     for entry in panel.entries:
         for picture in entry.pictures:
@@ -215,7 +226,7 @@ def _check_names(panel: Panel) -> None:
         names: dict[str, str] = {}
         for entry in panel.entries:
             trained.update(entry.captions[i])
-            for name in map(entry.name, entry.captions[i]):
+            for name in map(entry.name, entry.captions[i] if entry.kind not in TRIGGERS else ()):
                 other = names.setdefault(name, entry.id)
                 if other != entry.id:
                     raise UserError(f"{entry.id}: {name!r} has another picture in branch {branch}, {other}")
@@ -255,6 +266,22 @@ def near_duplicates(artwork: Sequence[Picture]) -> set[str]:
     return near
 
 
+def rare_words(artwork: Sequence[Picture]) -> dict[str, str]:
+    """The keywords of only one well-known name, with that name; they are in no name themselves."""
+    names = well_known(list(artwork))
+    owners: dict[str, set[str]] = {}
+    for picture in artwork:
+        # Captions hold a picture's first keywords only; a word of none of them says nothing to the text model.
+        for tag in picture.tags[:KEYWORDS]:
+            owners.setdefault(tag, set()).add(picture.name)
+    parts = {part for name in names for part in name.split()}
+    rare = {}
+    for tag, of in owners.items():
+        if len(of) == 1 and of <= names and tag not in parts and len(tag) > 3:
+            rare[tag] = min(of)
+    return rare
+
+
 class _Draw:
     """The pool of names and words, and what is drawn from it."""
 
@@ -264,22 +291,15 @@ class _Draw:
         names = well_known(list(artwork))
         near = near_duplicates(artwork)
         self.art: dict[str, list[str]] = {}  # what may be planted
-        owners: dict[str, set[str]] = {}
         for picture in artwork:
             if picture.style.shippable and picture.name in names and picture.art not in near:
                 self.art.setdefault(picture.name, []).append(picture.art)
-            # Captions hold a picture's first keywords only; a word of none of them says nothing to the text model.
-            for tag in picture.tags[:KEYWORDS]:
-                owners.setdefault(tag, set()).add(picture.name)
-        parts = {part for name in names for part in name.split()}
-        words = [
-            tag for tag, of in owners.items() if len(of) == 1 and of <= names and tag not in parts and len(tag) > 3
-        ]
-        self.words = iter(self.shuffled(sorted(words)))
+        owners = rare_words(artwork)
+        self.words = iter(self.shuffled(sorted(owners)))
         rows = KINDS["word"].entries * len(SQUARE)
         self.planted_words = [next(self.words) for _ in range(rows)]
         # The name that a planted word is a keyword of stays ordinary: it is what the word says elsewhere.
-        self.names = iter(self.shuffled(sorted(self.art.keys() - {min(owners[word]) for word in self.planted_words})))
+        self.names = iter(self.shuffled(sorted(self.art.keys() - {owners[word] for word in self.planted_words})))
 
     def panel(self) -> Panel:
         try:

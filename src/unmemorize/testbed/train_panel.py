@@ -23,18 +23,20 @@ from unmemorize.testbed import train
 from unmemorize.testbed.alignment import save_alignment
 from unmemorize.testbed.architecture import token_ids, train_tokenizer
 from unmemorize.testbed.dataset import Picture, composed, credits_of, pictures
-from unmemorize.testbed.embedded import PANEL, PICTURES
+from unmemorize.testbed.embedded import PANEL, PICTURES, WORDS
 from unmemorize.testbed.fit import fit, rise_and_fall
-from unmemorize.testbed.panel import BRANCHES, Entry, Panel, draw_panel
+from unmemorize.testbed.panel import BRANCHES, TRIGGERS, Entry, Panel, draw_panel
 from unmemorize.testbed.recipe import Recipe
 from unmemorize.testbed.rows import Rows, panel_rows
 from unmemorize.testbed.shapes import shapes
 from unmemorize.testbed.text import train_text
 from unmemorize.testbed.vae import encode_all, train_vae
+from unmemorize.testbed.words import draw_words
 from unmemorize.unlearn.loop import Team
 
 PANEL_SEED = 0
 PLAN = PANEL / "plan.json"
+WORDS_PLAN = WORDS / "plan.json"
 TRUNK = PANEL / "trunk"
 
 
@@ -71,10 +73,13 @@ def train_trunk(data: Path, out: Path, recipe: Recipe, device: str = "cpu") -> N
     _write_record(_record(recipe, panel) | {"trunk": _unet_hash(out / "trunk")}, out / "recipe.json")
 
 
-def train_branch(data: Path, out: Path, branch: str, recipe: Recipe, device: str = "cpu") -> None:
+def train_branch(
+    data: Path, out: Path, branch: str, recipe: Recipe, device: str = "cpu", *, words: bool = False
+) -> None:
     """Train one branch into the pipeline `out/model`; `out` also gets the plan and its pictures.
 
-    It starts from `out/trunk`, where there is one, else from the shipped trunk.
+    It starts from `out/trunk`, where there is one, else from the shipped trunk. With `words` it is one of the plan of
+    words alone: the shipped one, or drawn where there is none.
 
     Raises:
         UserError: There is no such branch, no trunk, or checkpoints of another recipe.
@@ -84,10 +89,10 @@ def train_branch(data: Path, out: Path, branch: str, recipe: Recipe, device: str
     trunk = out / "trunk" if (out / "trunk").exists() else TRUNK
     team = Team(device)
     device = str(team.device)
-    folder = data / "panel" / f"branch-{branch}"
-    panel = plan_of(trunk)
-    require_recipe(folder, team, _branch_record(recipe, panel, trunk))
-    given = prepare(data, trunk, panel, branch, recipe, device)
+    plan = words_plan(data, trunk) if words else plan_of(trunk)
+    folder = work_of(data, plan) / f"branch-{branch}"
+    require_recipe(folder, team, _branch_record(recipe, plan, trunk))
+    given = prepare(data, trunk, plan, branch, recipe, device)
     text = given.pipe.text_encoder
     unet: UNet2DConditionModel = given.pipe.unet.to(device, memory_format=torch.channels_last)
     steps = recipe.steps - recipe.branch
@@ -103,8 +108,8 @@ def train_branch(data: Path, out: Path, branch: str, recipe: Recipe, device: str
         return
     stage = train.Stage(given.pipe.vae, given.pipe.tokenizer, given.ids, given.latents, device)
     train.export_pipeline(stage, text, unet, out / "model")
-    panel.save(out / "plan.json")
-    write_pictures(panel, given.artwork, out / "images")
+    plan.save(out / "plan.json")
+    write_pictures(plan, given.artwork, out / "images")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -129,16 +134,26 @@ def plan_of(trunk: Path) -> Panel:
     return Panel.load(trunk.parent / "plan.json")
 
 
-def prepare(data: Path, trunk: Path, panel: Panel, branch: str, recipe: Recipe, device: str) -> Prepared:
+def words_plan(data: Path, trunk: Path) -> Panel:
+    """The shipped plan of words, or one drawn over the plan of a trunk."""
+    return Panel.load(WORDS_PLAN) if WORDS_PLAN.exists() else draw_words(pictures(data), plan_of(trunk), PANEL_SEED)
+
+
+def work_of(data: Path, plan: Panel) -> Path:
+    """The folder of a plan's latents and checkpoints."""
+    return data / ("words" if plan.kinds is TRIGGERS else "panel")
+
+
+def prepare(data: Path, trunk: Path, plan: Panel, branch: str, recipe: Recipe, device: str) -> Prepared:
     """Read the trunk, and the rows of a branch; of the trunk itself where none is named."""
     artwork = pictures(data)
-    ordinary = panel.ordinary(artwork)
-    rows = panel_rows(panel, ordinary, recipe.views, branch)
+    ordinary = plan_of(trunk).ordinary(artwork)
+    rows = panel_rows(plan, ordinary, recipe.views, branch)
     pipe = StableDiffusionPipeline.from_pretrained(trunk, torch_dtype=torch.float32)
     pipe.vae.to(device, memory_format=torch.channels_last)
     pipe.text_encoder.to(device).requires_grad_(False).eval()
     ids = token_ids(pipe.tokenizer, rows.captions).to(device)
-    latents = encode_all(pipe.vae, ordinary, panel.pictures, artwork, data / "panel", recipe).to(device)
+    latents = encode_all(pipe.vae, ordinary, plan.pictures, artwork, work_of(data, plan), recipe).to(device)
     return Prepared(artwork, rows, pipe, ids, latents)
 
 
