@@ -104,7 +104,7 @@ def test_the_same_command_goes_on_after_a_kill(command, killed, alone, inputs, t
     assert files(run) == alone(command)
 
 
-@pytest.mark.parametrize("command", ["attack", "data"])
+@pytest.mark.parametrize("command", ["attack", "data", "triggers"])
 def test_two_actors_give_the_bytes_of_one(command, alone, inputs, tmp_path):
     """Ray opens sockets: in processes of their own."""
     pytest.importorskip("ray")
