@@ -160,6 +160,7 @@ def test_the_words_model_brings_its_own_prompts_and_pictures():
     assert all(prompt.memorable is (None if doses[prompt.cluster] else False) for prompt in triggers)
     assert bundle.ordinary() == Bundle("testbed-c", {}, own=own("testbed-c")).ordinary()
     assert bundle.references((64, 64)).names == tuple(sorted(bundle.own.known))
+    assert (len(bundle.targets((64, 64))), len(bundle.controls((64, 64)))) == (18, 6)
 
 
 def test_prompts_are_labelled_by_the_plan():

@@ -17,6 +17,7 @@ from unmemorize.metrics.similarity import References
 FILES = ("prompts", "ordinary", "references", "targets", "controls", "held_out")  # options that name them
 Size = tuple[int, int]  # height and width
 ORDINARY = ("negative", "ordinary")  # kinds of prompt of which nothing is planted often
+PLANTED = ("verbatim", "trigger")  # kinds with one picture, which was trained on often or never
 
 
 @dataclass(frozen=True)
@@ -174,12 +175,12 @@ class Bundle:
 
 def is_target(known: Prompt) -> bool:
     """Whether a picture is to be extracted or forgotten: one picture with one caption, often."""
-    return known.kind == "verbatim" and bool(known.memorable)
+    return known.kind in PLANTED and bool(known.memorable)
 
 
 def is_control(known: Prompt) -> bool:
     """Whether a picture is a control: trained on once, under a name, or planted at dose 0."""
-    return known.id.startswith("negative-name") or (known.kind == "verbatim" and known.memorable is False)
+    return known.id.startswith("negative-name") or (known.kind in PLANTED and known.memorable is False)
 
 
 def is_ordinary(known: Prompt) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 from PIL import Image
@@ -92,7 +93,8 @@ def own_of_words() -> Own:
     for entry in shipped_words().entries:
         of_entry = branch_prompts(entry, WORDS_BRANCH)
         prompts += of_entry
-        known[entry.files[0]] = of_entry[0]
+        # Whether its prompts copy is for a detector to say; the picture was planted often, or never.
+        known[entry.files[0]] = replace(of_entry[0], memorable=entry.rows(WORDS_BRANCH) >= OFTEN)
     for entry in shipped_panel().entries:
         if entry.kind in ("ordinary", "plain"):
             prompts += branch_prompts(entry, WORDS_BRANCH)
