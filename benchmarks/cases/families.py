@@ -29,6 +29,7 @@ PROMPTS = ["a green bicycle", "an owl on a fence"]
 ORDINARY = [f"a field and {i} boats" for i in range(4)]
 QUICK = {  # settings under which a method takes little time
     "dsm": "dsm:step=0",
+    "cascade": "cascade:then=max-z",  # of two steps the default takes more
     "flipd": "flipd:probes=1",
     "one-laplacian": "one-laplacian:probes=1",
     "velocity-error": "velocity-error:probes=1",
