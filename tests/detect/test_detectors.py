@@ -323,7 +323,7 @@ def test_dsm_is_the_change_of_the_noise_between_two_steps(make_oracle):
         x = alpha * clean + sigma * eps
     expected = (noises[2] - noises[1]).square().sum(dim=(1, 2, 3))
     assert torch.allclose(scored(model, Dsm(), ["one"], steps=5).by_seed[0].double(), expected, rtol=1e-4)
-    with pytest.raises(UserError, match="2 steps"):
+    with pytest.raises(NotApplicable, match="steps 2 and 3: there are 2"):
         scored(model, Dsm(), ["one"], steps=2)
 
 

@@ -21,7 +21,8 @@ from unmemorize.report.bench import contests_of, latex, rankings_of
 from unmemorize.stages.rank import groups_of
 
 WORDS = ("owl", "boat", "kite", "harbour", "bicycle", "fence", "field", "dusk", "gadget", "lighthouse", "oden", "red")
-METHODS = ("--method", "noise-gap", "--method", "cascade:then=mid-noise,share=0.99")
+CASCADE = "cascade:screen=noise-gap,then=mid-noise,share=0.99"
+METHODS = ("--method", "noise-gap", "--method", CASCADE)
 HOSTILE = "<script>alert(1)</script> \\end{tabular}"
 
 
@@ -50,7 +51,7 @@ def test_the_ranking_is_what_the_scores_say(call, tiny_folder, labelled, tmp_pat
     table = pq.read_table(model / "scores" / "detect.parquet")
     scores = table["score"].to_numpy().reshape(12, 2, 2).mean(axis=2)
     positive, clusters = np.arange(12) < 6, [str(i) for i in range(12)]
-    for column, method in enumerate(("noise-gap", "cascade:then=mid-noise,share=0.99")):
+    for column, method in enumerate(("noise-gap", CASCADE)):
         row = rows["memorized", method]
         for name, statistic in (("auc", auc), ("tpr", tpr_at_fpr)):
             expected = cluster_bootstrap(statistic, scores[:, column], positive, clusters)
@@ -62,7 +63,7 @@ def test_the_ranking_is_what_the_scores_say(call, tiny_folder, labelled, tmp_pat
     assert rows["memorized", "noise-gap"]["evaluations"] == 1
     passed = (scores[:, 1] > 0).mean()
     assert passed > 0
-    assert rows["memorized", "cascade:then=mid-noise,share=0.99"]["evaluations"] == pytest.approx(1 + 3 * passed)
+    assert rows["memorized", CASCADE]["evaluations"] == pytest.approx(1 + 3 * passed)
     assert rows["memorized", "noise-gap"]["ratio"] > 0
     assert rows["memorized", "combination"]["evaluations"] > 1
     assert rows["memorized", "text alone"]["evaluations"] == 0
