@@ -18,13 +18,21 @@ from unmemorize.core.specs import EMBEDDED
 from unmemorize.data.bundle import Bundle
 from unmemorize.metrics.similarity import References
 from unmemorize.models.load import load
-from unmemorize.testbed.embedded import own
+from unmemorize.testbed.embedded import own, shipped_panel
 from unmemorize.testbed.panel import BRANCHES, HALVES, Entry
 
 BATCH = 32
+OFTEN = 100  # copies from which a picture comes back
 SHIPPED = [branch for branch in BRANCHES if f"testbed-{branch.lower()}" in EMBEDDED]
 REPORTING = [branch for branch in BRANCHES if HALVES[branch] == "reporting"]
 FLOW = [f"flow {branch}" for branch in REPORTING]
+
+
+@cache
+def pairs() -> list[Entry]:
+    """The pictures that were planted `OFTEN` times in one reporting branch and never in the other."""
+    verbatim = [entry for entry in shipped_panel().entries if entry.kind == "verbatim"]
+    return [entry for entry in verbatim if {entry.dose(branch) for branch in REPORTING} == {0, OFTEN}]
 
 
 @cache

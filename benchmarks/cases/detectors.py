@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
+from branches import pairs
 from harness import Cases, Options, Row, Study, show, table
 
 from unmemorize.audit.bench import run_bench
@@ -22,8 +23,7 @@ from unmemorize.data.bundle import is_ordinary
 from unmemorize.detect.cascade import Cascade
 from unmemorize.metrics.ranking import ranked_together
 from unmemorize.report.bench import COMBINED, EVERY, TEXT
-from unmemorize.testbed.embedded import own_of_branch, shipped_panel
-from unmemorize.testbed.panel import Entry
+from unmemorize.testbed.embedded import own_of_branch
 
 RUNS = Path("runs")
 FAMILIES = {
@@ -46,7 +46,6 @@ METHODS = {
         "cascade",
     ),
 }
-OFTEN = 100  # copies in one branch, none in the other
 PREVALENCES = (0.0, 0.01, 0.1)  # shares of memorized prompts at which a cascade's cost is stated
 
 
@@ -69,21 +68,15 @@ def ranking(family: str, rows: Row) -> Row:
 
 def same_prompts(scores: Mapping[str, Scores]) -> Row:
     """How each detector ranks prompts that are memorized in one branch above the same prompts in the other."""
-    entries = [entry for entry in shipped_panel().entries if is_pair(entry)]
     methods = [method for method in scores["C"] if method in scores["D"]]
     values, positive, clusters = [], [], []
-    for entry in entries:
+    for entry in pairs():
         for branch in scores:
             values.append([scores[branch][method][entry.id] for method in methods])
             positive.append(entry.dose(branch) > 0)
             clusters.append(entry.id)
     ranked = ranked_together(np.array(values), np.array(positive), clusters)
     return {method: asdict(numbers) for method, numbers in zip(methods, ranked, strict=True)}
-
-
-def is_pair(entry: Entry) -> bool:
-    """Whether a picture was planted a hundred times in one branch and never in the other."""
-    return entry.kind == "verbatim" and {entry.dose(branch) for branch in "CD"} == {0, OFTEN}
 
 
 def cascade_of(branch: str, scores: Scores) -> Row:
@@ -144,14 +137,14 @@ def page(numbers: Row) -> Iterator[str]:
 def of_family(family: str, numbers: Row) -> Iterator[str]:
     """All methods on the same prompts and on each branch, then by kind and number of copies."""
     rows = numbers["ranking"]
-    pairs = numbers["same prompts"]
+    same = numbers["same prompts"]
     branches = FAMILIES[family]
     every = {(row["model"], row["method"]): row for row in rows if row["group"] == EVERY}
     sizes = [f"{row['memorized']} beside {row['ordinary']}" for row in first_of_each(rows).values()]
     yield f"Memorized prompts: {'; '.join(sizes)} ordinary ones."
     lines = []
-    for method in sorted(pairs, key=lambda name: -pairs[name]["auc"]["value"]):
-        own = [show(pairs[method][name], form) for name, form in (("auc", ".3f"), ("tpr", ".2f"), ("behind", ".3f"))]
+    for method in sorted(same, key=lambda name: -same[name]["auc"]["value"]):
+        own = [show(same[method][name], form) for name, form in (("auc", ".3f"), ("tpr", ".2f"), ("behind", ".3f"))]
         areas = [area(every[model, method], ".3f") for model in branches.values()]
         lines.append([f"`{method}`", *own, *areas, *costs(every[branches["C"], method])])
     for method in (COMBINED, TEXT):

@@ -20,6 +20,7 @@ from branches import (
     forget_retrained,
     letter,
     name_of,
+    pairs,
     pictures,
     places_of,
     references,
@@ -196,8 +197,7 @@ def _areas(settings: Row) -> Iterator[list[str]]:
             clear = [entry for entry in verbatim if dose(entry, branch) == 0 or dose(entry, branch) >= 100]
             yield _area(branch, settings, [(entry, branch) for entry in clear])
         if len(measured) == len(branches):
-            pairs = [entry for entry in verbatim if {dose(entry, branch) for branch in branches} == {0, 100}]
-            rows = [(entry, branch) for entry in pairs for branch in branches]
+            rows = [(entry, branch) for entry in pairs() for branch in branches]
             yield _area(f"{branches[0]} and {branches[1]}, the same prompts", settings, rows)
             looked_at = [row for row in rows if row[0].half == "reporting"]
             yield _area("the same, entries of the reporting half alone", settings, looked_at)

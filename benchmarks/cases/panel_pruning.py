@@ -12,7 +12,18 @@ from contextlib import nullcontext
 from functools import cache, partial
 
 import torch
-from branches import FLOW, REPORTING, forget_retrained, letter, pictures, places_of, references, subject_of
+from branches import (
+    FLOW,
+    OFTEN,
+    REPORTING,
+    forget_retrained,
+    letter,
+    pairs,
+    pictures,
+    places_of,
+    references,
+    subject_of,
+)
 from common import are_copies, match_closest
 from harness import Cases, Options, Row, Study, numbers_of, show, table
 
@@ -28,7 +39,6 @@ from unmemorize.testbed.embedded import shipped_panel
 from unmemorize.testbed.panel import Entry
 
 SEED = 500
-OFTEN = 100
 JUDGED = 24  # ordinary prompts whose pictures tell what an edit costs
 NONE = "unpruned"
 EVERY = [*REPORTING, *FLOW]
@@ -71,9 +81,7 @@ def parts_of(branch: str) -> Mapping[str, Inside]:
 @cache
 def memorized(branch: str) -> list[Entry]:
     """The pictures that were planted a hundred times in a branch and never in the other."""
-    doses = {own: (0 if own != letter(branch) else OFTEN) for own in REPORTING}
-    verbatim = [entry for entry in shipped_panel().entries if entry.kind == "verbatim"]
-    return [entry for entry in verbatim if {own: entry.dose(own) for own in REPORTING} == doses]
+    return [entry for entry in pairs() if entry.dose(letter(branch)) == OFTEN]
 
 
 @cache

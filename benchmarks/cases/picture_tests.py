@@ -11,42 +11,33 @@ from functools import partial
 
 import numpy as np
 import torch
-from branches import FLOW, REPORTING, forget_retrained, letter, places_of, references, subject_of
+from branches import FLOW, REPORTING, forget_retrained, letter, pairs, places_of, references, subject_of
 from harness import Cases, Options, Row, Study, numbers_of, show, table
 from tqdm import tqdm
 
 from unmemorize.core.methods import PictureTest, parse
 from unmemorize.core.results import Pairs
 from unmemorize.metrics.ranking import auc, cluster_bootstrap, tpr_at_fpr
-from unmemorize.testbed.embedded import shipped_panel
-from unmemorize.testbed.panel import Entry
 
 SEEDS = (800, 801)
-OFTEN = 100
 TESTS = ("velocity-error", "flipd", "one-laplacian", "loss")
 CAPTIONED = (*TESTS, "nearest-generation")
 UNCAPTIONED = (*TESTS, "few-tokens")
 FAMILIES = {"U-Net": REPORTING, "transformer": FLOW}
 
 
-def entries() -> list[Entry]:
-    """The pictures that were planted a hundred times in one reporting branch and never in the other."""
-    verbatim = [entry for entry in shipped_panel().entries if entry.kind == "verbatim"]
-    return [entry for entry in verbatim if {entry.dose(branch) for branch in REPORTING} == {0, OFTEN}]
-
-
 def scored(branch: str, text: str, captioned: bool, rows: Row) -> Row:
     """The score of every picture, the mean over seeds."""
     subject = subject_of(branch)
     test: PictureTest = parse("picture-test", text)
-    pictures = references()[[places_of(entry)[0] for entry in entries()]]
+    pictures = references()[[places_of(entry)[0] for entry in pairs()]]
     values = []
     for part in tqdm(list(pictures.batches(16)), f"{branch}, {text}"):
         done = len(values)
-        prompts = [entry.prompts[0] if captioned else "" for entry in entries()[done : done + len(part)]]
+        prompts = [entry.prompts[0] if captioned else "" for entry in pairs()[done : done + len(part)]]
         with torch.no_grad():
-            pairs = Pairs(subject.model.invert(part), subject.model.encode(prompts))
-        values += test.score(subject, pairs, seeds=SEEDS).value.tolist()
+            captioned_pictures = Pairs(subject.model.invert(part), subject.model.encode(prompts))
+        values += test.score(subject, captioned_pictures, seeds=SEEDS).value.tolist()
     return {"fingerprint": subject.model.fingerprint, "scores": values}
 
 
@@ -85,7 +76,7 @@ def page(results: Row) -> Iterator[str]:
 def compared(branches: Sequence[str], scores: Sequence[Sequence[float]]) -> list[str]:
     """Area, true positive rate, and the share of pictures that score higher in the branch that knows them."""
     values, positive, clusters, higher = [], [], [], []
-    for place, entry in enumerate(entries()):
+    for place, entry in enumerate(pairs()):
         own = [entry.dose(letter(branch)) > 0 for branch in branches]
         both = [of_branch[place] for of_branch in scores]
         values += both

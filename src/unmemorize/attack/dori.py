@@ -138,7 +138,8 @@ class Dori(Attack):
 
     @property
     def _free(self) -> slice:
-        return slice(1, 1 + self.tokens)  # the first is the begin of the text in all encoders that have one
+        # The first position is the begin of the text in all encoders that have one.
+        return slice(1, 1 + self.tokens) if self.tokens else slice(None)
 
     def _search(
         self, model: DiffusionModel, latents: Tensor, start: Condition, seeds: Sequence[int], keep: set[int]
@@ -146,7 +147,14 @@ class Dori(Attack):
         """Search for pictures whose rows fit into one evaluation of the denoiser."""
         streams = generators(seeds)
         x0 = latents.repeat_interleave(self.batch, dim=0)
-        y = start.embeds.detach().float().clone().requires_grad_()
+        y = start.embeds[:, self._free].detach().float().clone().requires_grad_()
+
+        def embeds() -> Tensor:
+            """The start's embeddings with those that are searched."""
+            whole = start.embeds.detach().clone()
+            whole[:, self._free] = y.to(whole.dtype)
+            return whole
+
         rows = start.repeat(self.batch)
         optimizer = torch.optim.Adam([y], lr=self.lr)
         conditions = {0: start} if 0 in keep else {}
@@ -156,20 +164,15 @@ class Dori(Attack):
             t, noise = self._draw(model, latents, streams)
             x = model.add_noise(self.shown(x0), noise, t)
             with torch.enable_grad():
-                cond = rows.with_embeds(y.to(start.embeds.dtype).repeat_interleave(self.batch, dim=0))
+                cond = rows.with_embeds(embeds().repeat_interleave(self.batch, dim=0))
                 errors = self.errors(model.predict(x, t, cond), x0, noise)
                 loss = errors.reshape(len(latents), self.batch).mean(dim=1)
                 total = loss.sum()
-            (gradient,) = torch.autograd.grad(total, y)
-            if self.tokens:
-                free = torch.zeros_like(gradient)
-                free[:, self._free] = 1
-                gradient = gradient * free
-            y.grad = gradient
+            (y.grad,) = torch.autograd.grad(total, y)
             optimizer.step()
             losses.append(loss.detach().cpu())
             if update in keep:
-                conditions[update] = start.with_embeds(y.detach().to(start.embeds.dtype).clone())
+                conditions[update] = start.with_embeds(embeds().detach())
         return conditions, torch.stack(losses)
 
     def _draw(

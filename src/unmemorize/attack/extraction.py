@@ -16,7 +16,7 @@ from unmemorize.core.errors import UserError
 from unmemorize.core.methods import Attack, Subject
 from unmemorize.core.model import Condition, DiffusionModel
 from unmemorize.core.results import Found, Match
-from unmemorize.core.sample import ROWS, generate, generators
+from unmemorize.core.sample import ROWS, generate, normal
 from unmemorize.metrics.similarity import References
 
 Init = Literal["prompt", "random", "ordinary"]
@@ -215,7 +215,7 @@ def starts(
     seeds = [_seed(name, restart, "start") for name in targets.names]
     if init == "random":
         like = model.encode([""]).embeds[0]
-        return Condition(torch.stack([torch.randn(like.shape, generator=g) for g in generators(seeds)]).to(like))
+        return Condition(normal(like, seeds))
     if init == "ordinary":
         return model.encode([ordinary[seed % len(ordinary)] for seed in seeds])
     require_prompts(targets)

@@ -109,6 +109,11 @@ def generators(seeds: Sequence[int]) -> list[torch.Generator]:
     return [torch.Generator("cpu").manual_seed(seed) for seed in seeds]
 
 
+def normal(like: Tensor, seeds: Sequence[int]) -> Tensor:
+    """Standard normal numbers of the shape of `like`, one tensor a seed: (seeds, *shape)."""
+    return torch.stack([torch.randn(like.shape, generator=generator) for generator in generators(seeds)]).to(like)
+
+
 def trajectory(
     model: DiffusionModel,
     cond: Condition,

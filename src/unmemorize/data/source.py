@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, overload
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -17,6 +17,7 @@ from PIL import Image, ImageOps
 
 from unmemorize.core.errors import UserError
 from unmemorize.core.files import require_file
+from unmemorize.core.listed import Listed
 from unmemorize.core.pictures import Unusable, read_picture
 from unmemorize.core.plain import printable
 from unmemorize.data.captions import pieces
@@ -61,7 +62,7 @@ class Prompt:
     half: Half | None = None
 
 
-class Numbered(Sequence[Prompt]):
+class Numbered(Listed[Prompt]):
     """Prompts of which nothing but the text is known, numbered in order: a tenth of the memory of so many objects."""
 
     def __init__(self, texts: Iterable[str]) -> None:
@@ -70,18 +71,12 @@ class Numbered(Sequence[Prompt]):
     def __len__(self) -> int:
         return len(self._texts)
 
-    @overload
-    def __getitem__(self, place: int) -> Prompt: ...
-    @overload
-    def __getitem__(self, place: slice) -> list[Prompt]: ...
-    def __getitem__(self, place: int | slice) -> Prompt | list[Prompt]:
-        if isinstance(place, slice):
-            return [self[i] for i in range(*place.indices(len(self)))]
-        number = range(len(self))[place]
-        return Prompt(f"{number:05d}", self._texts[number].as_py())
+    def at(self, place: int) -> Prompt:
+        """The prompt of a place."""
+        return Prompt(f"{place:05d}", self._texts[place].as_py())
 
 
-class Stored(Sequence[Prompt]):
+class Stored(Listed[Prompt]):
     """The prompts of a table in a run, a row group of which is read when it is asked for: no more is held.
 
     Args:
@@ -98,20 +93,14 @@ class Stored(Sequence[Prompt]):
     def __len__(self) -> int:
         return int(self._starts[-1])
 
-    @overload
-    def __getitem__(self, place: int) -> Prompt: ...
-    @overload
-    def __getitem__(self, place: slice) -> list[Prompt]: ...
-    def __getitem__(self, place: int | slice) -> Prompt | list[Prompt]:
-        if isinstance(place, slice):
-            return [self[i] for i in range(*place.indices(len(self)))]
-        number = range(len(self))[place]
-        group = int(np.searchsorted(self._starts, number, "right")) - 1
+    def at(self, place: int) -> Prompt:
+        """The prompt of a place, whose row group is held until one of another is asked for."""
+        group = int(np.searchsorted(self._starts, place, "right")) - 1
         if group != self._held[0]:
             with pq.ParquetFile(self._path) as file:
                 rows = file.read_row_group(group).to_pylist()
             self._held = group, [Prompt(row.pop("id"), row.pop("prompt"), **row) for row in rows]
-        return self._held[1][number - int(self._starts[group])]
+        return self._held[1][place - int(self._starts[group])]
 
 
 def clusters_of(prompts: Sequence[Prompt]) -> list[str]:

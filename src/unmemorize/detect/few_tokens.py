@@ -10,7 +10,7 @@ import torch
 from unmemorize.core.bounds import Count
 from unmemorize.core.methods import Attack, PictureTest, Subject, method, parse
 from unmemorize.core.results import Pairs, Scores
-from unmemorize.core.sample import generate, generators
+from unmemorize.core.sample import generate, normal
 from unmemorize.detect.picture_level import distances
 
 APART = 1_000_000  # between the seed of a start and that of its search, whose noise is to be another
@@ -53,9 +53,7 @@ class FewTokens(PictureTest):
         with model.counted() as cost:
             for seed in seeds:
                 streams = [seed] * len(pictures)
-                shape = pictures.captions.embeds.shape[1:]
-                noise = torch.stack([torch.randn(shape, generator=stream) for stream in generators(streams)])
-                start = pictures.captions.with_embeds(noise.to(pictures.captions.embeds))
+                start = pictures.captions.with_embeds(normal(pictures.captions.embeds[0], streams))
                 found = search.attack(subject, pictures.latents, start, seeds=[APART + seed] * len(pictures))
                 images = generate(model, found.last, seeds=streams, sampler=subject.sampler)
                 measured.append(-distances(model, pictures, images))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import overload
 
 import numpy as np
 import pyarrow as pa
@@ -17,6 +16,7 @@ from torch import Tensor
 from unmemorize.core.choose import evenly
 from unmemorize.core.crew import ALONE, Crew
 from unmemorize.core.errors import UserError
+from unmemorize.core.listed import Listed
 from unmemorize.core.methods import Detector, Method, parse, score_each, spelled
 from unmemorize.core.plain import to_json
 from unmemorize.core.recording import Recorder
@@ -60,7 +60,7 @@ def detect(spec: DetectSpec, run: Path, progress: Progress, crew: Crew = ALONE) 
     return Ranked(prompts, [spelled(detector) for detector in detectors], spec.numbers, scores, spent)
 
 
-class Ranked(Sequence[Row]):
+class Ranked(Listed[Row]):
     """Prompts by their score with the first method, the highest first: a row is made when it is looked at.
 
     Args:
@@ -81,13 +81,8 @@ class Ranked(Sequence[Row]):
     def __len__(self) -> int:
         return len(self._order)
 
-    @overload
-    def __getitem__(self, rank: int) -> Row: ...
-    @overload
-    def __getitem__(self, rank: slice) -> list[Row]: ...
-    def __getitem__(self, rank: int | slice) -> Row | list[Row]:
-        if isinstance(rank, slice):
-            return [self[i] for i in range(*rank.indices(len(self)))]
+    def at(self, rank: int) -> Row:
+        """The row of a rank, from 0."""
         place = int(self._order[rank])
         values, costs = self._scores[place], self._spent[place]
         row: Row = {"prompt": self._prompts[place].text, "score": float(values[0]), "seeds": list(self._seeds)}

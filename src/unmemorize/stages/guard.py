@@ -16,7 +16,7 @@ from unmemorize.core.errors import NotApplicable, UserError
 from unmemorize.core.hooks import frozen
 from unmemorize.core.model import Condition
 from unmemorize.core.run import digest
-from unmemorize.core.sample import generators
+from unmemorize.core.sample import normal
 from unmemorize.mitigate.guard import Limits, limits_of, lower_magnitude
 from unmemorize.models.load import wrap
 from unmemorize.models.pipeline import PipelineModel
@@ -201,8 +201,7 @@ class Guard:
         assert self._ordinary is not None  # which it is only where the limits are given
         before, scores = call.evaluations, []
         for numbers in torch.arange(len(self._ordinary)).split(AT_ONCE):
-            noise = [torch.randn(call.x.shape[1:], generator=g) for g in generators(numbers.tolist())]
-            x, rows = torch.stack(noise).to(call.x), call.conditional[-1:].expand(len(numbers))
+            x, rows = normal(call.x[0], numbers.tolist()), call.conditional[-1:].expand(len(numbers))
             cond = call.evaluate(rows, call.fitting(self._ordinary[numbers]), x)
             uncond = call.evaluate(rows, call.fitting(self._empty[[0] * len(numbers)]), x)
             scores += _magnitude(cond, uncond).tolist()

@@ -23,7 +23,7 @@ from unmemorize.core.methods import Localizer, Subject, parse
 from unmemorize.core.model import Condition, joined
 from unmemorize.core.results import Match
 from unmemorize.core.run import Progress, Run, RunRecord, atomic, quiet, write_json
-from unmemorize.core.sample import generate, generators
+from unmemorize.core.sample import generate, normal
 from unmemorize.core.shards import Row
 from unmemorize.core.specs import LocalitySpec, limited
 from unmemorize.core.tensors import read_tensors
@@ -194,8 +194,7 @@ def _attack(study: _Study, target: str) -> list[Row]:
     like = model.encode([""]).embeds
 
     def do(shard: Sequence[int]) -> list[Row]:
-        drawn = [torch.randn(like.shape[1:], generator=g) for g in generators([FIRST_INIT + i for i in shard])]
-        inits = Condition(torch.stack(drawn).to(like))
+        inits = Condition(normal(like[0], [FIRST_INIT + i for i in shard]))
         latents = latent.expand(len(shard), -1, -1, -1)
         attack = Dori(updates=spec.updates).attack(Subject(model), latents, inits, seeds=shard)
         with atomic(study.run / "shards" / "attack" / f"{shard[0]:05d}.safetensors") as temporary:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from unmemorize.core.methods import Attack, Subject
 from unmemorize.core.model import Condition, DiffusionModel
-from unmemorize.core.sample import generate, generators
+from unmemorize.core.sample import generate, normal
 from unmemorize.metrics.quality import Change, compare, fid, kid, mean_of
 from unmemorize.metrics.ranking import share_interval
 from unmemorize.metrics.similarity import References, unit
@@ -85,8 +85,7 @@ def attacked_copies(
     start = model.encode(memorized.prompts)
     seeds = [seed + k for k in range(len(latents))]
     if init == "random":
-        like = start.embeds
-        start = Condition(torch.stack([torch.randn(like.shape[1:], generator=g) for g in generators(seeds)]).to(like))
+        start = Condition(normal(start.embeds[0], seeds))
     result = attack.attack(subject, latents, start, seeds=seeds)
     return copies_of(subject, result.last, memorized, judge)
 
