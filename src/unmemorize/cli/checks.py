@@ -84,13 +84,13 @@ def _check_captions(given: dict[str, Any], column: str) -> None:
     named = [name for name in (*PROMPTS, *PICTURES) if given[name]]
     if not named:
         return
-    from unmemorize.data.captions import pieces  # which takes half a second: nothing else here does
+    from unmemorize.data.captions import pieces, prompt_pieces  # which takes half a second: nothing else here does
 
     for name in named:
-        path = Path(given[name])
         if name in PROMPTS:
-            require_file(path, "name a .txt, .csv, .tsv, .jsonl, .json or .parquet file of prompts")
-        pieces(path, column if name in PROMPTS else "", pictures=name in PICTURES)
+            prompt_pieces(Path(given[name]), column)
+        else:
+            pieces(Path(given[name]))
 
 
 def _say_kept(run: Path) -> None:

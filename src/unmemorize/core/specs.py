@@ -486,7 +486,7 @@ class DataSpec:
     """What training set to audit.
 
     Attributes:
-        source: Folder of pictures, Parquet, Hugging Face dataset folder, or tars.
+        source: Folder of pictures, Parquet, Hugging Face dataset folder, tars, or datasets:OWNER/NAME.
         column: Caption column, where its name is unusual.
         out: Parquet file for the rows to keep.
         memory: Most memory that the analysis takes, as in 8GB; what needs more is written to the run's folder.

@@ -5,12 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 from unmemorize.core.errors import UserError
-from unmemorize.core.files import kind_of
+from unmemorize.core.files import kind_of, require_file
 from unmemorize.core.pictures import ENDINGS
 from unmemorize.core.storage import files_in, is_remote, remote_name
 from unmemorize.data.documents import document_piece
 from unmemorize.data.folders import METADATA, FolderPiece, folder_pieces
 from unmemorize.data.items import Piece, is_hidden
+from unmemorize.data.streamed import is_streamed, streamed_pieces
 from unmemorize.data.tables import dataset_files, holds_pictures, table_pieces
 from unmemorize.data.tars import TarPiece
 from unmemorize.data.texts import TABLES, text_piece
@@ -28,13 +29,16 @@ def pieces(source: Path, column: str = "", *, pictures: bool = True) -> list[Pie
 
     Args:
         source: A folder, or a file: .tar, .tfrecord, .parquet, .arrow, .csv, .tsv, .jsonl, .json (as COCO or DCR has
-            it), .txt (a caption a line), or a picture; tars, TFRecords and tables may be on object storage.
+            it), .txt (a caption a line), or a picture; tars, TFRecords and tables may be on object storage; or what
+            `datasets` streams, as `streamed` spells it.
         column: The caption column; by default the first of `items.COLUMNS` that a table has.
         pictures: Whether the pictures in tables are wanted, beside the captions.
 
     Raises:
         UserError: It is not there, holds none of these, or its tables have no caption column.
     """
+    if is_streamed(source):
+        return [*streamed_pieces(source, column, pictures)]
     kind = kind_of(source)
     if kind == "nothing":
         raise UserError(f"{remote_name(source)}: no such file or folder: name a folder, a .parquet file or a .tar file")
@@ -44,9 +48,21 @@ def pieces(source: Path, column: str = "", *, pictures: bool = True) -> list[Pie
     if not found:
         held = ", ".join((*ENDINGS[:4], ".parquet", ".jsonl"))
         raise UserError(
-            f"{source}: nothing to read in it, no pictures and no tables: it should hold {held} or .tar files"
+            f"{source}: nothing to read in it, no pictures and no tables: it should hold {held} or .tar files, or be "
+            "named datasets:FOLDER, where `datasets` reads it"
         )
     return found
+
+
+def prompt_pieces(path: Path, column: str = "") -> list[Piece]:
+    """What a file of prompts is made of; a folder is one of training data, and no list of prompts.
+
+    Raises:
+        UserError: It is not there, or has no caption column.
+    """
+    if not is_streamed(path):
+        require_file(path, "name a .txt, .csv, .tsv, .jsonl, .json or .parquet file of prompts")
+    return pieces(path, column, pictures=False)
 
 
 def _pieces_of_file(source: Path, column: str, pictures: bool) -> list[Piece]:

@@ -36,12 +36,15 @@ class Columns:
     key: str | None
 
     @classmethod
-    def of(cls, schema: pa.Schema, column: str) -> Columns:
-        """The columns of a table, of which `column` is asked for as its captions."""
+    def of(cls, schema: pa.Schema, column: str, pictures: bool = True) -> Columns:
+        """The columns of a table, of which `column` is asked for as its captions; without pictures these alone."""
+        caption = caption_column(schema.names, column)
+        if not pictures:
+            return cls(caption, None, None)
         kinds = list(zip(schema.names, schema.types, strict=True))
-        pictures = [name for name, kind in kinds if _holds_pictures(kind)]
+        files = [name for name, kind in kinds if _holds_pictures(kind)]
         keys = [name for name, kind in kinds if pa.types.is_integer(kind) or kind in TEXTS]
-        return cls(caption_column(schema.names, column), find_name(pictures, PICTURES), find_name(keys, IDS))
+        return cls(caption, find_name(files, PICTURES), find_name(keys, IDS))
 
     @property
     def names(self) -> list[str]:

@@ -20,6 +20,7 @@ from unmemorize.core.storage import files_in, remote_name, stamp_of
 from unmemorize.core.text import normalise, words
 from unmemorize.data.hashes import file_looks
 from unmemorize.data.items import Item, Piece
+from unmemorize.data.streamed import is_streamed, stamps_of
 
 BATCH = 1024
 SHIFT = 32  # a row's number is its piece's number, shifted, plus its place in the piece
@@ -59,10 +60,13 @@ class AuditedPiece:
 
 def source_of(source: Path, column: str) -> Source:
     """What a run's record says of a source: names, sizes and times of its files stand for their contents."""
-    files = files_in(source) if kind_of(source) == "a folder" else [source]
-    stamps = [(str(path.relative_to(source)), *stamp_of(path)) for path in files]
+    if is_streamed(source):
+        stamps = stamps_of(source)
+    else:
+        files = files_in(source) if kind_of(source) == "a folder" else [source]
+        stamps = [(str(path.relative_to(source)), *stamp_of(path)) for path in files]
     facts = [repr(stamp).encode(errors="backslashreplace") for stamp in stamps]
-    return Source(source=remote_name(source), sha256=digest([column.encode(), *facts]), count=len(files))
+    return Source(source=remote_name(source), sha256=digest([column.encode(), *facts]), count=len(stamps))
 
 
 def read_pieces(pieces: Sequence[Piece], run: Path, part: Part = WHOLE, idle: Idle = never) -> Iterator[int]:

@@ -16,11 +16,10 @@ import torch
 from PIL import Image, ImageOps
 
 from unmemorize.core.errors import UserError
-from unmemorize.core.files import require_file
 from unmemorize.core.listed import Listed
 from unmemorize.core.pictures import Unusable, read_picture
 from unmemorize.core.plain import printable
-from unmemorize.data.captions import pieces
+from unmemorize.data.captions import pieces, prompt_pieces
 from unmemorize.data.items import TWICE, Item
 from unmemorize.data.pictures import pixels_of
 from unmemorize.data.tables import UNREADABLE
@@ -122,9 +121,8 @@ def read_prompts(path: Path, column: str | None = None) -> Sequence[Prompt]:
     Raises:
         UserError: The file is missing, empty, not UTF-8, has no caption column, or has a row that is not text.
     """
-    require_file(path, "name a .txt, .csv, .tsv, .jsonl, .json or .parquet file of prompts")
     texts: dict[str, None] = {}
-    for piece in pieces(path, column or "", pictures=False):
+    for piece in prompt_pieces(path, column or ""):
         for item in piece.items():
             if item.caption is None or item.problem not in ("", *READABLE):
                 remedy = REMEDIES.get(item.problem, "correct or delete the row")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -36,22 +36,10 @@ class TablePiece:
         """Read it; a file that breaks off is reported once, after the rows before the break."""
         name = safe_id(self.path.relative_to(self.root))
         first = name if self.group is None else f"{name}:{self.group}"
-        number = 0
-        try:
-            for batch in self._batches():
-                columns = self._columns(batch.schema)
-                if columns.caption is None or is_twice(batch.schema.names, columns.names):
-                    yield Item(first, problem=TWICE if columns.caption else "no caption column")
-                    return
-                for item in _rows(batch, columns, self.root):
-                    yield item if item.id else replace(item, id=f"{first}:{number}")
-                    number += 1
-        except BROKEN:
-            yield Item(f"{first}:{number}", problem=UNREADABLE)
+        return read_batches(self._batches(), first, self.root, self._columns)
 
     def _columns(self, schema: pa.Schema) -> Columns:
-        found = Columns.of(schema, self.column)
-        return found if self.pictures else Columns(found.caption, None, None)
+        return Columns.of(schema, self.column, self.pictures)
 
     def _batches(self) -> Iterator[pa.RecordBatch]:
         if self.path.suffix.lower() == ".parquet":
@@ -65,6 +53,31 @@ class TablePiece:
             with _mapped(self.path) as source, _open_arrow(source) as reader:
                 for batch in reader:
                     yield from (batch.slice(i, BATCH) for i in range(0, len(batch), BATCH))
+
+
+def read_batches(
+    batches: Iterable[pa.RecordBatch], first: str, root: Path, columns_of: Callable[[pa.Schema], Columns]
+) -> Iterator[Item]:
+    """The rows of a table's batches; where reading them breaks off, that is an item after those before the break.
+
+    Args:
+        batches: Some rows at a time.
+        first: What the table is called: a row without an id is named by it and its number.
+        root: The folder below which files lie that the table names.
+        columns_of: The columns that are read, by the schema of a batch.
+    """
+    number = 0
+    try:
+        for batch in batches:
+            columns = columns_of(batch.schema)
+            if columns.caption is None or is_twice(batch.schema.names, columns.names):
+                yield Item(first, problem=TWICE if columns.caption else "no caption column")
+                return
+            for item in _rows(batch, columns, root):
+                yield item if item.id else replace(item, id=f"{first}:{number}")
+                number += 1
+    except BROKEN:
+        yield Item(f"{first}:{number}", problem=UNREADABLE)
 
 
 def table_pieces(files: list[Path], root: Path, column: str, pictures: bool = True) -> list[TablePiece]:

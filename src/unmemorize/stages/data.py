@@ -58,6 +58,7 @@ from unmemorize.data.intake import (
 from unmemorize.data.items import Piece
 from unmemorize.data.recall import PICTURES, measure_recall
 from unmemorize.data.repeats import caption_templates, repeated_words
+from unmemorize.data.streamed import path_of
 from unmemorize.data.words import Trigger, collect_captions, shared_words
 from unmemorize.metrics.dose import predicted_risk
 from unmemorize.report.data import build_data_report
@@ -157,7 +158,7 @@ def _check_places(spec: DataSpec, run: Path) -> None:
         outputs.append(Output("--out", Path(spec.out), "file"))
         if Path(spec.out).suffix != ".parquet":
             raise UserError(f"{spec.out}: not a .parquet file: name one with --out")
-    check_outputs(outputs, [spec.source, spec.add, spec.against])
+    check_outputs(outputs, [path_of(spec.source), spec.add, spec.against])
 
 
 def analyse(spec: DataSpec, run: Path, parts: Sequence[Piece], progress: Progress) -> dict[str, Any]:
