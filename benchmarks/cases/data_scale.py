@@ -18,12 +18,14 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from harness import Options, Row, Study, table
 
+from unmemorize.data.candidates import Search
 from unmemorize.data.database import database, open_parquet
 from unmemorize.data.duplicates import group_pictures
 from unmemorize.data.intake import ROWS
@@ -125,16 +127,24 @@ def _table(start: int, picture: np.ndarray, words: list[list[str]]) -> pa.Table:
     return pa.table(columns).cast(ROWS)
 
 
+def find_and_group(connection: Any, search: Search) -> None:
+    """All there is to do about near-duplicates."""
+    for _ in search.take():
+        pass
+    group_pictures(connection, search.pairs)
+
+
 def analysed(path: Path) -> Row:
     """Wall and processor seconds of every stage, and the peak resident memory of this process in GB.
 
     On a machine that does other work at the same time, the processor seconds are what the audit itself takes.
     """
     seconds, cpu, found = {}, {}, {}
+    search = Search(path.parents[2])
     with tempfile.TemporaryDirectory() as work, database(Path(work) / "work") as connection:
         open_parquet(connection, [path], "items")
         for name, stage in (
-            ("pictures", group_pictures),
+            ("pictures", lambda connection: find_and_group(connection, search)),
             ("captions", collect_captions),
             ("words", shared_words),
             ("repeats", repeated_words),
@@ -161,7 +171,8 @@ def measure(options: Options) -> Row:
     results = []
     with tempfile.TemporaryDirectory() as folder:
         for rows in map(int, options.rows.split()):
-            path = Path(folder) / f"{rows}.parquet"
+            path = Path(folder) / str(rows) / "shards" / "data" / "000000000.parquet"
+            path.parent.mkdir(parents=True)
             corpus(rows, path)
             command = [sys.executable, "-m", "cases.data_scale", str(path)]
             done = subprocess.run(command, cwd=Path(__file__).parents[1], capture_output=True, text=True, check=True)

@@ -308,7 +308,7 @@ def audited(rows: list[tuple[list[str], int]], folder: Path) -> dict[str, list[A
     with database(folder / "work") as connection:
         connection.register("given", pa.Table.from_pylist(lines, ROWS))
         connection.execute("CREATE TABLE items AS SELECT * FROM given")
-        group_pictures(connection)
+        group_pictures(connection, [])
         collect_captions(connection)
         tests = {"shared words": shared_words, "repeated words": repeated_words, "templates": caption_templates}
         return {name: test(connection) for name, test in tests.items()}

@@ -34,7 +34,7 @@ def corpus(tmp_path):
         connections.append(context)
         connection.register("given", pa.Table.from_pylist(lines, ROWS))
         connection.execute("CREATE TABLE items AS SELECT * FROM given")
-        group_pictures(connection)
+        group_pictures(connection, [])
         collect_captions(connection)
         return connection
 

@@ -2,21 +2,50 @@
 
 from __future__ import annotations
 
+import shutil
+from dataclasses import replace
 from itertools import combinations
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
 from data_pictures import draw, png
 from unmemorize.core.pictures import read_picture
-from unmemorize.data.database import database, rows
-from unmemorize.data.duplicates import SAME, Rule, caption_groups, group_pictures, picture_groups
+from unmemorize.data.candidates import Search
+from unmemorize.data.database import database, open_parquet, rows
+from unmemorize.data.duplicates import SAME, are_near_duplicates, caption_groups, group_pictures, picture_groups
 from unmemorize.data.hashes import file_looks, looks_of, similarity
 from unmemorize.data.intake import ROWS
+from unmemorize.data.near_cells import near_in_cells
 from unmemorize.data.near_hashes import SEVEN_BITS, THREE_BITS, near_hashes
 from unmemorize.data.recall import ALTERATIONS, measure_recall
+
+
+def searched(contents, run, size=1000):
+    """The search among pictures given as bytes, in files of `size` rows, from its beginning to its end."""
+    shutil.rmtree(run, ignore_errors=True)
+    lines = [
+        {"row": i, "id": str(i), "caption": f"c{i}", "text": f"c{i}", "words": [f"c{i}"]}
+        | (file_looks(content) if content else {})
+        for i, content in enumerate(contents)
+    ]
+    (run / "shards" / "data").mkdir(parents=True)
+    for number, start in enumerate(range(0, len(lines), size)):
+        table = pa.Table.from_pylist(lines[start : start + size], ROWS)
+        pq.write_table(table, run / "shards" / "data" / f"{number:09}.parquet")
+    search = Search(run)
+    steps = list(search.take())
+    assert steps == [(i, len(steps)) for i in range(1, len(steps) + 1)]
+    return search
+
+
+def pairs_of(search):
+    """All pairs of hashes that a search found."""
+    tables = [pq.read_table(path).to_pylist() for path in search.pairs]
+    return {(row["one"], row["other"]) for rows in tables for row in rows}
 
 
 @pytest.fixture
@@ -24,14 +53,10 @@ def grouped(tmp_path):
     """Groups of pictures given as bytes: the row each row is grouped with, and the groups."""
 
     def run(contents):
-        lines = [
-            {"row": i, "id": str(i), "caption": f"c{i}", "text": f"c{i}", "words": [f"c{i}"]} | file_looks(content)
-            for i, content in enumerate(contents)
-        ]
+        search = searched(contents, tmp_path / "run")
         with database(tmp_path / "work") as connection:
-            connection.register("given", pa.Table.from_pylist(lines, ROWS))
-            connection.execute("CREATE TABLE items AS SELECT * FROM given")
-            group_pictures(connection)
+            open_parquet(connection, search.files, "items")
+            group_pictures(connection, search.pairs)
             leaders = [r["grp"] for r in rows(connection, "SELECT row, grp FROM pictures ORDER BY row")]
             return leaders, list(picture_groups(connection))
 
@@ -106,17 +131,100 @@ def test_no_pairs_of_less_than_two_hashes(hashes):
     assert list(near_hashes(np.array(hashes, np.uint64), SEVEN_BITS)) == []
 
 
-def test_many_hashes_are_compared_within_three_bits(grouped, monkeypatch):
-    """The rule says so, and a copy at four to seven bits is no longer found."""
+def test_the_rule_is_the_same_among_many_hashes(grouped, monkeypatch):
+    """A copy at four to seven bits is found by its cell."""
     original, copy = read_picture(png(draw(4))), read_picture(png(draw(4, noise=12)))
     one, other = looks_of(original), looks_of(copy)
     assert 3 < (one.perceptual ^ other.perceptual).bit_count() <= 7
-    assert Rule(7)(one, other)
-    assert not Rule(3)(one, other)
-    contents = [png(draw(4)), png(draw(4, noise=12))]
-    assert grouped(contents)[0] == [0, 0]
-    monkeypatch.setattr("unmemorize.data.duplicates.MANY", 1)
-    assert grouped(contents)[0] == [0, 1]
+    assert are_near_duplicates(one, other)
+    monkeypatch.setattr("unmemorize.data.candidates.MANY", 1)
+    monkeypatch.setattr("unmemorize.data.near_cells.CELLS", 1)
+    assert grouped([png(draw(4)), png(draw(4, noise=12))])[0] == [0, 0]
+
+
+@pytest.fixture
+def contents():
+    """Pictures and copies of them with noise, a flat one, and a caption without a picture."""
+    kept = [png(draw(key, noise=noise)) for key in range(20) for noise in (0, 8, 14, 20)]
+    return [*kept, png(Image.new("RGB", (32, 32), "red")), None]
+
+
+def test_many_hashes_are_found_by_cells(contents, tmp_path, monkeypatch):
+    """Pairs within three bits, and those within seven of pictures that share a cell; `meets` says the same of each."""
+    monkeypatch.setattr("unmemorize.data.candidates.MANY", 10)
+    monkeypatch.setattr("unmemorize.data.near_cells.CELLS", 40)
+    search = searched(contents, tmp_path / "run", size=30)
+    found = pairs_of(search)
+    looks = [looks_of(read_picture(content)) for content in contents if content]
+    expected, missed = set(), 0
+    for one, other in combinations(looks, 2):
+        if one.perceptual != other.perceptual:
+            pair = min(one.perceptual, other.perceptual), max(one.perceptual, other.perceptual)
+            expected |= {pair} if search.meets(one, other) else set()
+            missed += (pair[0] ^ pair[1]).bit_count() <= 7 and not search.meets(one, other)
+    assert found == expected
+    assert sum((one ^ other).bit_count() > 3 for one, other in found) > 10
+    assert missed  # forty cells, of eighty pictures
+    assert search.how == (
+        "all pairs within 3 bits, and those within 7 that share one of their 2 nearest of 40 cells of embeddings"
+    )
+
+
+def test_a_flat_picture_is_in_no_cell(tmp_path, monkeypatch):
+    """Nor does it meet another, whatever their hashes; alone it makes a cell that is empty."""
+    monkeypatch.setattr("unmemorize.data.candidates.MANY", 0)
+    flat = [Image.new("RGB", (32, 32), colour) for colour in ("red", "blue")]
+    search = searched([png(picture) for picture in flat], tmp_path / "run")
+    looks = looks_of(flat[0])
+    assert not search.meets(looks, replace(looks, perceptual=looks.perceptual ^ 0b11111))
+    assert [len(pq.read_table(path)) for path in (tmp_path / "run" / "shards" / "cells").iterdir()] == [0]
+
+
+def test_a_search_goes_on_and_is_shared(contents, tmp_path, monkeypatch):
+    """A shard that is gone, or is damaged, is made again, to the same bytes; the others are not."""
+    monkeypatch.setattr("unmemorize.data.candidates.MANY", 10)
+    monkeypatch.setattr("unmemorize.data.near_cells.CELLS", 40)
+    search = searched(contents, tmp_path / "run", size=30)
+    made = sorted((tmp_path / "run" / "shards").glob("[cp]*/*.parquet"))
+    assert len(made) == 1 + 3 + 20 + 16
+    before = [path.read_bytes() for path in made]
+    made[0].unlink()
+    made[2].write_bytes(b"PAR1")
+    kept = made[-1].stat().st_mtime_ns
+    assert len(list(Search(tmp_path / "run").take())) == len(made)
+    assert [path.read_bytes() for path in made] == before
+    assert made[-1].stat().st_mtime_ns == kept
+    assert pairs_of(search)
+
+
+def test_pairs_of_a_cell_equal_brute_force():
+    """Hashes in two cells: those of one that differ in four to seven bits."""
+    rng = np.random.default_rng(0)
+    hashes = np.repeat(rng.integers(0, 2**64, 20, np.uint64), 9)
+    for place in range(len(hashes)):
+        hashes[place] ^= sum(np.uint64(1) << np.uint64(bit) for bit in rng.choice(64, place % 5, replace=False))
+    cells = rng.integers(0, 3, len(hashes)).astype(np.uint16)
+    found = set()
+    for one, other in near_in_cells(cells, hashes):
+        found |= set(zip(one.tolist(), other.tolist(), strict=True))
+    given = list(zip(cells.tolist(), hashes.tolist(), strict=True))
+    assert found == {
+        (min(a, b), max(a, b))
+        for (one, a), (other, b) in combinations(given, 2)
+        if one == other and 3 < (a ^ b).bit_count() <= 7
+    }
+    assert len(found) > 50
+
+
+def test_hashes_of_one_key_are_compared_with_the_first_alone():
+    """Of 1,000 hashes with one key each is compared with ten: some pairs are lost, and none is added."""
+    hashes = np.arange(1000, dtype=np.uint64)
+    limited, full = (
+        {pair for one, other in near_hashes(hashes, SEVEN_BITS, most) for pair in zip(one, other, strict=True)}
+        for most in (10, None)
+    )
+    assert limited < full
+    assert len(full) > 3 * len(limited)
 
 
 def test_a_greyed_copy_is_found_and_another_colour_is_not(grouped):
@@ -127,15 +235,27 @@ def test_a_greyed_copy_is_found_and_another_colour_is_not(grouped):
     assert grouped([png(picture), png(recoloured)])[0] == [0, 1]
 
 
+def always(one, other):
+    return True
+
+
 def test_recall_is_that_of_the_rule():
     """Pictures without colour lose none of their greyed copies; those that are flat lose their smaller copies."""
     grey = [draw(key).convert("L").convert("RGB") for key in range(4)]
-    assert measure_recall(grey, Rule(7))["greyed"] == 1
+    assert measure_recall(grey, always)["greyed"] == 1
     flat = [Image.new("RGB", (64, 64), colour) for colour in ("red", "white")]
-    recall = measure_recall(flat, Rule(7))
+    recall = measure_recall(flat, always)
     assert recall["half the size"] == 0
     assert set(recall) == set(ALTERATIONS)
-    assert measure_recall([], Rule(7)) == {}
+    assert measure_recall([], always) == {}
+
+
+def test_recall_is_that_of_the_search():
+    """A copy that is never compared is not found, but for one of equal pixels."""
+    grey = [draw(key).convert("L").convert("RGB") for key in range(4)]
+    recall = measure_recall(grey, lambda one, other: False)
+    assert recall.pop("greyed") == 1
+    assert set(recall.values()) == {0}
 
 
 def test_exact_and_near_are_counted_apart(grouped):

@@ -38,8 +38,10 @@ def work(command, inputs, run, crew):
 
         probe(TriggerSpec(**small, prompts=prompts, references=references, limit=3, repeats=1), run, quiet, crew)
     elif command == "data":
+        from unmemorize.data import candidates
         from unmemorize.stages.data import audit_data
 
+        candidates.MANY = 10  # so that it takes cells; the search tells the workers
         audit_data(DataSpec(source=str(inputs / "set.parquet")), run, quiet, crew)
     elif command == "generate":
         from unmemorize.stages.generate import generate

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import shutil
 
+import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -14,6 +16,8 @@ from unmemorize.core.crew import Part
 from unmemorize.core.errors import UserError
 from unmemorize.core.run import quiet
 from unmemorize.core.specs import DataSpec
+from unmemorize.data.candidates import Search
+from unmemorize.data.intake import row_batches
 from unmemorize.stages.data import Intake, audit_data, nearest_rows
 
 
@@ -108,6 +112,7 @@ def test_a_run_that_grows_is_read_in_parts(old, new, tmp_path):
         path.unlink()
     for index in (1, 0):
         Intake(spec, tmp_path / "shared", Part(index, 2)).share()
+    Search(tmp_path / "shared").share()
     for path in (tmp_path / "whole" / "shards").rglob("*.parquet"):
         assert (tmp_path / "shared" / path.relative_to(tmp_path / "whole")).read_bytes() == path.read_bytes()
 
@@ -116,7 +121,12 @@ def test_two_sets_are_compared(old, new, tmp_path):
     """Each row with the one most like it there; the other set is not changed, and adds no row."""
     run(old, tmp_path / "old-run")
     summary = run(new, tmp_path / "run", against=str(tmp_path / "old-run"))
-    assert summary["against"] == {"run": str(tmp_path / "old-run"), "rule": "phash-7-cosine-16px", "rows": 2}
+    assert summary["against"] == {
+        "run": str(tmp_path / "old-run"),
+        "rule": "phash-7-cosine-16px",
+        "compared": "all pairs within 7 bits",
+        "rows": 2,
+    }
     assert summary["rows"] == 4
     equal, noisy = pq.read_table(tmp_path / "run" / "against.parquet").to_pylist()
     assert (equal["id"], equal["other"], equal["equal"], equal["cosine"]) == ("equal.png", "old1.png", True, 1)
@@ -139,13 +149,18 @@ def test_every_row_of_a_picture_is_named(old, new, tmp_path):
     }
 
 
-def test_many_are_compared_within_three_bits(old, new, tmp_path, monkeypatch):
-    """The rule depends on how many hashes both sets have together."""
+def test_many_are_compared_by_cells(old, new, tmp_path, monkeypatch):
+    """How pairs are found depends on how many hashes both sets have together; what is found is the same."""
     run(old, tmp_path / "old-run")
-    monkeypatch.setattr("unmemorize.data.duplicates.MANY", 5)
+    few = run(new, tmp_path / "few", against=str(tmp_path / "old-run"))
+    monkeypatch.setattr("unmemorize.data.candidates.MANY", 5)
+    monkeypatch.setattr("unmemorize.data.near_cells.CELLS", 2)
     summary = run(new, tmp_path / "run", against=str(tmp_path / "old-run"))
-    assert summary["against"]["rule"] == "phash-3-cosine-16px"
-    assert summary["near_duplicates"]["rule"] == "phash-7-cosine-16px"
+    cells = "share one of their 2 nearest of 2 cells of embeddings"
+    assert summary["against"]["compared"] == f"all pairs within 3 bits, and those within 7 that {cells}"
+    assert summary["against"]["rows"] == few["against"]["rows"] == 2
+    assert pq.read_table(tmp_path / "run" / "against.parquet") == pq.read_table(tmp_path / "few" / "against.parquet")
+    assert summary["near_duplicates"] == few["near_duplicates"]
 
 
 def test_captions_alone_have_nothing_in_common(old, tmp_path):
@@ -172,6 +187,19 @@ def test_a_picture_is_answered_with_those_most_like_it(old, tmp_path):
     assert (first["id"], first["equal"], first["near"]) == ("old3.png", False, True)
     assert len(others) == 6
     assert not any(match["near"] for match in others)
+
+
+def test_rows_are_read_a_few_at_a_time(tmp_path):
+    """Those that were read before are not held."""
+    embeddings = [row.tobytes() for row in np.random.default_rng(0).integers(0, 256, (20_000, 1500), np.uint8)]
+    rows = pa.table({"row": np.arange(20_000), "embedding": embeddings})
+    pq.write_table(rows, tmp_path / "rows.parquet", row_group_size=1000)
+    before, held = pa.total_allocated_bytes(), []
+    for batch in row_batches(tmp_path / "rows.parquet", ["embedding"], 1000):
+        held.append(pa.total_allocated_bytes() - before)
+        del batch
+    assert len(held) == 20
+    assert max(held) < rows.nbytes / 4
 
 
 def test_the_commands(call, old, new, tmp_path, monkeypatch):

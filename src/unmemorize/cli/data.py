@@ -67,7 +67,10 @@ def _print(summary: dict[str, Any]) -> None:
     near = summary["near_duplicates"]
     if near["recall"]:
         recall = ", ".join(f"{name} {share:.0%}" for name, share in near["recall"].items())
-        say(f"near-duplicates: {near['rule']}; of {near['copies_planted']} altered copies it finds: {recall}")
+        say(
+            f"near-duplicates: {near['rule']}, of {near['compared']}; "
+            f"of {near['copies_planted']} altered copies found: {recall}"
+        )
     if against := summary["against"]:
         say(f"pictures of {against['rows']:,} rows are in {against['run']}, too ({against['rule']}): against.parquet")
     for name, count in summary["captions_from"].items():

@@ -8,15 +8,13 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from numpy.typing import NDArray
 
-from unmemorize.data.database import arrow, counts, insert, open_parquet, write_query
-from unmemorize.data.duplicates import SAME, WINDOW, Rule, tables_for
+from unmemorize.data.database import counts, insert, open_parquet, write_query
+from unmemorize.data.duplicates import SAME, WINDOW, open_pairs
 from unmemorize.data.hashes import similarity
-from unmemorize.data.near_hashes import Hashes, near_hashes
 
 
-def compare_with(connection: Any, files: Sequence[Path], target: Path) -> tuple[Rule, int]:
+def compare_with(connection: Any, files: Sequence[Path], pairs: Sequence[Path], target: Path) -> int:
     """Write which rows of `items` have a picture that is in other rows, too, with the one that is most like it there.
 
     The pictures have been grouped (`group_pictures`). Each is compared with the others as with each other in grouping:
@@ -25,11 +23,12 @@ def compare_with(connection: Any, files: Sequence[Path], target: Path) -> tuple[
     Args:
         connection: The database.
         files: The other rows.
+        pairs: Files of pairs of perceptual hashes of both (`one`, `other`), whose pictures are compared.
         target: A Parquet file (row, id, other, equal, cosine): `other` is the id of the other row, `equal` that all
             pixels are.
 
     Returns:
-        The rule, and how many rows have such a picture.
+        How many rows have such a picture.
     """
     open_parquet(connection, files, "others")
     connection.execute(
@@ -38,7 +37,15 @@ def compare_with(connection: Any, files: Sequence[Path], target: Path) -> tuple[
         FROM (SELECT min(row) AS row, pixels, min(perceptual) AS perceptual FROM others WHERE pixels IS NOT NULL
               GROUP BY pixels)"""
     )
-    rule = _find_crossing(connection)
+    open_pairs(connection, pairs, "met")
+    connection.execute(
+        """CREATE TABLE crossing AS
+        WITH here AS (SELECT DISTINCT perceptual AS here FROM distinct_pictures),
+             there AS (SELECT DISTINCT perceptual AS there FROM other_pictures)
+        SELECT here, there FROM here JOIN there ON here = there
+        UNION ALL SELECT here, there FROM met JOIN here ON here = one JOIN there ON there = other
+        UNION ALL SELECT here, there FROM met JOIN here ON here = other JOIN there ON there = one"""
+    )
     connection.execute(
         """CREATE TABLE found AS SELECT items.row, other_pictures.row AS other, true AS equal, 1::FLOAT AS cosine
         FROM items JOIN other_pictures USING (pixels) JOIN distinct_pictures ON items.row = distinct_pictures.row"""
@@ -51,44 +58,7 @@ def compare_with(connection: Any, files: Sequence[Path], target: Path) -> tuple[
         ORDER BY exact.row"""
     write_query(connection, matched, target)
     (rows,) = counts(connection, f"SELECT count(*) FROM ({matched})")
-    return rule, rows
-
-
-def _find_crossing(connection: Any) -> Rule:
-    """Make `crossing` (here, there): pairs of perceptual hashes, one of each set, that are equal or near."""
-    here, there = (_hashes(connection, table) for table in ("distinct_pictures", "other_pictures"))
-    both = np.union1d(here, there)
-    tables = tables_for(len(both))
-    connection.execute("CREATE TABLE met (here UBIGINT, there UBIGINT)")
-    equal = np.intersect1d(here, there)
-    _insert(connection, equal, equal)
-    for lower, higher in near_hashes(both, tables):
-        for one, other in ((lower, higher), (higher, lower)):
-            crosses = _in(one, here) & _in(other, there)
-            _insert(connection, one[crosses], other[crosses])
-    connection.execute("CREATE TABLE crossing AS SELECT DISTINCT here, there FROM met; DROP TABLE met")
-    return Rule(tables.bits)
-
-
-def _hashes(connection: Any, table: str) -> Hashes:
-    """The perceptual hashes of a table, each once, in order."""
-    distinct = arrow(connection, f"SELECT DISTINCT perceptual FROM {table} ORDER BY perceptual")
-    hashes: Hashes = distinct["perceptual"].to_numpy()
-    return hashes
-
-
-def _in(hashes: Hashes, ordered: Hashes) -> NDArray[np.bool_]:
-    """Which hashes are among others that are in order: (n,)."""
-    if not len(ordered):
-        return np.zeros(len(hashes), np.bool_)
-    places = np.searchsorted(ordered, hashes).clip(max=len(ordered) - 1)
-    found: NDArray[np.bool_] = ordered[places] == hashes
-    return found
-
-
-def _insert(connection: Any, here: Hashes, there: Hashes) -> None:
-    if len(here):
-        insert(connection, "met", pa.table({"here": here, "there": there}))
+    return rows
 
 
 def _find_alike(connection: Any) -> None:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from operator import itemgetter
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,52 +15,29 @@ from numpy.typing import NDArray
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-from unmemorize.core.errors import UserError
-from unmemorize.data.database import arrow, insert, rows
+from unmemorize.data.database import open_parquet, rows
 from unmemorize.data.hashes import Looks, similarities, similarity
-from unmemorize.data.near_hashes import SEVEN_BITS, THREE_BITS, Tables, near_hashes
+from unmemorize.data.near_hashes import SEVEN_BITS
 
 Pair = tuple[int, int, float]  # rows of two pictures, and their cosine
 
-MANY = 1_000_000  # perceptual hashes; of more, only those within three bits are compared, since seven take n² / 1928
+RULE = "phash-7-cosine-16px"  # as results are labelled with it
 SAME = 0.95  # cosine of embeddings from which two pictures are one: their difference is a third of their contrast
 WINDOW = 50  # of one perceptual hash, a picture is compared with so many that follow it
 LARGEST = 500  # pictures of a group that its tightest and loosest pair are looked for among
 
 
-@dataclass(frozen=True)
-class Rule:
-    """Two pictures are near-duplicates if their pixels are equal, or their hashes within `bits` bits and alike."""
+def is_near(bits: int, cosine: float) -> bool:
+    """Whether two pictures are one to the eye, whose hashes differ in so many bits, with this cosine of embeddings."""
+    return bits <= SEVEN_BITS.bits and cosine >= SAME
 
-    bits: int
 
-    @property
-    def name(self) -> str:
-        """The rule in a word, as results are labelled with it."""
-        return f"phash-{self.bits}-cosine-16px"
-
-    def __call__(self, one: Looks, other: Looks) -> bool:
-        """Whether two pictures are near-duplicates."""
-        if one.pixels == other.pixels:
-            return True
-        cosine = float(similarity([one.embedding], [other.embedding])[0])
-        return self.holds((one.perceptual ^ other.perceptual).bit_count(), cosine)
-
-    def holds(self, bits: int, cosine: float) -> bool:
-        """Whether two pictures are, whose hashes differ in so many bits and whose embeddings have this cosine."""
-        return bits <= self.bits and cosine >= SAME
-
-    @classmethod
-    def named(cls, name: str) -> Rule:
-        """The rule that results are labelled with.
-
-        Raises:
-            UserError: There is none of this name.
-        """
-        for rule in (cls(SEVEN_BITS.bits), cls(THREE_BITS.bits)):
-            if rule.name == name:
-                return rule
-        raise UserError(f"{name}: no rule for near-duplicates: audit the pictures again")
+def are_near_duplicates(one: Looks, other: Looks) -> bool:
+    """Whether two pictures have equal pixels, or are one to the eye."""
+    if one.pixels == other.pixels:
+        return True
+    cosine = float(similarity([one.embedding], [other.embedding])[0])
+    return is_near((one.perceptual ^ other.perceptual).bit_count(), cosine)
 
 
 @dataclass(frozen=True)
@@ -78,13 +56,14 @@ class Group:
     loosest: Pair | None
 
 
-def group_pictures(connection: Any) -> Rule:
+def group_pictures(connection: Any, pairs: Sequence[Path]) -> None:
     """Make `pictures` (row, grp, first) of the view `items`: `grp` is the first row of the picture's group.
 
     `first` is the first row with the same pixels. A row without a picture is a group of its own.
 
-    Returns:
-        The rule: hashes within seven bits, or within three where there are more than `MANY`.
+    Args:
+        connection: The database.
+        pairs: Files of pairs of perceptual hashes (`one`, `other`), whose pictures are compared.
     """
     connection.execute(
         """CREATE TABLE exact AS SELECT row, coalesce(first, row) AS first
@@ -96,7 +75,7 @@ def group_pictures(connection: Any) -> Rule:
         SELECT row, perceptual, row_number() OVER (PARTITION BY perceptual ORDER BY row) AS place
         FROM items SEMI JOIN (SELECT row FROM exact WHERE row = first) USING (row) WHERE pixels IS NOT NULL"""
     )
-    tables = _find_near_hashes(connection)
+    open_pairs(connection, pairs, "near")
     _collect_compared(connection)
     members, leaders = _components(_near_pictures(connection))
     connection.register("components", pa.table({"row": members, "grp": leaders}))
@@ -105,24 +84,15 @@ def group_pictures(connection: Any) -> Rule:
         FROM exact e LEFT JOIN components c ON c.row = e.first"""
     )
     connection.unregister("components")
-    return Rule(tables.bits)
 
 
-def tables_for(hashes: int) -> Tables:
-    """How near ones are looked for among so many perceptual hashes."""
-    return SEVEN_BITS if hashes <= MANY else THREE_BITS
-
-
-def _find_near_hashes(connection: Any) -> Tables:
-    """Make `near` (one, other): the pairs of different perceptual hashes within the bits of the tables it returns."""
-    distinct = arrow(connection, "SELECT DISTINCT perceptual FROM distinct_pictures")
-    hashes = distinct["perceptual"].to_numpy()
-    tables = tables_for(len(hashes))
-    connection.execute("CREATE TABLE met (one UBIGINT, other UBIGINT)")
-    for one, other in near_hashes(hashes, tables):
-        insert(connection, "met", pa.table({"one": one, "other": other}))
-    connection.execute("CREATE TABLE near AS SELECT DISTINCT one, other FROM met; DROP TABLE met")
-    return tables
+def open_pairs(connection: Any, pairs: Sequence[Path], table: str) -> None:
+    """Make a table (one, other) of pairs of perceptual hashes, each once."""
+    if pairs:
+        open_parquet(connection, pairs, f"{table}_found")
+        connection.execute(f"CREATE TABLE {table} AS SELECT DISTINCT one, other FROM {table}_found")
+    else:
+        connection.execute(f"CREATE TABLE {table} (one UBIGINT, other UBIGINT)")
 
 
 def _collect_compared(connection: Any) -> None:

@@ -53,7 +53,7 @@ def similarity(first: list[bytes], second: list[bytes]) -> NDArray[np.float32]:
     one, other = _unpack(first), _unpack(second)
     luma, other_luma = _luma(one), _luma(other)
     grey = _is_grey(one, luma) | _is_grey(other, other_luma)
-    cosines: NDArray[np.float32] = np.where(grey, _dot(_unit(luma), _unit(other_luma)), _dot(one, other))
+    cosines: NDArray[np.float32] = np.where(grey, _dot(unit(luma), unit(other_luma)), _dot(one, other))
     return cosines
 
 
@@ -62,9 +62,14 @@ def similarities(embeddings: list[bytes]) -> NDArray[np.float32]:
     colour = _unpack(embeddings)
     luma = _luma(colour)
     grey = _is_grey(colour, luma)
-    unit = _unit(luma)
-    cosines: NDArray[np.float32] = np.where(grey[:, None] | grey, unit @ unit.T, colour @ colour.T)
+    bright = unit(luma)
+    cosines: NDArray[np.float32] = np.where(grey[:, None] | grey, bright @ bright.T, colour @ colour.T)
     return cosines
+
+
+def brightness(embeddings: list[bytes]) -> NDArray[np.float32]:
+    """The pictures without their colours, at unit length: (n, 256); zero where they are flat."""
+    return unit(_luma(_unpack(embeddings)))
 
 
 def _unpack(embeddings: list[bytes]) -> NDArray[np.float32]:
@@ -85,12 +90,12 @@ def _is_grey(embeddings: NDArray[np.float32], luma: NDArray[np.float32]) -> NDAr
     return is_grey
 
 
-def _unit(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
+def unit(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
     """Vectors at unit length; those of no length stay as they are."""
     norm: NDArray[np.float32] = np.linalg.norm(vectors, axis=1, keepdims=True)
     norm[norm == 0] = 1
-    unit: NDArray[np.float32] = vectors / norm
-    return unit
+    divided: NDArray[np.float32] = vectors / norm
+    return divided
 
 
 def _dot(first: NDArray[np.float32], second: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import pyarrow.parquet as pq
 from PIL import Image
 
 from unmemorize.core.errors import UserError
@@ -17,9 +16,9 @@ from unmemorize.core.files import kind_of
 from unmemorize.core.run import FINISHED, RunRecord, Source, load_record, require_same_versions
 from unmemorize.core.shards import Shards
 from unmemorize.data.captions import pieces
-from unmemorize.data.duplicates import Rule
+from unmemorize.data.duplicates import is_near
 from unmemorize.data.hashes import Looks, looks_of, similarity
-from unmemorize.data.intake import AuditedPiece, rows_of, source_of
+from unmemorize.data.intake import AuditedPiece, row_batches, rows_of, source_of
 from unmemorize.data.items import Piece
 
 log = logging.getLogger(__name__)
@@ -99,14 +98,14 @@ class Match:
         return self.equal, self.cosine, -self.bits
 
 
-def nearest(run: Path, picture: Image.Image, rule: Rule, top: int) -> list[Match]:
+def nearest(run: Path, picture: Image.Image, top: int) -> list[Match]:
     """The `top` rows of a finished audit whose pictures are most like one, the most alike first.
 
     Every row is compared, in the order that they were read: the first of equals goes first.
     """
     sought = looks_of(picture)
     best: list[tuple[tuple[bool, float, int], int, Match]] = []
-    for place, match in enumerate(_matches(run, sought, rule)):
+    for place, match in enumerate(_matches(run, sought)):
         entry = (match.order, -place, match)
         if len(best) < top:
             heapq.heappush(best, entry)
@@ -115,16 +114,15 @@ def nearest(run: Path, picture: Image.Image, rule: Rule, top: int) -> list[Match
     return [match for _, _, match in sorted(best, reverse=True)]
 
 
-def _matches(run: Path, sought: Looks, rule: Rule) -> Iterator[Match]:
+def _matches(run: Path, sought: Looks) -> Iterator[Match]:
     columns = ["id", "caption", "pixels", "perceptual", "embedding"]
     for path in rows_of(run):
-        with pq.ParquetFile(path) as file:
-            for batch in file.iter_batches(BATCH, columns=columns):
-                rows = [row for row in batch.to_pylist() if row["pixels"] is not None]
-                if not rows:
-                    continue
-                cosines = similarity([sought.embedding] * len(rows), [row["embedding"] for row in rows])
-                for row, cosine in zip(rows, np.minimum(cosines, 1).tolist(), strict=True):
-                    bits = (row["perceptual"] ^ sought.perceptual).bit_count()
-                    equal = row["pixels"] == sought.pixels
-                    yield Match(row["id"], row["caption"], cosine, bits, equal, equal or rule.holds(bits, cosine))
+        for batch in row_batches(path, columns, BATCH):
+            rows = [row for row in batch.to_pylist() if row["pixels"] is not None]
+            if not rows:
+                continue
+            cosines = similarity([sought.embedding] * len(rows), [row["embedding"] for row in rows])
+            for row, cosine in zip(rows, np.minimum(cosines, 1).tolist(), strict=True):
+                bits = (row["perceptual"] ^ sought.perceptual).bit_count()
+                equal = row["pixels"] == sought.pixels
+                yield Match(row["id"], row["caption"], cosine, bits, equal, equal or is_near(bits, cosine))

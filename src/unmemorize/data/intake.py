@@ -105,6 +105,12 @@ def rows_of(run: Path) -> list[Path]:
     return sorted((run / "shards" / "data").glob("*.parquet"))
 
 
+def row_batches(path: Path, columns: list[str], size: int) -> Iterator[pa.RecordBatch]:
+    """Some columns of a file of rows, `size` rows at a time, and no more of them in memory."""
+    with pq.ParquetFile(path, pre_buffer=False) as file:  # a buffer holds all that was read until the file is closed
+        yield from file.iter_batches(size, columns=columns)
+
+
 def skipped_of(run: Path) -> list[Path]:
     """The files of the rows that were skipped, with the reasons."""
     return sorted((run / "shards" / "skipped").glob("*.parquet"))

@@ -1,4 +1,4 @@
-"""How many altered copies the rule for near-duplicates finds, measured on the audited pictures themselves."""
+"""How many altered copies the search for near-duplicates finds, measured on the audited pictures themselves."""
 
 from __future__ import annotations
 
@@ -7,22 +7,30 @@ from collections.abc import Callable, Sequence
 
 from PIL import Image, ImageDraw, ImageEnhance
 
-from unmemorize.data.duplicates import Rule
-from unmemorize.data.hashes import looks_of
+from unmemorize.data.duplicates import are_near_duplicates
+from unmemorize.data.hashes import Looks, looks_of
 
 PICTURES = 64  # that copies are planted of: a share of them has a standard error of at most 0.06
 
 
-def measure_recall(pictures: Sequence[Image.Image], rule: Rule) -> dict[str, float]:
-    """The share of pictures of which an altered copy is found, by alteration; empty without pictures."""
+def measure_recall(pictures: Sequence[Image.Image], meets: Callable[[Looks, Looks], bool]) -> dict[str, float]:
+    """The share of pictures of which an altered copy is found, by alteration; empty without pictures.
+
+    Args:
+        pictures: The pictures.
+        meets: Whether two different pictures would be compared at all.
+    """
     if not pictures:
         return {}
     originals = [looks_of(picture) for picture in pictures]
     recall = {}
     for name, alter in ALTERATIONS.items():
-        copies = [looks_of(alter(picture)) for picture in pictures]
-        hits = [rule(original, copy) for original, copy in zip(originals, copies, strict=True)]
-        recall[name] = sum(hits) / len(hits)
+        found = 0
+        for picture, original in zip(pictures, originals, strict=True):
+            copy = looks_of(alter(picture))
+            met = original.pixels == copy.pixels or meets(original, copy)
+            found += met and are_near_duplicates(original, copy)
+        recall[name] = found / len(pictures)
     return recall
 
 

@@ -59,6 +59,7 @@ class NearDuplicates(BaseModel):
     """By which rule near-duplicates were found, and what share of altered copies of some pictures it finds."""
 
     rule: str
+    compared: str
     copies_planted: int
     recall: dict[str, float]
 
@@ -68,6 +69,7 @@ class Against(BaseModel):
 
     run: str
     rule: str
+    compared: str
     rows: int
 
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import dataclasses
 import shutil
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -33,13 +34,14 @@ from unmemorize.core.run import (
 )
 from unmemorize.core.specs import DataSpec
 from unmemorize.data.against import compare_with
+from unmemorize.data.candidates import Search
 from unmemorize.data.captions import pieces
 from unmemorize.data.curation import KEEP, collect_actions, collect_stakes, group_rows
 from unmemorize.data.database import caption_files, check_memory, counts, database, open_parquet, require, write_query
 from unmemorize.data.duplicates import (
+    RULE,
     SAME,
     Group,
-    Rule,
     caption_groups,
     group_pictures,
     picture_groups,
@@ -99,7 +101,9 @@ def audit_data(spec: DataSpec, run: Path, progress: Progress = quiet, crew: Crew
         for done in read_pieces(parts, run, crew.part, idle):
             progress("read", done, len(parts))
         require_read(parts, run, crew.part)
-        summary = analyse(spec, run, parts, progress)
+        search = _searched(Search(run), crew, progress)
+        against = _searched(Search(run, Path(spec.against)), crew, progress) if spec.against else None
+        summary = analyse(spec, run, parts, search, against, progress)
         if spec.out:
             _export(run, Path(spec.out))
     build_data_report(run)
@@ -120,9 +124,8 @@ def nearest_rows(run: Path, picture: Path, top: int) -> dict[str, Any]:
         image = read_picture(picture)
     except Unusable as error:
         raise UserError(f"{picture}: {error}: name a picture") from error
-    rule = Rule.named(summary["near_duplicates"]["rule"])
-    matches = [dataclasses.asdict(match) for match in nearest(run, image, rule, top)]
-    return {"pictures": summary["pictures"], "rule": rule.name, "matches": matches}
+    matches = [dataclasses.asdict(match) for match in nearest(run, image, top)]
+    return {"pictures": summary["pictures"], "rule": RULE, "matches": matches}
 
 
 @dataclass(frozen=True)
@@ -138,6 +141,14 @@ class Intake:
         require_same_versions(self.run)
         for _ in read_pieces(_pieces(self.spec, pictures=False), self.run, self.part):
             pass
+
+
+def _searched(search: Search, crew: Crew, progress: Progress) -> Search:
+    """A search whose pairs are found, by whichever process."""
+    idle = crew.call(search)
+    for done, count in search.take(idle):
+        progress("compare", done, count)
+    return search
 
 
 def _used(spec: DataSpec) -> dict[str, str]:
@@ -161,13 +172,24 @@ def _check_places(spec: DataSpec, run: Path) -> None:
     check_outputs(outputs, [path_of(spec.source), spec.add, spec.against])
 
 
-def analyse(spec: DataSpec, run: Path, parts: Sequence[Piece], progress: Progress) -> dict[str, Any]:
-    """Find duplicates and triggers in the rows that were read, and write them down."""
+def analyse(
+    spec: DataSpec, run: Path, parts: Sequence[Piece], search: Search, against: Search | None, progress: Progress
+) -> dict[str, Any]:
+    """Find duplicates and triggers in the rows that were read, and write them down.
+
+    Args:
+        spec: The settings.
+        run: The run directory.
+        parts: What the rows were read from.
+        search: The pairs of near hashes among them, which are found.
+        against: Those with the rows of another audit, where one is named.
+        progress: What is told how far it is.
+    """
     skipped = _write_skipped(run)
     with database(run, spec.memory) as connection:
         open_parquet(connection, rows_of(run), "items")
-        stages = (
-            ("pictures", group_pictures),
+        stages: tuple[tuple[str, Callable[[Any], Any]], ...] = (
+            ("pictures", partial(group_pictures, pairs=search.pairs)),
             ("captions", collect_captions),
             ("words", shared_words),
             ("repeats", repeated_words),
@@ -194,12 +216,12 @@ def analyse(spec: DataSpec, run: Path, parts: Sequence[Piece], progress: Progres
         captions = caption_groups(connection, SHOWN)
         captions_from = caption_files(connection)
         sampled = sampled_pictures(connection, PICTURES)
-        against = _against(connection, spec, run)
+        found = _against(connection, run, against)
     write_json(run / "samples.json", {"groups": {str(k): v for k, v in samples.items()}, "captions": captions})
     _thumbnails(run, parts, {row["row"] for rows in samples.values() for row in rows})
     summary = {
-        "near_duplicates": _near_duplicates(parts, sampled, results["pictures"]),
-        "against": against,
+        "near_duplicates": _near_duplicates(parts, sampled, search),
+        "against": found,
         "triggers": [_public(t) for t in triggers],
         "duplicate_groups": len(groups),
         "rows": total,
@@ -215,18 +237,19 @@ def analyse(spec: DataSpec, run: Path, parts: Sequence[Piece], progress: Progres
     return summary
 
 
-def _against(connection: Any, spec: DataSpec, run: Path) -> dict[str, Any] | None:
+def _against(connection: Any, run: Path, search: Search | None) -> dict[str, Any] | None:
     """Write `against.parquet`, where another audit is named; the rule, and how many rows are in the other."""
-    if not spec.against:
+    if search is None or search.other is None:
         return None
-    rule, found = compare_with(connection, rows_of(Path(spec.against)), run / "against.parquet")
-    return {"run": spec.against, "rule": rule.name, "rows": found}
+    found = compare_with(connection, rows_of(search.other), search.pairs, run / "against.parquet")
+    return {"run": str(search.other), "rule": RULE, "compared": search.how, "rows": found}
 
 
-def _near_duplicates(parts: Sequence[Piece], sampled: set[int], rule: Rule) -> dict[str, Any]:
-    """The rule by which near-duplicates were found, and its recall on altered copies of a few of the pictures."""
+def _near_duplicates(parts: Sequence[Piece], sampled: set[int], search: Search) -> dict[str, Any]:
+    """How near-duplicates were found, and what share of altered copies of a few of the pictures would be, too."""
     pictures = [image for _, image in _images(parts, sampled)]
-    return {"rule": rule.name, "copies_planted": len(pictures), "recall": measure_recall(pictures, rule)}
+    recall = measure_recall(pictures, search.meets)
+    return {"rule": RULE, "compared": search.how, "copies_planted": len(pictures), "recall": recall}
 
 
 def _images(parts: Sequence[Piece], rows: set[int]) -> Iterator[tuple[int, Image.Image]]:
