@@ -173,6 +173,12 @@ def test_prompts_are_labelled_by_the_plan():
     assert sum(p.memorable is False for p in rows) >= 200
 
 
+def test_no_pipeline_is_shipped_with_the_same_weights_twice():
+    for pipeline in {pipeline for pipeline, _ in SHIPPED.values()}:
+        files = [path.read_bytes() for path in (ASSETS / pipeline).rglob("*.safetensors")]
+        assert len(files) == len(set(files)), pipeline
+
+
 def test_export_gives_pipelines_that_load(tmp_path):
     """The exported folders are ordinary pipelines: model and twin, which share all but the UNet, and the branches."""
     export(tmp_path / "out")
@@ -180,6 +186,10 @@ def test_export_gives_pipelines_that_load(tmp_path):
         branch = load(str(tmp_path / "out" / "panel" / name.removeprefix("testbed-"))).denoiser.state_dict()
         original = load(name).denoiser.state_dict()
         assert all(torch.equal(value, original[key]) for key, value in branch.items())
+        if "flow" in name:
+            place = tmp_path / "again" / name
+            load(name).pipe.save_pretrained(place)
+            assert load(str(place)).fingerprint == load(name).fingerprint
     model, twin = load(str(tmp_path / "out" / "model")), load(str(tmp_path / "out" / "twin"))
     shipped = load("testbed-twin").denoiser.state_dict()
     assert all(torch.equal(value, shipped[name]) for name, value in twin.denoiser.state_dict().items())

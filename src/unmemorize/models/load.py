@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import importlib
 import logging
 import os
@@ -19,6 +20,7 @@ from unmemorize.models.source import (
     ASSETS,
     DENOISERS,
     SHIPPED,
+    TWICE,
     Source,
     embedding_file,
     examine,
@@ -231,9 +233,12 @@ def _pipeline(source: Source, dtype: torch.dtype, config: str | None) -> Any:
                 )
         pipeline, denoiser = SHIPPED.get(source.path, ("", ""))
         location = ASSETS / pipeline if pipeline else source.path
-        named = {"variant": source.variant, "revision": source.revision} | left_out
+        twice = TWICE.get(pipeline, {})
+        named = {"variant": source.variant, "revision": source.revision} | left_out | dict.fromkeys(twice)
         with _nothing_made_up(source.path):
             pipe = own.from_pretrained(location, dtype=dtype, use_safetensors=True, **named)
+        # Copies, so that each can be edited, or moved, by itself.
+        pipe.register_modules(**{part: copy.deepcopy(getattr(pipe, same)) for part, same in twice.items()})
         if denoiser:
             part = DENOISERS[str(source.family)]
             network = type(getattr(pipe, part))

@@ -26,6 +26,7 @@ SHIPPED = {
     "testbed-flow-d": ("panel/flow", "panel/flow-d"),
     "testbed-words": ("panel/trunk", "panel/words/unet"),
 }
+TWICE = {"panel/flow": {"text_encoder_2": "text_encoder"}}  # parts that are shipped once, and the equal ones
 DENOISERS = {"StableDiffusionPipeline": "unet", "StableDiffusion3Pipeline": "transformer"}  # of the shipped families
 
 # The pipelines that have an adapter, and where it is.

@@ -13,7 +13,7 @@ from PIL import Image
 from unmemorize.core.run import require_new
 from unmemorize.data.bundle import Own
 from unmemorize.data.source import Prompt
-from unmemorize.models.source import ASSETS, DENOISERS, SHIPPED, examine
+from unmemorize.models.source import ASSETS, DENOISERS, SHIPPED, TWICE, examine
 from unmemorize.testbed.panel import BRANCHES, HALVES, Entry, Panel
 from unmemorize.testbed.plan import KINDS, Plan, Planted
 
@@ -162,6 +162,8 @@ def export(folder: Path) -> None:
     for name, (pipeline, denoiser) in SHIPPED.items():
         place = places.get(name, folder / "panel" / name.removeprefix("testbed-"))
         shutil.copytree(ASSETS / pipeline, place)
+        for part, same in TWICE.get(pipeline, {}).items():
+            shutil.copytree(place / same, place / part)
         if denoiser:
             part = DENOISERS[str(examine(name).family)]
             shutil.copytree(ASSETS / denoiser, place / part, dirs_exist_ok=True)
