@@ -15,18 +15,23 @@ from pathlib import Path
 
 from unmemorize.core.crew import Crew
 from unmemorize.core.run import quiet
-from unmemorize.core.specs import AttackSpec, AuditSpec, DataSpec, GenerateSpec, TriggerSpec
+from unmemorize.core.specs import AttackSpec, AuditSpec, DataSpec, DetectSpec, GenerateSpec, TriggerSpec
 from unmemorize.launch import launched
 
 PATIENCE = 120  # seconds, after which the first process works itself
-COMMANDS = ("attack", "triggers", "data", "generate", "audit")
+COMMANDS = ("detect", "attack", "triggers", "data", "generate", "audit")
 
 
 def work(command, inputs, run, crew):
     model, references = str(inputs / "model"), str(inputs / "references")
     prompts = str(inputs / "prompts.txt")
     small = {"model": model, "steps": 2, "pictures": 1}
-    if command == "attack":
+    if command == "detect":
+        from unmemorize.stages.detect import detect
+
+        spec = DetectSpec(model=model, steps=2, prompts=str(inputs / "many.txt"), seeds=1)
+        detect(spec, run, quiet, crew)
+    elif command == "attack":
         from unmemorize.stages.attack import run_attack
 
         spec = AttackSpec(
@@ -65,8 +70,8 @@ def work(command, inputs, run, crew):
 
 
 def shards(run):
-    """How many are done; of generated pictures, whose shards are temporary, how many of these."""
-    return len([*run.glob("shards/*/*.parquet"), *run.glob("*.png")])
+    """How many are done; of generated pictures, whose shards and folder are temporary, how many of these."""
+    return len([*run.glob("shards/*/*.parquet"), *run.parent.glob(f".{run.name}.*/*.png")])
 
 
 def main(command, inputs, run, count, launcher, kill=""):

@@ -20,6 +20,9 @@ from data_pictures import draw, folder_of, png
 
 PATIENCE = 800  # seconds: each process loads torch, on a machine that may be busy
 pytestmark = pytest.mark.timeout(900)
+SHARED = ("detect", "generate", "attack", "data")
+KILLS = [(command, "all") for command in ("generate", "data", "triggers")]
+KILLS += [(command, "the first") for command in ("detect", "attack")]
 WORDS = ("an owl on a fence", "a red kite over the bay", "the old harbour at dusk", "two plain boats in the rain")
 
 
@@ -29,6 +32,7 @@ def inputs(tiny_folder, tmp_path_factory):
     folder = tmp_path_factory.mktemp("inputs")
     shutil.copytree(tiny_folder, folder / "model")
     (folder / "prompts.txt").write_text("".join(f"{WORDS[i % 4]} {i}\n" for i in range(70)))
+    (folder / "many.txt").write_text("".join(f"{WORDS[i % 4]} {i}\n" for i in range(200)))
     (folder / "ordinary.txt").write_text("".join(f"a plain picture of thing {i}\n" for i in range(40)))
     for name, first, count in (("targets", 0, 20), ("references", 50, 30)):
         rows = [(f"p{i}", draw(i, size=32), f"{WORDS[i % 4]} {i}") for i in range(first, first + count)]
@@ -81,14 +85,16 @@ def test_two_processes_give_the_bytes_of_one(command, alone, inputs, tmp_path):
     assert files(tmp_path / "run") == alone(command)
 
 
-def test_one_of_four_processes_is_killed(alone, inputs, tmp_path):
-    said = finish(start("data", inputs, tmp_path / "run", 4, "local", "kill"))
-    assert files(tmp_path / "run") == alone("data")
+@pytest.mark.parametrize("command", SHARED)
+def test_one_of_four_processes_is_killed(command, alone, inputs, tmp_path):
+    said = finish(start(command, inputs, tmp_path / "run", 4, "local", "kill"))
+    assert files(tmp_path / "run") == alone(command)
     assert "is lost: killed: the others go on" in said
 
 
-@pytest.mark.parametrize(("command", "killed"), [("attack", "the first"), ("triggers", "all"), ("data", "all")])
+@pytest.mark.parametrize(("command", "killed"), KILLS)
 def test_the_same_command_goes_on_after_a_kill(command, killed, alone, inputs, tmp_path):
+    """Generated pictures, which have no run, are made anew, and nothing else is left of them."""
     run = tmp_path / "run"
     first = start(command, inputs, run, 2)
     while not commands.shards(run):
@@ -99,12 +105,14 @@ def test_the_same_command_goes_on_after_a_kill(command, killed, alone, inputs, t
     else:
         first.kill()
     first.communicate()
-    assert json.loads((run / "run.json").read_text())["status"] == "running"
+    if command != "generate":
+        assert json.loads((run / "run.json").read_text())["status"] == "running"
     finish(start(command, inputs, run, 1))
     assert files(run) == alone(command)
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
 
 
-@pytest.mark.parametrize("command", ["attack", "data", "triggers"])
+@pytest.mark.parametrize("command", [*SHARED, "triggers"])
 def test_two_actors_give_the_bytes_of_one(command, alone, inputs, tmp_path):
     """Ray opens sockets: in processes of their own."""
     pytest.importorskip("ray")

@@ -206,6 +206,13 @@ def remove_left(folder: Path) -> None:
             path.unlink(missing_ok=True)
 
 
+def _remove_left_of(path: Path) -> None:
+    """Delete the temporary folders beside `path`, of its name, that processes of this host left."""
+    for left in path.parent.iterdir():
+        if left.name.startswith(f".{path.name}.") and _is_left(left.name):
+            shutil.rmtree(left, ignore_errors=True)
+
+
 def default_run(run: str, model: str, command: str = "") -> Path:
     """The run directory that was named, or `runs/COMMAND-MODEL`; what stands for it, where it is on object storage.
 
@@ -229,11 +236,9 @@ def on_disk(run: Path) -> Path:
         return run
     if str(run).startswith("hf:"):
         raise UserError(f"{remote_name(run)}: the hub is only read: name a place on a disk, s3:// or gs://")
-    place = Path(tempfile.gettempdir())
-    for left in place.glob(f".{STANDS}.*.tmp"):
-        if _is_left(left.name):
-            shutil.rmtree(left, ignore_errors=True)
-    stands = _temporary(place / STANDS)
+    place = Path(tempfile.gettempdir()) / STANDS
+    _remove_left_of(place)
+    stands = _temporary(place)
     atexit.register(shutil.rmtree, stands, ignore_errors=True)
     folder = stands / run
     folder.mkdir(parents=True)
@@ -391,6 +396,7 @@ def new_folder(path: Path) -> Iterator[Path]:
     """
     require_new(path)
     path.parent.mkdir(parents=True, exist_ok=True)
+    _remove_left_of(path)
     temporary = _temporary(path)
     try:
         yield temporary

@@ -16,7 +16,7 @@ from torch import Tensor
 from unmemorize.core.crew import ALONE, Crew
 from unmemorize.core.methods import Subject
 from unmemorize.core.model import Condition
-from unmemorize.core.run import Progress, Run, quiet, require_new
+from unmemorize.core.run import Progress, Run, new_folder, quiet, require_new
 from unmemorize.core.sample import ROWS, generators, sampling_start
 from unmemorize.core.sample import generate as sample_pictures
 from unmemorize.core.shards import Row
@@ -37,8 +37,9 @@ def generate(spec: GenerateSpec, out: Path, progress: Progress = quiet, crew: Cr
     """
     require_new(out)
     inputs = Inputs.of(spec)
-    with TemporaryDirectory() as folder, Run.open(Path(folder), inputs.record({})) as run:
-        opening = partial(generating, out=Path(os.path.abspath(out)))
+    temporary = TemporaryDirectory(ignore_cleanup_errors=True)  # a worker that starts late may still look for shards
+    with new_folder(out) as whole, temporary as folder, Run.open(Path(folder), inputs.record({})) as run:
+        opening = partial(generating, out=Path(os.path.abspath(whole)))
         rows: list[Row] = pq.read_table(run_task(opening, inputs, run.folder, progress, crew)).to_pylist()
     return [{"seed": row["seed"], "image": str(out / f"{row['seed']}.png")} | row for row in rows]
 
