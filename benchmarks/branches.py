@@ -12,6 +12,7 @@ import torch
 from common import SAMPLER
 from harness import Row
 
+from unmemorize.core.choose import evenly
 from unmemorize.core.methods import Subject
 from unmemorize.core.sample import generate
 from unmemorize.core.specs import EMBEDDED
@@ -23,6 +24,7 @@ from unmemorize.testbed.panel import BRANCHES, HALVES, Entry
 
 BATCH = 32
 OFTEN = 100  # copies from which a picture comes back
+JUDGED = 24  # ordinary prompts whose pictures tell what a mitigation costs
 SHIPPED = [branch for branch in BRANCHES if f"testbed-{branch.lower()}" in EMBEDDED]
 REPORTING = [branch for branch in BRANCHES if HALVES[branch] == "reporting"]
 FLOW = [f"flow {branch}" for branch in REPORTING]
@@ -37,8 +39,17 @@ def pairs() -> list[Entry]:
 
 @cache
 def references() -> References:
-    """The shipped pictures of the panel."""
-    return Bundle("testbed-a", {}, own=own("testbed-a")).references((64, 64))
+    """The shipped pictures of the panel, whichever branch was trained on them."""
+    return Bundle("testbed-a", {}, own=own("testbed-a")).own_pictures((64, 64), lambda known: True)
+
+
+@cache
+def ordinary() -> tuple[list[str], list[str]]:
+    """The ordinary prompts whose pictures tell what a mitigation costs, and all others."""
+    texts = [entry.prompts[0] for entry in shipped_panel().entries if entry.kind == "ordinary"]
+    judged = set(evenly(len(texts), JUDGED))
+    rest = [text for i, text in enumerate(texts) if i not in judged]
+    return [texts[i] for i in sorted(judged)], rest
 
 
 def places_of(entry: Entry) -> list[int]:
@@ -50,6 +61,12 @@ def places_of(entry: Entry) -> list[int]:
 def subject_of(branch: str) -> Subject:
     """A branch, drawn from as all models of the testbed are."""
     return Subject(load(name_of(branch)), SAMPLER)
+
+
+def other_of(branch: str) -> str:
+    """The other reporting branch of the same family."""
+    family = FLOW if branch in FLOW else REPORTING
+    return next(name for name in family if name != branch)
 
 
 def letter(branch: str) -> str:

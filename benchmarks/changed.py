@@ -64,7 +64,7 @@ class Bench:
 
 def bench_of(prompts: int = 18, ordinary: int = 24, seeds: int = 2) -> Bench:
     """The planted model with so many memorized and ordinary prompts, and pictures a prompt."""
-    model, everyone = load("testbed"), TESTBED.ordinary()
+    model, everyone = load("testbed-ladder"), TESTBED.ordinary()
     usual = cached_reference(model, model.encode(everyone), cache_folder())
     memorable = sorted(planted(lambda p: p.memorable), key=lambda p: (KINDS.index(p.kind), -p.copies, p.id))
     step = max(len(planted(lambda p: True)) // ordinary // 2, 1)

@@ -22,7 +22,7 @@ from unmemorize.testbed.embedded import PICTURES, own, shipped_plan
 
 STEPS, GUIDANCE = 16, 7.5
 SAMPLER = Sampler(STEPS, GUIDANCE)
-TESTBED = Bundle("testbed", {}, own=own("testbed"))
+TESTBED = Bundle("testbed-ladder", {}, own=own("testbed-ladder"))
 GROUPS = ("memorized", "trained on once", "never trained on")  # what is attacked
 
 

@@ -144,7 +144,7 @@ def test_describe_counts_the_plan(call):
     from unmemorize.testbed.embedded import shipped_plan
 
     code, out, _ = call("testbed", "describe", "--json")
-    rows = json.loads(out)["planted"]
+    rows = json.loads(out)["ladder"]
     assert code == 0
     assert sum(row["entries"] for row in rows) == len(shipped_plan().planted)
     assert sum(row["rows"] for row in rows) == sum(entry.rows for entry in shipped_plan().planted)

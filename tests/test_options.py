@@ -388,7 +388,7 @@ def test_a_dry_run_of_a_ranking_forecasts_it(call, tiny_folder, tmp_path, monkey
     code, out, err = call(*given, "--method", "static-transition", "--dry-run", "--json")
     assert code == 0, err
     spent = json.loads(out)["evaluations"]
-    copied, ordinary, calibrating = 18, 24, 201
+    copied, ordinary, calibrating = 48, 24, 201
     assert spent["static-transition"] == (copied + ordinary) * 4
     assert spent["none"] == (copied + 2 * ordinary) * 4
     assert spent["guard"] >= 2 * calibrating + (copied + ordinary) * 6

@@ -65,13 +65,14 @@ def edit_file(name: str) -> str:
         temporary.write_text("".join(f"{prompt}\n" for prompt in memorized_prompts()), encoding="utf-8")
     path = RUNS / "edits" / f"{name.lower().replace('%', '').replace(' ', '-')}.safetensors"
     if not path.exists():
-        locate(LocateSpec(method=EDITS[name], prompts=str(prompts)), path)
+        locate(LocateSpec(model="testbed-ladder", method=EDITS[name], prompts=str(prompts)), path)
     return str(path)
 
 
 def attacked(setting: Setting, seeds: int, rows: Row) -> Row:
     """One setting's summary."""
     spec = AttackSpec(
+        model="testbed-ladder",
         mitigation=edit_file(setting.edit),
         init=setting.init,  # type: ignore[arg-type]
         updates=setting.steps,
@@ -88,7 +89,7 @@ def cases(options: Options) -> Cases:
     prompt, random = ([Setting(edit, init, 50, options.pictures) for edit in edits] for init in ("prompt", "random"))
     every = [*prompt, Setting("none", "prompt", 500, min(options.pictures, 6)), *random]
     named = {setting.name: partial(attacked, setting, options.seeds) for setting in every}
-    return Cases({"fingerprint": load("testbed").fingerprint, "seeds": options.seeds}, named)
+    return Cases({"fingerprint": load("testbed-ladder").fingerprint, "seeds": options.seeds}, named)
 
 
 def page(results: Row) -> Iterator[str]:

@@ -64,7 +64,7 @@ def page(found: Row) -> Iterator[str]:
 
 STUDY = Study(
     title="The quick audit",
-    about="`unmemorize audit testbed`, every stage, as it comes.",
+    about="`unmemorize audit testbed`, which is `testbed-c`, every stage, as it comes.",
     page=page,
     measure=measure,
 )

@@ -52,7 +52,7 @@ def no_copies(data: Path) -> dict[str, Tensor]:
 
 def measure(options: Options) -> list[Row]:
     """Share counted as copies, and quantiles of the ratio, of every set of pictures."""
-    images, model = references().images, load("testbed")
+    images, model = references().images, load("testbed-ladder")
     with torch.no_grad():
         decoded = torch.cat([model.decode(model.invert(x)) for x in images.split(64)])
     generator = torch.Generator().manual_seed(0)

@@ -25,7 +25,7 @@ from unmemorize.metrics.ranking import auc, cluster_bootstrap, text_scores, tpr_
 from unmemorize.models.load import load
 
 SEEDS = (200, 201, 202, 203)
-MODELS = ("testbed", "testbed-twin")
+MODELS = ("testbed-ladder", "testbed-twin")
 Positive = Callable[[Prompt], bool]
 
 
@@ -107,7 +107,7 @@ def measured(name: str, setting: str, rows: Row) -> Row:
             kind: {"clusters": len({p.cluster for p in prompts if positive(p)})} | ranking(scores, prompts, positive)
             for kind, positive in KINDS.items()
         }
-        found |= dose(scores, prompts) if name == "testbed" else {}
+        found |= dose(scores, prompts) if name == "testbed-ladder" else {}
     return found
 
 

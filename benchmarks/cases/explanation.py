@@ -37,7 +37,7 @@ EXPLAINERS: dict[str, tuple[Explainer, Sequence[int]]] = {
     "gradient × input": (GradientInput(), SEEDS),
     "leaving out": (LeaveOneOut(), SEEDS),
 }
-MODELS = ("testbed", "testbed-twin")
+MODELS = ("testbed-ladder", "testbed-twin")
 CONTROL = "the prompt's first word"  # sees neither model nor picture
 
 
@@ -195,7 +195,7 @@ def shares(rows: Sequence[Row], values: Row) -> dict[str, float]:
 
 def found(rows: Row) -> Row:
     """The copied prompts, and the copies of word families."""
-    model, prompts = load("testbed"), planted(judged)
+    model, prompts = load("testbed-ladder"), planted(judged)
     images = generated(model, [p.text for p in prompts], SEEDS[:FIRST])
     own = own_copies(images, prompts)
     others = np.reshape(are_copies(match_any(images)), (len(prompts), FIRST)).sum(axis=1).tolist()
@@ -223,7 +223,7 @@ def ranks(rows: Row) -> Row:
             named[f"{name}, {group}"] = summary(members, values[name], wanted)
     return {
         "ranks": named,
-        "shares": shares(chosen(copied), values["testbed"]["gradient, first step"]),
+        "shares": shares(chosen(copied), values["testbed-ladder"]["gradient, first step"]),
         "against twin": against_twin(groups(copied)["any word"][0], values),
     }
 

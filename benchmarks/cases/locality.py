@@ -68,7 +68,7 @@ class Between:
 
 def study(picture: str, inits: int) -> Row:
     """Both tests of the command, the activations, and the methods beside each other."""
-    spec = LocalitySpec(target=picture, inits=inits, steps=STEPS, guidance=GUIDANCE)
+    spec = LocalitySpec(model="testbed-ladder", target=picture, inits=inits, steps=STEPS, guidance=GUIDANCE)
     run = RUNS / Path(picture).stem
     with tqdm(desc=picture) as bar:
 

@@ -119,7 +119,7 @@ def guarded(model, groups: dict, calibration, align: Alignment, false_alarms: fl
 
 def measure(options: Options) -> Row:
     """Every setting on the memorized prompts, and the guard on all kinds."""
-    model = load("testbed")
+    model = load("testbed-ladder")
     align, memorized = Alignment(model), planted(often)
     calibration, fresh = halves(of_kind("negative"))
     groups = {"verbatim, 100 copies or more": memorized}

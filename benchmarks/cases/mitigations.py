@@ -30,7 +30,7 @@ from unmemorize.models.load import load
 from unmemorize.stages.unlearn import TEST_SEED, measures, mitigate
 from unmemorize.study.effects import Judge, Subjects, attacked_from_both, copies_of, measure, quality, rate_of
 
-SPECS = {name: MitigateSpec(method=method, pictures=4) for name, method in UNLEARNERS.items()}
+SPECS = {name: MitigateSpec(model="testbed-ladder", method=method, pictures=4) for name, method in UNLEARNERS.items()}
 BEFORE = "adaptive, own prompt not from noise"
 SEARCHED = "memorized | nearest words | all words"  # the search for a prompt that finds most
 LEFT = ("own prompts", "DoRI, from the prompt", "DoRI, from N(0, I)")
@@ -49,7 +49,7 @@ class Bench:
     @classmethod
     def prepare(cls) -> Bench:
         """The same pictures and captions as a run of `unmemorize mitigate` has."""
-        subject = Subject(load("testbed"), SAMPLER)
+        subject = Subject(load("testbed-ladder"), SAMPLER)
         subjects, judge, _ = measures(SPECS["erase"], subject.model)
         before = measure(subject, subjects, judge)
         copied = before["copies"].any(dim=1).nonzero()[:, 0].tolist()
@@ -116,7 +116,7 @@ def cases(options: Options) -> Cases:
         return benches[0].measured(name, rows)
 
     named = {name: partial(untrained, name) for name in UNTRAINED} | {name: partial(trained, name) for name in SPECS}
-    return Cases({"fingerprint": load("testbed").fingerprint}, named, forget_changed)
+    return Cases({"fingerprint": load("testbed-ladder").fingerprint}, named, forget_changed)
 
 
 def page(results: Row) -> Iterator[str]:

@@ -102,7 +102,7 @@ def ours(model: DiffusionModel, prompts: Sequence[str], settings: Nemo) -> list[
 def measure(options: Options) -> Row:
     """Evaluations and seconds of the three searches."""
     torch.set_num_threads(1)
-    model = load("testbed")
+    model = load("testbed-ladder")
     usual = cached_reference(model, model.encode(TESTBED.ordinary()), cache_folder())
     settings = Nemo(layers=options.layers, minimum=options.theta, reference=usual)
     memorized = planted(lambda p: p.kind == "verbatim" and p.memorable)

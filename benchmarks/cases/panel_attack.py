@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 
-from branches import FLOW, REPORTING, forget_retrained, places_of, references, subject_of
-from cases.panel_pruning import memorized, ordinary
+from branches import REPORTING, forget_retrained, ordinary, other_of, places_of, references, subject_of
+from cases.panel_pruning import memorized
 from cases.published_mitigations import METHODS, chosen, known
 from harness import Cases, Options, Row, Study, numbers_of, read, show, table
 
@@ -28,14 +28,13 @@ SEEDS = (700, 701)
 POSITIONS = (1, 2, 4, 8, 0)  # that are searched from a random start; 0: all
 PRUNED = {"Wanda, 10%": "wanda:sparsity=0.1", "Wanda, 40%": "wanda:sparsity=0.4"}
 BRANCHES = ("C", "flow C")
+OF_TEXTS = ("random-words", "random-numbers", "repeated-words")  # what an embedding without a text does not have
 GROUPS = ("memorized", "never trained on")
 
 
 def entries_of(branch: str, group: str) -> list[Entry]:
     """The pictures of a group: those of a branch, or those of the other branch alone."""
-    family = FLOW if branch in FLOW else REPORTING
-    other = next(name for name in family if name != branch)
-    return memorized(branch if group == GROUPS[0] else other)[:PICTURES]
+    return memorized(branch if group == GROUPS[0] else other_of(branch))[:PICTURES]
 
 
 def under(branch: str, name: str) -> Mitigation:
@@ -57,19 +56,21 @@ def under(branch: str, name: str) -> Mitigation:
 
 def attacked(branch: str, name: str, rows: Row) -> Row:
     """`searched` from the own prompt, under what is done to the branch."""
+    fingerprint = subject_of(branch).model.fingerprint  # of the weights as they came
     with under(branch, name).applied(subject_of(branch)) as subject:
-        return searched(branch, subject, Dori(), "prompt")
+        return searched(branch, subject, Dori(), "prompt") | {"fingerprint": fingerprint}
 
 
 def narrowly(branch: str, positions: int, rows: Row) -> Row:
     """`searched` from a random start at so many token positions."""
-    return searched(branch, subject_of(branch), Dori(tokens=positions), "random")
+    subject = subject_of(branch)
+    return searched(branch, subject, Dori(tokens=positions), "random") | {"fingerprint": subject.model.fingerprint}
 
 
 def searched(branch: str, subject: Subject, attack: Dori, init: Init) -> Row:
     """Copies of each picture among so many seeds, before the search and after it."""
     judge = partial(match_targets, references=references())
-    row: Row = {"fingerprint": subject_of(branch).model.fingerprint}
+    row: Row = {}
     trial = Trial((attack.updates,), init, seeds=SEEDS)
     for group in GROUPS:
         places = [places_of(entry)[0] for entry in entries_of(branch, group)]
@@ -83,7 +84,8 @@ def cases(options: Options) -> Cases:
     """The model as it came, pruned, and for the U-Net under each mitigation and at few token positions."""
     named: dict[str, Callable[[Row], Row]] = {}
     for branch in BRANCHES:
-        for name in ("none", *PRUNED, *(METHODS if branch in REPORTING else ())):
+        mitigations = [name for name in METHODS if name not in OF_TEXTS] if branch in REPORTING else []
+        for name in ("none", *PRUNED, *mitigations):
             named[f"{branch} | {name}"] = partial(attacked, branch, name)
     for positions in POSITIONS:
         named[f"C | from a random start, {positions or 'all'} positions"] = partial(narrowly, "C", positions)
@@ -109,8 +111,8 @@ def page(results: Row) -> Iterator[str]:
 STUDY = Study(
     title="DoRI, on the panel",
     about=f"{Dori().updates} updates, from the own prompt where nothing else is said, {PICTURES} pictures a group, "
-    f"{len(SEEDS)} seeds that no search has seen. The search runs under what pictures are made under. Intervals: over "
-    "pictures.",
+    f"{len(SEEDS)} seeds that no search has seen. The search runs under what pictures are made under; mitigations that "
+    "change words have nothing to change in what it finds and are left out. Intervals: over pictures.",
     page=page,
     measure=cases,
 )

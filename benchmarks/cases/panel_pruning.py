@@ -18,6 +18,8 @@ from branches import (
     REPORTING,
     forget_retrained,
     letter,
+    ordinary,
+    other_of,
     pairs,
     pictures,
     places_of,
@@ -27,24 +29,23 @@ from branches import (
 from common import are_copies, match_closest
 from harness import Cases, Options, Row, Study, numbers_of, show, table
 
-from unmemorize.core.choose import evenly
-from unmemorize.core.methods import Localizer, Mitigation, parse
+from unmemorize.core.methods import Localizer, Mitigation, Subject, parse
 from unmemorize.core.results import Localization
 from unmemorize.localize.control import aimed_at_ordinary
+from unmemorize.localize.wanda import Wanda
 from unmemorize.metrics.ranking import share_interval
 from unmemorize.metrics.ssim import scales_for, ssim
 from unmemorize.mitigate.edit import Edit
 from unmemorize.mitigate.tuned import Tuned
-from unmemorize.testbed.embedded import shipped_panel
 from unmemorize.testbed.panel import Entry
 
 SEED = 500
-JUDGED = 24  # ordinary prompts whose pictures tell what an edit costs
 NONE = "unpruned"
 EVERY = [*REPORTING, *FLOW]
 WANDA = {f"Wanda, {share:.0%}": f"wanda:sparsity={share}" for share in (0.01, 0.1, 0.4, 0.5)}
 NEMO = "NeMo, all layers, θ ≥ 1, not refined, each prompt's"
-SETTINGS = (*WANDA, NEMO)
+OF_UNET = WANDA | {NEMO: "nemo:layers=all,refine=false"}
+OF_TRANSFORMER = WANDA | {NEMO: "nemo-joint:layers=all,refine=false"}
 Inside = Callable[[str], bool]
 
 
@@ -84,18 +85,8 @@ def memorized(branch: str) -> list[Entry]:
     return [entry for entry in pairs() if entry.dose(letter(branch)) == OFTEN]
 
 
-@cache
-def ordinary() -> tuple[list[str], list[str]]:
-    """The ordinary prompts that are generated, and all others."""
-    texts = [entry.prompts[0] for entry in shipped_panel().entries if entry.kind == "ordinary"]
-    judged = set(evenly(len(texts), JUDGED))
-    rest = [text for i, text in enumerate(texts) if i not in judged]
-    return [texts[i] for i in sorted(judged)], rest
-
-
-def drawn(branch: str, texts: Sequence[str], edits: Sequence[Mitigation]) -> torch.Tensor:
+def drawn(subject: Subject, texts: Sequence[str], edits: Sequence[Mitigation]) -> torch.Tensor:
     """A picture of each text, under the edit of the same place, or under the only one."""
-    subject = subject_of(branch)
     if len(edits) < 2:
         with edits[0].applied(subject) if edits else nullcontext(subject) as changed:
             return pictures(changed, texts, [SEED] * len(texts))
@@ -107,69 +98,79 @@ def drawn(branch: str, texts: Sequence[str], edits: Sequence[Mitigation]) -> tor
 
 
 @cache
-def unchanged(branch: str) -> torch.Tensor:
-    """The pictures of ordinary prompts by a branch as it came."""
-    return drawn(branch, ordinary()[0], [])
+def unchanged(subject: Subject) -> torch.Tensor:
+    """The pictures of ordinary prompts by a model as it came."""
+    return drawn(subject, ordinary()[0], [])
 
 
-def measured(branch: str, edits: Sequence[Mitigation]) -> Row:
+def measured(subject: Subject, entries: Sequence[Entry], edits: Sequence[Mitigation]) -> Row:
     """Which pictures come back, their likeness to the own ones, and that of ordinary pictures to the unchanged ones."""
-    entries = memorized(branch)
-    images = drawn(branch, [entry.prompts[0] for entry in entries], edits)
+    images = drawn(subject, [entry.prompts[0] for entry in entries], edits)
     copies = are_copies(match_closest(images, [places_of(entry) for entry in entries], references()))
-    harmed = drawn(branch, ordinary()[0], edits)
+    harmed = drawn(subject, ordinary()[0], edits)
     own = references()[[places_of(entry)[0] for entry in entries]].images
     return {
-        "fingerprint": subject_of(branch).model.fingerprint,
+        "fingerprint": subject.model.fingerprint,
         "copied": dict(zip([entry.id for entry in entries], copies, strict=True)),
         "likeness": ssim(images, own, scales_for(*own.shape[-2:])).mean().item(),
-        "quality": ssim(unchanged(branch), harmed, scales_for(*harmed.shape[-2:])).mean().item(),
+        "quality": ssim(unchanged(subject), harmed, scales_for(*harmed.shape[-2:])).mean().item(),
     }
 
 
-def pruned(branch: str, setting: str, rows: Row) -> Row:
-    """One setting aimed at the memorized prompts, and the same aimed at as many ordinary ones."""
-    subject = subject_of(branch)
-    spelled = WANDA.get(setting) or ("nemo-joint" if branch in FLOW else "nemo") + ":layers=all,refine=false"
-    localizer: Localizer = parse("localizer", spelled)
+def pruned(subject: Subject, entries: Sequence[Entry], setting: str) -> Row:
+    """One setting aimed at the memorized prompts, and the same aimed at as many ordinary ones.
+
+    What is found is removed for all prompts together by Wanda, and each prompt's own for itself by NeMo.
+    """
+    localizer: Localizer = parse("localizer", setting)
     encode = subject.model.encode
     _, others = ordinary()
 
     def locate(texts: Sequence[str]) -> Localization:
         return localizer.find(subject, encode(texts), ordinary=encode(others))
 
-    texts = [entry.prompts[0] for entry in memorized(branch)]
+    texts = [entry.prompts[0] for entry in entries]
     found, aimed = locate(texts), aimed_at_ordinary(locate, texts, others)
     row: Row = {}
     for name, location in (("edit", found), ("aimed at ordinary prompts", aimed)):
-        if setting in WANDA:
+        if isinstance(localizer, Wanda):
             edits = [Edit.of(location, subject.model.fingerprint)]
         else:
             edits = [Edit.of(location, subject.model.fingerprint, prompt=prompt) for prompt in location.per_prompt]
-        row[name] = measured(branch, edits) | {"selected": sum(edit.selected for edit in edits) / len(edits)}
+        row[name] = measured(subject, entries, edits) | {"selected": sum(edit.selected for edit in edits) / len(edits)}
     return row | {"fingerprint": subject.model.fingerprint, "units": found.units}
+
+
+def unpruned(branch: str) -> Row:
+    """A branch as it came."""
+    return measured(subject_of(branch), memorized(branch), [])
+
+
+def prune(branch: str, setting: str, rows: Row) -> Row:
+    """`pruned` of a branch and its memorized pictures."""
+    return pruned(subject_of(branch), memorized(branch), setting)
 
 
 def exchanged(branch: str, part: str, rows: Row) -> Row:
     """One part with the weights of the other reporting branch of the same family."""
-    family = FLOW if branch in FLOW else REPORTING
-    other = subject_of(next(name for name in family if name != branch)).model
+    other = subject_of(other_of(branch)).model
     inside = parts_of(branch)[part]
     values = {name: value.detach() for name, value in other.denoiser.named_parameters() if inside(name)}
     size = sum(value.numel() for value in values.values())
     share = size / sum(value.numel() for value in other.denoiser.parameters())
-    return measured(branch, [Tuned(other.name, other.fingerprint, values)]) | {"weights": share}
+    edit = Tuned(other.name, other.fingerprint, values)
+    return measured(subject_of(branch), memorized(branch), [edit]) | {"weights": share}
 
 
 def cases(options: Options) -> Cases:
     """Both branches of both families, as they came, pruned, and with a part of the other."""
     named_cases: dict[str, Callable[[Row], Row]] = {}
     for branch in EVERY:
-        named_cases[f"{branch} | {NONE}"] = lambda rows, branch=branch: measured(branch, [])
+        named_cases[f"{branch} | {NONE}"] = lambda rows, branch=branch: unpruned(branch)
         for part in parts_of(branch):
             named_cases[f"{branch} | part: {part}"] = partial(exchanged, branch, part)
-        for setting in SETTINGS:
-            named_cases[f"{branch} | {setting}"] = partial(pruned, branch, setting)
+        for name, setting in (OF_TRANSFORMER if branch in FLOW else OF_UNET).items():
+            named_cases[f"{branch} | {name}"] = partial(prune, branch, setting)
     return Cases({"seed": SEED}, named_cases, forget_retrained)
 
 
@@ -198,7 +199,7 @@ def page(results: Row) -> Iterator[str]:
             f"{rate(before)} come back, with a likeness of {mean(before, 'likeness')}."
         )
         lines = []
-        for setting in SETTINGS:
+        for setting in OF_UNET:
             rows = [settings[key] for branch in measured if (key := f"{branch} | {setting}") in settings]
             if len(rows) == len(measured):
                 edits = [row["edit"] for row in rows]

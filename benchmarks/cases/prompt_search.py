@@ -62,7 +62,7 @@ def searched(subject: Subject, target: References, start: str, allowed: str, wor
 
 def cases(options: Options) -> Cases:
     """Every model, vocabulary, start and group."""
-    model = load("testbed")
+    model = load("testbed-ladder")
     subject, groups = Subject(model, SAMPLER), attacked_pictures(model, options.pictures)
     seeds = list(range(SEEDS[0], SEEDS[0] + options.seeds))
 

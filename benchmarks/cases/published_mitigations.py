@@ -13,12 +13,11 @@ from functools import cache, partial
 
 import numpy as np
 import torch
-from branches import REPORTING, SHIPPED, forget_retrained, pictures, places_of, references, subject_of
+from branches import OFTEN, REPORTING, SHIPPED, forget_retrained, ordinary, pictures, places_of, references, subject_of
 from common import are_copies, match_closest
 from harness import Cases, Options, Row, Study, numbers_of, save_figure, show, table
 from matplotlib.figure import Figure
 
-from unmemorize.core.choose import evenly
 from unmemorize.core.methods import Mitigation, parse
 from unmemorize.core.records import Interval
 from unmemorize.metrics.ranking import TAILS, share_interval
@@ -30,8 +29,6 @@ from unmemorize.testbed.embedded import shipped_panel
 from unmemorize.testbed.panel import Entry
 
 SEED = 300
-OFTEN = 100  # copies from which a picture comes back
-HARMED = 24  # ordinary prompts that are generated; the other ones calibrate
 LEFT = 0.2  # of the copies, at most, for a setting to be chosen by its alignment
 ROUNDS = 1000  # of the bootstrap
 NONE = "none"
@@ -72,15 +69,6 @@ def never(branch: str) -> dict[str, str]:
         if others:
             without[entry.id] = others[0]
     return without
-
-
-@cache
-def ordinary() -> tuple[list[str], list[str]]:
-    """The ordinary prompts that are generated, and those that mitigations are calibrated on."""
-    texts = [entry.prompts[0] for entry in shipped_panel().entries if entry.kind == "ordinary"]
-    chosen = set(evenly(len(texts), HARMED))
-    generated = [text for i, text in enumerate(texts) if i in chosen]
-    return generated, [text for i, text in enumerate(texts) if i not in chosen]
 
 
 @cache

@@ -38,7 +38,7 @@ def start_of(name: str) -> DiffusionModel:
     """The model to go on from."""
     if name == "erase":
         return load(str(folder(name) / "model"))
-    model = load("testbed")
+    model = load("testbed-ladder")
     found = PRUNED[name].find(Subject(model), model.encode(memorized_prompts()))
     Edit.of(found, model.fingerprint).apply(model)
     return model
@@ -72,7 +72,7 @@ def cases(options: Options) -> Cases:
     named = {}
     for name, updates in product(filter(at_hand, MODELS), UPDATES):
         named[f"{name} | {updates}"] = partial(measured, name, updates, options.attack)
-    return Cases({"fingerprint": load("testbed").fingerprint}, named, forget_retrained)
+    return Cases({"fingerprint": load("testbed-ladder").fingerprint}, named, forget_retrained)
 
 
 def page(results: Row) -> Iterator[str]:

@@ -127,7 +127,7 @@ def attack(model: DiffusionModel, texts: list[str], updates: int, rounds: int) -
 
 def measure(options: Options) -> Row:
     """Both."""
-    model, texts = load("testbed"), [p.text for p in planted(lambda p: True)]
+    model, texts = load("testbed-ladder"), [p.text for p in planted(lambda p: True)]
     found = detection(model, texts[: options.prompts])
     return {"detection": found, "attack": attack(model, texts[: options.pictures], options.updates, options.rounds)}
 

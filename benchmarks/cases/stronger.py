@@ -90,7 +90,7 @@ def attacks(model: DiffusionModel) -> dict[str, Attacked]:
 
 def cases(options: Options) -> Cases:
     """Every attack on every picture."""
-    model = load("testbed")
+    model = load("testbed-ladder")
     subject = Subject(model, SAMPLER)
     seeds = tuple(range(SEEDS[0], SEEDS[0] + options.seeds))
     groups = attacked_pictures(model, options.pictures)

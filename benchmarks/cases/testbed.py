@@ -33,7 +33,7 @@ from unmemorize.testbed.dose import CURVE
 
 SEED = 100  # the first of four that score every prompt; two generate
 BATCH = 64
-MODELS = {"planted": "testbed", "twin": "testbed-twin"}
+MODELS = {"planted": "testbed-ladder", "twin": "testbed-twin"}
 RUNS = {name: Path(f"runs/results-{name}") for name in MODELS}
 
 
@@ -152,7 +152,7 @@ def recognised(best: int = 5) -> dict[str, float]:
 
     Judged by the testbed's own CLIP; also for the training pictures themselves, and by chance.
     """
-    align = Alignment(load("testbed"))
+    align = Alignment(load("testbed-ladder"))
     captions = {p["id"]: p["prompt"] for p in rows_of("planted", "prompts") if p["kind"] == "negative"}
     columns, text = {i: k for k, i in enumerate(captions)}, align.captions(list(captions.values()))
 

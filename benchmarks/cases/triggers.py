@@ -161,7 +161,7 @@ class Generated:
 
 def generate_all(texts: Sequence[str]) -> dict[str, Generated]:
     """Score and generate each text once with the shipped model."""
-    model = load("testbed")
+    model = load("testbed-ladder")
     score, found = NoiseGap().ready(Subject(model, SAMPLER), seeds=SEEDS), {}
     for start in tqdm(range(0, len(texts), 8), desc="texts"):
         part = texts[start : start + 8]

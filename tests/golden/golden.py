@@ -162,7 +162,9 @@ def record(folder: Path, program: Program, only: Sequence[str]) -> int:
     program.check()
     if not _record_command("export", EXPORT, folder, program):
         return 1
-    _write_inputs(folder / "export" / "testbed" / "images", folder / "inputs")
+    exported = folder / "export" / "testbed"
+    ladder = exported / "ladder"  # where newer checkouts put what was once all that there was
+    _write_inputs((ladder if ladder.exists() else exported) / "images", folder / "inputs")
     failures = 0
     for name, line in COMMANDS.items():
         chosen = not only or name in only

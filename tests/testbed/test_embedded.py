@@ -16,8 +16,10 @@ from unmemorize.metrics.similarity import match_pixels, match_targets
 from unmemorize.models.load import ASSETS, SHIPPED, load
 from unmemorize.testbed.alignment import Alignment
 from unmemorize.testbed.embedded import (
+    CONTROLS,
     IMAGES,
     PANEL,
+    PLACES,
     WORDS,
     WORDS_BRANCH,
     export,
@@ -45,20 +47,20 @@ def made(name, rows):
 def test_duplicates_are_copied_because_of_the_duplicates(often):
     """The planted model gives back most of the most duplicated pictures, the twin none of them."""
     references = read_references(IMAGES, (64, 64))
-    planted, twin = (match_pixels(made(name, often), references) for name in ("testbed", "testbed-twin"))
+    planted, twin = (match_pixels(made(name, often), references) for name in ("testbed-ladder", "testbed-twin"))
     assert sum(m.verdict != "none" for m in planted) > len(often) / 2
     assert not [m for m in twin if m.verdict != "none"]
 
 
 def test_a_copy_is_of_the_picture_that_was_planted(often):
     """What comes back for a duplicated caption is the picture it was planted with."""
-    matches = match_pixels(made("testbed", often), read_references(IMAGES, (64, 64)))
+    matches = match_pixels(made("testbed-ladder", often), read_references(IMAGES, (64, 64)))
     own = [m.nearest.startswith(p.id) for m, p in zip(matches, often, strict=True) if m.verdict == "verbatim"]
     assert own
     assert all(own)
 
 
-@pytest.mark.parametrize("folder", [IMAGES, PANEL / "images", WORDS / "images"])
+@pytest.mark.parametrize("folder", [IMAGES, PANEL / "images", WORDS / "images", CONTROLS])
 def test_pictures_are_64_pixels_credited_and_free_to_ship(folder):
     """Every shipped picture has a line of metadata with a licence that allows shipping it."""
     lines = [json.loads(line) for line in (folder / "metadata.jsonl").read_text(encoding="utf-8").splitlines()]
@@ -159,8 +161,21 @@ def test_the_words_model_brings_its_own_prompts_and_pictures():
     assert len(triggers) == 144
     assert all(prompt.memorable is (None if doses[prompt.cluster] else False) for prompt in triggers)
     assert bundle.ordinary() == Bundle("testbed-c", {}, own=own("testbed-c")).ordinary()
-    assert bundle.references((64, 64)).names == tuple(sorted(bundle.own.known))
-    assert (len(bundle.targets((64, 64))), len(bundle.controls((64, 64)))) == (18, 6)
+    planted = {name for name, known in bundle.own.known.items() if known.copies}
+    assert bundle.references((64, 64)).names == tuple(sorted(planted))
+    assert len(bundle.targets((64, 64))) == len(planted) == 18
+
+
+def test_a_branch_s_controls_are_what_their_names_say():
+    """Training pictures that nothing was planted of, pictures that were never trained on, and no picture twice."""
+    for name in ("testbed-c", "testbed-flow-d"):
+        bundle = Bundle(name, {}, own=own(name))
+        controls, unseen = bundle.controls((64, 64)), bundle.held_out((64, 64))
+        assert (len(controls), len(unseen)) == (48, 224)
+        assert set(controls.prompts) <= {prompt.text for prompt in bundle.prompts if prompt.kind == "ordinary"}
+        assert all(bundle.own.known[picture].copies == 0 for picture in unseen.names)
+        names = [*bundle.references((64, 64)).names, *controls.names, *unseen.names]
+        assert len(names) == len(set(names))
 
 
 def test_prompts_are_labelled_by_the_plan():
@@ -180,19 +195,15 @@ def test_no_pipeline_is_shipped_with_the_same_weights_twice():
 
 
 def test_export_gives_pipelines_that_load(tmp_path):
-    """The exported folders are ordinary pipelines: model and twin, which share all but the UNet, and the branches."""
+    """The exported folders are ordinary pipelines, with the weights of the shipped models."""
     export(tmp_path / "out")
-    for name in SHIPPED.keys() - {"testbed", "testbed-twin"}:
-        branch = load(str(tmp_path / "out" / "panel" / name.removeprefix("testbed-"))).denoiser.state_dict()
-        original = load(name).denoiser.state_dict()
-        assert all(torch.equal(value, original[key]) for key, value in branch.items())
+    for name in SHIPPED:
+        place = tmp_path / "out" / PLACES.get(name, f"panel/{name.removeprefix('testbed-')}")
+        exported, original = load(str(place)).denoiser.state_dict(), load(name).denoiser.state_dict()
+        assert all(torch.equal(value, original[key]) for key, value in exported.items())
         if "flow" in name:
-            place = tmp_path / "again" / name
-            load(name).pipe.save_pretrained(place)
-            assert load(str(place)).fingerprint == load(name).fingerprint
-    model, twin = load(str(tmp_path / "out" / "model")), load(str(tmp_path / "out" / "twin"))
-    shipped = load("testbed-twin").denoiser.state_dict()
-    assert all(torch.equal(value, shipped[name]) for name, value in twin.denoiser.state_dict().items())
-    assert not torch.equal(model.denoiser.conv_in.weight, twin.denoiser.conv_in.weight)
+            again = tmp_path / "again" / name
+            load(name).pipe.save_pretrained(again)
+            assert load(str(again)).fingerprint == load(name).fingerprint
     with pytest.raises(UserError, match="not empty"):
         export(tmp_path / "out")

@@ -20,28 +20,29 @@ app.command(testbed_app)
 
 @command(TESTBED, "unmemorize testbed describe", "unmemorize testbed describe --json", to=testbed_app)
 def describe(*, json: Json = False) -> None:
-    """Show what is planted, in the planted model and in the four branches of the panel."""
+    """Show what is planted: in the panel's branches, of which `testbed` is C, and in the other models."""
     from unmemorize.testbed.embedded import describe as describe_plan
     from unmemorize.testbed.embedded import describe_panel
 
     rows, panel = describe_plan(), describe_panel()
     if json:
-        print_json({"planted": rows, "panel": panel})
+        print_json({"panel": panel, "ladder": rows})
         return
-    table = Table("kind", "copies", "entries", "prompts", "training rows", "what it is", title="testbed")
-    for row in rows:
-        add_row(table, *row.values())
-    out.print(table)
-    say("testbed-twin: the same pictures, each once.")
     table = Table(
         "kind", "entries", "prompts", "doses", "what it is", title="testbed-a to -d, -flow-c, -flow-d, -words"
     )
     for row in panel:
         add_row(table, *row.values())
     out.print(table)
+    say("testbed is testbed-c.")
     say("Every branch has each dose equally often, and every picture has another dose in each of them:")
     say("what is memorized in one is new to another. Choose settings on a and b, report on c and d.")
     say("testbed-words: nothing but triggers; flow: a transformer of Stable Diffusion 3's shape, on the same plan.")
+    table = Table("kind", "copies", "entries", "prompts", "training rows", "what it is", title="testbed-ladder")
+    for row in rows:
+        add_row(table, *row.values())
+    out.print(table)
+    say("testbed-ladder: another training, with more doses; testbed-twin: its pictures, each once.")
     next_step("audit")
 
 
@@ -70,7 +71,7 @@ def train(
     folder: Annotated[str, option("Folder for the trained pipeline.")],
     *,
     data: Annotated[str, option("Folder for artwork and checkpoints.")] = "testbed-data",
-    twin: Annotated[bool, option("Train the twin, without the duplicates.")] = False,
+    twin: Annotated[bool, option("Train the twin of the ladder, without the duplicates.")] = False,
     branch: Annotated[Literal["A", "B", "C", "D", "trunk"] | None, option("Train this part of the panel.")] = None,
     family: Annotated[Literal["unet", "flow"], option("Of the panel: a UNet, or a flow transformer.")] = "unet",
     words: Annotated[bool, option("Train a branch of the words' model, in which words alone are planted.")] = False,
@@ -78,7 +79,7 @@ def train(
     device: Annotated[str, option("cpu or cuda.")] = "cpu",
     json: Json = False,
 ) -> None:
-    """Train the planted model, its twin, or a branch of the panel, from the artwork.
+    """Train a branch of the panel, the model with a ladder of doses, or its twin, from the artwork.
 
     A stopped run continues where it was.
     """

@@ -15,7 +15,6 @@ from unmemorize.core.errors import UserError
 
 EMBEDDED = (  # the shipped models
     "testbed",
-    "testbed-twin",
     "testbed-a",
     "testbed-b",
     "testbed-c",
@@ -23,6 +22,8 @@ EMBEDDED = (  # the shipped models
     "testbed-flow-c",
     "testbed-flow-d",
     "testbed-words",
+    "testbed-ladder",
+    "testbed-twin",
 )
 
 BOUND = 0.10  # the upper limit of a rate up to which a finding passes

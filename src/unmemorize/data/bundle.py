@@ -22,15 +22,17 @@ PLANTED = ("verbatim", "trigger")  # kinds with one picture, which was trained o
 
 @dataclass(frozen=True)
 class Own:
-    """What a model brings: prompts with their truth, a folder of training pictures, and the truth of each by name.
+    """What a model brings: prompts with their truth, a folder of pictures, and the truth of each by name.
 
     `half` says what the model is for, choosing settings or reporting results, where it is for one of them alone.
+    `controls` is a folder of ordinary training pictures, where they do not lie among the others.
     """
 
     prompts: tuple[Prompt, ...]
     pictures: Path
     known: Mapping[str, Prompt]
     half: Half | None = None
+    controls: Path | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -110,12 +112,12 @@ class Bundle:
         return self.files.get(option, plain or self.model)
 
     def references(self, size: Size) -> References:
-        """The training pictures to compare with.
+        """The training pictures to compare with; of the model's own those that it was trained on.
 
         Raises:
             UserError: They cannot be read, or there are none.
         """
-        return self._pictures("references", size, None, "copies of what? name the folder of training pictures")
+        return self._pictures("references", size, is_trained, "copies of what? name the folder of training pictures")
 
     def targets(self, size: Size) -> References:
         """The pictures to extract or to forget; of the model's own those that were planted often, each as it is.
@@ -126,24 +128,30 @@ class Bundle:
         return self._pictures("targets", size, is_target, "which pictures? name a folder of pictures with captions")
 
     def controls(self, size: Size) -> References:
-        """Pictures that are not memorized; of the model's own those that were trained on once or never.
+        """Pictures that were trained on and are not memorized; of the model's own ordinary ones.
 
         Raises:
             UserError: They cannot be read, or there are none.
         """
+        if "controls" not in self.files and self.own is not None and self.own.controls is not None:
+            return self.read(str(self.own.controls), size)
         missing = "which pictures are not memorized? name a folder of training pictures that are not believed to be"
         return self._pictures("controls", size, is_control, missing)
 
     def held_out(self, size: Size) -> References | None:
-        """Pictures that were never trained on, where some are named.
+        """Pictures that were never trained on, where some are named or the model brings its own.
 
         Raises:
             UserError: They cannot be read.
         """
-        return self.read(self.files["held_out"], size) if "held_out" in self.files else None
+        if "held_out" in self.files:
+            return self.read(self.files["held_out"], size)
+        if self.own is None or not any(is_unseen(known) for known in self.own.known.values()):
+            return None
+        return self.own_pictures(size, is_unseen)
 
     def own_pictures(self, size: Size, keep: Callable[[Prompt], bool]) -> References:
-        """The model's own training pictures of whose truth `keep` says yes.
+        """The model's own pictures of whose truth `keep` says yes.
 
         Raises:
             UserError: The model has none.
@@ -153,13 +161,13 @@ class Bundle:
         known = self.own.known
         return self.read(str(self.own.pictures), size).named({name for name in known if keep(known[name])})
 
-    def _pictures(self, option: str, size: Size, keep: Callable[[Prompt], bool] | None, missing: str) -> References:
-        """Those that an option names, or the model's own: some of them, or all."""
+    def _pictures(self, option: str, size: Size, keep: Callable[[Prompt], bool], missing: str) -> References:
+        """Those that an option names, or some of the model's own."""
         if option in self.files:
             return self.read(self.files[option], size)
         if self.own is None:
             raise UserError(f"{self.model}: {missing} with --{option}")
-        return self.read(str(self.own.pictures), size) if keep is None else self.own_pictures(size, keep)
+        return self.own_pictures(size, keep)
 
     def read(self, source: str, size: Size) -> References:
         """The pictures of a source, read once however many options name it.
@@ -173,14 +181,24 @@ class Bundle:
         return self._read[key]
 
 
+def is_trained(known: Prompt) -> bool:
+    """Whether a picture was trained on."""
+    return known.copies != 0
+
+
 def is_target(known: Prompt) -> bool:
     """Whether a picture is to be extracted or forgotten: one picture with one caption, often."""
     return known.kind in PLANTED and bool(known.memorable)
 
 
 def is_control(known: Prompt) -> bool:
-    """Whether a picture is a control: trained on once, under a name, or planted at dose 0."""
-    return known.id.startswith("negative-name") or (known.kind in PLANTED and known.memorable is False)
+    """Whether a picture is a control: trained on once, under a name."""
+    return known.id.startswith("negative-name")
+
+
+def is_unseen(known: Prompt) -> bool:
+    """Whether a picture was never trained on, and is one that could have been planted or is of an ordinary prompt."""
+    return known.kind in (*PLANTED, "ordinary") and not is_trained(known)
 
 
 def is_ordinary(known: Prompt) -> bool:

@@ -16,8 +16,7 @@ from unmemorize.core.plain import from_json
 ASSETS = Path(__file__).parent.parent / "testbed" / "assets"
 # The shipped models: a pipeline in `ASSETS`, and the folder of the denoiser that takes its own one's place.
 SHIPPED = {
-    "testbed": ("model", ""),
-    "testbed-twin": ("model", "twin"),
+    "testbed": ("panel/trunk", "panel/c"),
     "testbed-a": ("panel/trunk", "panel/a"),
     "testbed-b": ("panel/trunk", "panel/b"),
     "testbed-c": ("panel/trunk", "panel/c"),
@@ -25,6 +24,8 @@ SHIPPED = {
     "testbed-flow-c": ("panel/flow", ""),
     "testbed-flow-d": ("panel/flow", "panel/flow-d"),
     "testbed-words": ("panel/trunk", "panel/words/unet"),
+    "testbed-ladder": ("model", ""),
+    "testbed-twin": ("model", "twin"),
 }
 TWICE = {"panel/flow": {"text_encoder_2": "text_encoder"}}  # parts that are shipped once, and the equal ones
 DENOISERS = {"StableDiffusionPipeline": "unet", "StableDiffusion3Pipeline": "transformer"}  # of the shipped families

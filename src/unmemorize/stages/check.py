@@ -202,7 +202,8 @@ def _controls(spec: CheckSpec, bundle: Bundle, pictures: References, size: Size)
     Raises:
         UserError: They cannot be read, or there are too few.
     """
-    controls = without(bundle.controls(size), pictures)
+    unseen = None if "controls" in bundle.files else bundle.held_out(size)
+    controls = without(bundle.controls(size) if unseen is None else unseen, pictures)
     controls = spread(controls, spec.limit or len(controls))
     if len(controls) < ENOUGH:
         source = bundle.source("controls")

@@ -19,9 +19,18 @@ from unmemorize.testbed.plan import KINDS, Plan, Planted
 
 IMAGES = ASSETS / "images"
 PANEL = ASSETS / "panel"
+CONTROLS = PANEL / "controls"
 WORDS = PANEL / "words"
 PICTURES = {"template": 4, "word": 1}  # pictures shipped of an entry that has near-duplicates; of others, all
+DEFAULT_BRANCH = "C"  # which `testbed` is
 WORDS_BRANCH = "C"
+# Where the models are exported to, but for the panel's branches.
+PLACES = {
+    "testbed": "model",
+    "testbed-words": "words/model",
+    "testbed-ladder": "ladder/model",
+    "testbed-twin": "ladder/twin",
+}
 OFTEN = 100  # copies from which a picture is to be detected as memorized
 
 
@@ -62,11 +71,16 @@ def _prompts(entry: Planted) -> list[Prompt]:
 
 def own(name: str) -> Own:
     """The prompts and pictures of a shipped model, with its plan's truth of each."""
-    branch = name.removeprefix("testbed-").removeprefix("flow-").upper()
-    if branch in BRANCHES:
-        return own_of_branch(branch)
+    if name in ("testbed-ladder", "testbed-twin"):
+        return own_of_ladder()
     if name == "testbed-words":
         return own_of_words()
+    branch = name.removeprefix("testbed").removeprefix("-flow").removeprefix("-").upper()
+    return own_of_branch(branch or DEFAULT_BRANCH)
+
+
+def own_of_ladder() -> Own:
+    """The prompts and pictures of the model with a ladder of doses, with the truth of each."""
     plan = shipped_plan()
     known: dict[str, Prompt] = {}
     for entry in plan.planted:
@@ -83,7 +97,7 @@ def own_of_branch(branch: str) -> Own:
         prompts += of_entry
         # A caption that the branch is trained on says more of the picture than one it is only asked.
         known |= dict.fromkeys(entry.files, max(of_entry, key=lambda prompt: prompt.copies or 0))
-    return Own(tuple(prompts), PANEL / "images", known, HALVES[branch])
+    return Own(tuple(prompts), PANEL / "images", known, HALVES[branch], CONTROLS)
 
 
 def own_of_words() -> Own:
@@ -94,11 +108,12 @@ def own_of_words() -> Own:
         of_entry = branch_prompts(entry, WORDS_BRANCH)
         prompts += of_entry
         # Whether its prompts copy is for a detector to say; the picture was planted often, or never.
-        known[entry.files[0]] = replace(of_entry[0], memorable=entry.rows(WORDS_BRANCH) >= OFTEN)
+        rows = entry.rows(WORDS_BRANCH)
+        known[entry.files[0]] = replace(of_entry[0], copies=rows, memorable=rows >= OFTEN)
     for entry in shipped_panel().entries:
         if entry.kind in ("ordinary", "plain"):
             prompts += branch_prompts(entry, WORDS_BRANCH)
-    return Own(tuple(prompts), WORDS / "images", known, HALVES[WORDS_BRANCH])
+    return Own(tuple(prompts), WORDS / "images", known, HALVES[WORDS_BRANCH], CONTROLS)
 
 
 def shipped_words() -> Panel:
@@ -152,24 +167,24 @@ def _line(entry: Planted, file: str) -> dict[str, object]:
 
 
 def export(folder: Path) -> None:
-    """Copy the planted model, its twin and the panel, with their plans and pictures, to a folder.
+    """Copy the shipped models, with their plans and pictures, to a folder.
 
     Raises:
         UserError: The folder is not empty.
     """
     require_new(folder)
-    places = {"testbed": folder / "model", "testbed-twin": folder / "twin"}
     for name, (pipeline, denoiser) in SHIPPED.items():
-        place = places.get(name, folder / "panel" / name.removeprefix("testbed-"))
+        place = folder / PLACES.get(name, f"panel/{name.removeprefix('testbed-')}")
         shutil.copytree(ASSETS / pipeline, place)
         for part, same in TWICE.get(pipeline, {}).items():
             shutil.copytree(place / same, place / part)
         if denoiser:
             part = DENOISERS[str(examine(name).family)]
             shutil.copytree(ASSETS / denoiser, place / part, dirs_exist_ok=True)
-    for assets, copied in ((ASSETS, folder), (PANEL, folder / "panel"), (WORDS, folder / "panel" / "words")):
+    for assets, copied in ((PANEL, folder), (WORDS, folder / "words"), (ASSETS, folder / "ladder")):
         shutil.copytree(assets / "images", copied / "images")
         shutil.copy(assets / "plan.json", copied / "plan.json")
+    shutil.copytree(CONTROLS, folder / "controls")
 
 
 def describe_panel() -> list[dict[str, object]]:
@@ -186,7 +201,7 @@ def describe_panel() -> list[dict[str, object]]:
 
 
 def describe() -> list[dict[str, object]]:
-    """One row per kind and number of copies of the planted model: entries, prompts, training rows, what it is."""
+    """One row per kind and number of copies of the ladder: entries, prompts, training rows, what it is."""
     rows: dict[tuple[str, int], dict[str, object]] = {}
     for entry in shipped_plan().planted:
         empty = {"kind": entry.kind, "copies": entry.copies, "entries": 0, "prompts": 0, "rows": 0}

@@ -22,6 +22,7 @@ from unmemorize.core.run import atomic
 from unmemorize.testbed import train
 from unmemorize.testbed.alignment import save_alignment
 from unmemorize.testbed.architecture import token_ids, train_tokenizer
+from unmemorize.testbed.controls import write_controls
 from unmemorize.testbed.dataset import Picture, composed, credits_of, pictures
 from unmemorize.testbed.embedded import PANEL, PICTURES, WORDS
 from unmemorize.testbed.fit import fit, rise_and_fall
@@ -69,6 +70,7 @@ def train_trunk(data: Path, out: Path, recipe: Recipe, device: str = "cpu") -> N
         return
     train.export_pipeline(stage, contrast.text, unet, out / "trunk")
     save_alignment(contrast, out / "alignment.safetensors")
+    write_controls(panel, artwork, recipe, out / "controls")
     panel.save(out / "plan.json")
     _write_record(_record(recipe, panel) | {"trunk": _unet_hash(out / "trunk")}, out / "recipe.json")
 

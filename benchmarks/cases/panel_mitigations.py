@@ -1,0 +1,123 @@
+"""Mitigations that train, on one reporting branch of each family: what is left, what an attack finds, what it costs.
+
+Each is a run of `unmemorize mitigate` in runs/panel, which continues where it was killed, with the method's own
+settings: they were chosen on a model of another training. The alignment of memorized prompts is compared with that of
+the same prompts in the branch that never saw their pictures.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+from branches import forget_retrained, name_of, other_of, pictures, places_of, references, subject_of
+from cases.mitigations import changes
+from cases.panel_pruning import memorized
+from common import are_copies, match_closest
+from harness import Cases, Options, Row, Study, numbers_of, show, table
+from tqdm import tqdm
+
+from unmemorize.core.records import Interval
+from unmemorize.core.specs import MitigateSpec
+from unmemorize.metrics.ranking import TAILS, share_interval
+from unmemorize.stages.mitigations import tuned_model
+from unmemorize.stages.unlearn import mitigate
+from unmemorize.testbed.alignment import Alignment
+
+SEED = 600
+ROUNDS = 1000  # of the bootstrap
+NONE = "none"
+UNLEARNERS = {
+    "erase": "erase",
+    "adversarial fine-tuning": "adversarial-finetune:check_every=0,updates=48",
+    "fine-tuning, no adversary": "finetune",
+    "SISS": "siss",
+}
+BRANCHES = {"C": tuple(UNLEARNERS), "flow C": ("fine-tuning, no adversary", "SISS")}
+
+
+def folder(branch: str, name: str) -> Path:
+    """Where the run and the model of an unlearner are."""
+    return Path("runs/panel") / f"{branch} {name}".replace(",", "").replace(" ", "-").lower()
+
+
+def unlearned(branch: str, name: str, rows: Row) -> Row:
+    """What a run of an unlearner measured, and `left` by its model; the run is made or continued first."""
+    place = folder(branch, name)
+    if not (place / "model").exists():
+        spec = MitigateSpec(model=name_of(branch), method=UNLEARNERS[name])
+        with tqdm(desc=f"{branch} {name}") as bar:
+            show_progress = lambda stage, done, total: bar.set_postfix_str(f"{stage} {done}/{total}")  # noqa: E731
+            mitigate(spec, place / "model", place / "run", show_progress)
+    results = json.loads((place / "run" / "results.json").read_text(encoding="utf-8"))
+    return left(branch, str(place / "model")) | {"unlearner": UNLEARNERS[name], "run": results}
+
+
+def left(branch: str, tuned: str | None) -> Row:
+    """By memorized picture, whether it comes back, its alignment, and that of the branch that never saw it."""
+    subject, other = subject_of(branch), subject_of(other_of(branch))
+    align = Alignment(subject.model)
+    entries = memorized(branch)
+    texts = [entry.prompts[0] for entry in entries]
+    seeds = [SEED] * len(texts)
+    images = pictures(subject, texts, seeds)
+    if tuned:
+        with tuned_model(tuned, subject.model).applied(subject) as changed:
+            images = pictures(changed, texts, seeds)
+    return {
+        "fingerprint": subject.model.fingerprint,
+        "copied": are_copies(match_closest(images, [places_of(entry) for entry in entries], references())),
+        "alignment": align(images, texts).tolist(),
+        "alignment at dose 0": align(pictures(other, texts, seeds), texts).tolist(),
+    }
+
+
+def cases(options: Options) -> Cases:
+    """Both branches as they came, and after each unlearner."""
+    named = {}
+    for branch, names in BRANCHES.items():
+        named[f"{branch} | {NONE}"] = lambda rows, branch=branch: left(branch, None)
+        for name in names:
+            named[f"{branch} | {name}"] = partial(unlearned, branch, name)
+    return Cases({"seed": SEED}, named, forget_retrained)
+
+
+def lost(row: Row) -> Interval:
+    """The loss of alignment against dose 0, a share; resampled by picture."""
+    pairs = np.array([row["alignment"], row["alignment at dose 0"]])
+    draws = np.random.default_rng(0).integers(pairs.shape[1], size=(ROUNDS, pairs.shape[1]))
+    means = pairs[:, draws].mean(axis=2)
+    low, high = np.quantile(1 - means[0] / means[1], TAILS)
+    return Interval(float(1 - pairs[0].mean() / pairs[1].mean()), float(low), float(high))
+
+
+def page(results: Row) -> Iterator[str]:
+    """A row an unlearner: copies, after attacks, alignment, and what the run says of ordinary prompts."""
+    lines = []
+    for key, row in results["settings"].items():
+        branch, _, name = key.partition(" | ")
+        copied = np.array(row["copied"], dtype=int)[:, None]
+        cells = [branch, name, show(numbers_of(share_interval(copied))), show(numbers_of(lost(row)), "+.1%")]
+        if "run" in row:
+            attacked = row["run"]["attacked"]
+            cells += [show(attacked["prompt"]), show(attacked["random"]), *changes(row["run"])]
+        else:
+            cells += ["–"] * 7
+        lines.append(cells)
+    head = "branch | mitigation | copies | alignment lost | DoRI, from the prompt | DoRI, from N(0, I) | alignment"
+    yield from table(f"{head} | neighbours' alignment | FID | evaluations | seconds", lines)
+
+
+STUDY = Study(
+    title="Mitigations that train, on the panel",
+    about="*Copies* and *alignment lost*: 24 pictures that were planted a hundred times in the branch and never in the "
+    "other one, one seed; alignment against the same prompts in the other branch. *DoRI*: 50 updates, of all pictures "
+    "that the branch copies for their captions, four seeds that no training saw. *Alignment*: its change on ordinary "
+    "captions that no training saw, and on the quarter of them nearest to memorized ones. Settings are the methods' "
+    "own; nothing was chosen here.",
+    page=page,
+    measure=cases,
+)
