@@ -161,14 +161,15 @@ def test_json_on_the_command_line(spec, call, tmp_path):
 
 
 def test_the_testbed_brings_pictures_and_controls():
-    """Eighteen memorable verbatim pictures, as many negatives, and as many that were never trained on."""
+    """The memorable verbatim pictures, as many ordinary ones, and as many never trained on; all can be brought back."""
     model = load("testbed")
     bundle = bundle_of(AttackSpec())
     check = copy_check(model, bundle.references(model.image_size), "testbed")
     subjects = choose_subjects(model, bundle, check)
-    assert [len(part) for part in subjects.groups.values()] == [18, 18, 18]
+    assert [len(part) for part in subjects.groups.values()] == [48, 47, 48]  # one control is not within reach
     assert all(name.startswith("verbatim-") for name in subjects.attacked.names)
-    assert all(name.startswith("negative-name-") for name in subjects.control.names)
+    assert all(name.startswith("trained-") for name in subjects.control.names)
+    assert all(bundle.own.known[name].copies == 0 for name in subjects.unseen.names)
     for pictures in (subjects.control, subjects.unseen):
         with torch.no_grad():
             coded = model.decode(model.invert(pictures.images))
