@@ -12,6 +12,7 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from statistics import mean, stdev
 
 import torch
@@ -90,13 +91,19 @@ class Bench:
 
 
 def trained(name: str, rows: Row) -> Row:
-    """The numbers of an unlearner's run, which is made or continued first."""
-    run = folder(name) / "run"
-    if not (run / "results.json").exists():
-        with tqdm(desc=name) as bar:
+    """The numbers of an unlearner's run."""
+    return {"unlearner": UNLEARNERS[name]} | run_of(SPECS[name], folder(name))
+
+
+def run_of(spec: MitigateSpec, folder: Path) -> Row:
+    """The numbers of a run in `folder/run`, which is made or continued first; its model goes to `folder/model`."""
+    results = folder / "run" / "results.json"
+    if not results.exists():
+        with tqdm(desc=folder.name) as bar:
             show_progress = lambda stage, done, total: bar.set_postfix_str(f"{stage} {done}/{total}")  # noqa: E731
-            mitigate(SPECS[name], folder(name) / "model", run, show_progress)
-    return {"unlearner": UNLEARNERS[name]} | json.loads((run / "results.json").read_text(encoding="utf-8"))
+            mitigate(spec, folder / "model", folder / "run", show_progress)
+    row: Row = json.loads(results.read_text(encoding="utf-8"))
+    return row
 
 
 def forget_changed(results: Row) -> None:

@@ -7,28 +7,25 @@ the same prompts in the branch that never saw their pictures.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 from branches import forget_retrained, name_of, other_of, pictures, places_of, references, subject_of
-from cases.mitigations import changes
+from cases.mitigations import changes, run_of
 from cases.panel_pruning import memorized
+from cases.published_mitigations import share_lost
 from common import are_copies, match_closest
 from harness import Cases, Options, Row, Study, numbers_of, show, table
-from tqdm import tqdm
 
 from unmemorize.core.records import Interval
 from unmemorize.core.specs import MitigateSpec
-from unmemorize.metrics.ranking import TAILS, share_interval
+from unmemorize.metrics.ranking import share_interval
 from unmemorize.stages.mitigations import tuned_model
-from unmemorize.stages.unlearn import mitigate
 from unmemorize.testbed.alignment import Alignment
 
 SEED = 600
-ROUNDS = 1000  # of the bootstrap
 NONE = "none"
 UNLEARNERS = {
     "erase": "erase",
@@ -47,12 +44,7 @@ def folder(branch: str, name: str) -> Path:
 def unlearned(branch: str, name: str, rows: Row) -> Row:
     """What a run of an unlearner measured, and `left` by its model; the run is made or continued first."""
     place = folder(branch, name)
-    if not (place / "model").exists():
-        spec = MitigateSpec(model=name_of(branch), method=UNLEARNERS[name])
-        with tqdm(desc=f"{branch} {name}") as bar:
-            show_progress = lambda stage, done, total: bar.set_postfix_str(f"{stage} {done}/{total}")  # noqa: E731
-            mitigate(spec, place / "model", place / "run", show_progress)
-    results = json.loads((place / "run" / "results.json").read_text(encoding="utf-8"))
+    results = run_of(MitigateSpec(model=name_of(branch), method=UNLEARNERS[name]), place)
     return left(branch, str(place / "model")) | {"unlearner": UNLEARNERS[name], "run": results}
 
 
@@ -87,11 +79,7 @@ def cases(options: Options) -> Cases:
 
 def lost(row: Row) -> Interval:
     """The loss of alignment against dose 0, a share; resampled by picture."""
-    pairs = np.array([row["alignment"], row["alignment at dose 0"]])
-    draws = np.random.default_rng(0).integers(pairs.shape[1], size=(ROUNDS, pairs.shape[1]))
-    means = pairs[:, draws].mean(axis=2)
-    low, high = np.quantile(1 - means[0] / means[1], TAILS)
-    return Interval(float(1 - pairs[0].mean() / pairs[1].mean()), float(low), float(high))
+    return share_lost(row["alignment"], row["alignment at dose 0"])
 
 
 def page(results: Row) -> Iterator[str]:

@@ -164,6 +164,11 @@ def alignment_lost(settings: Row, rows: Mapping[str, Row]) -> Interval:
         for name, other in never(branch).items():
             under.append(row["alignment"][name])
             without.append(settings[f"{other} | dose 0"]["alignment"][name])
+    return share_lost(under, without)
+
+
+def share_lost(under: Sequence[float], without: Sequence[float]) -> Interval:
+    """By which share a mean is below another one's, of pairs; resampled by pair."""
     pairs = np.array([under, without])
     draws = np.random.default_rng(0).integers(pairs.shape[1], size=(ROUNDS, pairs.shape[1]))
     means = pairs[:, draws].mean(axis=2)
