@@ -20,6 +20,7 @@ from matplotlib.figure import Figure
 
 from unmemorize.core.methods import Mitigation, parse
 from unmemorize.core.records import Interval
+from unmemorize.metrics.frontier import frontier_area
 from unmemorize.metrics.ranking import TAILS, share_interval
 from unmemorize.metrics.ssim import scales_for, ssim
 from unmemorize.mitigate.edit import Edit
@@ -178,14 +179,19 @@ def share_lost(under: Sequence[float], without: Sequence[float]) -> Interval:
 
 def chosen(settings: Row, texts: Sequence[str]) -> str:
     """The setting that is best on branch A."""
-    before = copy_rate([settings[f"A | {NONE}"]]).value
+    return min(texts, key=partial(cost_on_a, settings))
 
-    def loss(text: str) -> tuple[bool, float]:
-        row = settings[f"A | {text}"]
-        left = copy_rate([row]).value / before
-        return (False, alignment_lost(settings, {"A": row}).value) if left <= LEFT else (True, left)
 
-    return min(texts, key=loss)
+def best_first(settings: Row) -> list[str]:
+    """The methods, in the order of their best settings on branch A."""
+    return sorted(METHODS, key=lambda name: cost_on_a(settings, chosen(settings, METHODS[name])))
+
+
+def cost_on_a(settings: Row, text: str) -> tuple[bool, float]:
+    """What settings are ordered by: the loss of alignment, or the copies where more than `LEFT` of them are left."""
+    row = settings[f"A | {text}"]
+    left = copy_rate([row]).value / copy_rate([settings[f"A | {NONE}"]]).value
+    return (False, alignment_lost(settings, {"A": row}).value) if left <= LEFT else (True, left)
 
 
 def page(numbers: Row) -> Iterator[str]:
@@ -200,11 +206,11 @@ def page(numbers: Row) -> Iterator[str]:
         rate, lost = numbers_of(copy_rate(own)), numbers_of(alignment_lost(settings, by_branch))
         like = np.mean([row["like_own"] for row in own])
         cells = [f"`{own[0].get('setting', name)}`", own[0]["acts"], show(rate), f"{like:.2f}", show(lost, "+.1%")]
-        rows.append((rate[0], [*cells, *harm(own)]))
+        rows.append((rate[0], [*cells, *harm(own), area_on_a(settings, name)]))
     rows.sort(key=lambda row: row[0])
     columns = (
         "mitigation, as chosen on A | acts on | copies | likeness to them | alignment lost | "
-        "ordinary pictures changed | their likeness | their alignment | evaluations"
+        "ordinary pictures changed | their likeness | their alignment | evaluations | area on A"
     )
     yield from table(columns, [cells for _, cells in rows])
     yield from ("", "![Copies left and alignment lost, every setting](results/published-mitigations.svg)", "")
@@ -228,6 +234,16 @@ def on_a(settings: Row) -> dict[str, list[str]]:
         if whole and f"A | {NONE}" in settings:
             measured[name] = whole
     return measured
+
+
+def area_on_a(settings: Row, name: str) -> str:
+    """The area of a method's settings on branch A, of what is left of the copies against the alignment that is lost."""
+    if name == NONE:
+        return "1.00"
+    before = copy_rate([settings[f"A | {NONE}"]]).value
+    rows = [settings[f"A | {text}"] for text in METHODS[name]]
+    lost = [alignment_lost(settings, {"A": row}).value for row in rows]
+    return f"{frontier_area(lost, [copy_rate([row]).value / before for row in rows]):.2f}"
 
 
 def harm(rows: Sequence[Row]) -> list[str]:
@@ -269,8 +285,10 @@ STUDY = Study(
     "*Alignment lost* is against the same prompts in the branch where they were never planted (24 of each branch). "
     "*Ordinary pictures* are 24 of each branch, at prompts that nothing was calibrated on: how many are not the same "
     "bytes, and how their alignment changes. *Likeness* is structural similarity, which no method looks at: to the "
-    "training picture, of every picture, copy or not; of ordinary pictures, to those of the model as it came. None of "
-    "these was attacked.",
+    "training picture, of every picture, copy or not; of ordinary pictures, to those of the model as it came. *Area*: "
+    "the mean, over losses of alignment from 0 to 25%, of the smallest share of the copies that a setting of no larger "
+    "loss leaves, over all settings on A; 1 is no gain. None of these was attacked here ([attacks]"
+    "(#attacks-on-the-panel)).",
     page=page,
     measure=cases,
     figures=figure,

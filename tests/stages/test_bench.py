@@ -118,6 +118,7 @@ def test_a_mistake_is_one_line(call, tiny_folder, labelled, tmp_path):
     for arguments, message in (
         ((tiny_folder,), "name a file with a column named memorized with --labels"),
         (("testbed", "--method", "luck"), "no such detector"),
+        (("testbed", "--attack", "dori"), "--attack is for mitigations"),
         ((tiny_folder, "--labels", tmp_path / "none.csv"), "none.csv"),
     ):
         code, _, err = call("bench", *arguments, "--run", tmp_path / "run")
@@ -205,6 +206,8 @@ def test_a_mistake_about_mitigations_is_one_line(call, copied, labelled, tmp_pat
         (("--method", "none"), "--method none: is named twice, or stands for no mitigation"),
         (("--method", "noise-gap"), "no such mitigation"),
         (("--method", "guard:limit=3"), "guard: no setting 'limit'"),
+        (("--attack", "hammer"), "hammer"),
+        (("--attack", "dori", "--dry-run"), "--dry-run: an attack is not counted"),
         (("--method", "random-words"), "none of 2 pictures is copied from its caption"),
     ):
         code, _, err = call(*copied, *asked, "--run", tmp_path / "wrong")
@@ -215,12 +218,53 @@ def test_a_mistake_about_mitigations_is_one_line(call, copied, labelled, tmp_pat
 
 def test_a_mitigation_that_does_not_apply_has_a_reason():
     """It stands apart from those that were tried; the model as it came stays first, whatever the others leave."""
-    row = {"model": "m", "reason": None, "alignment": None, "likeness": 1.0}
+    row = {"model": "m", "reason": None, "alignment": None, "likeness": 1.0, "attack_knows_it": None}
     rows = [row | {"method": "none", "copies": 0.1}, row | {"method": "worse", "copies": 0.5}]
     rows += [row | {"method": "better", "copies": 0.0}, {"model": "m", "method": "other", "reason": "no attention"}]
     (contest,) = contests_of(rows)
     assert [row["method"] for row in contest.methods] == ["none", "better", "worse"]
     assert [row["method"] for row in contest.not_applicable] == ["other"]
+
+
+def test_settings_of_a_method_make_a_curve():
+    """Its area is over what each loses of the alignment and leaves of the copies; none where no alignment is known."""
+    row = {"model": "m", "reason": None, "alignment": 0.0, "likeness": 1.0, "attack_knows_it": None}
+    rows = [row | {"method": "none", "copies": 0.8}]
+    rows += [
+        row | {"method": f"guard:under={under}", "copies": copies, "alignment": lost}
+        for under, copies, lost in ((0.5, 0.4, -0.05), (0.0, 0.0, -0.15))
+    ]
+    rows.append(row | {"method": "sail", "copies": 0.8, "alignment": 0.01})
+    (contest,) = contests_of(rows)
+    assert contest.curves == [("guard", 2, pytest.approx((0.05 + 0.5 * 0.1) / 0.25)), ("sail", 1, 1.0)]
+    (contest,) = contests_of([row | {"alignment": None} for row in rows])
+    assert contest.curves == []
+
+
+def test_mitigations_are_attacked(call, copied, tiny_folder, tmp_path):
+    """Beside as many controls; whether the search meets what a mitigation does; words are none of an embedding's."""
+    model, captions = load(str(tiny_folder)), [f"a plain house {k}" for k in range(2)]
+    for k, picture in enumerate(generate(model, model.encode(captions), seeds=[7, 8], sampler=Sampler(2))):
+        save_image(picture.float(), tmp_path / "controls" / f"{k}.png")
+        (tmp_path / "controls" / f"{k}.txt").write_text(captions[k])
+    named = ("--method", "embedding-noise:scale=50", "--method", "random-words", "--controls", tmp_path / "controls")
+    attacked = {}
+    for attack in ("dori:updates=1", "adaptive:starts=1,updates=1"):
+        run = tmp_path / attack.partition(":")[0]
+        code, out, err = call(*copied, *named, "--attack", attack, "--run", run, "--json")
+        assert code == 0, err
+        (found,) = json.loads(out)["models"].values()
+        attacked[attack] = {row["method"]: row for row in found["ranking"]}
+    rows = attacked["dori:updates=1"]
+    assert (rows["none"]["attacked"], rows["none"]["control"]) == (1, 0)
+    assert (rows["embedding-noise:scale=50"]["attacked"], rows["random-words"]["attacked"]) == (0, None)
+    assert [row["attack_knows_it"] for row in rows.values()] == [True, False, False]
+    assert [row["attack_knows_it"] for row in attacked["adaptive:starts=1,updates=1"].values()] == [True] * 3
+    page, tex = ((run / name).read_text() for name in ("report.html", "table.tex"))
+    assert "Copies after the attack" in page
+    assert "None of these was attacked" not in page
+    assert "its control" in tex
+    assert "attacked" in call(*copied, *named, "--attack", attack, "--run", run)[1]
 
 
 def test_where_no_mitigation_applies_the_methods_are_named_next(call, copied, tmp_path, monkeypatch):

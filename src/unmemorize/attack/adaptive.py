@@ -45,6 +45,8 @@ class Adaptive(Attack):
         ways: The searches, which starts take in turn.
         seeds: Seeds of a check. They have to differ from those that copies are judged on: the best of many tries looks
             like success.
+        starts: How many starts are searched, in this order: the own prompt, N(0, I), an ordinary prompt, another
+            picture's, each twice. Two are the own prompt in both ways, at a quarter of the cost.
         pools: Prompts to start from beside the picture's own, one of each pool.
     """
 
@@ -55,6 +57,7 @@ class Adaptive(Attack):
     guidance: float = 7.5
     ways: tuple[Dori, ...] = (HighNoise(), FromNoise())
     seeds: tuple[int, ...] = (7001, 7002, 7003, 7004)
+    starts: Count = 8
     pools: tuple[Condition, ...] = field(default=(), compare=False, repr=False)
 
     def prepared(self, prompts: Condition, ordinary: Condition) -> Adaptive:
@@ -71,7 +74,7 @@ class Adaptive(Attack):
         keep: Collection[int] = (),
     ) -> Found:
         """Search for every picture; in place of losses its distance, (1, n). On the way only the start is kept."""
-        starts = mixed(start, self.pools, seeds=seeds)
+        starts = mixed(start, self.pools, seeds=seeds)[: self.starts]
         result = self.search(subject, latents, starts, seeds=seeds)
         return replace(result, conditions={0: start} | result.conditions)
 

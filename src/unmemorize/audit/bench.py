@@ -74,6 +74,8 @@ def _every(kind: Kind) -> tuple[str, ...]:
 def _check_methods(spec: BenchSpec) -> None:
     if spec.kind == "detector":
         detectors_of(spec)
+        if spec.attack:
+            raise UserError("--attack is for mitigations: name them with --kind mitigation")
         return
     if spec.labels:
         raise UserError("--labels is for detectors: mitigations are tried on pictures: name them with --targets")
@@ -83,6 +85,8 @@ def _check_methods(spec: BenchSpec) -> None:
         require_mitigation(text)
         if text.partition(":")[0] in methods("mitigation"):
             parse("mitigation", text)
+    if spec.attack:
+        parse("attack", spec.attack)
 
 
 def _prompts(model: str, spec: BenchSpec) -> list[Prompt]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 from unmemorize.audit.bench import chosen_of, labelled_inputs
 from unmemorize.audit.plan import STAGES
-from unmemorize.core.errors import NotApplicable
+from unmemorize.core.errors import NotApplicable, UserError
 from unmemorize.core.methods import Detector, score_each
 from unmemorize.core.recording import Recorder
 from unmemorize.core.specs import AuditSpec, BenchSpec
@@ -60,8 +60,10 @@ def forecast_bench(spec: BenchSpec) -> Expected:
     Of several models the memory is that of the largest.
 
     Raises:
-        UserError: As `run_bench`.
+        UserError: As `run_bench`, or an attack is asked for.
     """
+    if spec.attack:
+        raise UserError("--dry-run: an attack is not counted: leave --attack out")
     chosen, prompts = chosen_of(spec)
     items, spent, memories = 0, dict[str, Spent](), []
     for model, labelled in prompts.items():

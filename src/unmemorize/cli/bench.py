@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from rich.table import Column, Table
 
@@ -13,6 +14,9 @@ from unmemorize.core.outputs import Output
 from unmemorize.core.run import default_run
 from unmemorize.core.shards import Row
 from unmemorize.core.specs import BenchSpec
+
+if TYPE_CHECKING:
+    from unmemorize.report.bench import Contest
 
 
 @command(
@@ -42,7 +46,7 @@ def bench(spec: BenchSpec, *, run: Run = "", dry_run: DryRun = False, json: Json
     if spec.kind == "mitigation":
         contests = contests_of(rows)
         for contest in contests:
-            _print_contest(contest.model, contest.methods)
+            _print_contest(contest)
             _say_not_applicable(contest.not_applicable)
         # The best is still to be attacked, which an audit does.
         best = [row["method"] for row in contests[0].methods[1:2]]
@@ -67,14 +71,19 @@ def _print_table(model: str, rows: Sequence[Row]) -> None:
     out.print(table)
 
 
-def _print_contest(model: str, rows: Sequence[Row]) -> None:
-    say(f"{model}: {rows[0]['pictures']} copied pictures, {rows[0]['ordinary']} ordinary prompts")
-    columns = ("copies", "ordinary changed", "likeness", "alignment", "evaluations")
+def _print_contest(contest: Contest) -> None:
+    rows = contest.methods
+    say(f"{contest.model}: {rows[0]['pictures']} copied pictures, {rows[0]['ordinary']} ordinary prompts")
+    columns = ["copies", "ordinary changed", "likeness", "alignment", "evaluations"]
+    columns += ["attacked", "its control"] if contest.attacked else []
     table = Table(Column("mitigation", overflow="fold"), *columns, box=None, pad_edge=False)
     for row in rows:
         alignment = "–" if row["alignment"] is None else f"{row['alignment']:+.1%}"
         cells = [_limits(row, "copies"), f"{row['changed']:.2f}", f"{row['likeness']:.2f}", alignment]
-        add_row(table, row["method"], *cells, f"{row['evaluations']:.0f}")
+        cells.append(f"{row['evaluations']:.0f}")
+        if contest.attacked:
+            cells += ["–" if row[name] is None else _limits(row, name) for name in ("attacked", "control")]
+        add_row(table, row["method"], *cells)
     out.print(table)
 
 

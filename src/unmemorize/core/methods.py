@@ -19,7 +19,7 @@ from importlib import import_module
 from importlib.metadata import entry_points
 from pathlib import Path
 from pkgutil import iter_modules
-from typing import Annotated, Any, ClassVar, Literal, TypeVar, get_origin, get_type_hints
+from typing import Annotated, Any, ClassVar, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 import torch
 from pydantic import TypeAdapter, ValidationError
@@ -34,7 +34,7 @@ from unmemorize.core.sample import Sampler
 
 Kind = Literal["detector", "picture-test", "explainer", "localizer", "unlearner", "mitigation", "attack"]
 Acts = Literal["weights", "condition", "noise", "guidance", "attention", "state"]
-SAMPLING: frozenset[Acts] = frozenset({"condition", "noise", "guidance", "state"})  # what the sampler's hooks act on
+SAMPLING: frozenset[Acts] = frozenset(get_args(Acts)) - {"weights"}  # what acts while a picture is sampled
 LARGEST = 1e6  # of a setting whose type has no bounds of its own
 NEEDS = frozenset({"gradients", "attention", "unconditional", "pictures", "ordinary", "tokens", "base"})
 

@@ -289,6 +289,9 @@ class BenchSpec(Scored, Calibrated, Compared, Seeded, Sampled, Loaded):
         column: Caption column, where its name is unusual.
         targets: For mitigations: pictures that the model copies, with captions: a folder; the testbed has its own.
         pictures: For mitigations: pictures of each of them.
+        attack: For mitigations: an attack under each of them, from the pictures' captions, such as
+            `adaptive:starts=2`; none by default: it takes longest.
+        controls: For that attack: training pictures that are not memorized; the testbed has its own.
     """
 
     more: tuple[str, ...] = ()
@@ -298,6 +301,8 @@ class BenchSpec(Scored, Calibrated, Compared, Seeded, Sampled, Loaded):
     column: str = ""
     targets: str = ""
     pictures: Draws = 2
+    attack: str = ""
+    controls: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)

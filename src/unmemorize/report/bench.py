@@ -11,6 +11,7 @@ import pyarrow as pa
 
 from unmemorize.core.run import RunRecord
 from unmemorize.core.shards import Row
+from unmemorize.metrics.frontier import frontier_area
 from unmemorize.report.build import number, rendered, write_text
 from unmemorize.report.schema import read_document, read_rows
 
@@ -41,6 +42,9 @@ CONTEST = pa.schema(
         *((name, _REAL) for name in ("changed", "changed_low", "changed_high")),
         *((name, _REAL) for name in ("alignment", "alignment_low", "alignment_high")),
         *((name, _REAL) for name in ("likeness", "evaluations", "gradients", "seconds")),
+        ("attack_knows_it", pa.bool_()),
+        *((name, _REAL) for name in ("attacked", "attacked_low", "attacked_high")),
+        *((name, _REAL) for name in ("control", "control_low", "control_high")),
     ]
 )
 SCHEMAS = {"detector": RANKING, "mitigation": CONTEST}
@@ -91,11 +95,16 @@ class Contest:
         model: The model.
         methods: The rows, without a mitigation first, then by the copies that are left.
         not_applicable: Mitigations that do not apply to the model, each with the reason.
+        curves: Each method with its number of settings and the area under its curve of copies against alignment, the
+            smallest first; empty where no alignment is known.
+        attacked: Whether they were attacked.
     """
 
     model: str
     methods: list[Row]
     not_applicable: list[Row]
+    curves: list[tuple[str, int, float]]
+    attacked: bool
 
 
 def contests_of(rows: Sequence[Row]) -> list[Contest]:
@@ -105,21 +114,40 @@ def contests_of(rows: Sequence[Row]) -> list[Contest]:
         own = [row for row in rows if row["model"] == model]
         without, *tried = [row for row in own if row["reason"] is None]
         tried.sort(key=lambda row: (row["copies"], -(row["alignment"] or 0), -row["likeness"]))
-        contests.append(Contest(model, [without, *tried], [row for row in own if row["reason"] is not None]))
+        methods, not_applicable = [without, *tried], [row for row in own if row["reason"] is not None]
+        attacked = without["attack_knows_it"] is not None
+        contests.append(Contest(model, methods, not_applicable, _curves(without, tried), attacked))
     return contests
+
+
+def _curves(without: Row, tried: Sequence[Row]) -> list[tuple[str, int, float]]:
+    """The area of each method over its settings, of what is left of the copies against the alignment that is lost."""
+    curves = []
+    for method in dict.fromkeys(row["method"].partition(":")[0] for row in tried):
+        settings = [row for row in tried if row["method"].partition(":")[0] == method]
+        if all(row["alignment"] is not None for row in settings):
+            left = [row["copies"] / without["copies"] for row in settings]
+            area = frontier_area([-row["alignment"] for row in settings], left)
+            curves.append((method, len(settings), area))
+    return sorted(curves, key=lambda curve: curve[2])
 
 
 def mitigations_latex(contests: Sequence[Contest]) -> str:
     """All mitigations as a table of the booktabs package."""
     parts = []
+    attacked = any(contest.attacked for contest in contests)
     for contest in contests:
         lines = []
         for row in contest.methods:
             alignment = "--" if row["alignment"] is None else _limits(row, "alignment")
             cells = [_escaped(row["method"]), _limits(row, "copies"), _limits(row, "changed"), alignment]
-            lines.append([*cells, number(row["likeness"]), number(row["evaluations"])])
+            cells += [number(row["likeness"]), number(row["evaluations"])]
+            if attacked:
+                cells += ["--" if row[name] is None else _limits(row, name) for name in ("attacked", "control")]
+            lines.append(cells)
         parts.append((contest.model, lines))
-    head = ("mitigation", "copies", "ordinary changed", "alignment", "likeness", "evaluations")
+    head = ["mitigation", "copies", "ordinary changed", "alignment", "likeness", "evaluations"]
+    head += ["attacked", "its control"] if attacked else []
     return _tabular(head, parts)
 
 

@@ -13,10 +13,11 @@ from statistics import fmean
 import numpy as np
 from torch import Tensor
 
-from unmemorize.attack.extraction import judging_seeds
+from unmemorize.attack.extraction import Trial, extraction, judging_seeds
 from unmemorize.core.choose import evenly
 from unmemorize.core.errors import NotApplicable, UserError
-from unmemorize.core.methods import Mitigation, Subject
+from unmemorize.core.groups import ATTACKED, CONTROL
+from unmemorize.core.methods import Acts, Attack, Mitigation, Subject, parse
 from unmemorize.core.records import Interval
 from unmemorize.core.run import Progress
 from unmemorize.core.shards import Row
@@ -24,13 +25,16 @@ from unmemorize.metrics.quality import compare, mean_of
 from unmemorize.metrics.ranking import share_interval
 from unmemorize.metrics.similarity import References
 from unmemorize.metrics.ssim import scales_for, ssim
+from unmemorize.stages.attack import prepared
 from unmemorize.stages.inputs import Inputs
 from unmemorize.stages.mitigations import fit, mitigation_of
 from unmemorize.stages.stage import Stage, Work, in_shards
+from unmemorize.study.controls import choose_subjects
 from unmemorize.study.effects import Judge, copies_of, judge_of, pictures
 from unmemorize.verdict.findings import UNMITIGATED
 
-MEASURED = ("copied", "changed", "likeness", "alignment", "evaluations", "gradients", "seconds")
+MEASURED = ("copied", "changed", "likeness", "alignment", "evaluations", "gradients", "seconds", ATTACKED, CONTROL)
+KNOWN = ("method", "reason", "acts", "attack_knows_it", "evaluations", "gradients", "seconds")
 HARMED = 24  # ordinary prompts that are generated, at most, and no more than half of them; the others calibrate
 
 
@@ -44,6 +48,8 @@ class Contest:
         judge: What a copy is, and at which seeds.
         calibrating: Ordinary prompts that mitigations are calibrated on.
         ordinary: Others, whose pictures are compared with those that the model makes without a mitigation.
+        attack: What searches for the pictures under every mitigation, where that is asked for.
+        controls: Pictures that are not memorized, which it searches for, too.
     """
 
     inputs: Inputs
@@ -51,13 +57,16 @@ class Contest:
     judge: Judge
     calibrating: tuple[str, ...]
     ordinary: tuple[str, ...]
+    attack: Attack | None
+    controls: References
 
     @classmethod
     def of(cls, inputs: Inputs) -> Contest:
         """That of a command's settings.
 
         Raises:
-            UserError: The pictures cannot be used, or there are too few ordinary prompts to set some aside.
+            UserError: The pictures or the controls of an attack cannot be used, or there are too few ordinary prompts
+                to set some aside.
         """
         spec, model, bundle = inputs.spec, inputs.model, inputs.bundle
         texts = bundle.ordinary()
@@ -67,7 +76,12 @@ class Contest:
         judge = judge_of(model, inputs.check, judging_seeds(spec.pictures), testbed=bundle.own is not None)
         calibrating = tuple(text for i, text in enumerate(texts) if i not in apart)
         ordinary = tuple(texts[i] for i in sorted(apart))
-        return cls(inputs, bundle.targets(model.image_size), judge, calibrating, ordinary)
+        targets = bundle.targets(model.image_size)
+        if not spec.attack:
+            return cls(inputs, targets, judge, calibrating, ordinary, None, targets[[]])
+        subjects = choose_subjects(model, bundle, inputs.check)
+        attack = prepared(parse("attack", spec.attack), inputs, subjects)
+        return cls(inputs, targets, judge, calibrating, ordinary, attack, subjects.control)
 
     @cached_property
     def before(self) -> Tensor:
@@ -115,6 +129,7 @@ class Contest:
                 copied = copies_of(subject, model.encode(self.targets.prompts), self.targets, self.judge)
             seconds = time.perf_counter() - since
             after = self.drawn(subject)
+            brought_back = self.brought_back(subject)
         changed = (after != self.before).flatten(1).any(dim=1)
         likeness = ssim(self.before, after, scales_for(*after.shape[-2:]))
         count = copied.numel()
@@ -126,7 +141,28 @@ class Contest:
             "evaluations": cost.forward / count,
             "gradients": cost.backward / count,
             "seconds": seconds / count,
-        }
+        } | brought_back
+
+    def brought_back(self, subject: Subject) -> Row:
+        """Which pictures, and which controls, are copied after the attack: (pictures, seeds), None without one.
+
+        It searches under what is applied to the subject, and seeds of generation are those of the captions' pictures.
+        """
+        row: Row = dict.fromkeys((ATTACKED, CONTROL))
+        if self.attack is None:
+            return row
+        trial = Trial((self.attack.updates,), "prompt", seeds=self.judge.seeds)
+        for group, wanted in ((ATTACKED, self.targets), (CONTROL, self.controls)):
+            try:
+                found, _ = extraction(subject, wanted, self.attack, self.inputs.check.against, trial)
+            except NotApplicable:  # what changes words has nothing to change in an embedding
+                return dict.fromkeys((ATTACKED, CONTROL))
+            row[group] = found.copied[:, 0, -1].astype(int).tolist()
+        return row
+
+    def knows(self, acts: Acts) -> bool | None:
+        """Whether the attack meets what a mitigation acts on, None without an attack."""
+        return None if self.attack is None else acts in self.attack.meets
 
     def _alignment(self, images: Tensor) -> list[float] | None:
         """How ordinary pictures fit their prompts; None where no model of ours knows."""
@@ -145,12 +181,13 @@ def contending(inputs: Inputs, run: Path, progress: Progress) -> Work[str]:
 
     def do(shard: Sequence[str]) -> list[Row]:
         (text,) = shard
-        row: Row = {"method": text, "reason": None, "acts": None}
+        row: Row = {"method": text, "reason": None, "acts": None, "attack_knows_it": contest.knows("weights")}
         try:
             if text == UNMITIGATED:
                 return [row | contest.without()]
             mitigation = contest.fitted(text, progress)
-            return [row | {"acts": mitigation.acts} | contest.measured(mitigation.applied(inputs.subject))]
+            row |= {"acts": mitigation.acts, "attack_knows_it": contest.knows(mitigation.acts)}
+            return [row | contest.measured(mitigation.applied(inputs.subject))]
         except NotApplicable as error:
             return [row | {"reason": str(error)} | dict.fromkeys(MEASURED)]
 
@@ -163,7 +200,7 @@ def contested(rows: Sequence[Row]) -> list[Row]:
     before = next(row for row in rows if row["method"] == UNMITIGATED)
     numbers = []
     for row in rows:
-        known = {name: row[name] for name in ("method", "reason", "acts", "evaluations", "gradients", "seconds")}
+        known = {name: row[name] for name in KNOWN}
         numbers.append(known if row["reason"] is not None else known | _numbers(before, row))
     return numbers
 
@@ -176,6 +213,9 @@ def _numbers(before: Row, row: Row) -> Row:
     numbers |= _limits("copies", share_interval(row["copied"])) | _limits("fall", fall)
     numbers |= _limits("changed", share_interval(np.array(row["changed"])[:, None]))
     numbers |= {"likeness": fmean(row["likeness"]), "alignment": None}
+    for group in (ATTACKED, CONTROL):
+        if row[group] is not None:
+            numbers |= _limits(group, share_interval(row[group]))
     if row["alignment"] is not None:
         prompts = [str(i) for i in range(len(row["alignment"]))]
         earlier, later = [mean_of(np.array(part["alignment"])) for part in (before, row)]
