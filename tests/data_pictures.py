@@ -1,12 +1,14 @@
-"""Pictures, and sources made of them, in every form the data audit reads."""
+"""Pictures, sources made of them in every form the data audit reads, and stand-ins for networks that tell copies."""
 
 from __future__ import annotations
 
 import io
 import json
 import tarfile
+import warnings
 
 import numpy as np
+import torch
 from PIL import Image
 
 
@@ -78,3 +80,26 @@ def _varint(number):
         parts.append(number & 0x7F | 0x80)
         number >>= 7
     return bytes([*parts, number])
+
+
+class Upper(torch.nn.Module):
+    """Colours of the upper part of a picture, coarsely, without their mean: a stand-in for a copy-detection network."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        coarse = torch.nn.functional.adaptive_avg_pool2d(x[:, :, : x.shape[2] * 3 // 4], 4)
+        return (coarse - coarse.mean((2, 3), keepdim=True)).flatten(1)
+
+
+class Everywhere(torch.nn.Module):
+    """As many numbers as a picture has columns."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.mean((1, 2))
+
+
+def network_file(path, network):
+    """Write a network as published ones come."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch deprecates TorchScript
+        torch.jit.script(network).save(str(path))
+    return path

@@ -33,7 +33,7 @@ from sklearn.datasets import load_sample_images
 from unmemorize.core.pictures import read_picture
 from unmemorize.data.candidates import Search
 from unmemorize.data.database import database, open_parquet, rows
-from unmemorize.data.duplicates import SAME, group_pictures, picture_groups
+from unmemorize.data.duplicates import SAME, are_near_duplicates, group_pictures, picture_groups
 from unmemorize.data.hashes import Looks, looks_of
 from unmemorize.data.intake import ROWS
 from unmemorize.data.recall import ALTERATIONS, measure_recall
@@ -161,12 +161,12 @@ def recalls() -> Row:
         pq.write_table(pa.Table.from_pylist(written, ROWS), search.run / "shards" / "data" / "000000000.parquet")
         for _ in search.take():
             pass
-        ways = {"7 bits": lambda one, other: True, "cells": search.meets, "3 bits": within_three}
+        ways = {"7 bits": are_near_duplicates, "cells": search.finds, "3 bits": within_three}
         sources = {"testbed": testbed[::4], "photographs": tiles}
         return {
-            f"{name}, {way}": measure_recall(pictures, meets) | {"pictures": len(pictures)}
+            f"{name}, {way}": measure_recall(pictures, finds) | {"pictures": len(pictures)}
             for name, pictures in sources.items()
-            for way, meets in ways.items()
+            for way, finds in ways.items()
         }
 
 
@@ -179,7 +179,7 @@ def piece(rng: np.random.Generator, photographs: list[Image.Image]) -> Image.Ima
 
 
 def within_three(one: Looks, other: Looks) -> bool:
-    return (one.perceptual ^ other.perceptual).bit_count() <= 3
+    return (one.perceptual ^ other.perceptual).bit_count() <= 3 and are_near_duplicates(one, other)
 
 
 def measured(count: int, kept: Row) -> Row:

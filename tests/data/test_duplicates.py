@@ -180,6 +180,14 @@ def test_a_flat_picture_is_in_no_cell(tmp_path, monkeypatch):
     assert [len(pq.read_table(path)) for path in (tmp_path / "run" / "shards" / "cells").iterdir()] == [0]
 
 
+def test_captions_alone_are_in_no_cell(contents, tmp_path, monkeypatch):
+    """A file of rows, or a part of one, without a picture: it was read as vectors of no length."""
+    monkeypatch.setattr("unmemorize.data.candidates.MANY", 10)
+    monkeypatch.setattr("unmemorize.data.near_cells.CELLS", 40)
+    found = pairs_of(searched(contents, tmp_path / "run", size=41))
+    assert pairs_of(searched([*contents[:41], *[None] * 41, *contents[41:]], tmp_path / "run", size=41)) == found
+
+
 def test_a_search_goes_on_and_is_shared(contents, tmp_path, monkeypatch):
     """A shard that is gone, or is damaged, is made again, to the same bytes; the others are not."""
     monkeypatch.setattr("unmemorize.data.candidates.MANY", 10)
@@ -235,25 +243,25 @@ def test_a_greyed_copy_is_found_and_another_colour_is_not(grouped):
     assert grouped([png(picture), png(recoloured)])[0] == [0, 1]
 
 
-def always(one, other):
-    return True
+def never(one, other):
+    return False
 
 
 def test_recall_is_that_of_the_rule():
     """Pictures without colour lose none of their greyed copies; those that are flat lose their smaller copies."""
     grey = [draw(key).convert("L").convert("RGB") for key in range(4)]
-    assert measure_recall(grey, always)["greyed"] == 1
+    assert measure_recall(grey, are_near_duplicates)["greyed"] == 1
     flat = [Image.new("RGB", (64, 64), colour) for colour in ("red", "white")]
-    recall = measure_recall(flat, always)
+    recall = measure_recall(flat, are_near_duplicates)
     assert recall["half the size"] == 0
     assert set(recall) == set(ALTERATIONS)
-    assert measure_recall([], always) == {}
+    assert measure_recall([], never) == {}
 
 
 def test_recall_is_that_of_the_search():
     """A copy that is never compared is not found, but for one of equal pixels."""
     grey = [draw(key).convert("L").convert("RGB") for key in range(4)]
-    recall = measure_recall(grey, lambda one, other: False)
+    recall = measure_recall(grey, never)
     assert recall.pop("greyed") == 1
     assert set(recall.values()) == {0}
 

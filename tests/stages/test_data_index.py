@@ -57,7 +57,7 @@ def test_what_is_added_is_audited_with_what_was_there(old, new, tmp_path, monkey
     shutil.copytree(new, both / "b")
     whole = run(both, tmp_path / "whole")
     decoded = []
-    monkeypatch.setattr("unmemorize.data.intake.file_looks", lambda content: decoded.append(1) or file_looks(content))
+    monkeypatch.setattr("unmemorize.data.intake.file_looks", lambda *given: decoded.append(1) or file_looks(*given))
     from unmemorize.data.hashes import file_looks
 
     summary = run(new, tmp_path / "second", add=str(tmp_path / "first"))

@@ -87,19 +87,23 @@ def nearest(
     picture: Annotated[str, option("A picture.")],
     *,
     top: Annotated[Count, option("Rows of the table.")] = 10,
+    sscd: Annotated[str, option("SSCD file of the audit, where it had one.")] = "",
     json: Json = False,
 ) -> None:
     """Show the rows of a data audit whose pictures are most like a picture."""
     from unmemorize.stages.data import nearest_rows
 
-    found = nearest_rows(on_disk(Path(run)), Path(picture), top)
+    found = nearest_rows(on_disk(Path(run)), Path(picture), top, sscd)
     if json:
         print_json(found)
         return
-    table = Table("id", "cosine", "bits", "same picture", "caption", box=None, pad_edge=False)
+    by_network = any(match["sscd"] is not None for match in found["matches"])
+    numbers = ("sscd", "cosine", "bits") if by_network else ("cosine", "bits")
+    table = Table("id", *numbers, "same picture", "caption", box=None, pad_edge=False)
     for match in found["matches"]:
         same = "equal pixels" if match["equal"] else "near-duplicate" if match["near"] else ""
         caption = textwrap.shorten(match["caption"] or "", LONGEST, placeholder="…")
-        add_row(table, match["id"], f"{match['cosine']:.3f}", match["bits"], same, caption)
+        cosines = ["–" if match[name] is None else f"{match[name]:.3f}" for name in numbers[:-1]]
+        add_row(table, match["id"], *cosines, match["bits"], same, caption)
     out.print(table)
     say(f"{found['pictures']:,} pictures of {run}; near-duplicates by {found['rule']}")

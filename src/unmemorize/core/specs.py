@@ -498,6 +498,8 @@ class DataSpec:
         memory: Most memory that the analysis takes, as in 8GB; what needs more is written to the run's folder.
         add: Run directory of a finished audit: the source is added to its rows, which are not read again.
         against: Run directory of a finished audit: the pictures of the source that are in it, too, are named.
+        sscd: SSCD file, .onnx or TorchScript (which runs the code inside it): pictures that it takes for copies are
+            near-duplicates, too.
     """
 
     source: str
@@ -506,6 +508,7 @@ class DataSpec:
     memory: str = "1GB"
     add: str = ""
     against: str = ""
+    sscd: str = ""
 
 
 PLACED = ("device", "batch", "offload")  # settings that say where and in what portions to compute: no result changes

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-from unmemorize.data.database import open_parquet, rows
+from unmemorize.data.database import arrow, open_parquet, rows
 from unmemorize.data.hashes import Looks, similarities, similarity
 from unmemorize.data.near_hashes import SEVEN_BITS
 
@@ -56,7 +56,7 @@ class Group:
     loosest: Pair | None
 
 
-def group_pictures(connection: Any, pairs: Sequence[Path]) -> None:
+def group_pictures(connection: Any, pairs: Sequence[Path], copies: Sequence[Path] = ()) -> None:
     """Make `pictures` (row, grp, first) of the view `items`: `grp` is the first row of the picture's group.
 
     `first` is the first row with the same pixels. A row without a picture is a group of its own.
@@ -64,6 +64,7 @@ def group_pictures(connection: Any, pairs: Sequence[Path]) -> None:
     Args:
         connection: The database.
         pairs: Files of pairs of perceptual hashes (`one`, `other`), whose pictures are compared.
+        copies: Files of pairs of rows (`one`, `other`) whose pictures are one by another rule.
     """
     connection.execute(
         """CREATE TABLE exact AS SELECT row, coalesce(first, row) AS first
@@ -75,9 +76,14 @@ def group_pictures(connection: Any, pairs: Sequence[Path]) -> None:
         SELECT row, perceptual, row_number() OVER (PARTITION BY perceptual ORDER BY row) AS place
         FROM items SEMI JOIN (SELECT row FROM exact WHERE row = first) USING (row) WHERE pixels IS NOT NULL"""
     )
-    open_pairs(connection, pairs, "near")
+    open_pairs(connection, pairs, "near", "UBIGINT")
+    open_pairs(connection, copies, "copied_rows", "BIGINT")
+    connection.execute(
+        """CREATE TABLE copied AS SELECT DISTINCT a.first AS one, b.first AS other
+        FROM copied_rows JOIN exact a ON a.row = one JOIN exact b ON b.row = other WHERE a.first <> b.first"""
+    )
     _collect_compared(connection)
-    members, leaders = _components(_near_pictures(connection))
+    members, leaders = components(np.concatenate([_near_pictures(connection), _copied_pictures(connection)]))
     connection.register("components", pa.table({"row": members, "grp": leaders}))
     connection.execute(
         """CREATE TABLE pictures AS SELECT e.row, coalesce(c.grp, e.first) AS grp, e.first
@@ -86,23 +92,24 @@ def group_pictures(connection: Any, pairs: Sequence[Path]) -> None:
     connection.unregister("components")
 
 
-def open_pairs(connection: Any, pairs: Sequence[Path], table: str) -> None:
-    """Make a table (one, other) of pairs of perceptual hashes, each once."""
+def open_pairs(connection: Any, pairs: Sequence[Path], table: str, kind: str) -> None:
+    """Make a table (one, other) of pairs, of perceptual hashes or of rows, each once; their type is `kind`."""
     if pairs:
         open_parquet(connection, pairs, f"{table}_found")
         connection.execute(f"CREATE TABLE {table} AS SELECT DISTINCT one, other FROM {table}_found")
     else:
-        connection.execute(f"CREATE TABLE {table} (one UBIGINT, other UBIGINT)")
+        connection.execute(f"CREATE TABLE {table} (one {kind}, other {kind})")
 
 
 def _collect_compared(connection: Any) -> None:
-    """Make `compared`: the distinct pictures that share their hash or have a near one, with their embeddings."""
+    """Make `compared`: the distinct pictures that share their hash or have a near one, or a copy; their embeddings."""
     connection.execute(
         """CREATE TABLE compared AS SELECT row, distinct_pictures.perceptual, place, embedding
         FROM distinct_pictures JOIN items USING (row)
         WHERE distinct_pictures.perceptual IN (
             SELECT one FROM near UNION ALL SELECT other FROM near
-            UNION ALL SELECT perceptual FROM distinct_pictures WHERE place = 2)"""
+            UNION ALL SELECT perceptual FROM distinct_pictures WHERE place = 2)
+        OR row IN (SELECT one FROM copied UNION ALL SELECT other FROM copied)"""
     )
 
 
@@ -122,8 +129,14 @@ def _near_pictures(connection: Any) -> NDArray[np.int64]:
     return np.concatenate(pairs)
 
 
-def _components(pairs: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Every row of a pair, and the first row it is connected with."""
+def _copied_pictures(connection: Any) -> NDArray[np.int64]:
+    """Pairs of different pictures that another rule takes for one, as rows: (n, 2)."""
+    table = arrow(connection, "SELECT one, other FROM copied")
+    return np.stack([table["one"].to_numpy(), table["other"].to_numpy()], axis=1)
+
+
+def components(pairs: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Every row of some pairs (n, 2), and the first row that it is connected with."""
     members, index = np.unique(pairs, return_inverse=True)
     one, other = index.reshape(-1, 2).T
     graph = coo_array((np.ones(len(one), np.int8), (one, other)), shape=(len(members),) * 2)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,35 +15,38 @@ from unmemorize.core.pictures import read_picture
 SMALL = 16  # the embedding is the picture at 16 × 16 pixels
 LUMA = np.array([0.299, 0.587, 0.114], np.float32)  # weights of red, green and blue in a grey picture (ITU-R BT.601)
 GREY = 0.05  # length of the colours of an embedding, whose own length is 1, below which it is grey
+Network = Callable[[Image.Image], bytes | None]  # from a picture to its vector, in half precision, if it has one
 
 
 @dataclass(frozen=True)
 class Looks:
-    """A picture's size, the hash of its pixels, its perceptual hash (64 bits), its embedding."""
+    """A picture's size, the hash of its pixels, its perceptual hash (64 bits), its embedding, a network's vector."""
 
     width: int
     height: int
     pixels: bytes
     perceptual: int
     embedding: bytes
+    sscd: bytes | None = None
 
 
-def file_looks(content: bytes) -> dict[str, object]:
+def file_looks(content: bytes, network: Network | None = None) -> dict[str, object]:
     """What identifies the picture in a file: the columns of `Looks`, and `file`, the hash of the file itself.
 
     Raises:
         Unusable: As `read_picture`.
     """
-    return vars(looks_of(read_picture(content))) | {"file": _digest(content)}
+    return vars(looks_of(read_picture(content), network)) | {"file": _digest(content)}
 
 
-def looks_of(image: Image.Image) -> Looks:
-    """What identifies an RGB picture."""
+def looks_of(image: Image.Image, network: Network | None = None) -> Looks:
+    """What identifies an RGB picture, with its vector where there is a network."""
     import imagehash  # an extra, which `database.require` asks for
 
     perceptual = np.packbits(imagehash.phash(image).hash.ravel()).view(">u8")[0]
     pixels = _digest(repr(image.size).encode() + image.tobytes())
-    return Looks(*image.size, pixels, int(perceptual), _embedding(image))
+    vector = None if network is None else network(image)
+    return Looks(*image.size, pixels, int(perceptual), _embedding(image), vector)
 
 
 def similarity(first: list[bytes], second: list[bytes]) -> NDArray[np.float32]:
@@ -50,7 +54,7 @@ def similarity(first: list[bytes], second: list[bytes]) -> NDArray[np.float32]:
 
     Where either picture is grey, both are compared without their colours: a greyed copy is a copy.
     """
-    one, other = _unpack(first), _unpack(second)
+    one, other = unpack(first), unpack(second)
     luma, other_luma = _luma(one), _luma(other)
     grey = _is_grey(one, luma) | _is_grey(other, other_luma)
     cosines: NDArray[np.float32] = np.where(grey, _dot(unit(luma), unit(other_luma)), _dot(one, other))
@@ -59,7 +63,7 @@ def similarity(first: list[bytes], second: list[bytes]) -> NDArray[np.float32]:
 
 def similarities(embeddings: list[bytes]) -> NDArray[np.float32]:
     """`similarity` of every embedding with every other: (n, n)."""
-    colour = _unpack(embeddings)
+    colour = unpack(embeddings)
     luma = _luma(colour)
     grey = _is_grey(colour, luma)
     bright = unit(luma)
@@ -67,14 +71,22 @@ def similarities(embeddings: list[bytes]) -> NDArray[np.float32]:
     return cosines
 
 
+def copy_cosine(one: bytes | None, other: bytes | None) -> float | None:
+    """The cosine of the vectors of two pictures, if both have one."""
+    if one is None or other is None:
+        return None
+    first, second = unpack([one, other])
+    return min(float(first @ second), 1.0)
+
+
 def brightness(embeddings: list[bytes]) -> NDArray[np.float32]:
     """The pictures without their colours, at unit length: (n, 256); zero where they are flat."""
-    return unit(_luma(_unpack(embeddings)))
+    return unit(_luma(unpack(embeddings)))
 
 
-def _unpack(embeddings: list[bytes]) -> NDArray[np.float32]:
-    """Embeddings as (n, 256 pixels × 3 channels)."""
-    return np.frombuffer(b"".join(embeddings), np.float16).reshape(len(embeddings), -1).astype(np.float32)
+def unpack(stored: list[bytes]) -> NDArray[np.float32]:
+    """Embeddings as (n, 256 pixels × 3 channels), or other vectors as (n, d), as rows hold them; n > 0."""
+    return np.frombuffer(b"".join(stored), np.float16).reshape(len(stored), -1).astype(np.float32)
 
 
 def _luma(embeddings: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -18,7 +18,7 @@ from unmemorize.core.run import Source, atomic, digest
 from unmemorize.core.shards import Shards
 from unmemorize.core.storage import files_in, remote_name, stamp_of
 from unmemorize.core.text import normalise, words
-from unmemorize.data.hashes import file_looks
+from unmemorize.data.hashes import Network, file_looks
 from unmemorize.data.items import Item, Piece
 from unmemorize.data.streamed import is_streamed, stamps_of
 
@@ -38,6 +38,7 @@ ROWS = pa.schema(
         ("pixels", pa.binary()),
         ("perceptual", pa.uint64()),
         ("embedding", pa.binary()),
+        ("sscd", pa.binary()),
     ]
 )
 # A picture without a caption is compared with the others all the same; its caption is null.
@@ -69,10 +70,13 @@ def source_of(source: Path, column: str) -> Source:
     return Source(source=remote_name(source), sha256=digest([column.encode(), *facts]), count=len(stamps))
 
 
-def read_pieces(pieces: Sequence[Piece], run: Path, part: Part = WHOLE, idle: Idle = never) -> Iterator[int]:
+def read_pieces(
+    pieces: Sequence[Piece], run: Path, part: Part = WHOLE, idle: Idle = never, network: Network | None = None
+) -> Iterator[int]:
     """Write each piece's rows to `shards/data` of a run, and those skipped to `shards/skipped`, a shard a piece.
 
-    Yields how many pieces of the part are done. Those that are there are not read again.
+    Yields how many pieces of the part are done. Those that are there are not read again. Where a network is given, rows
+    have its vectors.
     """
     shards = _shards(pieces, run)
 
@@ -81,7 +85,7 @@ def read_pieces(pieces: Sequence[Piece], run: Path, part: Part = WHOLE, idle: Id
         if isinstance(piece, AuditedPiece):
             _copy_piece(piece, shards)
         else:
-            _read_piece(piece, number, shards)
+            _read_piece(piece, number, shards, network)
 
     for done, _ in enumerate(shards.take(do, part, idle=idle), 1):
         yield done
@@ -116,7 +120,7 @@ def skipped_of(run: Path) -> list[Path]:
     return sorted((run / "shards" / "skipped").glob("*.parquet"))
 
 
-def _read_piece(piece: Piece, number: int, shards: Shards) -> None:
+def _read_piece(piece: Piece, number: int, shards: Shards, network: Network | None) -> None:
     target = shards.path(number)
     held: list[dict[str, Any]] = []
     lost: list[dict[str, str]] = []
@@ -128,7 +132,7 @@ def _read_piece(piece: Piece, number: int, shards: Shards) -> None:
         pq.ParquetWriter(temporary, ROWS) as kept,
     ):
         for place, item in enumerate(piece.items()):
-            row = _row(item, (number << SHIFT) + place)
+            row = _row(item, (number << SHIFT) + place, network)
             if isinstance(row, str):
                 lost.append({"id": item.id, "reason": row})
             else:
@@ -163,7 +167,7 @@ def _flush(writer: pq.ParquetWriter, rows: list[dict[str, Any]], schema: pa.Sche
         rows.clear()
 
 
-def _row(item: Item, number: int) -> dict[str, Any] | str:
+def _row(item: Item, number: int, network: Network | None) -> dict[str, Any] | str:
     """The row as it is stored, or why it is skipped."""
     row: dict[str, Any] = {"row": number, "id": item.id, "captioned_by": item.captioned_by}
     if item.problem in UNCAPTIONED and item.load is not None:
@@ -177,7 +181,7 @@ def _row(item: Item, number: int) -> dict[str, Any] | str:
     if item.load is None:
         return row
     try:
-        return row | file_looks(item.load())
+        return row | file_looks(item.load(), network)
     except (Unusable, OSError) as error:
         return str(error) if isinstance(error, Unusable) or not error.errno else "file cannot be read"
 

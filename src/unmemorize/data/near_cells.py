@@ -37,17 +37,17 @@ def find_centres(vectors: Vectors) -> Vectors:
     rng = np.random.default_rng(0)
     centres = vectors[rng.choice(len(vectors), min(CELLS, len(vectors)), replace=False)]
     for _ in range(ROUNDS):
-        nearest = np.concatenate([nearest_cells(some, centres)[:, 0] for some in _batches(vectors)])
+        nearest = np.concatenate([nearest_cells(some, centres, 1)[:, 0] for some in _batches(vectors)])
         taken, starts = np.unique(np.sort(nearest), return_index=True)
         centres[taken] = unit(np.add.reduceat(vectors[nearest.argsort(kind="stable")], starts))
     return centres
 
 
-def nearest_cells(vectors: Vectors, centres: Vectors) -> Cells:
-    """The `SEARCHED` nearest cells of each vector, the nearest first: (n, `SEARCHED`), or all where there are fewer."""
+def nearest_cells(vectors: Vectors, centres: Vectors, count: int) -> Cells:
+    """The `count` nearest cells of each vector, the nearest first: (n, `count`), or all where there are fewer."""
     products = vectors @ centres.T
     found = []
-    for _ in range(min(SEARCHED, len(centres))):
+    for _ in range(min(count, len(centres))):
         nearest = products.argmax(1)
         found.append(nearest.astype(np.uint16))
         products[np.arange(len(products)), nearest] = -np.inf

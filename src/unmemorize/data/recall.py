@@ -7,29 +7,30 @@ from collections.abc import Callable, Sequence
 
 from PIL import Image, ImageDraw, ImageEnhance
 
-from unmemorize.data.duplicates import are_near_duplicates
-from unmemorize.data.hashes import Looks, looks_of
+from unmemorize.data.hashes import Looks, Network, looks_of
 
 PICTURES = 64  # that copies are planted of: a share of them has a standard error of at most 0.06
 
 
-def measure_recall(pictures: Sequence[Image.Image], meets: Callable[[Looks, Looks], bool]) -> dict[str, float]:
+def measure_recall(
+    pictures: Sequence[Image.Image], finds: Callable[[Looks, Looks], bool], network: Network | None = None
+) -> dict[str, float]:
     """The share of pictures of which an altered copy is found, by alteration; empty without pictures.
 
     Args:
         pictures: The pictures.
-        meets: Whether two different pictures would be compared at all.
+        finds: Whether two pictures of different pixels would be found to be one.
+        network: What gives them vectors.
     """
     if not pictures:
         return {}
-    originals = [looks_of(picture) for picture in pictures]
+    originals = [looks_of(picture, network) for picture in pictures]
     recall = {}
     for name, alter in ALTERATIONS.items():
         found = 0
         for picture, original in zip(pictures, originals, strict=True):
-            copy = looks_of(alter(picture))
-            met = original.pixels == copy.pixels or meets(original, copy)
-            found += met and are_near_duplicates(original, copy)
+            copy = looks_of(alter(picture), network)
+            found += original.pixels == copy.pixels or finds(original, copy)
         recall[name] = found / len(pictures)
     return recall
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -25,7 +26,9 @@ from unmemorize.core.run import (
     Progress,
     Run,
     RunRecord,
+    Source,
     atomic,
+    load_record,
     quiet,
     read_json,
     require_same_versions,
@@ -34,12 +37,12 @@ from unmemorize.core.run import (
 )
 from unmemorize.core.specs import DataSpec
 from unmemorize.data.against import compare_with
-from unmemorize.data.candidates import Search
+from unmemorize.data.candidates import Search, Sharded
 from unmemorize.data.captions import pieces
+from unmemorize.data.copies import CopySearch
 from unmemorize.data.curation import KEEP, collect_actions, collect_stakes, group_rows
 from unmemorize.data.database import caption_files, check_memory, counts, database, open_parquet, require, write_query
 from unmemorize.data.duplicates import (
-    RULE,
     SAME,
     Group,
     caption_groups,
@@ -47,7 +50,8 @@ from unmemorize.data.duplicates import (
     picture_groups,
     sampled_pictures,
 )
-from unmemorize.data.index import audited_pieces, index_source, nearest, require_audit
+from unmemorize.data.hashes import Looks, Network, looks_of
+from unmemorize.data.index import audited_pieces, index_source, nearest, require_audit, require_network
 from unmemorize.data.intake import (
     SKIPPED,
     picture_files,
@@ -66,6 +70,8 @@ from unmemorize.metrics.dose import predicted_risk
 from unmemorize.report.data import build_data_report
 from unmemorize.testbed.dose import dose_curve
 
+log = logging.getLogger(__name__)
+
 SHOWN = 40  # groups, and triggers of a kind, that the page shows with pictures
 RISKS = [(name, pa.float64()) for name in ("risk", "risk_low", "risk_high")]  # columns
 SMALL = 128  # pixels of a picture on the page
@@ -75,22 +81,25 @@ def audit_data(spec: DataSpec, run: Path, progress: Progress = quiet, crew: Crew
     """Run or continue a data audit in `run`; returns its summary and leaves `report.html` there.
 
     Raises:
-        UserError: The source cannot be used, `run` holds another run or lies in the source, or the export would
-            overwrite the source.
+        UserError: The source or the SSCD file cannot be used, `run` holds another run or lies in the source, or the
+            export would overwrite the source.
         Unfinished: Other parts are not done.
-        MissingExtra: duckdb or ImageHash is not installed.
+        MissingExtra: duckdb or ImageHash is not installed, or onnxruntime for an SSCD file in its format.
     """
     require()
     check_memory(spec.memory)
     _check_places(spec, run)
-    used = {name: index_source(Path(where), f"--{name}") for name, where in _used(spec).items()}
+    is_copy, hashed = _copy_rule(spec.sscd)
+    known = {"sscd": Source(source=spec.sscd, sha256=hashed, count=1)} if hashed else {}
+    used = {name: index_source(Path(where), f"--{name}", hashed) for name, where in _used(spec).items()}
     parts = _pieces(spec)
+    network = _network(spec.sscd)
     record = RunRecord(
         status="running",
         spec={"source": spec.source, "column": spec.column, **_used(spec)},
         versions=versions() | {name: version(name) for name in ("duckdb", "imagehash")},
         model={},
-        data={"source": source_of(Path(spec.source), spec.column)} | used,
+        data={"source": source_of(Path(spec.source), spec.column)} | known | used,
         criterion=Criterion("near-duplicate", SAME, "phash-cosine-16px", higher_is_closer=True),
     )
     with Run.open(run, record) as opened:
@@ -98,34 +107,61 @@ def audit_data(spec: DataSpec, run: Path, progress: Progress = quiet, crew: Crew
             return read_json(run / "data.json")
         progress("read", 0, len(parts))
         idle = crew.call(Intake(spec, run, crew.part))
-        for done in read_pieces(parts, run, crew.part, idle):
+        for done in read_pieces(parts, run, crew.part, idle, network):
             progress("read", done, len(parts))
         require_read(parts, run, crew.part)
-        search = _searched(Search(run), crew, progress)
-        against = _searched(Search(run, Path(spec.against)), crew, progress) if spec.against else None
-        summary = analyse(spec, run, parts, search, against, progress)
+        searches = _searched(Searches.of(run, None, is_copy), crew, progress)
+        against = _searched(Searches.of(run, Path(spec.against), is_copy), crew, progress) if spec.against else None
+        summary = analyse(spec, run, parts, searches, against, progress, network)
         if spec.out:
             _export(run, Path(spec.out))
     build_data_report(run)
     return summary
 
 
-def nearest_rows(run: Path, picture: Path, top: int) -> dict[str, Any]:
+def nearest_rows(run: Path, picture: Path, top: int, sscd: str = "") -> dict[str, Any]:
     """The rows of a finished audit that are most like a picture; how many were compared, and by which rule.
 
+    Where an audit had an SSCD file and none is named it is asked by hashes alone, which is said: the file may run code,
+    and so is never taken from where a run says that it lies.
+
     Raises:
-        UserError: There is no such audit, or the picture cannot be read.
-        MissingExtra: duckdb or ImageHash is not installed.
+        UserError: There is no such audit, the picture cannot be read, or the SSCD file is not that of the audit.
+        MissingExtra: duckdb or ImageHash is not installed, or onnxruntime for an SSCD file in its format.
     """
     require()
-    require_audit(run, "nearest")
+    record = require_audit(run, "nearest")
     summary = read_json(run / "data.json")
+    is_copy, hashed = _copy_rule(sscd)
+    if not hashed and "sscd" in record.data:
+        log.warning("%s: audited with an SSCD network: pictures are compared without it: name it with --sscd", run)
+    else:
+        require_network(record, str(run), hashed)
     try:
         image = read_picture(picture)
     except Unusable as error:
         raise UserError(f"{picture}: {error}: name a picture") from error
-    matches = [dataclasses.asdict(match) for match in nearest(run, image, top)]
-    return {"pictures": summary["pictures"], "rule": RULE, "matches": matches}
+    matches = [dataclasses.asdict(match) for match in nearest(run, looks_of(image, _network(sscd)), top, is_copy)]
+    return {"pictures": summary["pictures"], "rule": Searches.of(run, None, is_copy).rule, "matches": matches}
+
+
+def _copy_rule(weights: str) -> tuple[Criterion | None, str]:
+    """When two pictures are copies by the network in an SSCD file, and the file's hash; "" where none is named."""
+    if not weights:
+        return None, ""
+    from unmemorize.data.descriptors import network_rule  # which brings torch
+
+    rule = network_rule(Path(weights))
+    return rule, rule.weights or ""
+
+
+def _network(weights: str) -> Network | None:
+    """The network in an SSCD file, where one is named."""
+    if not weights:
+        return None
+    from unmemorize.data.descriptors import load_network
+
+    return load_network(Path(weights))
 
 
 @dataclass(frozen=True)
@@ -136,19 +172,68 @@ class Intake:
     run: Path
     part: Part = WHOLE
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Arrive in another process, which chooses a GPU once torch is loaded, and before the work."""
+        self.__dict__.update(state)
+        if self.spec.sscd:
+            import unmemorize.data.descriptors  # noqa: F401
+
     def share(self) -> None:
         """Read pieces until all of the part are read, by whichever process."""
         require_same_versions(self.run)
-        for _ in read_pieces(_pieces(self.spec, pictures=False), self.run, self.part):
+        record, (_, hashed) = load_record(self.run), _copy_rule(self.spec.sscd)
+        if record is not None:
+            require_network(record, str(self.run), hashed)  # the file of this name may be another one on this machine
+        pieces = _pieces(self.spec, pictures=False)
+        for _ in read_pieces(pieces, self.run, self.part, network=_network(self.spec.sscd)):
             pass
 
 
-def _searched(search: Search, crew: Crew, progress: Progress) -> Search:
-    """A search whose pairs are found, by whichever process."""
-    idle = crew.call(search)
-    for done, count in search.take(idle):
-        progress("compare", done, count)
-    return search
+@dataclass(frozen=True)
+class Searches:
+    """The searches for near-duplicates: by hashes, and by the vectors of a network, where there is one."""
+
+    hashes: Search
+    copies: CopySearch | None
+
+    @classmethod
+    def of(cls, run: Path, other: Path | None, is_copy: Criterion | None) -> Searches:
+        """Those of a run, or of one with the rows of another; `is_copy` is the rule of the network."""
+        copies = None if is_copy is None else CopySearch(run, other, criterion=is_copy)
+        return cls(Search(run, other), copies)
+
+    @property
+    def all(self) -> list[Sharded]:
+        """Each of them."""
+        return [self.hashes] if self.copies is None else [self.hashes, self.copies]
+
+    @property
+    def rule(self) -> str:
+        """What makes two pictures one."""
+        return " or ".join(search.rule for search in self.all)
+
+    @property
+    def how(self) -> str:
+        """How pairs are found, in words."""
+        return "; ".join(search.how for search in self.all)
+
+    @property
+    def copied(self) -> list[Path]:
+        """The files of pairs that the network takes for copies."""
+        return [] if self.copies is None else self.copies.pairs
+
+    def finds(self, one: Looks, other: Looks) -> bool:
+        """Whether two pictures would be found to be one."""
+        return any(search.finds(one, other) for search in self.all)
+
+
+def _searched(searches: Searches, crew: Crew, progress: Progress) -> Searches:
+    """Searches whose pairs are found, by whichever process."""
+    for search in searches.all:
+        idle = crew.call(search)
+        for done, count in search.take(idle):
+            progress("compare", done, count)
+    return searches
 
 
 def _used(spec: DataSpec) -> dict[str, str]:
@@ -169,11 +254,17 @@ def _check_places(spec: DataSpec, run: Path) -> None:
         outputs.append(Output("--out", Path(spec.out), "file"))
         if Path(spec.out).suffix != ".parquet":
             raise UserError(f"{spec.out}: not a .parquet file: name one with --out")
-    check_outputs(outputs, [path_of(spec.source), spec.add, spec.against])
+    check_outputs(outputs, [path_of(spec.source), spec.add, spec.against, spec.sscd])
 
 
 def analyse(
-    spec: DataSpec, run: Path, parts: Sequence[Piece], search: Search, against: Search | None, progress: Progress
+    spec: DataSpec,
+    run: Path,
+    parts: Sequence[Piece],
+    searches: Searches,
+    against: Searches | None,
+    progress: Progress,
+    network: Network | None,
 ) -> dict[str, Any]:
     """Find duplicates and triggers in the rows that were read, and write them down.
 
@@ -181,15 +272,16 @@ def analyse(
         spec: The settings.
         run: The run directory.
         parts: What the rows were read from.
-        search: The pairs of near hashes among them, which are found.
+        searches: The pairs of near pictures among them, which are found.
         against: Those with the rows of another audit, where one is named.
         progress: What is told how far it is.
+        network: What gives pictures vectors, where there is one.
     """
     skipped = _write_skipped(run)
     with database(run, spec.memory) as connection:
         open_parquet(connection, rows_of(run), "items")
         stages: tuple[tuple[str, Callable[[Any], Any]], ...] = (
-            ("pictures", partial(group_pictures, pairs=search.pairs)),
+            ("pictures", partial(group_pictures, pairs=searches.hashes.pairs, copies=searches.copied)),
             ("captions", collect_captions),
             ("words", shared_words),
             ("repeats", repeated_words),
@@ -220,7 +312,7 @@ def analyse(
     write_json(run / "samples.json", {"groups": {str(k): v for k, v in samples.items()}, "captions": captions})
     _thumbnails(run, parts, {row["row"] for rows in samples.values() for row in rows})
     summary = {
-        "near_duplicates": _near_duplicates(parts, sampled, search),
+        "near_duplicates": _near_duplicates(parts, sampled, searches, network),
         "against": found,
         "triggers": [_public(t) for t in triggers],
         "duplicate_groups": len(groups),
@@ -237,19 +329,24 @@ def analyse(
     return summary
 
 
-def _against(connection: Any, run: Path, search: Search | None) -> dict[str, Any] | None:
+def _against(connection: Any, run: Path, searches: Searches | None) -> dict[str, Any] | None:
     """Write `against.parquet`, where another audit is named; the rule, and how many rows are in the other."""
-    if search is None or search.other is None:
+    if searches is None or searches.hashes.other is None:
         return None
-    found = compare_with(connection, rows_of(search.other), search.pairs, run / "against.parquet")
-    return {"run": str(search.other), "rule": RULE, "compared": search.how, "rows": found}
+    other = searches.hashes.other
+    found = compare_with(
+        connection, rows_of(other), searches.hashes.pairs, run / "against.parquet", copies=searches.copied
+    )
+    return {"run": str(other), "rule": searches.rule, "compared": searches.how, "rows": found}
 
 
-def _near_duplicates(parts: Sequence[Piece], sampled: set[int], search: Search) -> dict[str, Any]:
+def _near_duplicates(
+    parts: Sequence[Piece], sampled: set[int], searches: Searches, network: Network | None
+) -> dict[str, Any]:
     """How near-duplicates were found, and what share of altered copies of a few of the pictures would be, too."""
     pictures = [image for _, image in _images(parts, sampled)]
-    recall = measure_recall(pictures, search.meets)
-    return {"rule": RULE, "compared": search.how, "copies_planted": len(pictures), "recall": recall}
+    recall = measure_recall(pictures, searches.finds, network)
+    return {"rule": searches.rule, "compared": searches.how, "copies_planted": len(pictures), "recall": recall}
 
 
 def _images(parts: Sequence[Piece], rows: set[int]) -> Iterator[tuple[int, Image.Image]]:
