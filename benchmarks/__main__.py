@@ -21,6 +21,7 @@ NAMES = (
     "detectors",
     "picture-tests",
     "explanation",
+    "regions",
     "words",
     "mitigation",
     "published-mitigations",
