@@ -29,7 +29,6 @@ NAMES = (
     "panel-pruning",
     "pruning-pilots",
     "panel-attack",
-    "twin-swap",
     "panel-mitigations",
     "mitigations",
     "audit",

@@ -139,8 +139,8 @@ def page(numbers: Row) -> Iterator[str]:
 STUDY = Study(
     title="Where in a picture its memory shows",
     about="Twenty templates, each with a box whose colour varied in training while all else stayed, half of them "
-    f"planted in a branch; {len(SEEDS)} seeds. *Higher on what is fixed*: the chance that a place of the fixed part has "
-    "a higher value than one of the box (0.5 says nothing), on pictures that are copies, and on pictures of templates "
+    f"planted in a branch; {len(SEEDS)} seeds. *Higher on what is fixed*: the chance that a place of the fixed part "
+    "has a higher value than one of the box (0.5 says nothing), on pictures that are copies, and on those of templates "
     "that the branch never saw. Thresholds, shares of a map's highest value, have the largest overlap on A. Intervals: "
     "over templates.",
     page=page,
