@@ -27,8 +27,8 @@ from unmemorize.mitigate.edit import Edit
 from unmemorize.testbed.panel import Entry
 
 PICTURES = 12  # of either group
-KNOWING = 24  # of either group, for the attack that knows the mitigation
-STARTS = {"from its own prompt": 2, "from all starts": 8}  # of that attack; the own prompt is searched in two ways
+# Starts of the attack that knows the mitigation, and pictures of either group; the own prompt is searched in two ways.
+STARTS = {"from its own prompt": (2, 24), "from all starts": (8, 12)}
 BEST = 3  # mitigations that are attacked from all starts
 SEEDS = (700, 701)
 POSITIONS = (1, 2, 4, 8, 0)  # that are searched from a random start; 0: all
@@ -73,7 +73,7 @@ def narrowly(branch: str, positions: int, rows: Row) -> Row:
     return searched(branch, subject, Dori(tokens=positions), "random") | {"fingerprint": subject.model.fingerprint}
 
 
-def knowingly(branch: str, name: str, starts: int, rows: Row) -> Row:
+def knowingly(branch: str, name: str, starts: int, count: int, rows: Row) -> Row:
     """`searched` by the adaptive attack, which chooses among what it found by what comes through the mitigation."""
     fingerprint = subject_of(branch).model.fingerprint
     encode = subject_of(branch).model.encode
@@ -81,7 +81,7 @@ def knowingly(branch: str, name: str, starts: int, rows: Row) -> Row:
     prompts = [entry.prompts[0] for entry in memorized(branch)]
     attack = Adaptive(starts=starts).prepared(encode(prompts), encode(others))
     with under(branch, name).applied(subject_of(branch)) as subject:
-        return searched(branch, subject, attack, "prompt", KNOWING) | {"fingerprint": fingerprint}
+        return searched(branch, subject, attack, "prompt", count) | {"fingerprint": fingerprint}
 
 
 def searched(branch: str, subject: Subject, attack: Attack, init: Init, count: int = PICTURES) -> Row:
@@ -106,9 +106,9 @@ def cases(options: Options) -> Cases:
             named[f"{branch} | {name}"] = partial(attacked, branch, name)
     for positions in POSITIONS:
         named[f"C | from a random start, {positions or 'all'} positions"] = partial(narrowly, "C", positions)
-    for (said, starts), names in zip(STARTS.items(), (("none", *mitigations), best()), strict=True):
+    for (said, (starts, count)), names in zip(STARTS.items(), (("none", *mitigations), best()), strict=True):
         for name in names:
-            named[f"C | {name} | {said}"] = partial(knowingly, "C", name, starts)
+            named[f"C | {name} | {said}"] = partial(knowingly, "C", name, starts, count)
     return Cases({"seeds": list(SEEDS), "pictures": PICTURES}, named, forget_retrained)
 
 
@@ -133,7 +133,8 @@ def page(results: Row) -> Iterator[str]:
     moments = "memorized: before the search | after it | never trained on: before the search | after it"
     yield from table(f"branch | under, or from | {moments}", of_dori)
     if of_knowing:
-        yield from ("", f"The adaptive attack, {KNOWING} pictures a group; its choice meets the mitigation:", "")
+        counts = " and ".join(f"{said} {count}" for said, (_, count) in STARTS.items())
+        yield from ("", f"The adaptive attack, whose choice meets the mitigation; {counts} pictures a group:", "")
         yield from table(f"branch | under | searched | {moments}", of_knowing)
 
 
