@@ -18,11 +18,12 @@ from harness import Cases, Options, Row, Study, show, table
 
 from unmemorize.audit.bench import run_bench
 from unmemorize.core.run import quiet
-from unmemorize.core.specs import BenchSpec
+from unmemorize.core.specs import BenchSpec, DetectSpec
 from unmemorize.data.bundle import is_ordinary
 from unmemorize.detect.cascade import Cascade
 from unmemorize.metrics.ranking import ranked_together
 from unmemorize.report.bench import COMBINED, EVERY, TEXT
+from unmemorize.stages.detect import detect
 from unmemorize.testbed.embedded import own_of_branch
 
 RUNS = Path("runs")
@@ -31,7 +32,7 @@ FAMILIES = {
     "transformer": {"C": "testbed-flow-c", "D": "testbed-flow-d"},
 }
 Scores = dict[str, dict[str, float]]  # the mean over seeds, by method and prompt
-# The best of those that take a few evaluations: one of this transformer takes several times the U-Net's.
+# Of the transformer, an evaluation of which takes several times the U-Net's, dear methods score the same prompts alone.
 METHODS = {
     "U-Net": (),
     "transformer": (
@@ -46,12 +47,15 @@ METHODS = {
         "cascade",
     ),
 }
+DEAR = ("clique", "max-z", "stability", "sharpness", "condition-jacobian", "metric-2", "anisotropy")
+DEAR_CASE = "transformer, dear methods"
 PREVALENCES = (0.0, 0.01, 0.1)  # shares of memorized prompts at which a cascade's cost is stated
 
 
 def cases(options: Options) -> Cases:
-    """A ranking of each family."""
-    return Cases({}, {family: partial(ranking, family) for family in FAMILIES})
+    """A ranking of each family, then the methods that were left out of one."""
+    named = {family: partial(ranking, family) for family in FAMILIES}
+    return Cases({}, named | {DEAR_CASE: dear})
 
 
 def ranking(family: str, rows: Row) -> Row:
@@ -64,6 +68,25 @@ def ranking(family: str, rows: Row) -> Row:
     if {Cascade().screen, Cascade().then} <= scores["C"].keys():
         row["cascade"] = {branch: cascade_of(branch, of_branch) for branch, of_branch in scores.items()}
     return row
+
+
+def dear(rows: Row) -> Row:
+    """The dear methods of the transformer on the same prompts of both branches, and their evaluations a seed."""
+    prompts = RUNS / "same-prompts.txt"
+    prompts.parent.mkdir(parents=True, exist_ok=True)
+    prompts.write_text("".join(f"{entry.prompts[0]}\n" for entry in pairs()), encoding="utf-8")
+    ids = {entry.prompts[0]: entry.id for entry in pairs()}
+    scores: dict[str, Scores] = {}
+    spent: dict[str, list[float]] = {}
+    for branch, model in FAMILIES["transformer"].items():
+        scores[branch] = {}
+        for method in DEAR:
+            spec = DetectSpec(model=model, prompts=str(prompts), method=(method,))
+            ranked = detect(spec, RUNS / f"dear-{model}-{method}", quiet)
+            scores[branch][method] = {ids[row["prompt"]]: row["score"] for row in ranked}
+            spent[method] = [row["evaluations"] / spec.seeds for row in ranked]
+    evaluations = {method: float(np.mean(values)) for method, values in spent.items()}
+    return {"same prompts": same_prompts(scores), "evaluations": evaluations}
 
 
 def same_prompts(scores: Mapping[str, Scores]) -> Row:
@@ -130,8 +153,23 @@ def page(numbers: Row) -> Iterator[str]:
         "tell something. Evaluations and time are of one prompt and seed, of each method alone; time is a multiple of "
         "one evaluation's. *repeat, 0 copies* are captions that were trained with another number of repetitions."
     )
-    for family, row in numbers["settings"].items():
-        yield from ("", f"### Of the {family}", "", *of_family(family, row))
+    settings = numbers["settings"]
+    for family in FAMILIES:
+        if family in settings:
+            yield from ("", f"### Of the {family}", "", *of_family(family, settings[family]))
+    if DEAR_CASE in settings:
+        yield from ("", "The transformer's dear methods, on the same prompts alone:", "")
+        yield from dear_page(settings[DEAR_CASE])
+
+
+def dear_page(numbers: Row) -> Iterator[str]:
+    """The dear methods beside each other."""
+    lines = []
+    ranked = sorted(numbers["same prompts"].items(), key=lambda item: -item[1]["auc"]["value"])
+    for method, own in ranked:
+        cells = [show(own[name], form) for name, form in (("auc", ".3f"), ("tpr", ".2f"), ("behind", ".3f"))]
+        lines.append([f"`{method}`", *cells, f"{numbers['evaluations'][method]:.3g}"])
+    yield from table("method | same prompts: AUC | TPR at 1% FPR | behind the best of these | evaluations", lines)
 
 
 def of_family(family: str, numbers: Row) -> Iterator[str]:
