@@ -47,7 +47,7 @@ METHODS = {
         "cascade",
     ),
 }
-DEAR = ("clique", "max-z", "stability", "sharpness", "condition-jacobian", "metric-2", "anisotropy")
+DEAR = ("clique", "max-z", "stability", "sharpness", "condition-jacobian", "anisotropy")
 DEAR_CASE = "transformer, dear methods"
 PREVALENCES = (0.0, 0.01, 0.1)  # shares of memorized prompts at which a cascade's cost is stated
 
@@ -160,6 +160,9 @@ def page(numbers: Row) -> Iterator[str]:
     if DEAR_CASE in settings:
         yield from ("", "The transformer's dear methods, on the same prompts alone:", "")
         yield from dear_page(settings[DEAR_CASE])
+        yield ""
+        yield "`metric-2` reads predicted noise, which is x itself where x is noise alone; `attention-entropy` reads"
+        yield "cross-attention. Neither applies."
 
 
 def dear_page(numbers: Row) -> Iterator[str]:
