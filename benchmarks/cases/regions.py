@@ -123,14 +123,14 @@ def page(numbers: Row) -> Iterator[str]:
         if branch == "A" or "reason" in row:
             continue
         chosen = of_templates(branch, row, trained=True)
-        cells = [branch, f"`{text}`", f"{len(chosen)} of {len({i for i, _ in chosen})}"]
+        cells = [branch, f"`{text}`", f"{len(chosen)} of {len({i for i, _ in chosen})} templates"]
         cells += [show(numbers_of(measured(branch, row, "area", trained=trained))) for trained in (True, False)]
         for name in ("overlap", "of box"):
             threshold = best_threshold(settings[f"A | {text}"], name)
             found = measured(branch, row, name, trained=True, threshold=threshold)
             cells.append(f"{show(numbers_of(found))} above {THRESHOLDS[threshold]:.2f}")
         lines.append(cells)
-    head = "branch | map | copies, of templates | higher on what is fixed | never trained on | IoU with what is fixed"
+    head = "branch | map | copies | higher on what is fixed | never trained on | IoU with what is fixed"
     yield from table(f"{head} | IoU of the rest with the box", lines)
     whole = np.mean([fixed(entry, 64, 64).mean() for entry in templates()])
     yield from ("", f"A map that is above its threshold everywhere overlaps {whole:.2f} with what is fixed.")
