@@ -6,14 +6,14 @@ goes on. Nothing was chosen on these branches.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
-from branches import pairs
+from branches import REPORTING, pairs
 from harness import Cases, Options, Row, Study, show, table
 
 from unmemorize.audit.bench import run_bench
@@ -24,7 +24,8 @@ from unmemorize.detect.cascade import Cascade
 from unmemorize.metrics.ranking import ranked_together
 from unmemorize.report.bench import COMBINED, EVERY, TEXT
 from unmemorize.stages.detect import detect
-from unmemorize.testbed.embedded import own_of_branch
+from unmemorize.testbed.embedded import own_of_branch, shipped_panel
+from unmemorize.testbed.panel import Entry
 
 RUNS = Path("runs")
 FAMILIES = {
@@ -49,13 +50,22 @@ METHODS = {
 }
 DEAR = ("clique", "max-z", "stability", "sharpness", "condition-jacobian", "anisotropy")
 DEAR_CASE = "transformer, dear methods"
+# On templates, of whose pictures a part alone is memorized.
+WHOLE = ("noise-gap", "noise-gap:last=16", "noise-similarity", "two-probe", "mid-noise", "dsm")
+LOCAL = {
+    "U-Net": (*WHOLE, "masked-gap", "masked-gap:mask=score-map"),
+    "transformer": (*WHOLE, "masked-gap:mask=score-map"),
+}
 PREVALENCES = (0.0, 0.01, 0.1)  # shares of memorized prompts at which a cascade's cost is stated
 
 
 def cases(options: Options) -> Cases:
     """A ranking of each family, then the methods that were left out of one."""
-    named = {family: partial(ranking, family) for family in FAMILIES}
-    return Cases({}, named | {DEAR_CASE: dear})
+    named: dict[str, Callable[[Row], Row]] = {family: partial(ranking, family) for family in FAMILIES}
+    named[DEAR_CASE] = partial(on_both, "transformer", DEAR, pairs)
+    for family, methods in LOCAL.items():
+        named[f"{family}, templates"] = partial(on_both, family, methods, templates)
+    return Cases({}, named)
 
 
 def ranking(family: str, rows: Row) -> Row:
@@ -64,36 +74,43 @@ def ranking(family: str, rows: Row) -> Row:
     run = RUNS / f"ranking-{family.lower()}"
     ranked = run_bench(BenchSpec(model=first, more=tuple(more), method=METHODS[family]), run, quiet)
     scores = {branch: scores_of(folder_of(run, family, branch)) for branch in FAMILIES[family]}
-    row: Row = {"ranking": ranked, "same prompts": same_prompts(scores)}
+    row: Row = {"ranking": ranked, "same prompts": same_prompts(scores, pairs())}
     if {Cascade().screen, Cascade().then} <= scores["C"].keys():
         row["cascade"] = {branch: cascade_of(branch, of_branch) for branch, of_branch in scores.items()}
     return row
 
 
-def dear(rows: Row) -> Row:
-    """The dear methods of the transformer on the same prompts of both branches, and their evaluations a seed."""
-    prompts = RUNS / "same-prompts.txt"
+def on_both(family: str, methods: Sequence[str], chosen: Callable[[], list[Entry]], rows: Row) -> Row:
+    """Methods on the same prompts of both branches and nothing else, and their evaluations a seed."""
+    entries = chosen()
+    ids = {entry.prompts[0]: entry.id for entry in entries}
+    prompts = RUNS / f"{entries[0].kind}.txt"
     prompts.parent.mkdir(parents=True, exist_ok=True)
-    prompts.write_text("".join(f"{entry.prompts[0]}\n" for entry in pairs()), encoding="utf-8")
-    ids = {entry.prompts[0]: entry.id for entry in pairs()}
+    prompts.write_text("".join(f"{text}\n" for text in ids), encoding="utf-8")
     scores: dict[str, Scores] = {}
-    spent: dict[str, list[float]] = {}
-    for branch, model in FAMILIES["transformer"].items():
+    spent: dict[str, float] = {}
+    for branch, model in FAMILIES[family].items():
         scores[branch] = {}
-        for method in DEAR:
+        for method in methods:
             spec = DetectSpec(model=model, prompts=str(prompts), method=(method,))
-            ranked = detect(spec, RUNS / f"dear-{model}-{method}", quiet)
+            place = RUNS / f"{prompts.stem}-{model}-{method.replace(':', '-').replace('=', '-')}"
+            ranked = detect(spec, place, quiet)
             scores[branch][method] = {ids[row["prompt"]]: row["score"] for row in ranked}
-            spent[method] = [row["evaluations"] / spec.seeds for row in ranked]
-    evaluations = {method: float(np.mean(values)) for method, values in spent.items()}
-    return {"same prompts": same_prompts(scores), "evaluations": evaluations}
+            spent[method] = float(np.mean([row["evaluations"] / spec.seeds for row in ranked]))
+    return {"same prompts": same_prompts(scores, entries), "evaluations": spent}
 
 
-def same_prompts(scores: Mapping[str, Scores]) -> Row:
+def templates() -> list[Entry]:
+    """The templates that one reporting branch was trained on and the other not."""
+    every = [entry for entry in shipped_panel().entries if entry.kind == "template"]
+    return [entry for entry in every if {entry.dose(branch) > 0 for branch in REPORTING} == {True, False}]
+
+
+def same_prompts(scores: Mapping[str, Scores], entries: Sequence[Entry]) -> Row:
     """How each detector ranks prompts that are memorized in one branch above the same prompts in the other."""
     methods = [method for method in scores["C"] if method in scores["D"]]
     values, positive, clusters = [], [], []
-    for entry in pairs():
+    for entry in entries:
         for branch in scores:
             values.append([scores[branch][method][entry.id] for method in methods])
             positive.append(entry.dose(branch) > 0)
@@ -159,14 +176,18 @@ def page(numbers: Row) -> Iterator[str]:
             yield from ("", f"### Of the {family}", "", *of_family(family, settings[family]))
     if DEAR_CASE in settings:
         yield from ("", "The transformer's dear methods, on the same prompts alone:", "")
-        yield from dear_page(settings[DEAR_CASE])
+        yield from on_both_page(settings[DEAR_CASE])
         yield ""
         yield "`metric-2` reads predicted noise, which is x itself where x is noise alone; `attention-entropy` reads"
         yield "cross-attention. Neither applies."
+    for family in LOCAL:
+        if f"{family}, templates" in settings:
+            yield from ("", f"Templates of the {family}, twenty, each planted in one branch and not in the other:", "")
+            yield from on_both_page(settings[f"{family}, templates"])
 
 
-def dear_page(numbers: Row) -> Iterator[str]:
-    """The dear methods beside each other."""
+def on_both_page(numbers: Row) -> Iterator[str]:
+    """Methods beside each other on the same prompts."""
     lines = []
     ranked = sorted(numbers["same prompts"].items(), key=lambda item: -item[1]["auc"]["value"])
     for method, own in ranked:

@@ -50,6 +50,7 @@ NOT_OF_THE_ORACLE = {
     "mid-noise": "after the jump x is next to a picture, which the oracle then predicts without a prompt",
     "anisotropy": "at low noise the oracle goes to the picture nearest to x, which the prompt's is not",
     "attention-entropy": "the oracle has no attention",
+    "masked-gap": "the oracle has no attention",
     "edge-agreement": "one step of a Gaussian leads to its mean at every seed, whose edges agree",
 }
 PROMPTS = ["a green bicycle", "the old harbour", "an owl on a fence"]

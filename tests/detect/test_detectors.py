@@ -373,6 +373,7 @@ COSTS = {  # evaluations of 2 prompts at 3 seeds in 4 steps: what they cost, and
     "edge-agreement": (6, 3),
     "noise-similarity": (6, 3),
     "attention-entropy": (60, 0),
+    "masked-gap": (54, 0),
     "cascade": (42, 3),
 }
 
@@ -394,8 +395,8 @@ def test_one_recording_feeds_all_detectors(tiny_model, cost):
     together = score_each(detectors, recorder, cond)
     assert sum(scores.evaluations for scores in together) + recorder.shared == cost.forward
     # The first step, three steps of the path, then all four, the jump, a moved x, a faded prompt, low noise, gradients,
-    # attention at two steps.
-    assert cost.forward == 6 + 3 + 36 + 48 + 12 + 12 + 6 + 6 + 3 + 9 + 12
+    # attention at two steps, and at the last once more.
+    assert cost.forward == 6 + 3 + 36 + 48 + 12 + 12 + 6 + 6 + 3 + 9 + 12 + 6
     for detector, scores in zip(detectors, together, strict=True):
         alone = detector.score(Subject(tiny_model, Sampler(4)), cond, seeds=SEEDS)
         assert torch.allclose(scores.by_seed, alone.by_seed, rtol=1e-3, atol=1e-6), detector.name
