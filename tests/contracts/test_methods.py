@@ -13,6 +13,7 @@ from unmemorize.core.errors import NotApplicable, UserError
 from unmemorize.core.methods import (
     GROUPS,
     NEEDS,
+    SAMPLING,
     Subject,
     Training,
     describe,
@@ -300,6 +301,8 @@ def test_a_mitigation_is_taken_back(name, subject, tmp_path):
     fitted = mitigation.fitted(subject, prompts=prompts, ordinary=ordinary, pictures=latents, seeds=[0, 1])
     assert fitted.acts in ("weights", "condition", "noise", "guidance", "attention", "state")
     with fitted.applied(subject) as changed:
+        # What an attack that draws from the subject meets, and one that searches the model does not.
+        assert (changed.sampler == subject.sampler) == (fitted.acts not in SAMPLING)
         pictures = generate(changed.model, prompts, seeds=[0, 1, 2], sampler=changed.sampler)
         alone = generate(changed.model, prompts[[1]], seeds=[1], sampler=changed.sampler)
     assert torch.allclose(pictures[1], alone[0], atol=1e-2)
