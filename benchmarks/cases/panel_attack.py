@@ -105,7 +105,7 @@ def cases(options: Options) -> Cases:
         for name in ("none", *PRUNED, *(mitigations if branch in REPORTING else ())):
             named[f"{branch} | {name}"] = partial(attacked, branch, name)
     for positions in POSITIONS:
-        named[f"C | from a random start, {positions or 'all'} positions"] = partial(narrowly, "C", positions)
+        named[f"C | from a random start, positions: {positions or 'all'}"] = partial(narrowly, "C", positions)
     for (said, (starts, count)), names in zip(STARTS.items(), (("none", *mitigations), best()), strict=True):
         for name in names:
             named[f"C | {name} | {said}"] = partial(knowingly, "C", name, starts, count)

@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from unmemorize.core.errors import NotApplicable
+from unmemorize.core.maps import end_attention
 from unmemorize.core.methods import Subject, parse
 from unmemorize.core.sample import Sampler, trajectory
 from unmemorize.detect.masked_gap import MaskedGap
-from unmemorize.explain.bright_ending import end_attention
 
 PROMPTS = ["a green bicycle", "an owl on a fence"]
 SEEDS = [3, 4]

@@ -8,10 +8,10 @@ from torch import nn
 
 from closed_forms import SHAPE, Normals
 from unmemorize.core.errors import NotApplicable
+from unmemorize.core.maps import end_attention
 from unmemorize.core.methods import Subject, parse
 from unmemorize.core.results import Regions
 from unmemorize.core.sample import Sampler, trajectory
-from unmemorize.explain.bright_ending import end_attention
 from unmemorize.models.load import load
 
 SAMPLER = Sampler(10, 3.0)

@@ -8,12 +8,11 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from unmemorize.core.maps import end_attention, score_difference
 from unmemorize.core.methods import Detector, method
 from unmemorize.core.recording import Recording, contrast_of
 from unmemorize.core.results import Scores
 from unmemorize.core.sample import Step
-from unmemorize.explain.bright_ending import end_attention
-from unmemorize.explain.score_map import score_difference
 
 Map = Literal["bright-ending", "score-map"]
 

@@ -8,10 +8,10 @@ from itertools import islice
 from typing import ClassVar, Literal
 
 import torch
-from torch import Tensor
 
 from unmemorize.core.bounds import Share
 from unmemorize.core.errors import NotApplicable
+from unmemorize.core.maps import score_difference
 from unmemorize.core.methods import Explainer, Subject, method
 from unmemorize.core.model import Condition
 from unmemorize.core.results import Regions
@@ -32,12 +32,6 @@ def last_steps(subject: Subject, cond: Condition, seeds: Sequence[int], share: f
     total = len(model.schedule(subject.steps).timesteps)
     first = total - max(round(share * total), 1)
     yield from islice(trajectory(model, cond, seeds=seeds, sampler=subject.sampler), first, None)
-
-
-def score_difference(step: Step) -> Tensor:
-    """s_c − s_u of a step: −(ε_c − ε_u) / σ, (n, c, h, w)."""
-    assert step.uncond is not None  # or guidance were off
-    return step.cond.score - step.uncond.score
 
 
 @method(
