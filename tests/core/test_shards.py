@@ -279,12 +279,13 @@ def test_shards_of_several_platforms_are_told(tmp_path, monkeypatch, caplog):
     assert "made on several platforms: x86_64, 1 threads; x86_64, 2 threads" in record.getMessage()
 
 
-def test_a_merge_takes_away_the_claims_of_finished_shards(tmp_path):
+def test_claims_of_finished_shards_are_taken_away(tmp_path):
     """A process that was killed just after it had written a shard leaves its claim beside it."""
     run(Worker(), tmp_path / "pieces")
     (tmp_path / "pieces" / "000000001.claim").write_text('["elsewhere", 1]')
-    merge_shards(tmp_path / "pieces", tmp_path / "all.parquet")
-    assert pq.read_metadata(tmp_path / "all.parquet").num_rows == 10
+    worker = Worker()
+    run(worker, tmp_path / "pieces")
+    assert not worker.seen
     assert not list((tmp_path / "pieces").glob("*.claim"))
 
 

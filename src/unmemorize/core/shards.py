@@ -163,6 +163,9 @@ class Shards:
             left = waiting
             if left:
                 time.sleep(POLL)
+        for claim in self.folder.glob("*.claim"):  # of processes that were killed before letting go of a whole shard
+            if claim.with_suffix(".parquet").exists():
+                claim.unlink(missing_ok=True)
 
     def require_all(self, part: Part) -> None:
         """Go on only where every shard is there, whichever part it is of.
@@ -351,8 +354,6 @@ def merge_shards(folder: Path, target: Path) -> None:
         schema, footers[path] = _read_schema(path)
         schemas[schema] = None
     _check_complete(folder, footers)
-    for claim in folder.glob("*.claim"):  # of processes that were killed between writing a shard and letting go of it
-        claim.unlink(missing_ok=True)
     platforms = sorted({footer.platform for footer in footers.values() if footer})
     if len(platforms) > 1:
         said = "; ".join(platforms)
