@@ -1,10 +1,9 @@
-"""Is the memory of one picture local? The embedding attack from random starts on two pictures of the panel.
+"""Is the memory of one picture local? The embedding attack from random starts on two pictures of the shipped testbed.
 
 The command `unmemorize locality` compares embeddings and what methods select; here activations are compared as well,
 and NeMo with Wanda. The drawing is of the first picture. A run that was killed continues. The pictures are the first by
-name of those planted 100 times and of those planted 300 times in branch C: chosen before any attack. `--inits` random
-embeddings for the first picture, `--more` for the second; 0 leaves it out. `--only` measures pictures whose names
-contain it.
+name of those planted 100 times and of those planted 1000 times: chosen before any attack. `--inits` random embeddings
+for the first picture, `--more` for the second; 0 leaves it out. `--only` measures pictures whose names contain it.
 """
 
 from __future__ import annotations
@@ -39,8 +38,7 @@ from unmemorize.report.drawing import ACCENT, FAINT, INK, LINE, MUTED, STYLE
 from unmemorize.stages.locality import locality
 
 RUNS = Path("runs/locality")
-MODEL = "testbed-c"
-PICTURES = ("verbatim-1-00-00.png", "verbatim-3-00-00.png")
+PICTURES = ("verbatim-0100-00-00.png", "verbatim-1000-00-00.png")
 # Kowalczuk et al. 2026, read off a figure: layers in which same > different, of 7. Stable Diffusion 1.4.
 PUBLISHED = {"nemo": {"discrepancy": 7, "agreement": 3}, "wanda": {"discrepancy": 1, "agreement": 7}}
 GROUPS = {
@@ -70,7 +68,7 @@ class Between:
 
 def study(picture: str, inits: int) -> Row:
     """Both tests of the command, the activations, and the methods beside each other."""
-    spec = LocalitySpec(model=MODEL, target=picture, inits=inits, steps=STEPS, guidance=GUIDANCE)
+    spec = LocalitySpec(model="testbed-ladder", target=picture, inits=inits, steps=STEPS, guidance=GUIDANCE)
     run = RUNS / Path(picture).stem
     with tqdm(desc=picture) as bar:
 
