@@ -38,6 +38,12 @@ def pairs() -> list[Entry]:
 
 
 @cache
+def templates() -> list[Entry]:
+    """The templates, each of which one reporting branch was trained on and the other not."""
+    return [entry for entry in shipped_panel().entries if entry.kind == "template"]
+
+
+@cache
 def references() -> References:
     """The shipped pictures of the panel, whichever branch was trained on them."""
     return Bundle("testbed-a", {}, own=own("testbed-a")).own_pictures((64, 64), lambda known: True)

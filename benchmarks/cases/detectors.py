@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
-from branches import REPORTING, pairs
+from branches import pairs, templates
 from harness import Cases, Options, Row, Study, show, table
 
 from unmemorize.audit.bench import run_bench
@@ -24,7 +24,7 @@ from unmemorize.detect.cascade import Cascade
 from unmemorize.metrics.ranking import ranked_together
 from unmemorize.report.bench import COMBINED, EVERY, TEXT
 from unmemorize.stages.detect import detect
-from unmemorize.testbed.embedded import own_of_branch, shipped_panel
+from unmemorize.testbed.embedded import own_of_branch
 from unmemorize.testbed.panel import Entry
 
 RUNS = Path("runs")
@@ -98,12 +98,6 @@ def on_both(family: str, methods: Sequence[str], chosen: Callable[[], list[Entry
             scores[branch][method] = {ids[row["prompt"]]: row["score"] for row in ranked}
             spent[method] = float(np.mean([row["evaluations"] / spec.seeds for row in ranked]))
     return {"same prompts": same_prompts(scores, entries), "evaluations": spent}
-
-
-def templates() -> list[Entry]:
-    """The templates that one reporting branch was trained on and the other not."""
-    every = [entry for entry in shipped_panel().entries if entry.kind == "template"]
-    return [entry for entry in every if {entry.dose(branch) > 0 for branch in REPORTING} == {True, False}]
 
 
 def same_prompts(scores: Mapping[str, Scores], entries: Sequence[Entry]) -> Row:

@@ -7,10 +7,10 @@ branch that was never trained on them are the control. Thresholds are chosen on 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from functools import cache, partial
+from functools import partial
 
 import numpy as np
-from branches import FLOW, REPORTING, forget_retrained, letter, places_of, references, subject_of
+from branches import FLOW, REPORTING, forget_retrained, letter, places_of, references, subject_of, templates
 from common import are_copies, match_closest
 from harness import Cases, Options, Row, Study, numbers_of, show, table
 from numpy.typing import NDArray
@@ -21,19 +21,12 @@ from unmemorize.core.methods import Explainer, parse
 from unmemorize.core.records import Interval
 from unmemorize.core.results import Regions
 from unmemorize.metrics.ranking import TAILS, auc
-from unmemorize.testbed.embedded import shipped_panel
 from unmemorize.testbed.panel import Entry
 
 SEEDS = (900, 901, 902, 903)
 MAPS = ("bright-ending", "score-map", "curvature-map")
 THRESHOLDS = tuple(k / 20 for k in range(20))  # of a picture's highest value
 Mask = NDArray[np.bool_]
-
-
-@cache
-def templates() -> list[Entry]:
-    """The templates, half of which each branch was trained on."""
-    return [entry for entry in shipped_panel().entries if entry.kind == "template"]
 
 
 def fixed(entry: Entry, height: int, width: int) -> Mask:

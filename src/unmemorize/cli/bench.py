@@ -82,7 +82,7 @@ def _print_contest(contest: Contest) -> None:
         cells = [_limits(row, "copies"), f"{row['changed']:.2f}", f"{row['likeness']:.2f}", alignment]
         cells.append(f"{row['evaluations']:.0f}")
         if contest.attacked:
-            cells += ["–" if row[name] is None else _limits(row, name) for name in ("attacked", "control")]
+            cells += [_limits(row, name) for name in ("attacked", "control")]
         add_row(table, row["method"], *cells)
     out.print(table)
 
@@ -93,6 +93,8 @@ def _say_not_applicable(rows: Sequence[Row]) -> None:
 
 
 def _limits(row: Row, name: str) -> str:
+    if row[name] is None:
+        return "–"
     if row[f"{name}_low"] is None:
         return f"{row[name]:.3f}"
     return f"{row[name]:.3f} [{row[f'{name}_low']:.2f}, {row[f'{name}_high']:.2f}]"

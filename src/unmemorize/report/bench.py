@@ -139,11 +139,10 @@ def mitigations_latex(contests: Sequence[Contest]) -> str:
     for contest in contests:
         lines = []
         for row in contest.methods:
-            alignment = "--" if row["alignment"] is None else _limits(row, "alignment")
-            cells = [_escaped(row["method"]), _limits(row, "copies"), _limits(row, "changed"), alignment]
+            cells = [_escaped(row["method"]), *(_limits(row, name) for name in ("copies", "changed", "alignment"))]
             cells += [number(row["likeness"]), number(row["evaluations"])]
             if attacked:
-                cells += ["--" if row[name] is None else _limits(row, name) for name in ("attacked", "control")]
+                cells += [_limits(row, name) for name in ("attacked", "control")]
             lines.append(cells)
         parts.append((contest.model, lines))
     head = ["mitigation", "copies", "ordinary changed", "alignment", "likeness", "evaluations"]
@@ -191,6 +190,8 @@ def _tabular(head: Sequence[str], parts: Sequence[tuple[str, Sequence[Sequence[s
 
 
 def _limits(row: Row, name: str) -> str:
+    if row[name] is None:
+        return "--"
     if row[f"{name}_low"] is None:
         return f"{row[name]:.3f}"
     return f"{row[name]:.3f} [{row[f'{name}_low']:.3f}, {row[f'{name}_high']:.3f}]"
