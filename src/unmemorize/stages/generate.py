@@ -41,6 +41,10 @@ def generate(spec: GenerateSpec, out: Path, progress: Progress = quiet, crew: Cr
     with new_folder(out) as whole, temporary as folder, Run.open(Path(folder), inputs.record({})) as run:
         opening = partial(generating, out=Path(os.path.abspath(whole)))
         rows: list[Row] = pq.read_table(run_task(opening, inputs, run.folder, progress, crew)).to_pylist()
+        made = {f"{row['seed']}.png" for row in rows}
+        for path in whole.iterdir():
+            if path.name not in made:
+                path.unlink()  # what a worker was writing when it was killed
     return [{"seed": row["seed"], "image": str(out / f"{row['seed']}.png")} | row for row in rows]
 
 
