@@ -9,7 +9,6 @@ from pathlib import Path
 
 from unmemorize.core.errors import UserError
 from unmemorize.data.bundle import Bundle, is_ordinary
-from unmemorize.data.source import Prompt
 from unmemorize.metrics.related import related
 from unmemorize.metrics.similarity import References
 
@@ -36,18 +35,16 @@ def memorized_pictures(bundle: Bundle, size: tuple[int, int]) -> References:
 
 
 def ordinary_pictures(bundle: Bundle, size: tuple[int, int]) -> Split:
-    """The pictures to keep, or the testbed's that were planted rarely; every other cluster of captions is held out.
+    """The pictures to keep, or the testbed's ordinary ones, trained on or not; every other cluster is held out.
 
     Raises:
         UserError: There are too few, they cannot be read, or one has no caption.
     """
     folder = bundle.source("controls")
-    if bundle.own is None or "controls" in bundle.files:
-        held, more = _captioned(bundle.controls(size), folder), None
-        clusters = related(held.prompts)
-    else:
-        held, more = bundle.own_pictures(size, is_ordinary), bundle.own_pictures(size, _rare)
-        clusters = [str(bundle.own.known[name].cluster) for name in held.names]
+    pictures = _captioned(bundle.controls(size), folder)
+    if bundle.own is not None and "controls" not in bundle.files:
+        pictures = References.joined([pictures, bundle.own_pictures(size, is_ordinary)])
+    clusters = related(pictures.prompts)
     names = sorted(set(clusters))
     random.Random(0).shuffle(names)
     chosen = set(names[::2])
@@ -57,12 +54,7 @@ def ordinary_pictures(bundle: Bundle, size: tuple[int, int]) -> Split:
         raise UserError(
             f"{folder}: too few ordinary pictures, or captions all alike: some are trained on, others measured"
         )
-    train = held[trained]
-    return Split(References.joined([train, more]) if more else train, held[rows], tuple(clusters[i] for i in rows))
-
-
-def _rare(known: Prompt) -> bool:
-    return known.kind == "caption-only" or (known.kind == "verbatim" and (known.copies or 0) <= 3)
+    return Split(pictures[trained], pictures[rows], tuple(clusters[i] for i in rows))
 
 
 def _captioned(pictures: References, folder: str) -> References:
