@@ -30,16 +30,12 @@ Limits = Interval | Mapping[str, float] | Sequence[float]  # a value with its in
 HEAD = """# Results
 
 Everything here was measured on the shipped models by `make results`; this page is put together from the parts that it
-writes in `docs/results/`. "On the panel" says that a section is about `testbed-a` to `testbed-d`, of which `testbed` is
-C, and the transformer's branches; where a section says no more than "the testbed", it is `testbed-ladder`.
+writes in `docs/results/`. A to D are the branches of the panel, `testbed-a` to `testbed-d`, of which `testbed` is C;
+flow C and flow D are the transformer's.
 
 Intervals are 95%. Those of rates are exact (Clopper and Pearson) over pictures or prompts, or over families where
-prompts are related (word families; negatives in families of six); areas under curves and changes of quality are
-bootstrapped over clusters of related prompts. Small models show signs and orders of effects; their values do not carry
-over to large ones.
-
-Of rows that need a fine-tuned model, which is not shipped, intervals were computed anew on 2026-11-26 from the rates
-and the numbers of pictures.
+prompts are related; areas under curves and changes of quality are bootstrapped over clusters of related prompts. Small
+models show signs and orders of effects; their values do not carry over to large ones.
 """
 
 

@@ -14,14 +14,13 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from common import match_any, references
+from branches import references, subject_of
 from harness import Options, Row, Study, table
 from torch import Tensor
 
-from unmemorize.metrics.similarity import PIXELS
-from unmemorize.models.load import load
+from unmemorize.metrics.similarity import PIXELS, match_pixels
 from unmemorize.testbed.dataset import Composition, Picture, compose, drawing, pictures
-from unmemorize.testbed.embedded import shipped_plan
+from unmemorize.testbed.embedded import shipped_panel
 
 QUANTILES = {"0.1%": 0.001, "1%": 0.01, "5%": 0.05, "50%": 0.5, "95%": 0.95, "99%": 0.99}
 
@@ -39,7 +38,7 @@ def coarse(images: Tensor, cells: int) -> Tensor:
 def no_copies(data: Path) -> dict[str, Tensor]:
     """Drawings of planted names in another style, and planted drawings placed otherwise."""
     drawn = pictures(data)
-    planted = {how.art for entry in shipped_plan().planted for how in entry.pictures}
+    planted = {how.art for entry in shipped_panel().entries for how in entry.pictures}
     art = {p.art: p for p in drawn if p.art in planted}
     names = {p.name for p in art.values()}
     rng = np.random.default_rng(0)
@@ -52,7 +51,7 @@ def no_copies(data: Path) -> dict[str, Tensor]:
 
 def measure(options: Options) -> list[Row]:
     """Share counted as copies, and quantiles of the ratio, of every set of pictures."""
-    images, model = references().images, load("testbed-ladder")
+    images, model = references().images, subject_of("C").model
     with torch.no_grad():
         decoded = torch.cat([model.decode(model.invert(x)) for x in images.split(64)])
     generator = torch.Generator().manual_seed(0)
@@ -67,7 +66,7 @@ def measure(options: Options) -> list[Row]:
     }
     rows = []
     for name, pictured in sets.items():
-        values = np.array([match.value for match in match_any(pictured)])
+        values = np.array([match.value for match in match_pixels(pictured, references())])
         quantiles = np.quantile(values, list(QUANTILES.values())).tolist()
         copied = float(np.mean(values <= PIXELS.threshold))
         rows.append({"set": name, "pictures": len(values), "copied": copied, "quantiles": quantiles})

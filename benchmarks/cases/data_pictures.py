@@ -37,7 +37,7 @@ from unmemorize.data.duplicates import SAME, are_near_duplicates, group_pictures
 from unmemorize.data.hashes import Looks, looks_of
 from unmemorize.data.intake import ROWS
 from unmemorize.data.recall import ALTERATIONS, measure_recall
-from unmemorize.testbed.embedded import IMAGES
+from unmemorize.testbed.embedded import PANEL
 
 BATCH = 50_000
 FILE = 20  # batches a file
@@ -152,7 +152,7 @@ def recalls() -> Row:
     """The share of altered copies that are found, by pictures, by how they are looked for, and by alteration."""
     photographs = [Image.fromarray(photograph) for photograph in load_sample_images().images]
     tiles = [p.crop((x, y, x + 160, y + 160)) for p in photographs for x in range(0, 640, 160) for y in (0, 160, 260)]
-    testbed = [read_picture(path) for path in sorted(IMAGES.glob("*.png"))]
+    testbed = [read_picture(path) for path in sorted((PANEL / "images").glob("*.png"))]
     with tempfile.TemporaryDirectory() as folder:
         pieces = (piece(np.random.default_rng(number), photographs) for number in range(PIECES))
         search = Search(Path(folder), many=0)

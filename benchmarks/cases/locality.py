@@ -2,7 +2,7 @@
 
 The command `unmemorize locality` compares embeddings and what methods select; here activations are compared as well,
 and NeMo with Wanda. The drawing is of the first picture. A run that was killed continues. The pictures are the first by
-name of those planted 100 times and of those planted 1000 times: chosen before any attack. `--inits` random embeddings
+name of those planted 100 times and of those planted 300 times: chosen before any attack. `--inits` random embeddings
 for the first picture, `--more` for the second; 0 leaves it out. `--only` measures pictures whose names contain it.
 """
 
@@ -38,7 +38,7 @@ from unmemorize.report.drawing import ACCENT, FAINT, INK, LINE, MUTED, STYLE
 from unmemorize.stages.locality import locality
 
 RUNS = Path("runs/locality")
-PICTURES = ("verbatim-0100-00-00.png", "verbatim-1000-00-00.png")
+PICTURES = ("verbatim-1-00-00.png", "verbatim-3-00-00.png")
 # Kowalczuk et al. 2026, read off a figure: layers in which same > different, of 7. Stable Diffusion 1.4.
 PUBLISHED = {"nemo": {"discrepancy": 7, "agreement": 3}, "wanda": {"discrepancy": 1, "agreement": 7}}
 GROUPS = {
@@ -68,7 +68,7 @@ class Between:
 
 def study(picture: str, inits: int) -> Row:
     """Both tests of the command, the activations, and the methods beside each other."""
-    spec = LocalitySpec(model="testbed-ladder", target=picture, inits=inits, steps=STEPS, guidance=GUIDANCE)
+    spec = LocalitySpec(model="testbed", target=picture, inits=inits, steps=STEPS, guidance=GUIDANCE)
     run = RUNS / Path(picture).stem
     with tqdm(desc=picture) as bar:
 

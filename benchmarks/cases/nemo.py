@@ -12,7 +12,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 
 import torch
-from common import TESTBED, planted
+from branches import ordinary, subject_of
+from cases.panel_pruning import memorized
 from harness import Options, Row, Study, table
 from torch import Tensor
 
@@ -21,7 +22,6 @@ from unmemorize.core.model import DiffusionModel
 from unmemorize.localize.nemo import Nemo
 from unmemorize.localize.reference import Reference, Start, activations, cache_folder, cached_reference
 from unmemorize.metrics.ssim import pairwise_ssim, scales_for, ssim
-from unmemorize.models.load import load
 
 
 class OneByOne:
@@ -102,11 +102,11 @@ def ours(model: DiffusionModel, prompts: Sequence[str], settings: Nemo) -> list[
 def measure(options: Options) -> Row:
     """Evaluations and seconds of the three searches."""
     torch.set_num_threads(1)
-    model = load("testbed-ladder")
-    usual = cached_reference(model, model.encode(TESTBED.ordinary()), cache_folder())
+    model = subject_of("C").model
+    _, others = ordinary()
+    usual = cached_reference(model, model.encode(others), cache_folder())
     settings = Nemo(layers=options.layers, minimum=options.theta, reference=usual)
-    memorized = planted(lambda p: p.kind == "verbatim" and p.memorable)
-    chosen = [p.text for p in memorized[-options.prompts :]]
+    chosen = [entry.prompts[0] for entry in memorized("C")[: options.prompts]]
     ways = {
         "one at a time, a prediction discarded in each test": lambda: one_by_one(model, chosen, usual, settings, True),
         "one at a time": lambda: one_by_one(model, chosen, usual, settings, False),

@@ -6,8 +6,10 @@ copies its own entry's training picture. Rates are over entries: prompts and see
 
 from __future__ import annotations
 
+import json
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict
 from functools import partial
 
 import numpy as np
@@ -30,14 +32,19 @@ from common import are_copies, match_closest
 from harness import Cases, Options, Row, Study, numbers_of, save_figure, show, table
 from matplotlib.figure import Figure
 
+from unmemorize.core.run import atomic
+from unmemorize.data.bundle import Bundle
 from unmemorize.detect.noise import NoiseGap
+from unmemorize.metrics.dose import Dose
 from unmemorize.metrics.ranking import auc, cluster_bootstrap, rate_interval, text_scores, tpr_at_fpr
+from unmemorize.testbed.dose import CURVE
 from unmemorize.testbed.embedded import own, shipped_panel
 from unmemorize.testbed.panel import BRANCHES, KINDS, Entry
 
 SEEDS = (100, 101)
 SCORED = (100, 101, 102, 103)
 TRAINED = 4  # captions of a word that are asked, of those it is trained under
+ONCE = "trained on once"
 SHOWN = 6  # verbatim entries of the figure
 EVERY = [*SHIPPED, *FLOW]
 
@@ -77,6 +84,18 @@ def copies(branch: str, group: str, rows: Row) -> Row:
     return {"fingerprint": subject_of(branch).model.fingerprint, "counts": counts}
 
 
+def once(branch: str, rows: Row) -> Row:
+    """Copies of ordinary pictures that the branch was trained on as on any other, and pictures generated, by name."""
+    subject, bundle = subject_of(branch), Bundle(name_of(branch), {}, own=own(name_of(branch)))
+    controls = bundle.controls((64, 64))
+    prompts = [prompt for prompt in controls.prompts for _ in SEEDS]
+    images = pictures(subject, prompts, list(SEEDS) * len(controls))
+    places = [[place] for place in range(len(controls)) for _ in SEEDS]
+    copied = np.reshape(are_copies(match_closest(images, places, controls)), (len(controls), len(SEEDS)))
+    counts = {name: [int(hits), len(SEEDS)] for name, hits in zip(controls.names, copied.sum(axis=1), strict=True)}
+    return {"fingerprint": subject.model.fingerprint, "counts": counts}
+
+
 def repeats(branch: str, rows: Row) -> Row:
     """Copies and pictures of each repeat entry by how often its prompt says its last word."""
     subject = subject_of(branch)
@@ -111,6 +130,7 @@ def cases(options: Options) -> Cases:
     for branch in EVERY:
         named[f"{branch} | scores"] = partial(scores, branch)
         named[f"{branch} | repeats"] = partial(repeats, branch)
+        named[f"{branch} | {ONCE}"] = partial(once, branch)
         for group in GROUPS:
             named[f"{branch} | {group}"] = partial(copies, branch, group)
     return Cases({"seeds": list(SEEDS)}, named, forget_retrained)
@@ -151,6 +171,11 @@ def page(results: Row) -> Iterator[str]:
             cells = [show(rate_of(rungs[branch][rung])) if rung in rungs[branch] else "–" for branch in EVERY]
             if set(cells) != {"–"}:
                 lines.append([group, str(rung), *cells])
+    measured = {branch: settings[key] for branch in EVERY if (key := f"{branch} | {ONCE}") in settings}
+    cells = [
+        show(rate_of(list(measured[branch]["counts"].values())) if branch in measured else None) for branch in EVERY
+    ]
+    lines.append(["ordinary pictures", "1", *cells])
     yield from ("", *table(["prompts", "dose", *EVERY], lines))
     for branches in (REPORTING, FLOW):
         measured = [settings[f"{branch} | repeats"] for branch in branches if f"{branch} | repeats" in settings]
@@ -215,8 +240,21 @@ def _area(name: str, settings: Row, rows: Sequence[tuple[Entry, str]]) -> list[s
     return [name, *counts, show(area, ".3f"), show(rate), show(control)]
 
 
+def curve(settings: Row) -> list[Dose]:
+    """How often the U-Net's branches copy a picture of a number of copies; those of dose 0 are of none."""
+    rungs: dict[int, list[list[int]]] = defaultdict(list)
+    for branch in SHIPPED:
+        rungs[1] += settings[f"{branch} | {ONCE}"]["counts"].values()
+        for rung, counts in by_dose(settings[f"{branch} | verbatim"], branch).items():
+            if rung:
+                rungs[rung] += counts
+    return [Dose(rung, float(np.divide(*np.sum(rungs[rung], axis=0))), len(rungs[rung])) for rung in sorted(rungs)]
+
+
 def figure(results: Row) -> None:
-    """Planted pictures, and what their captions give in each branch, one seed."""
+    """Write the dose-response curve that the data audit reads; draw planted pictures beside each branch's, one seed."""
+    with atomic(CURVE) as temporary:
+        temporary.write_text(json.dumps({"points": [asdict(dose) for dose in curve(results["settings"])]}, indent=1))
     verbatim = [entry for entry in shipped_panel().entries if entry.kind == "verbatim"]
     chosen = verbatim[:: len(verbatim) // SHOWN][:SHOWN]
     planted = torch.cat([references()[places_of(entry)].images for entry in chosen])

@@ -7,22 +7,24 @@ the same prompts in the branch that never saw their pictures.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 from branches import forget_retrained, name_of, other_of, pictures, places_of, references, subject_of
-from cases.mitigations import changes, run_of
 from cases.panel_pruning import memorized
 from cases.published_mitigations import share_lost
 from common import are_copies, match_closest
 from harness import Cases, Options, Row, Study, numbers_of, show, table
+from tqdm import tqdm
 
 from unmemorize.core.records import Interval
 from unmemorize.core.specs import MitigateSpec
 from unmemorize.metrics.ranking import share_interval
 from unmemorize.stages.mitigations import tuned_model
+from unmemorize.stages.unlearn import mitigate
 from unmemorize.testbed.alignment import Alignment
 
 SEED = 600
@@ -46,6 +48,17 @@ def unlearned(branch: str, name: str, rows: Row) -> Row:
     place = folder(branch, name)
     results = run_of(MitigateSpec(model=name_of(branch), method=UNLEARNERS[name]), place)
     return left(branch, str(place / "model")) | {"unlearner": UNLEARNERS[name], "run": results}
+
+
+def run_of(spec: MitigateSpec, folder: Path) -> Row:
+    """The numbers of a run in `folder/run`, which is made or continued first; its model goes to `folder/model`."""
+    results = folder / "run" / "results.json"
+    if not results.exists():
+        with tqdm(desc=folder.name) as bar:
+            show_progress = lambda stage, done, total: bar.set_postfix_str(f"{stage} {done}/{total}")  # noqa: E731
+            mitigate(spec, folder / "model", folder / "run", show_progress)
+    row: Row = json.loads(results.read_text(encoding="utf-8"))
+    return row
 
 
 def left(branch: str, tuned: str | None) -> Row:
@@ -97,6 +110,14 @@ def page(results: Row) -> Iterator[str]:
         lines.append(cells)
     head = "branch | mitigation | copies | alignment lost | DoRI, from the prompt | DoRI, from N(0, I) | alignment"
     yield from table(f"{head} | neighbours' alignment | FID | evaluations | seconds", lines)
+
+
+def changes(run: Row) -> list[str]:
+    """What an unlearner changed in ordinary pictures and what it cost."""
+    groups = [run["quality"][group] for group in ("ordinary", "neighbours")]
+    fid = groups[0]["fid"]
+    shown = [show(group["alignment"]["change"], "+.1%") for group in groups]
+    return [*shown, f"{fid['before'][0]:.3f} → {fid['after'][0]:.3f}", f"{run['evaluations']:,}", f"{run['seconds']:,}"]
 
 
 STUDY = Study(

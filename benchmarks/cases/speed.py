@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
-from common import planted
+from branches import ordinary, subject_of
 from harness import Options, Row, Study, table
 from torch import Tensor
 
@@ -22,7 +22,6 @@ from unmemorize.core.methods import Subject
 from unmemorize.core.model import LEVELS, Condition, DiffusionModel
 from unmemorize.core.sample import Sampler, generators, trajectory
 from unmemorize.detect.noise import NoiseGap
-from unmemorize.models.load import load
 
 SEEDS = (0, 1, 2, 3)
 BATCH = 64
@@ -127,7 +126,7 @@ def attack(model: DiffusionModel, texts: list[str], updates: int, rounds: int) -
 
 def measure(options: Options) -> Row:
     """Both."""
-    model, texts = load("testbed-ladder"), [p.text for p in planted(lambda p: True)]
+    model, (_, texts) = subject_of("C").model, ordinary()
     found = detection(model, texts[: options.prompts])
     return {"detection": found, "attack": attack(model, texts[: options.pictures], options.updates, options.rounds)}
 

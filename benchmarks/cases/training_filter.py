@@ -1,56 +1,86 @@
-"""Fine-tune the twin on duplicates, with and without the filter of memorized samples: what is copied afterwards?
+"""Fine-tune a branch on duplicates, with and without the filter of memorized samples: what is copied afterwards?
 
-Eight pictures that the twin does not copy make a quarter of every batch, as in Wen et al. 2024; the rest are shipped
-pictures once each. The trainer, the seed and the steps are the same; the filter's threshold is the 95th percentile of
-the magnitude of ordinary samples under the twin, before any training. Checkpoints lie in runs/training-filter and a
-killed run continues.
+Eight pictures that branch C has never seen make a quarter of every batch, as in Wen et al. 2024; the rest are pictures
+that it was trained on, once each. The trainer, the seed and the steps are the same; the filter's threshold is the 95th
+percentile of the magnitude of ordinary samples under the branch, before any training. Checkpoints lie in
+runs/training-filter and a killed run continues.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import cache, partial
 from pathlib import Path
 
 import numpy as np
 import torch
-from common import are_copies, each_at, match_own, of_kind, pictures, planted, rate_of, references
-from harness import Options, Row, Study, show, table
+from branches import name_of, ordinary, other_of, pictures, places_of, references, subject_of
+from cases.panel_pruning import memorized
+from common import SAMPLER, are_copies, match_closest
+from harness import Cases, Options, Row, Study, show, table
 from torch import nn
 
+from unmemorize.core.methods import Subject
+from unmemorize.core.model import DiffusionModel
+from unmemorize.data.bundle import Bundle
+from unmemorize.metrics.ranking import share_interval
+from unmemorize.metrics.similarity import References
 from unmemorize.mitigate.perturb import add_random_words
 from unmemorize.models.load import load
 from unmemorize.testbed.alignment import Alignment
+from unmemorize.testbed.embedded import own
 from unmemorize.testbed.fit import fit
+from unmemorize.testbed.panel import Entry
 from unmemorize.testbed.recipe import Recipe
 from unmemorize.testbed.rows import Rows
 from unmemorize.testbed.train import denoising_loss
 
+BRANCH = "C"
 RUNS = Path("runs/training-filter")
 RECIPE = Recipe(batch=24, lr=5e-4, steps=600, seed=1)
 DUPLICATES, SEEDS = 8, (400, 401, 402, 403)
+SETTINGS = {  # steps, whether samples are filtered, and random words in every caption
+    "the branch, before": (0, False, 0),
+    "fine-tuned": (RECIPE.steps, False, 0),
+    "fine-tuned, memorized samples left out": (RECIPE.steps, True, 0),
+    "fine-tuned, a random word in every caption": (RECIPE.steps, False, 1),
+}
 
 
-def table_of_rows(prompts, vocabulary, augment: int) -> tuple[list[str], Rows, list[str]]:
-    """The captions, the rows (a quarter of them the duplicates), and the duplicated captions.
+@cache
+def duplicates() -> list[Entry]:
+    """The pictures that are duplicated: of those that the other branch has a hundred times, and this one never."""
+    return memorized(other_of(BRANCH))[:DUPLICATES]
+
+
+@cache
+def trained() -> References:
+    """The pictures that the branch was trained on, as far as they are shipped."""
+    return Bundle(name_of(BRANCH), {}, own=own(name_of(BRANCH))).references((64, 64))
+
+
+def training_set(vocabulary: list[str], augment: int) -> tuple[References, list[str], Rows]:
+    """The pictures, the captions, and the rows, of which the last quarter are the duplicates.
 
     With `augment`, every row has eight captions, each with that many random words inserted.
     """
-    chosen = [p for p in prompts if p.kind == "verbatim" and p.copies <= 10][:DUPLICATES]
-    files = {name: i for i, name in enumerate(references().names)}
-    copied = {f"{p.id}-00.png": p.text for p in chosen}
-    rest = [i for name, i in files.items() if name not in copied]
-    times = len(rest) // (3 * DUPLICATES)
-    rows = [(references().captions[i], i) for i in rest] + [(t, files[f]) for f, t in copied.items()] * times
-    forms = [
-        [add_random_words(c, vocabulary, count=augment, seed=k) if augment else c for k in range(8)] for c, _ in rows
-    ]
-    index = {c: k for k, c in enumerate(["", *sorted({c for row in forms for c in row})])}
-    numbered = torch.tensor([[index[c] for c in row] for row in forms])
-    return list(index), Rows(tuple(index), numbered, torch.tensor([[i] for _, i in rows])), list(copied.values())
+    chosen = references()[[places_of(entry)[0] for entry in duplicates()]]
+    shown = References.joined([trained(), chosen])
+    times = len(trained()) // (3 * DUPLICATES)
+    picture = [*range(len(trained())), *list(range(len(trained()), len(shown))) * times]
+    forms = []
+    for place in picture:
+        caption = shown.prompts[place]
+        given = [add_random_words(caption, vocabulary, count=augment, seed=k) if augment else caption for k in range(8)]
+        forms.append(given)
+    captions = ["", *sorted({caption for given in forms for caption in given})]
+    index = {caption: k for k, caption in enumerate(captions)}
+    numbered = torch.tensor([[index[caption] for caption in given] for given in forms])
+    return shown, captions, Rows(tuple(captions), numbered, torch.tensor(picture)[:, None])
 
 
-def ordinary_magnitude(model, latents, rows: Rows, embeds) -> float:
+def ordinary_magnitude(model: DiffusionModel, latents: torch.Tensor, rows: Rows, embeds: torch.Tensor) -> float:
     """The 95th percentile of the magnitude of ordinary training samples, at random timesteps."""
     generator = torch.Generator().manual_seed(0)
     values, first = [], len(rows.caption) * 3 // 4
@@ -65,67 +95,58 @@ def ordinary_magnitude(model, latents, rows: Rows, embeds) -> float:
     return float(np.quantile(values, 0.95))
 
 
-def train(name: str, recipe: Recipe, augment: int = 0) -> tuple[Row, float]:
-    """Fine-tune the twin; the copy rate and alignment of the duplicated captions, and the threshold of the filter."""
-    model = load("testbed-twin")
-    captions, rows, copied = table_of_rows(planted(lambda p: True), model.vocabulary, augment)
+def train(name: str, rows: Row) -> Row:
+    """Fine-tune the branch; which pictures of the duplicated captions are copies, and what alignment is left."""
+    steps, filtered, augment = SETTINGS[name]
+    model = load(name_of(BRANCH))
+    fingerprint = model.fingerprint
+    shown, captions, table_of = training_set(model.vocabulary, augment)
     with torch.no_grad():
-        latents = torch.cat([model.invert(part) for part in references().images.split(64)])
+        latents = torch.cat([model.invert(part) for part in shown.images.split(64)])
         embeds = torch.cat([model.encode(captions[i : i + 256]).embeds for i in range(0, len(captions), 256)])
-    threshold = ordinary_magnitude(model, latents, rows, embeds)
-    if recipe.filter is not None:
-        recipe = replace(recipe, filter=threshold)
+    threshold = ordinary_magnitude(model, latents, table_of, embeds)
+    recipe = replace(RECIPE, steps=steps, filter=threshold if filtered else None)
     unet = model.denoiser.to(memory_format=torch.channels_last)
-    result = {"name": name}
-    if recipe.steps:
-        loss = denoising_loss(unet, embeds, latents, rows, recipe)
-        lr = lambda step: recipe.lr * min(1.0, (recipe.steps - step) / 150 + 0.02)  # noqa: E731
-        average = fit(nn.ModuleDict({"unet": unet}), loss, steps=recipe.steps, lr=lr, folder=RUNS / name, ema=0.99)
-        unet.load_state_dict({k.removeprefix("unet."): v for k, v in average.items()})
+    if steps:
+        loss = denoising_loss(unet, embeds, latents, table_of, recipe)
+        lr = lambda step: recipe.lr * min(1.0, (steps - step) / 150 + 0.02)  # noqa: E731
+        folder = RUNS / name.replace(", ", "-").replace(" ", "-")
+        average = fit(nn.ModuleDict({"unet": unet}), loss, steps=steps, lr=lr, folder=folder, ema=0.99)
+        unet.load_state_dict({key.removeprefix("unet."): value for key, value in average.items()})
     unet.eval()
-    align = Alignment(model)
-    texts, seeds = each_at(copied, SEEDS)
-    images = pictures(model, texts, seeds)
-    rate = rate_of(are_copies(match_own(images, texts)), len(SEEDS))
-    ordinary = [p.text for p in of_kind("negative")][:40]
-    fine = align(pictures(model, ordinary, [500] * len(ordinary)), ordinary).mean().item()
-    return result | {"copy_rate": rate, "alignment": align(images, texts).mean().item(), "ordinary": fine}, threshold
-
-
-def measure(options: Options) -> Row:
-    """Every training, and the filter's threshold."""
-    torch.set_num_threads(max(torch.get_num_threads(), 1))
-    settings = [
-        ("before", replace(RECIPE, steps=0), 0),
-        ("no-filter", RECIPE, 0),
-        ("filter", replace(RECIPE, filter=0.0), 0),
-        ("random-words", RECIPE, 1),
-    ]
-    rows = []
-    for name, recipe, augment in settings:
-        row, threshold = train(name, recipe, augment)
-        rows.append(row)
-    return {"threshold": threshold, "rows": rows}
-
-
-def page(numbers: Row) -> Iterator[str]:
-    """One row a training."""
-    names = {
-        "before": "the twin, before",
-        "no-filter": "fine-tuned",
-        "filter": f"fine-tuned, samples at or over {numbers['threshold']:.2f} left out",
-        "random-words": "fine-tuned, a random word in every caption",
+    subject, align = Subject(model, SAMPLER), Alignment(model)
+    texts = [entry.prompts[0] for entry in duplicates() for _ in SEEDS]
+    images = pictures(subject, texts, list(SEEDS) * DUPLICATES)
+    places = [places_of(entry) for entry in duplicates() for _ in SEEDS]
+    copied = are_copies(match_closest(images, places, references()))
+    asked, _ = ordinary()
+    return {
+        "fingerprint": fingerprint,
+        "threshold": threshold,
+        "copied": np.reshape(copied, (DUPLICATES, len(SEEDS))).tolist(),
+        "alignment": align(images, texts).mean().item(),
+        "ordinary": align(pictures(subject, asked, [500] * len(asked)), asked).mean().item(),
     }
+
+
+def cases(options: Options) -> Cases:
+    """Every training."""
+    same = {"fingerprint": subject_of(BRANCH).model.fingerprint, "recipe": [RECIPE.batch, RECIPE.lr, RECIPE.steps]}
+    return Cases(same, {name: partial(train, name) for name in SETTINGS})
+
+
+def page(results: Row) -> Iterator[str]:
+    """One row a training."""
     rows = []
-    for r in numbers["rows"]:
-        rows.append([names[r["name"]], show(r["copy_rate"]), f"{r['alignment']:.3f}", f"{r['ordinary']:.3f}"])
+    for name, row in results["settings"].items():
+        rows.append([name, show(share_interval(row["copied"])), f"{row['alignment']:.3f}", f"{row['ordinary']:.3f}"])
     head = "training | copy rate of the duplicates | their alignment | alignment of ordinary prompts"
     yield from table(head, rows)
 
 
 STUDY = Study(
     title="Mitigation in training",
-    about="The twin, fine-tuned on eight duplicated pictures that make a quarter of every batch.",
+    about="Branch C, fine-tuned on eight pictures that it has never seen and that make a quarter of every batch.",
     page=page,
-    measure=measure,
+    measure=cases,
 )

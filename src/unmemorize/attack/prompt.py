@@ -20,9 +20,9 @@ from unmemorize.core.vocabulary import BATCH, Words
 Draw = tuple[Tensor, Tensor, Tensor]  # noisy latents, their timesteps, their noise
 
 
-def nearest_words(model: TypedModel, embed: Tensor, count: int, *, forbidden: Collection[str] = ()) -> str:
+def nearest_words(model: TypedModel, embed: Tensor, count: int) -> str:
     """The words whose own encodings, less the empty prompt's, point most to where `embed` (tokens, width) lies."""
-    words, empty = Words(model, forbidden).words, model.encode([""]).embeds.flatten()
+    words, empty = Words(model).words, model.encode([""]).embeds.flatten()
     meant = (embed.flatten() - empty)[None]
     parts = (model.encode(words[i : i + BATCH]).embeds.flatten(1) for i in range(0, len(words), BATCH))
     closeness = torch.cat([torch.cosine_similarity(part - empty, meant) for part in parts])

@@ -1,4 +1,4 @@
-"""The shipped model's dose-response curve, as `python benchmarks testbed` measured it."""
+"""The dose-response curve of the shipped branches, as `python benchmarks panel` measured it."""
 
 from __future__ import annotations
 
@@ -12,5 +12,5 @@ CURVE = Path(__file__).parent / "assets" / "dose.json"
 
 @cache
 def dose_curve() -> tuple[Dose, ...]:
-    """How often the shipped model copies a picture, by the picture's number of copies."""
+    """How often the U-Net's branches copy a picture, by the picture's number of copies."""
     return load_curve(CURVE)
