@@ -103,29 +103,18 @@ def test_memory_is_computed_for_the_published_numbers_of_parameters(harness):
 
 
 def test_a_copy_is_one_of_the_prompts_own_picture(harness):
-    """Another prompt's picture copies a training picture, and not the prompt's own; of a template any variant is."""
+    """Another prompt's picture copies a training picture, and not the prompt's own; of several the closest counts."""
+    import branches
     import common
 
-    references = common.references()
-    place = {name: i for i, name in enumerate(references.names)}
-    shown = [place[name] for name in ("verbatim-1000-00-00.png", "verbatim-1000-01-00.png", "template-03-02.png")]
-    own = references.captions[shown[0]]
-    images = references.images[shown]
-    prompts = [own, own, references.captions[shown[2]]]
-    assert common.are_copies(common.match_any(images)) == [True, True, True]
-    assert common.are_copies(common.match_own(images, prompts)) == [True, False, True]
-
-
-def test_a_caption_is_copied_only_by_its_own_picture(harness):
-    """A caption of a word family that gives the picture of another prompt has not copied its own."""
-    import common
-
-    explanation = harness.module_of("explanation")
-    pictures = common.references()
-    rows = [pictures.names.index(name) for name in ("template-07-00.png", "word-15-00.png")]
-    captions = [p for p in common.planted(lambda p: p.text == "mobile phone, marker") for _ in rows]
-    assert common.are_copies(common.match_any(pictures.images[rows])) == [True, True]
-    assert explanation.own_copies(pictures.images[rows], captions) == [0, 1]
+    references = branches.references()
+    names = [f"verbatim-1-0{i}-00.png" for i in range(3)]
+    first, second, third = (references.names.index(name) for name in names)
+    images = references.images[[first, second, third]]
+    places = [[first], [first], [second, third]]
+    matches = common.match_closest(images, places, references)
+    assert common.are_copies(matches) == [True, False, True]
+    assert [match.nearest for match in matches] == [names[0], names[0], names[2]]
 
 
 def test_activations_of_the_study_of_locality_are_what_hooks_see(harness, tiny_model):
