@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import astuple, dataclass, field
 from importlib import import_module
@@ -110,10 +111,13 @@ def _each(name: str, study: Study, cases: Cases, options: Options) -> Row:
     cases.refresh(results)
     for key, measure in cases.measure.items():
         if options.only in key and (options.again or key not in results["settings"]):
+            since = time.monotonic()
             row = measure(results["settings"])
+            seconds = round(time.monotonic() - since)
             results = kept(name, cases.same)  # another process may have added its own
             cases.refresh(results)
             results["settings"][key] = row
+            results.setdefault("seconds", {})[key] = seconds
             write(name, study, results)
     return results
 
@@ -148,9 +152,21 @@ def write_results(names: Iterable[str]) -> None:
     for name in names:
         study, path = module_of(name).STUDY, OUT / f"{name}.md"
         if study.title and path.exists():
-            parts.append(f"## {study.title}\n\n{study.about}\n\n{path.read_text(encoding='utf-8')}")
+            parts.append(f"## {study.title}\n\n{study.about}{took(name)}\n\n{path.read_text(encoding='utf-8')}")
     with atomic(PAGE) as temporary:
         temporary.write_text("\n".join(parts), encoding="utf-8")
+
+
+def took(name: str) -> str:
+    """How long the kept cases of a measurement took, as far as it is known."""
+    path = OUT / f"{name}.json"
+    numbers = json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+    if not isinstance(numbers, dict) or "seconds" not in numbers:
+        return ""
+    cases, seconds = numbers["settings"], numbers["seconds"]
+    known = [seconds[key] for key in cases if key in seconds]
+    of = "" if len(known) == len(cases) else f" for {len(known)} of {len(cases)} cases"
+    return f" Measuring took {sum(known) / 3600:.1f} hours of one core{of}."
 
 
 def table(columns: str | Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:

@@ -81,7 +81,8 @@ def test_a_case_that_is_kept_is_not_measured_again(harness, monkeypatch, tmp_pat
     harness.run("study", ["--only", "sec"])
     harness.run("study", [])
     assert calls == ["second", "first"]
-    assert harness.read("study") == {"seed": 1, "settings": {"second": 0, "first": 1}}
+    kept = {"seed": 1, "settings": {"second": 0, "first": 1}, "seconds": {"second": 0, "first": 0}}
+    assert harness.read("study") == kept
     assert (tmp_path / "study.md").read_text() == "second\nfirst\n"
     seed = 2
     harness.run("study", [])

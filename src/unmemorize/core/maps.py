@@ -39,7 +39,11 @@ def end_attention(step: Step, cond: Condition, height: int, width: int) -> Tenso
     return interpolate(attention.unflatten(1, (rows, -1))[:, None], (height, width), mode="bilinear")[:, 0]
 
 
-def score_difference(step: Step) -> Tensor:
-    """s_c − s_u of a step: −(ε_c − ε_u) / σ, (n, c, h, w)."""
+def score_map(step: Step) -> Tensor:
+    """The squared difference of the scores with and without the prompt at every place, over channels, (n, h, w).
+
+    Scores are −ε / σ. At least in single precision: squares of half-precision scores overflow.
+    """
     assert step.uncond is not None  # or guidance were off
-    return step.cond.score - step.uncond.score
+    difference = step.cond.score - step.uncond.score
+    return difference.to(torch.promote_types(difference.dtype, torch.float32)).square().sum(dim=1)

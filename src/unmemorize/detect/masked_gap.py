@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from unmemorize.core.maps import end_attention, score_difference
+from unmemorize.core.maps import end_attention, score_map
 from unmemorize.core.methods import Detector, method
 from unmemorize.core.recording import Recording, contrast_of
 from unmemorize.core.results import Scores
@@ -61,5 +61,5 @@ class MaskedGap(Detector):
     def _map(self, recording: Recording, last: Step) -> Tensor:
         """The map of every row, (rows, h, w)."""
         if self.mask == "score-map":
-            return score_difference(last).float().square().sum(dim=1)
+            return score_map(last)
         return end_attention(last, recording.rows, *last.x.shape[2:])

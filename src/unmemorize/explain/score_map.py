@@ -11,7 +11,7 @@ import torch
 
 from unmemorize.core.bounds import Share
 from unmemorize.core.errors import NotApplicable
-from unmemorize.core.maps import score_difference
+from unmemorize.core.maps import score_map
 from unmemorize.core.methods import Explainer, Subject, method
 from unmemorize.core.model import Condition
 from unmemorize.core.results import Regions
@@ -62,5 +62,5 @@ class ScoreMap(Explainer):
         model, cond, maps = subject.model, subject.model.encode([prompt] * len(seeds)), []
         with model.counted() as cost:
             for step in last_steps(subject, cond, seeds, self.last):
-                maps.append(score_difference(step).square().sum(dim=1))
+                maps.append(score_map(step))
         return Regions(prompt, step.x_next.cpu(), torch.stack(maps).mean(dim=0).cpu(), cost.forward)
