@@ -1,8 +1,8 @@
-"""Fine-tune a branch on duplicates, with and without the filter of memorized samples: what is copied afterwards?
+"""Fine-tune the panel's trunk on duplicates, with and without the filter of memorized samples: what is copied then?
 
-Eight pictures that branch C has never seen make a quarter of every batch, as in Wen et al. 2024; the rest are pictures
-that it was trained on, once each. The trainer, the seed and the steps are the same; the filter's threshold is the 95th
-percentile of the magnitude of ordinary samples under the branch, before any training. Checkpoints lie in
+Eight pictures make a quarter of every batch, as in Wen et al. 2024; the rest are the panel's other pictures, once each.
+The trunk has seen none of them. The trainer, the seed and the steps are the same; the filter's threshold is the 95th
+percentile of the magnitude of the other samples under the trunk, before any training. Checkpoints lie in
 runs/training-filter and a killed run continues.
 """
 
@@ -15,33 +15,29 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from branches import name_of, ordinary, other_of, pictures, places_of, references, subject_of
-from cases.panel_pruning import memorized
+from branches import ordinary, pairs, pictures, places_of, references
 from common import SAMPLER, are_copies, match_closest
 from harness import Cases, Options, Row, Study, show, table
 from torch import nn
 
 from unmemorize.core.methods import Subject
 from unmemorize.core.model import DiffusionModel
-from unmemorize.data.bundle import Bundle
 from unmemorize.metrics.ranking import share_interval
-from unmemorize.metrics.similarity import References
 from unmemorize.mitigate.perturb import add_random_words
 from unmemorize.models.load import load
 from unmemorize.testbed.alignment import Alignment
-from unmemorize.testbed.embedded import own
 from unmemorize.testbed.fit import fit
 from unmemorize.testbed.panel import Entry
 from unmemorize.testbed.recipe import Recipe
 from unmemorize.testbed.rows import Rows
 from unmemorize.testbed.train import denoising_loss
+from unmemorize.testbed.train_panel import TRUNK
 
-BRANCH = "C"
 RUNS = Path("runs/training-filter")
 RECIPE = Recipe(batch=24, lr=5e-4, steps=600, seed=1)
 DUPLICATES, SEEDS = 8, (400, 401, 402, 403)
 SETTINGS = {  # steps, whether samples are filtered, and random words in every caption
-    "the branch, before": (0, False, 0),
+    "the trunk, before": (0, False, 0),
     "fine-tuned": (RECIPE.steps, False, 0),
     "fine-tuned, memorized samples left out": (RECIPE.steps, True, 0),
     "fine-tuned, a random word in every caption": (RECIPE.steps, False, 1),
@@ -50,38 +46,32 @@ SETTINGS = {  # steps, whether samples are filtered, and random words in every c
 
 @cache
 def duplicates() -> list[Entry]:
-    """The pictures that are duplicated: of those that the other branch has a hundred times, and this one never."""
-    return memorized(other_of(BRANCH))[:DUPLICATES]
+    """The pictures that are duplicated."""
+    return pairs()[:DUPLICATES]
 
 
-@cache
-def trained() -> References:
-    """The pictures that the branch was trained on, as far as they are shipped."""
-    return Bundle(name_of(BRANCH), {}, own=own(name_of(BRANCH))).references((64, 64))
-
-
-def training_set(vocabulary: list[str], augment: int) -> tuple[References, list[str], Rows]:
-    """The pictures, the captions, and the rows, of which the last quarter are the duplicates.
+def training_set(vocabulary: list[str], augment: int) -> tuple[list[str], Rows]:
+    """The captions, and the rows of them and of the panel's pictures, of which the last quarter are the duplicates.
 
     With `augment`, every row has eight captions, each with that many random words inserted.
     """
-    chosen = references()[[places_of(entry)[0] for entry in duplicates()]]
-    shown = References.joined([trained(), chosen])
-    times = len(trained()) // (3 * DUPLICATES)
-    picture = [*range(len(trained())), *list(range(len(trained()), len(shown))) * times]
+    chosen = [places_of(entry)[0] for entry in duplicates()]
+    others = [place for place in range(len(references())) if place not in chosen]
+    times = len(others) // (3 * DUPLICATES)
+    picture = others + chosen * times
     forms = []
     for place in picture:
-        caption = shown.prompts[place]
+        caption = references().prompts[place]
         given = [add_random_words(caption, vocabulary, count=augment, seed=k) if augment else caption for k in range(8)]
         forms.append(given)
     captions = ["", *sorted({caption for given in forms for caption in given})]
     index = {caption: k for k, caption in enumerate(captions)}
     numbered = torch.tensor([[index[caption] for caption in given] for given in forms])
-    return shown, captions, Rows(tuple(captions), numbered, torch.tensor(picture)[:, None])
+    return captions, Rows(tuple(captions), numbered, torch.tensor(picture)[:, None])
 
 
 def ordinary_magnitude(model: DiffusionModel, latents: torch.Tensor, rows: Rows, embeds: torch.Tensor) -> float:
-    """The 95th percentile of the magnitude of ordinary training samples, at random timesteps."""
+    """The 95th percentile of the magnitude of the other samples, at random timesteps."""
     generator = torch.Generator().manual_seed(0)
     values, first = [], len(rows.caption) * 3 // 4
     for _ in range(20):
@@ -96,13 +86,12 @@ def ordinary_magnitude(model: DiffusionModel, latents: torch.Tensor, rows: Rows,
 
 
 def train(name: str, rows: Row) -> Row:
-    """Fine-tune the branch; which pictures of the duplicated captions are copies, and what alignment is left."""
+    """Fine-tune the trunk; which pictures of the duplicated captions are copies, and what alignment is left."""
     steps, filtered, augment = SETTINGS[name]
-    model = load(name_of(BRANCH))
-    fingerprint = model.fingerprint
-    shown, captions, table_of = training_set(model.vocabulary, augment)
+    model = load(str(TRUNK))
+    captions, table_of = training_set(model.vocabulary, augment)
     with torch.no_grad():
-        latents = torch.cat([model.invert(part) for part in shown.images.split(64)])
+        latents = torch.cat([model.invert(part) for part in references().images.split(64)])
         embeds = torch.cat([model.encode(captions[i : i + 256]).embeds for i in range(0, len(captions), 256)])
     threshold = ordinary_magnitude(model, latents, table_of, embeds)
     recipe = replace(RECIPE, steps=steps, filter=threshold if filtered else None)
@@ -121,7 +110,6 @@ def train(name: str, rows: Row) -> Row:
     copied = are_copies(match_closest(images, places, references()))
     asked, _ = ordinary()
     return {
-        "fingerprint": fingerprint,
         "threshold": threshold,
         "copied": np.reshape(copied, (DUPLICATES, len(SEEDS))).tolist(),
         "alignment": align(images, texts).mean().item(),
@@ -131,12 +119,14 @@ def train(name: str, rows: Row) -> Row:
 
 def cases(options: Options) -> Cases:
     """Every training."""
-    same = {"fingerprint": subject_of(BRANCH).model.fingerprint, "recipe": [RECIPE.batch, RECIPE.lr, RECIPE.steps]}
+    same = {"fingerprint": load(str(TRUNK)).fingerprint, "recipe": [RECIPE.batch, RECIPE.lr, RECIPE.steps]}
     return Cases(same, {name: partial(train, name) for name in SETTINGS})
 
 
 def page(results: Row) -> Iterator[str]:
     """One row a training."""
+    thresholds = {f"{row['threshold']:.2f}" for row in results["settings"].values()}
+    yield from (f"Samples of a magnitude of {', '.join(sorted(thresholds))} or more are left out.", "")
     rows = []
     for name, row in results["settings"].items():
         rows.append([name, show(share_interval(row["copied"])), f"{row['alignment']:.3f}", f"{row['ordinary']:.3f}"])
@@ -146,7 +136,8 @@ def page(results: Row) -> Iterator[str]:
 
 STUDY = Study(
     title="Mitigation in training",
-    about="Branch C, fine-tuned on eight pictures that it has never seen and that make a quarter of every batch.",
+    about="The panel's trunk, which has seen none of these pictures, fine-tuned on eight that make a quarter of every "
+    "batch.",
     page=page,
     measure=cases,
 )
