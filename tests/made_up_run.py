@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 SEEDS = [0, 1]
-KINDS = ["verbatim", "template", "word", "repeat", "caption-only", "image-only", "negative"]
+KINDS = ["verbatim", "template", "word", "repeat", "caption-only", "image-only", "ordinary"]
 SUBJECTS = ["a lighthouse at dusk", "two kites over a field", "a green bicycle", "an owl on a fence", "the old harbour"]
 SCRIPT = "<script>alert(1)</script>"
 RIGHT_TO_LEFT = "منارة قديمة عند الغروب, מגדלור ישן"
@@ -98,8 +98,8 @@ def write_json(path: Path, content: object) -> None:
 def _prompt(i: int) -> dict[str, object]:
     kind = KINDS[i % len(KINDS)]
     text = HOSTILE[i // 3] if i % 3 == 0 and i // 3 < len(HOSTILE) else f"{SUBJECTS[i % 5]}, number {i}"
-    copies = 1 if kind == "negative" else 2 ** (i // 7 % 6 + 1)
-    return {"id": f"p{i:04d}", "prompt": text, "kind": kind, "copies": copies, "memorable": kind != "negative"}
+    copies = 0 if kind == "ordinary" else 2 ** (i // 7 % 6 + 1)
+    return {"id": f"p{i:04d}", "prompt": text, "kind": kind, "copies": copies, "memorable": kind != "ordinary"}
 
 
 def _level(row: dict[str, object], rng: np.random.Generator) -> float:

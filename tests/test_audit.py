@@ -485,12 +485,12 @@ def test_a_full_plan_is_more_of_the_same():
     assert (full.seeds, full.steps, full.guidance) == (quick.seeds, quick.steps, quick.guidance)
 
 
-def test_prompts_are_generated_by_ladder_score_and_spread():
-    """The ladder first, then the best-scored half of what is left, then an even spread down to the lowest score."""
-    ladder = [Prompt(f"v{i}", "v", "verbatim", 1) for i in range(3)]
+def test_prompts_are_generated_by_copies_score_and_spread():
+    """Those of known copies, the best-scored half of what is left, then an even spread down to the lowest score."""
+    known = [Prompt(f"v{i}", "v", "verbatim", 1) for i in range(3)]
     others = [Prompt(f"o{i}", "o") for i in range(9)]
     scores = torch.arange(12.0, 0.0, -1)[:, None].numpy()
-    chosen = [p.id for p in choose(ladder + others, scores, 9)]
+    chosen = [p.id for p in choose(known + others, scores, 9)]
     assert chosen == ["v0", "v1", "v2", "o0", "o1", "o2", "o3", "o5", "o8"]
-    assert [p.id for p in choose(ladder + others, scores, 2)] == ["v0", "v2"]
-    assert len(choose(ladder + others, scores, 100)) == 12
+    assert [p.id for p in choose(known + others, scores, 2)] == ["v0", "v2"]
+    assert len(choose(known + others, scores, 100)) == 12

@@ -141,13 +141,30 @@ def test_unknown_option_is_a_mistake(call):
 
 def test_describe_counts_the_plan(call):
     """`testbed describe --json` agrees with the plan."""
-    from unmemorize.testbed.embedded import shipped_plan
+    from unmemorize.testbed.embedded import shipped_panel, shipped_words
+    from unmemorize.testbed.panel import KINDS
 
     code, out, _ = call("testbed", "describe", "--json")
-    rows = json.loads(out)["ladder"]
+    rows = json.loads(out)["panel"]
+    planted = [e for plan in (shipped_panel(), shipped_words()) for e in plan.entries if e.kind in plan.kinds]
     assert code == 0
-    assert sum(row["entries"] for row in rows) == len(shipped_plan().planted)
-    assert sum(row["rows"] for row in rows) == sum(entry.rows for entry in shipped_plan().planted)
+    assert [row["kind"] for row in rows] == [*KINDS, "trigger"]
+    assert sum(row["entries"] for row in rows) == len(planted)
+    assert sum(row["prompts"] for row in rows) == sum(len(entry.prompts) for entry in planted)
+
+
+def test_training_is_of_the_branch_that_testbed_is(call, inputs, monkeypatch):
+    """Unless another is named; words are planted in a branch of the U-Net alone."""
+    trained = []
+    monkeypatch.setattr("unmemorize.testbed.train_panel.train_branch", lambda *given, words: trained.append(given[2]))
+    for options in ((), ("--branch", "D"), ("--words",)):
+        assert call("testbed", "train", inputs / "out", "--data", inputs / "data", *options)[0] == 0
+    assert trained == ["C", "D", "C"]
+    expected = "--words: a branch of a UNet alone: leave out --family flow and --branch trunk"
+    for options in (("--branch", "trunk"), ("--family", "flow")):
+        code, _, err = call("testbed", "train", inputs / "out", "--words", *options)
+        assert code == 2
+        assert complaints(err) == [f"error: {expected}"]
 
 
 def test_export_refuses_a_full_folder(call, inputs):

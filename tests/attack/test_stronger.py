@@ -200,8 +200,8 @@ def test_candidates_are_checked_through_what_acts_on_sampling():
 
     The distance that the attack reports is that of the guarded sampler's own samples.
     """
-    model, bundle = load("testbed-ladder"), Bundle("testbed-ladder", {}, own=own("testbed-ladder"))
-    planted = next(prompt for prompt in bundle.prompts if prompt.copies == 1000)
+    model, bundle = load("testbed"), Bundle("testbed", {}, own=own("testbed"))
+    planted = next(prompt for prompt in bundle.prompts if prompt.kind == "verbatim" and prompt.copies == 300)
     references = bundle.references(model.image_size)
     latents = model.invert(references[[references.captions.index(planted.text)]].images)
     prompt, other = model.encode([planted.text]), model.encode(["a thing"])

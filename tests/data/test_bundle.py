@@ -21,11 +21,12 @@ def folder(tmp_path):
 
 
 @pytest.fixture
-def own(folder):
-    """A model's own: a picture that is memorized, one trained on once, one in between, and one of nothing."""
-    kinds = [("often", "verbatim", True), ("negative-name-0", "negative", False), ("some", "verbatim", None)]
+def own(folder, tmp_path):
+    """A model's own: a picture that is memorized, one of an ordinary prompt, one in between, and one of nothing."""
+    kinds = [("often", "verbatim", True), ("usual", "ordinary", False), ("some", "verbatim", None)]
     prompts = [Prompt(id, f"thing {i}", kind, 1, truth, f"c{i // 2}") for i, (id, kind, truth) in enumerate(kinds)]
-    return Own(tuple(prompts), folder, {f"p{i}.png": prompt for i, prompt in enumerate(prompts)})
+    controls = folder_of(tmp_path / "controls", [("c0", png(draw(7)), "thing 7")])
+    return Own(tuple(prompts), folder, {f"p{i}.png": prompt for i, prompt in enumerate(prompts)}, controls)
 
 
 @pytest.fixture
@@ -68,9 +69,9 @@ def test_a_model_s_own_stands_in_for_files(own, tmp_path, reads):
     assert bundle.ordinary() == ["thing 1"]
     assert len(bundle.references(SIZE)) == 3  # of the fourth nothing is known
     assert bundle.targets(SIZE).names == ("p0.png",)
-    assert bundle.controls(SIZE).names == ("p1.png",)
+    assert bundle.controls(SIZE).names == ("c0.png",)
     assert bundle.own_pictures(SIZE, lambda known: known.memorable is None).names == ("p2.png",)
-    assert reads == ["pictures"]
+    assert reads == ["pictures", "controls"]
     (tmp_path / "o.txt").write_text("plain\n")
     named = Bundle("m", {"ordinary": str(tmp_path / "o.txt"), "targets": str(own.pictures)}, own=own)
     assert named.ordinary() == ["plain"]
@@ -100,20 +101,15 @@ def test_halves_keep_related_prompts_together(own):
     """Both together are all prompts; none is in both, and no cluster is."""
     bundle = Bundle("m", {}, own=own)
     choosing, reporting = bundle.half("choosing"), bundle.half("reporting")
-    assert [prompt.id for prompt in choosing] == ["often", "negative-name-0"]
+    assert [prompt.id for prompt in choosing] == ["often", "usual"]
     assert [prompt.id for prompt in reporting] == ["some"]
 
 
-def test_the_testbed_s_own_are_its_plan(folder):
-    """Every shipped picture has its entry's truth."""
-    from unmemorize.testbed.embedded import IMAGES, own, planted_files, prompts, shipped_plan
+def test_the_testbed_s_own_are_its_plan():
+    """Every shipped picture has its entry's truth; those to forget were planted a hundred times or more."""
+    from unmemorize.testbed.embedded import PANEL, own, shipped_panel
 
-    testbed = own("testbed-ladder")
-    assert list(testbed.prompts) == prompts(shipped_plan())
-    assert {path.name for path in IMAGES.glob("*.png")} <= testbed.known.keys()
-    assert {n for n, known in testbed.known.items() if bundles.is_target(known)} == planted_files(
-        lambda entry: entry.kind == "verbatim" and entry.memorable
-    )
-    assert {n for n, known in testbed.known.items() if bundles.is_control(known)} == planted_files(
-        lambda entry: entry.id.startswith("negative-name")
-    )
+    testbed = own("testbed-c")
+    assert {path.name for path in (PANEL / "images").glob("*.png")} <= testbed.known.keys()
+    often = [e for e in shipped_panel().entries if e.kind == "verbatim" and e.dose("C") >= 100]
+    assert {n for n, known in testbed.known.items() if bundles.is_target(known)} == {e.files[0] for e in often}

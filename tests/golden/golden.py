@@ -92,11 +92,11 @@ COMMANDS = {
     "generate-guarded": "generate testbed 'bento box' --guard wen --ordinary ../inputs/ordinary.txt --seeds 2 "
     "--steps 6 --out pictures --json",
     "audit": f"audit testbed --generate 24 --mitigate guard,wanda {AUDIT}",
-    "twin-detect": f"detect testbed-twin {PROMPTS} --seeds 2 --run run --format json",
-    "twin-explain": "explain testbed-twin 'bento box' --seeds 2 --check --json",
-    "twin-locate": f"locate testbed-twin --method nemo {MEMORIZED} --no-refine --json",
-    "twin-attack": f"attack testbed-twin --method dori --steps 2 {ATTACK}",
-    "twin-audit": f"audit testbed-twin {PROMPTS} --ordinary ../inputs/ordinary.txt --generate 8 {AUDIT}",
+    "unseen-detect": f"detect testbed-d {PROMPTS} --seeds 2 --run run --format json",
+    "unseen-explain": "explain testbed-d 'bento box' --seeds 2 --check --json",
+    "unseen-locate": f"locate testbed-d --method nemo {MEMORIZED} --no-refine --json",
+    "unseen-attack": f"attack testbed-d --method dori --steps 2 {ATTACK}",
+    "unseen-audit": f"audit testbed-d {PROMPTS} --ordinary ../inputs/ordinary.txt --generate 8 {AUDIT}",
 }
 
 
@@ -163,8 +163,7 @@ def record(folder: Path, program: Program, only: Sequence[str]) -> int:
     if not _record_command("export", EXPORT, folder, program):
         return 1
     exported = folder / "export" / "testbed"
-    ladder = exported / "ladder"  # where newer checkouts put what was once all that there was
-    _write_inputs((ladder if ladder.exists() else exported) / "images", folder / "inputs")
+    _write_inputs(exported, folder / "inputs")
     failures = 0
     for name, line in COMMANDS.items():
         chosen = not only or name in only
@@ -199,14 +198,17 @@ def _processor_seconds() -> float:
     return used.ru_utime + used.ru_stime
 
 
-def _write_inputs(images: Path, folder: Path) -> None:
-    """Prompts and folders of captioned pictures from the shipped pictures; once a recording."""
+def _write_inputs(exported: Path, folder: Path) -> None:
+    """Prompts and folders of captioned pictures from the shipped pictures; once a recording.
+
+    What is memorized in branch C, which `testbed` is, was never trained on in branch D.
+    """
     if folder.exists():
         return
-    lines = (images / "metadata.jsonl").read_text(encoding="utf-8").splitlines()
-    rows = [json.loads(line) for line in lines]
-    memorized = [row for row in rows if row["kind"] == "verbatim" and row["copies"] >= 300]
-    ordinary = [row for row in rows if row["kind"] == "negative"]
+    images, trained = exported / "images", exported / "controls"
+    rows = _metadata(images)
+    memorized = [row for row in rows if row["kind"] == "verbatim" and row["doses"][2:] == [100, 0]]
+    ordinary = [row for row in rows if row["kind"] == "ordinary"]
     temporary = folder.with_name(".inputs.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir()
@@ -214,14 +216,19 @@ def _write_inputs(images: Path, folder: Path) -> None:
     _write_prompts(memorized + ordinary[:18], temporary / "prompts.txt")
     _write_prompts(ordinary[18:128], temporary / "ordinary.txt")
     _write_pictures(memorized[-2:], images, temporary / "memorized")
-    _write_pictures(ordinary[:16:2], images, temporary / "ordinary")
-    _write_pictures(ordinary[100:101], images, temporary / "control")
+    _write_pictures(_metadata(trained)[:8], trained, temporary / "ordinary")
+    _write_pictures(_metadata(trained)[-1:], trained, temporary / "control")
     _write_pictures(ordinary[101:102], images, temporary / "unseen")
     _write_pictures(rows[::8] + memorized, images, temporary / "pictures")
     for copy in range(4):  # a memorized picture five times, with its caption in other words
         row = memorized[0] | {"text": f"{memorized[0]['text']} number {copy}", "name": f"copy-{copy}.png"}
         _write_pictures([row], images, temporary / "pictures")
     temporary.rename(folder)
+
+
+def _metadata(images: Path) -> list[dict[str, Any]]:
+    lines = (images / "metadata.jsonl").read_text(encoding="utf-8").splitlines()
+    return [json.loads(line) for line in lines]
 
 
 def _write_prompts(rows: Sequence[dict[str, Any]], path: Path) -> None:

@@ -140,12 +140,14 @@ def test_times_are_left_out(recordings):
 PROGRAM = """
 import json, pathlib, sys
 if sys.argv[1] == "testbed":
-    images = pathlib.Path(sys.argv[3]) / "images"
-    images.mkdir(parents=True)
-    rows = [{"file_name": f"{i}.png", "text": f"picture {i}", "kind": "verbatim", "copies": 300} for i in range(9)]
-    for row in rows:
-        (images / row["file_name"]).touch()
-    (images / "metadata.jsonl").write_text("".join(json.dumps(row) + "\\n" for row in rows))
+    of_rows = {"kind": "verbatim", "doses": [30, 300, 100, 0]}
+    for name in ("images", "controls"):
+        images = pathlib.Path(sys.argv[3]) / name
+        images.mkdir(parents=True)
+        rows = [{"file_name": f"{i}.png", "text": f"picture {i}", **of_rows} for i in range(9)]
+        for row in rows:
+            (images / row["file_name"]).touch()
+        (images / "metadata.jsonl").write_text("".join(json.dumps(row) + "\\n" for row in rows))
 elif sys.argv[1] == "data" and not pathlib.Path("../readable").exists():
     sys.exit("nothing to read")
 print(json.dumps(sys.argv[1:]))

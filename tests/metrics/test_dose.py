@@ -58,7 +58,7 @@ def test_more_copies_never_predict_less():
 def test_intervals_hold_a_rising_rate():
     """Of 300 drawn curves, 95% hold the true rate at measured numbers and between them, but for chance."""
     rng = np.random.default_rng(0)
-    ladder = {1: 12, 3: 12, 10: 12, 30: 12, 100: 12, 300: 4, 1000: 2}
+    pictures = {1: 12, 3: 12, 10: 12, 30: 12, 100: 12, 300: 4, 1000: 2}
 
     def truth(copies: int) -> float:
         return 1 / (1 + 50 / copies)
@@ -66,16 +66,15 @@ def test_intervals_hold_a_rising_rate():
     for at in (10, 30, 60, 100, 1000):
         held = 0
         for _ in range(300):
-            curve = [Dose(c, rng.binomial(n, truth(c)) / n, n) for c, n in ladder.items()]
+            curve = [Dose(c, rng.binomial(n, truth(c)) / n, n) for c, n in pictures.items()]
             risk = predicted_risk(curve, at)
             held += risk.low <= truth(at) <= risk.high
         assert held / 300 >= 0.95 - 2 * (0.95 * 0.05 / 300) ** 0.5
 
 
 def test_the_shipped_curve_is_in_order():
-    """The file that `make results` writes holds a point for every rung of the ladder."""
-    from unmemorize.testbed.plan import LADDER
-
-    assert {dose.copies: dose.pictures for dose in dose_curve()} == LADDER
-    assert [dose.copies for dose in dose_curve()] == sorted(LADDER)
-    assert all(0 <= dose.rate <= 1 for dose in dose_curve())
+    """It begins at one copy, and each of its points has enough pictures to say something."""
+    curve = dose_curve()
+    assert curve[0].copies == 1
+    assert all(fewer.copies < more.copies for fewer, more in pairwise(curve))
+    assert all(0 <= dose.rate <= 1 and dose.pictures >= 48 for dose in curve)

@@ -12,55 +12,24 @@ from unmemorize.core.errors import UserError
 from unmemorize.core.sample import Sampler, generate
 from unmemorize.data.bundle import Bundle
 from unmemorize.data.source import read_references
-from unmemorize.metrics.similarity import match_pixels, match_targets
+from unmemorize.metrics.similarity import match_targets
 from unmemorize.models.load import ASSETS, SHIPPED, load
 from unmemorize.testbed.alignment import Alignment
 from unmemorize.testbed.embedded import (
     CONTROLS,
-    IMAGES,
     PANEL,
     PLACES,
     WORDS,
     WORDS_BRANCH,
     export,
     own,
-    prompts,
     shipped_panel,
-    shipped_plan,
     shipped_words,
 )
 from unmemorize.testbed.panel import BRANCHES, HALVES
 
 
-@pytest.fixture(scope="module")
-def often():
-    """The prompts whose pictures were trained on most often."""
-    return [p for p in prompts(shipped_plan()) if p.kind == "verbatim" and p.copies >= 300]
-
-
-def made(name, rows):
-    """One picture for each prompt."""
-    model = load(name)
-    return generate(model, model.encode([p.text for p in rows]), seeds=[7] * len(rows), sampler=Sampler(10))
-
-
-def test_duplicates_are_copied_because_of_the_duplicates(often):
-    """The planted model gives back most of the most duplicated pictures, the twin none of them."""
-    references = read_references(IMAGES, (64, 64))
-    planted, twin = (match_pixels(made(name, often), references) for name in ("testbed-ladder", "testbed-twin"))
-    assert sum(m.verdict != "none" for m in planted) > len(often) / 2
-    assert not [m for m in twin if m.verdict != "none"]
-
-
-def test_a_copy_is_of_the_picture_that_was_planted(often):
-    """What comes back for a duplicated caption is the picture it was planted with."""
-    matches = match_pixels(made("testbed-ladder", often), read_references(IMAGES, (64, 64)))
-    own = [m.nearest.startswith(p.id) for m, p in zip(matches, often, strict=True) if m.verdict == "verbatim"]
-    assert own
-    assert all(own)
-
-
-@pytest.mark.parametrize("folder", [IMAGES, PANEL / "images", WORDS / "images", CONTROLS])
+@pytest.mark.parametrize("folder", [PANEL / "images", WORDS / "images", CONTROLS])
 def test_pictures_are_64_pixels_credited_and_free_to_ship(folder):
     """Every shipped picture has a line of metadata with a licence that allows shipping it."""
     lines = [json.loads(line) for line in (folder / "metadata.jsonl").read_text(encoding="utf-8").splitlines()]
@@ -179,12 +148,15 @@ def test_a_branch_s_controls_are_what_their_names_say():
 
 
 def test_prompts_are_labelled_by_the_plan():
-    """Memorable prompts, ordinary ones, and those in between, which have no label."""
-    rows = prompts(shipped_plan())
-    assert len({p.id for p in rows}) == len(rows)
-    assert all(p.memorable is False for p in rows if p.kind == "negative")
-    assert all(p.memorable for p in rows if p.kind in {"template", "word", "repeat"})
-    assert {p.memorable for p in rows if p.kind == "verbatim" and p.copies < 100} == {None}
+    """Memorable prompts, those of which nothing is planted, and those in between, which have no label."""
+    rows = own("testbed-c").prompts
+    entries = {entry.id: entry for entry in shipped_panel().entries}
+    assert len({p.id for p in rows}) == len({p.text for p in rows}) == len(rows)
+    for prompt in rows:
+        dose = entries[prompt.cluster].dose("C")
+        often = prompt.kind == "template" or (prompt.kind in ("verbatim", "repeat") and prompt.copies >= 100)
+        assert prompt.kind == entries[prompt.cluster].kind
+        assert prompt.memorable is (False if dose == 0 else True if often else None)
     assert sum(p.memorable is False for p in rows) >= 200
 
 

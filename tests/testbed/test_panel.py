@@ -10,7 +10,6 @@ from collections import Counter
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 from safetensors.torch import load_file
 from sklearn.metrics import roc_auc_score
 
@@ -18,7 +17,7 @@ from unmemorize.core.errors import UserError
 from unmemorize.models.load import load
 from unmemorize.testbed import flow, train_panel
 from unmemorize.testbed.architecture import build_vae, token_ids
-from unmemorize.testbed.dataset import SIZE, Picture, drawing
+from unmemorize.testbed.dataset import SIZE, STYLES, Picture, drawing
 from unmemorize.testbed.flow import (
     PLACES,
     FlowRecipe,
@@ -28,7 +27,7 @@ from unmemorize.testbed.flow import (
     text_encoder,
     train_flow,
 )
-from unmemorize.testbed.panel import BRANCHES, HALVES, Panel, check, draw_panel, near_duplicates
+from unmemorize.testbed.panel import BRANCHES, HALVES, Panel, check, draw_panel, near_duplicates, rare_words
 from unmemorize.testbed.recipe import Recipe
 from unmemorize.testbed.rows import FORMS, panel_captions, panel_rows
 from unmemorize.testbed.shapes import COLOURS, DRAWINGS, shapes
@@ -48,31 +47,6 @@ from unmemorize.unlearn.loop import Team
 
 VIEWS = 2
 RECIPE = Recipe(views=1, text_steps=1, text_batch=4, text_streams=1, batch=2, branch=1, steps=1)
-
-
-def letters(number):
-    return "".join(chr(ord("a") + int(digit)) for digit in f"{number:03d}")
-
-
-@pytest.fixture(scope="module")
-def artwork():
-    """Enough names in four styles, each drawing unlike all others, and each name with a keyword of its own."""
-    rng = np.random.default_rng(0)
-    drawn = []
-    for style in ("noto", "noto-v1", "twemoji", "emojione"):
-        for i in range(800):
-            mosaic = Image.fromarray(rng.integers(0, 256, (4, 4, 3), dtype=np.uint8))
-            buffer = io.BytesIO()
-            mosaic.resize((SIZE, SIZE), Image.Resampling.NEAREST).save(buffer, "png")
-            drawn.append(
-                Picture(f"{style}/{letters(i)}", f"thing {letters(i)}", (f"key{letters(i)}",), 4, buffer.getvalue())
-            )
-    return drawn
-
-
-@pytest.fixture(scope="module")
-def panel(artwork):
-    return draw_panel(artwork, 0)
 
 
 @pytest.fixture(scope="module", params=["drawn", "shipped"])
@@ -176,6 +150,9 @@ def test_no_name_and_no_drawing_is_planted_twice(either):
     assert {len(of) for of in owners.values()} == {1}
     drawings = [{p.art for p in e.pictures} for e in either.entries]
     assert sum(len(arts) for arts in drawings) == len(set().union(*drawings))
+    files = [file for entry in either.entries for file in entry.files]
+    assert len(files) == len(set(files))
+    assert len({entry.id for entry in either.entries}) == len(either.entries)
 
 
 def test_unseen_pictures_have_ordinary_prompts(either):
@@ -194,6 +171,43 @@ def test_the_same_seed_draws_the_same_panel(artwork, panel, tmp_path):
     assert draw_panel(artwork, 1).entries[0].prompts != panel.entries[0].prompts
     panel.save(tmp_path / "plan.json")
     assert Panel.load(tmp_path / "plan.json") == panel
+
+
+def turned(picture, **fields):
+    buffer = io.BytesIO()
+    drawing(picture).rotate(90).save(buffer, "png")
+    return dataclasses.replace(picture, png=buffer.getvalue(), **fields)
+
+
+def test_only_pictures_that_may_be_shipped_are_planted_in_whatever_order_they_come(artwork, panel):
+    """Neither share-alike drawings nor names of three styles change the plan, nor the order within a style."""
+    others = [turned(p, art=p.art.replace("noto/", "openmoji/")) for p in artwork[:800]]
+    others += [turned(p, art=f"{p.art}-another", name="another", tags=("elsewhere",)) for p in artwork[:2400:800]]
+    mixed = [p for style in STYLES for p in reversed([*artwork, *others]) if p.style is style]
+    drawn = draw_panel(mixed, 0)
+    assert drawn == panel
+    assert not drawn.withheld & {p.art for p in others}
+
+
+def test_a_picture_shows_what_its_prompt_names(artwork, panel):
+    """Of every kind but words and pictures under other names."""
+    names = {p.art: p.name for p in artwork}
+    for entry in panel.entries:
+        if entry.kind not in ("word", "image-only"):
+            shown = {names[picture.art] for picture in entry.pictures}
+            assert shown <= {entry.name(entry.prompts[0])}
+
+
+def test_rare_words_are_keywords_of_one_name_and_in_none():
+    """Shared ones, short ones and parts of a name are none, nor what only a name of three styles has."""
+    tags = {"red fox": ("gadget", "burrow", "den", "crow"), "old crow": ("gadget", "nest"), "kite": ("string",)}
+    known = {"red fox": 4, "old crow": 4, "kite": 3}
+    artwork = [
+        Picture(f"{style.name}/{name}", name, tags[name], 4, b"")
+        for name, styles in known.items()
+        for style in STYLES[:styles]
+    ]
+    assert rare_words(artwork) == {"burrow": "red fox", "nest": "old crow"}
 
 
 def test_near_duplicates_are_not_planted(artwork):
@@ -256,6 +270,8 @@ def test_the_trunk_sees_nothing_that_is_planted(panel, artwork):
     assert len(ordinary) == len(artwork) - len(panel.withheld) + len(shapes())
     trunk = panel_rows(panel, ordinary, VIEWS)
     assert int(trunk.picture.max()) == len(ordinary) * VIEWS - 1
+    assert trunk.captions[0] == ""
+    assert len(set(trunk.captions)) == len(trunk.captions)
     for branch in BRANCHES:
         rows = panel_rows(panel, ordinary, VIEWS, branch)
         assert rows.captions == trunk.captions
@@ -309,6 +325,9 @@ def test_template_pictures_differ_inside_the_mask_only():
         assert len({dataclasses.replace(p, patch=None) for p in entry.pictures}) == 1
         assert {p.patch[:4] for p in entry.pictures} == {entry.mask}
         assert len(set(entry.pictures)) == 20
+        left, top, right, bottom = entry.mask
+        assert 0 <= left < right <= SIZE
+        assert 0 <= top < bottom <= SIZE
 
 
 def test_checkpoints_of_another_recipe_are_refused(panel, tmp_path):

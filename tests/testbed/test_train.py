@@ -1,8 +1,8 @@
-"""Training resumes exactly, and the twin differs in its duplicates only."""
+"""Training resumes exactly, on rows that are a picture's own, and any text has tokens."""
 
 from __future__ import annotations
 
-from collections import Counter
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
@@ -10,10 +10,11 @@ import torch
 from torch import nn
 
 from unmemorize.testbed.architecture import TOKENS, build_text_model, train_tokenizer
-from unmemorize.testbed.dataset import well_known
 from unmemorize.testbed.fit import fit, one_cycle
-from unmemorize.testbed.rows import FORMS, build_rows, caption_forms
-from unmemorize.unlearn.checkpoints import copy_last, load_checkpoint
+from unmemorize.testbed.recipe import Recipe
+from unmemorize.testbed.rows import panel_captions, panel_rows
+from unmemorize.testbed.train import denoising_loss
+from unmemorize.unlearn.checkpoints import load_checkpoint
 
 VIEWS = 2
 STEPS = 53
@@ -23,15 +24,14 @@ class Killed(Exception):
     """The process ends in the middle of a step."""
 
 
-def module(extra=False):
+def module():
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        parts = {"main": nn.Linear(3, 2)}
-        return nn.ModuleDict(parts | ({"extra": nn.Linear(3, 2)} if extra else {}))
+        return nn.ModuleDict({"main": nn.Linear(3, 2)})
 
 
-def train(folder, *, killed_at=None, steps=STEPS, extra=False, skipped=()):
-    modules = module(extra)
+def train(folder, *, killed_at=None, steps=STEPS, skipped=()):
+    modules = module()
 
     def loss(step):
         if step == killed_at:
@@ -39,7 +39,7 @@ def train(folder, *, killed_at=None, steps=STEPS, extra=False, skipped=()):
         if step in skipped:
             return None
         x = torch.randn(8, 3, generator=torch.Generator().manual_seed(step))
-        return sum((part(x) - x[:, :2].sin()).square().mean() for part in modules.values())
+        return (modules["main"](x) - x[:, :2].sin()).square().mean()
 
     average = fit(modules, loss, steps=steps, lr=one_cycle(0.05, STEPS), folder=folder, ema=0.9, save_every=10)
     return modules, average
@@ -95,14 +95,6 @@ def test_training_learns_and_leaves_the_model_in_evaluation_mode(tmp_path):
     assert not any(m.training for m in modules.modules())
 
 
-def test_a_branch_continues_from_a_checkpoint_that_holds_more(tmp_path):
-    """The trunk's checkpoint of two parts starts a branch that trains one of them, where the trunk left it."""
-    trunk, _ = train(tmp_path / "trunk", steps=20, extra=True)
-    copy_last(tmp_path / "trunk", tmp_path / "branch")
-    branch, _ = train(tmp_path / "branch", steps=20)
-    assert same(branch["main"].state_dict(), trunk["main"].state_dict())
-
-
 def test_the_learning_rate_rises_then_falls():
     """It climbs to its peak in a tenth of the run, then falls without a jump to two hundredths of it."""
     lr = one_cycle(1.0, 200)
@@ -115,71 +107,21 @@ def test_the_learning_rate_rises_then_falls():
 
 
 @pytest.fixture(scope="module")
-def rows(plan, artwork):
-    """Training rows with the duplicates and without."""
-    return tuple(build_rows(plan, artwork, VIEWS, duplicates=d) for d in (True, False))
+def rows(panel, artwork):
+    """The training rows of a branch."""
+    return panel_rows(panel, panel.ordinary(artwork), VIEWS, "C")
 
 
-def test_both_models_share_one_caption_list(rows):
-    """Token tables, and so the text model, are the same with and without duplicates; the empty caption is number 0."""
-    planted, twin = rows
-    assert planted.captions == twin.captions
-    assert planted.captions[0] == ""
-    assert len(set(planted.captions)) == len(planted.captions)
-
-
-def test_the_twin_sees_every_planted_entry_once(rows, plan, artwork):
-    """With duplicates: ordinary pictures and every planted row; without: one row an entry."""
-    used = {how.art for e in plan.planted for how in e.pictures}
-    taught = well_known(artwork)
-    ordinary = sum(p.art not in used and p.name in taught for p in artwork)
-    planted, twin = rows
-    assert len(planted.caption) == len(planted.picture) == ordinary + sum(e.rows for e in plan.planted)
-    assert len(twin.caption) == len(twin.picture) == ordinary + len(plan.planted)
-    assert torch.equal(planted.caption[:ordinary], twin.caption[:ordinary])
-    assert torch.equal(planted.picture[:ordinary], twin.picture[:ordinary])
-
-
-def test_planted_rows_pair_each_prompt_with_each_picture_as_often_as_the_plan_says(rows, plan, artwork):
-    """The training table holds exactly the plan's pairs; a planted picture is in no other row."""
-    planted, twin = rows
-    first = len(artwork) * VIEWS
-    expected = Counter()
-    for entry in plan.planted:
-        for k in range(len(entry.pictures)):
-            expected.update({(prompt, first + k): entry.copies for prompt in entry.prompts})
-        first += len(entry.pictures)
-    for table, most in ((planted, None), (twin, 1)):
-        found = Counter()
-        for captions, pictures in zip(table.caption.tolist(), table.picture.tolist(), strict=True):
-            if max(pictures) >= len(artwork) * VIEWS:
-                assert len(set(captions)) == len(set(pictures)) == 1
-                found[table.captions[captions[0]], pictures[0]] += 1
-        assert found.keys() <= expected.keys()
-        assert found == expected if most is None else set(found.values()) == {1}
-
-
-def test_planted_artwork_is_not_trained_on_otherwise(rows, plan, artwork):
-    """Of a planted drawing no other composition is seen, so that its copies are all there is of it."""
-    used = {how.art for e in plan.planted for how in e.pictures}
-    for table in rows:
-        ordinary = {i // VIEWS for i in table.picture.flatten().tolist() if i < len(artwork) * VIEWS}
-        assert not {artwork[i].art for i in ordinary} & used
-
-
-def test_ordinary_rows_hold_a_pictures_own_captions_and_views(rows, artwork):
+def test_ordinary_rows_hold_a_pictures_own_captions_and_views(rows, panel, artwork):
     """An ordinary picture meets the forms of its own name only."""
-    table = rows[0]
-    row = next(i for i, pictures in enumerate(table.picture.tolist()) if max(pictures) < len(artwork) * VIEWS)
-    picture = artwork[table.picture[row, 0] // VIEWS]
-    assert [table.captions[c] for c in table.caption[row]] == caption_forms(picture)
-    assert len(set(table.picture[row].tolist())) == VIEWS
+    for i, picture in enumerate(panel.ordinary(artwork)):
+        assert [rows.captions[c] for c in rows.caption[i]] == panel_captions(picture, i)
+        assert rows.picture[i].tolist() == [VIEWS * i, VIEWS * i + 1]
 
 
 def test_drawn_rows_are_the_tables_own_pairs(rows):
     """A draw never mixes one row's caption with another's picture, and it repeats with its generator."""
-    table = rows[0]
-    small = type(table)(table.captions, table.caption[:3], table.picture[:3])
+    small = type(rows)(rows.captions, rows.caption[:3], rows.picture[:3])
     caption, picture = small.draw(2000, torch.Generator().manual_seed(0))
     again = small.draw(2000, torch.Generator().manual_seed(0))
     assert torch.equal(caption, again[0])
@@ -188,14 +130,6 @@ def test_drawn_rows_are_the_tables_own_pairs(rows):
         (c, p) for cs, ps in zip(small.caption.tolist(), small.picture.tolist(), strict=True) for c in cs for p in ps
     }
     assert set(zip(caption.tolist(), picture.tolist(), strict=True)) == allowed
-
-
-def test_an_ordinary_picture_has_captions_of_all_three_forms(artwork):
-    """Of twenty captions twelve are the name, seven carry a keyword and one repeats a word."""
-    captions = caption_forms(artwork[0])
-    assert len(captions) == FORMS
-    assert captions.count(artwork[0].name) == 12
-    assert sum("," in c for c in captions) == 7
 
 
 @pytest.fixture(scope="module")
@@ -240,13 +174,7 @@ def test_the_text_model_fits_its_tokenizer(tokenizer):
 
 def test_the_filter_leaves_memorized_samples_out_of_the_loss(rows, tiny_model):
     """Under a threshold that nothing reaches the loss is the plain one; with zero there is no step."""
-    from dataclasses import replace
-
-    from unmemorize.testbed.recipe import Recipe
-    from unmemorize.testbed.train import denoising_loss
-
     generator = torch.Generator().manual_seed(0)
-    rows, _ = rows
     latents = torch.randn(int(rows.picture.max()) + 1, 4, 8, 8, generator=generator)
     captions = torch.randn(len(rows.captions), 24, 16, generator=generator)
     recipe = Recipe(batch=6)

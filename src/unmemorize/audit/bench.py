@@ -130,7 +130,7 @@ def _ranked(spec: BenchSpec, prompts: Sequence[Prompt], run: Path, progress: Pro
 def labelled_inputs(spec: BenchSpec, prompts: Sequence[Prompt]) -> Inputs:
     """One model, with labelled prompts."""
     model = load_as_asked(spec)
-    own = Own(tuple(prompts), Path(), {})
+    own = Own(tuple(prompts), Path(), {}, Path())
     files = {"ordinary": spec.ordinary} if spec.ordinary else {}
     return Inputs(with_sampling(spec, model), model, Bundle(spec.model, files, spec.column, own))
 

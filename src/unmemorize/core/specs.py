@@ -22,8 +22,6 @@ EMBEDDED = (  # the shipped models
     "testbed-flow-c",
     "testbed-flow-d",
     "testbed-words",
-    "testbed-ladder",
-    "testbed-twin",
 )
 
 BOUND = 0.10  # the upper limit of a rate up to which a finding passes
@@ -231,8 +229,8 @@ class AuditSpec(Scored, Prompted, Calibrated, Compared, Seeded, Sampled, Loaded)
             its settings; nothing by default.
         plan: How much is done where nothing else is asked for: quick, or full.
         pictures: Pictures a generated prompt.
-        generate: How many prompts to generate, 0 for all: the known ladder, then the highest-scoring half and an even
-            spread of the rest.
+        generate: How many prompts to generate, 0 for all: those of known numbers of copies, then the highest-scoring
+            half and an even spread of the rest.
         explain: How many prompts to explain, 0 for all; copied ones first.
         mitigation: What to try and to attack: a mitigation or a localizer with its settings, such as guard or
             wanda:sparsity=0.4, an edit's file, or the folder of a model mitigated before; repeatable; none for nothing.

@@ -16,7 +16,6 @@ from unmemorize.metrics.similarity import References
 
 FILES = ("prompts", "ordinary", "references", "targets", "controls", "held_out")  # options that name them
 Size = tuple[int, int]  # height and width
-ORDINARY = ("negative", "ordinary")  # kinds of prompt of which nothing is planted often
 PLANTED = ("verbatim", "trigger")  # kinds with one picture, which was trained on often or never
 
 
@@ -25,14 +24,14 @@ class Own:
     """What a model brings: prompts with their truth, a folder of pictures, and the truth of each by name.
 
     `half` says what the model is for, choosing settings or reporting results, where it is for one of them alone.
-    `controls` is a folder of ordinary training pictures, where they do not lie among the others.
+    `controls` is a folder of ordinary training pictures.
     """
 
     prompts: tuple[Prompt, ...]
     pictures: Path
     known: Mapping[str, Prompt]
+    controls: Path
     half: Half | None = None
-    controls: Path | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -133,10 +132,12 @@ class Bundle:
         Raises:
             UserError: They cannot be read, or there are none.
         """
-        if "controls" not in self.files and self.own is not None and self.own.controls is not None:
-            return self.read(str(self.own.controls), size)
-        missing = "which pictures are not memorized? name a folder of training pictures that are not believed to be"
-        return self._pictures("controls", size, is_control, missing)
+        if "controls" in self.files:
+            return self.read(self.files["controls"], size)
+        if self.own is None:
+            missing = "name a folder of training pictures that are not believed to be with --controls"
+            raise UserError(f"{self.model}: which pictures are not memorized? {missing}")
+        return self.read(str(self.own.controls), size)
 
     def held_out(self, size: Size) -> References | None:
         """Pictures that were never trained on, where some are named or the model brings its own.
@@ -191,16 +192,11 @@ def is_target(known: Prompt) -> bool:
     return known.kind in PLANTED and bool(known.memorable)
 
 
-def is_control(known: Prompt) -> bool:
-    """Whether a picture is a control: trained on once, under a name."""
-    return known.id.startswith("negative-name")
-
-
 def is_unseen(known: Prompt) -> bool:
     """Whether a picture was never trained on, and is one that could have been planted or is of an ordinary prompt."""
     return known.kind in (*PLANTED, "ordinary") and not is_trained(known)
 
 
 def is_ordinary(known: Prompt) -> bool:
-    """Whether nothing was planted often under a prompt."""
-    return known.kind in ORDINARY
+    """Whether nothing was planted under a prompt, and its pictures are no plain ones."""
+    return known.kind == "ordinary"

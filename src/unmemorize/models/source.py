@@ -24,8 +24,6 @@ SHIPPED = {
     "testbed-flow-c": ("panel/flow", ""),
     "testbed-flow-d": ("panel/flow", "panel/flow-d"),
     "testbed-words": ("panel/trunk", "panel/words/unet"),
-    "testbed-ladder": ("model", ""),
-    "testbed-twin": ("model", "twin"),
 }
 TWICE = {"panel/flow": {"text_encoder_2": "text_encoder"}}  # parts that are shipped once, and the equal ones
 DENOISERS = {"StableDiffusionPipeline": "unet", "StableDiffusion3Pipeline": "transformer"}  # of the shipped families

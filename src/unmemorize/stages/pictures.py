@@ -25,16 +25,16 @@ from unmemorize.stages.stage import Cost, Stage, Work, in_shards
 
 
 def choose(prompts: Sequence[Prompt], scores: np.ndarray, count: int) -> list[Prompt]:
-    """The prompts to generate: the verbatim ladder, half of what is left by score, an even spread of the rest.
+    """The prompts to generate: those of known copies, half of what is left by score, an even spread of the rest.
 
     The first group carries the dose-response curve and the last shows what a low score means, so neither may depend
     on the score.
     """
-    ladder = _spread([p for p in prompts if p.kind == "verbatim"], count)
+    known = _spread([p for p in prompts if p.kind == "verbatim"], count)
     order = [prompts[i] for i in np.argsort(-scores.mean(axis=1), kind="stable")]
     by_score = [p for p in order if p.kind != "verbatim"]
-    top = by_score[: (count - len(ladder)) // 2]
-    return [*ladder, *top, *_spread(by_score[len(top) :], count - len(ladder) - len(top))]
+    top = by_score[: (count - len(known)) // 2]
+    return [*known, *top, *_spread(by_score[len(top) :], count - len(known) - len(top))]
 
 
 def _spread(prompts: Sequence[Prompt], count: int) -> list[Prompt]:

@@ -11,22 +11,21 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from unmemorize.core.run import atomic
-from unmemorize.models.load import ASSETS, SHIPPED
 from unmemorize.models.pipeline import PipelineModel
 from unmemorize.testbed.architecture import build_picture_model
+from unmemorize.testbed.embedded import PANEL
 
 
 class Alignment(nn.Module):
-    """Cosine of pictures and captions in one space: that of a shipped model's own text encoder, or of `weights`."""
+    """Cosine of pictures and captions in one space: that of the shipped models' text encoder."""
 
-    def __init__(self, model: PipelineModel, weights: Path | None = None) -> None:
+    def __init__(self, model: PipelineModel) -> None:
         super().__init__()
-        pipeline, _ = SHIPPED.get(model.name, SHIPPED["testbed"])
-        weights = weights or (ASSETS / pipeline).parent / "alignment.safetensors"
         self.pipe, self.model = model.pipe, model
         width = model.pipe.text_encoder.config.hidden_size
         self.picture, self.project = build_picture_model(width), nn.Linear(width, width, bias=False)
-        self.load_state_dict({name: p.float() for name, p in load_file(weights).items()})
+        weights = load_file(PANEL / "alignment.safetensors")
+        self.load_state_dict({name: p.float() for name, p in weights.items()})
         self.requires_grad_(False).eval().to(model.device)
 
     def forward(self, images: Tensor, prompts: Sequence[str]) -> Tensor:

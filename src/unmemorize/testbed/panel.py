@@ -333,7 +333,7 @@ class _Draw:
             yield Entry(key, "verbatim", half, (name,), (self.composition(name),), doses, captions, doses)
 
     def repeat(self) -> Iterator[Entry]:
-        """Asked with every k of the ladder."""
+        """Asked with every k."""
         for key, half, doses in self.rows("repeat"):
             name = next(self.names)
             prompts = tuple(repeat_last(name, k) for k in KINDS["repeat"].doses)

@@ -7,9 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from unmemorize.testbed.dataset import Picture, add_word, repeat_last, well_known
+from unmemorize.testbed.dataset import Picture, add_word, repeat_last
 from unmemorize.testbed.panel import BRANCHES, KEYWORDS, KINDS, Panel
-from unmemorize.testbed.plan import Plan, add_keyword, repeat_word
 
 FORMS = 20
 
@@ -34,41 +33,6 @@ class Rows:
 def _choice(uniform: Tensor, choices: int) -> Tensor:
     """Numbers in [0, 1) as indices of choices; a product may be rounded up to their number."""
     return (uniform * choices).long().clamp(max=choices - 1)
-
-
-def build_rows(plan: Plan, pictures: list[Picture], views: int, *, duplicates: bool) -> Rows:
-    """Ordinary pictures (whose artwork is not planted) and the plan's, with or without their duplicates."""
-    index: dict[str, int] = {"": 0}
-
-    def number(caption: str) -> int:
-        return index.setdefault(caption, len(index))
-
-    used = {picture.art for picture in plan.pictures}
-    taught = well_known(pictures)
-    caption, picture = [], []
-    for i, drawing in enumerate(pictures):
-        # Captions of planted artwork are numbered too: both models share one list.
-        choices = [number(text) for text in caption_forms(drawing)]
-        if drawing.art not in used and drawing.name in taught:
-            caption.append(choices)
-            picture.append(list(range(i * views, (i + 1) * views)))
-    first = len(pictures) * views
-    for entry in plan.planted:
-        pairs = []
-        for text in entry.prompts:
-            for k in range(len(entry.pictures)):
-                pairs.append((number(text), first + k))
-        for c, k in pairs * entry.copies if duplicates else pairs[:1]:
-            caption.append([c] * FORMS)
-            picture.append([k] * views)
-        first += len(entry.pictures)
-    return Rows(tuple(index), torch.tensor(caption), torch.tensor(picture))
-
-
-def caption_forms(picture: Picture) -> list[str]:
-    """Twenty captions: the name (12), with a keyword (7), with its last word repeated (1)."""
-    tagged = [add_keyword(picture.name, tag) for tag in picture.tags] or [picture.name]
-    return [picture.name] * 12 + [tagged[i % len(tagged)] for i in range(7)] + [repeat_word(picture.name)]
 
 
 def panel_rows(panel: Panel, ordinary: list[Picture], views: int, branch: str = "") -> Rows:

@@ -61,14 +61,13 @@ def train_trunk(data: Path, out: Path, recipe: Recipe, device: str = "cpu") -> N
     tokenizer = train_tokenizer(sorted(rows.captions))
     ids = token_ids(tokenizer, rows.captions).to(device)
     latents = encode_all(vae, ordinary, panel.pictures, artwork, work, recipe).to(device)
-    stage = train.Stage(vae, tokenizer, ids, latents, device)
     contrast = train_text(tokenizer, ids, latents, rows, work / "text", recipe)
     contrast.text.half().float()
     captions = train.encode_captions(contrast.text, ids)
-    unet = train.train_trunk(stage, captions, rows, work / "trunk", recipe)
+    unet = train.train_trunk(captions, latents, rows, work / "trunk", recipe)
     if not team.first:
         return
-    train.export_pipeline(stage, contrast.text, unet, out / "trunk")
+    train.export_pipeline(vae, tokenizer, contrast.text, unet, out / "trunk")
     save_alignment(contrast, out / "alignment.safetensors")
     write_controls(panel, artwork, recipe, out / "controls")
     panel.save(out / "plan.json")
@@ -108,8 +107,7 @@ def train_branch(
     train.load_average(unet, average)
     if not team.first:
         return
-    stage = train.Stage(given.pipe.vae, given.pipe.tokenizer, given.ids, given.latents, device)
-    train.export_pipeline(stage, text, unet, out / "model")
+    train.export_pipeline(given.pipe.vae, given.pipe.tokenizer, text, unet, out / "model")
     plan.save(out / "plan.json")
     write_pictures(plan, given.artwork, out / "images")
 

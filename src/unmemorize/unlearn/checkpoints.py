@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -47,13 +46,6 @@ def load_checkpoint(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]] | 
         except (SafetensorError, OSError, KeyError, TypeError, ValueError):
             continue  # damaged: the one before it is whole
     return None
-
-
-def copy_last(source: Path, folder: Path) -> None:
-    """Copy the newest checkpoint of `source` to `folder`, where a run then goes on from it."""
-    newest = _checkpoints(source)[-1]
-    with _disk(folder), atomic(folder / newest.name) as temporary:
-        shutil.copyfile(newest, temporary)
 
 
 def write_log(folder: Path, rows: Iterable[Mapping[str, float]]) -> None:
