@@ -161,7 +161,7 @@ def took(name: str) -> str:
     """How long the kept cases of a measurement took, as far as it is known."""
     path = OUT / f"{name}.json"
     numbers = json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
-    if not isinstance(numbers, dict) or "seconds" not in numbers:
+    if not isinstance(numbers, dict) or not {"settings", "seconds"} <= numbers.keys():
         return ""
     cases, seconds = numbers["settings"], numbers["seconds"]
     known = [seconds[key] for key in cases if key in seconds]
