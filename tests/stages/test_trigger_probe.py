@@ -42,6 +42,14 @@ def test_every_text_is_measured_once(inputs, tiny_folder):
     assert json.loads((inputs / "run" / "triggers.json").read_text())["words"] == result["words"]
 
 
+@pytest.mark.parametrize("model", ["testbed", "testbed-words"])
+def test_a_shipped_model_is_asked_its_prompts_of_words(call, model):
+    """Those of the panel's words, and those of the words' model."""
+    code, out, err = call("triggers", model, "--limit", 0, "--dry-run", "--json")
+    assert code == 0, err
+    assert json.loads(out)["items"] > 0
+
+
 def test_a_killed_probe_continues_to_the_same_result(inputs, tiny_folder):
     """Shards that are there are not measured again."""
     whole = probe(spec(inputs, tiny_folder, limit=1), inputs / "whole")

@@ -95,7 +95,10 @@ def train(
         print_json({"folder": folder})
         return
     say(folder)
-    _audit_next(folder)
+    if branch == "trunk":
+        next_step("testbed", "train", folder, "--data", data, "--family", family)
+    else:
+        _audit_next(folder)
 
 
 def _audit_next(folder: str) -> None:

@@ -104,7 +104,7 @@ def texts_of(tried: Mapping[str, Sequence[Variant]]) -> list[str]:
 
 
 def _given(spec: TriggerSpec, bundle: Bundle) -> Sequence[Prompt]:
-    return bundle.prompts if spec.prompts else [p for p in bundle.prompts if p.kind == "word"]
+    return bundle.prompts if spec.prompts else [p for p in bundle.prompts if p.kind in ("word", "trigger")]
 
 
 def _chosen(spec: TriggerSpec, given: Sequence[Prompt]) -> list[Prompt]:
