@@ -17,6 +17,7 @@ from unmemorize.core.specs import DataSpec
 from unmemorize.data.database import database, rows
 from unmemorize.report.rebuild import rebuild_report
 from unmemorize.stages.data import audit_data
+from unmemorize.testbed.dose import dose_curve
 
 SCRIPT = "<script>alert(1)</script>"
 HOSTILE = [
@@ -70,7 +71,7 @@ def test_several_captions_have_no_prediction(source, tmp_path):
     risks = {t["word"]: t["risk"] for t in pq.read_table(tmp_path / "run" / "triggers.parquet").to_pylist()}
     (group,) = pq.read_table(tmp_path / "run" / "groups.parquet").to_pylist()
     assert risks["gadget"] is None
-    assert risks["thirty"] == 0.0
+    assert risks["thirty"] == dose_curve()[0].rate
     assert (group["risk"], group["risk_low"], group["risk_high"]) == (None, None, None)
     page = (tmp_path / "run" / "report.html").read_text("utf-8")
     assert page.count("–<small>no prediction: several captions</small>") == 2
