@@ -46,7 +46,12 @@ def templates() -> list[Entry]:
 @cache
 def references() -> References:
     """The shipped pictures of the panel, whichever branch was trained on them."""
-    return Bundle("testbed-a", {}, own=own("testbed-a")).own_pictures((64, 64), lambda known: True)
+    return bundle_of("A").own_pictures((64, 64), lambda known: True)
+
+
+def bundle_of(branch: str) -> Bundle:
+    """The prompts and pictures that a branch brings."""
+    return Bundle(name_of(branch), {}, own=own(name_of(branch)))
 
 
 @cache

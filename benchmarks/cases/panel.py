@@ -19,6 +19,7 @@ from branches import (
     FLOW,
     REPORTING,
     SHIPPED,
+    bundle_of,
     forget_retrained,
     letter,
     name_of,
@@ -33,7 +34,6 @@ from harness import Cases, Options, Row, Study, numbers_of, save_figure, show, t
 from matplotlib.figure import Figure
 
 from unmemorize.core.run import atomic
-from unmemorize.data.bundle import Bundle
 from unmemorize.detect.noise import NoiseGap
 from unmemorize.metrics.dose import Dose
 from unmemorize.metrics.ranking import auc, cluster_bootstrap, rate_interval, text_scores, tpr_at_fpr
@@ -86,8 +86,7 @@ def copies(branch: str, group: str, rows: Row) -> Row:
 
 def once(branch: str, rows: Row) -> Row:
     """Copies of ordinary pictures that the branch was trained on as on any other, and pictures generated, by name."""
-    subject, bundle = subject_of(branch), Bundle(name_of(branch), {}, own=own(name_of(branch)))
-    controls = bundle.controls((64, 64))
+    subject, controls = subject_of(branch), bundle_of(branch).controls((64, 64))
     prompts = [prompt for prompt in controls.prompts for _ in SEEDS]
     images = pictures(subject, prompts, list(SEEDS) * len(controls))
     places = [[place] for place in range(len(controls)) for _ in SEEDS]

@@ -12,7 +12,7 @@ from itertools import product
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from branches import name_of, places_of, references
+from branches import bundle_of, name_of, places_of, references, subject_of
 from cases.panel_attack import under
 from cases.panel_mitigations import folder
 from cases.panel_pruning import memorized
@@ -22,13 +22,11 @@ from harness import Cases, Options, Row, Study, show, table
 from unmemorize.attack.dori import Dori
 from unmemorize.core.methods import Subject
 from unmemorize.core.model import DiffusionModel
-from unmemorize.data.bundle import Bundle
 from unmemorize.models.load import load
 from unmemorize.stages.unlearner import pairs_of
 from unmemorize.study.copies import copy_check
 from unmemorize.study.effects import attacked_from_both, copies_of, judge_of, rate_of
 from unmemorize.study.pairs import ordinary_pictures
-from unmemorize.testbed.embedded import own
 from unmemorize.unlearn.deletion import Ordinary
 from unmemorize.unlearn.finetune import Finetune, finetune
 
@@ -50,8 +48,7 @@ def start_of(name: str) -> DiffusionModel:
 
 def trained_on(model: DiffusionModel, updates: int) -> None:
     """Denoise ordinary pictures under their own captions."""
-    bundle = Bundle(name_of(BRANCH), {}, own=own(name_of(BRANCH)))
-    pairs = pairs_of(model, ordinary_pictures(bundle, model.image_size).train)
+    pairs = pairs_of(model, ordinary_pictures(bundle_of(BRANCH), model.image_size).train)
     objective = Ordinary(pairs, model.encode([""]), batch=BATCH, seed=0)
     with TemporaryDirectory() as checkpoints:
         finetune(model, objective, Finetune(updates=updates, lr=LR), Path(checkpoints))
@@ -78,7 +75,7 @@ def cases(options: Options) -> Cases:
     for name, updates in product(MODELS, UPDATES):
         if name == HIDDEN or (folder(BRANCH, name) / "model").exists():
             named[f"{name} | {updates}"] = partial(measured, name, updates, options.attack)
-    return Cases({"fingerprint": load(name_of(BRANCH)).fingerprint}, named)
+    return Cases({"fingerprint": subject_of(BRANCH).model.fingerprint}, named)
 
 
 def page(results: Row) -> Iterator[str]:
