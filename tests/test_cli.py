@@ -167,12 +167,14 @@ def test_training_is_of_the_branch_that_testbed_is(call, inputs, monkeypatch):
         assert complaints(err) == [f"error: {expected}"]
 
 
-def test_after_the_trunk_a_branch_is_trained(call, inputs, monkeypatch):
-    """There is no model to audit yet."""
+@pytest.mark.parametrize("seed", [(), ("--seed", "1")])
+def test_after_the_trunk_a_branch_is_trained(call, inputs, monkeypatch, seed):
+    """There is no model to audit yet; the branch is of the same seed."""
     monkeypatch.setattr("unmemorize.testbed.train_panel.train_trunk", lambda *given: None)
-    code, out, _ = call("testbed", "train", "out", "--data", inputs / "data", "--branch", "trunk")
+    code, out, _ = call("testbed", "train", "out", "--data", inputs / "data", "--branch", "trunk", *seed)
     assert code == 0
-    assert out.splitlines()[-1] == f"next: unmemorize testbed train out --data {inputs / 'data'} --family unet"
+    expected = ["next: unmemorize testbed train out --data", str(inputs / "data"), "--family unet", *seed]
+    assert out.splitlines()[-1] == " ".join(expected)
 
 
 def test_export_refuses_a_full_folder(call, inputs):

@@ -106,6 +106,14 @@ def test_every_method_runs(call, options, tmp_path, method):
     assert json.dumps(MEMORIES[1]) in (tmp_path / "cured" / "README.md").read_text()
 
 
+def test_surrogates_are_made_under_a_mitigation_that_measures_first(call, options, tmp_path):
+    """One that keeps away from pictures keeps away from the memorized ones."""
+    method = ("--method", "finetune:batch=2", "--mitigation", "dissimilarity-guidance")
+    code, _, err = call("mitigate", *options, *method, "--out", "cured")
+    assert code == 0, err
+    assert (tmp_path / "cured").exists()
+
+
 def test_a_stopped_run_goes_on_to_the_same_bytes(options, folders, tiny_folder, tmp_path):
     """Stopped in training; the folder appears when it is whole, with the weights of an uninterrupted run."""
     from unmemorize.core.specs import MitigateSpec
@@ -147,6 +155,8 @@ WRONG = {
     "one ordinary picture": ({"--controls": "{folders}/memorized"}, "too few"),
     "a folder that is there": ({"--out": "{folders}"}, "not empty"),
     "no such edit": ({"--method": "finetune:batch=2", "--mitigation": "nowhere.safetensors"}, "no such file"),
+    "a precision that loses updates": ({"--dtype": "bfloat16"}, "low_memory=true"),
+    "no such device": ({"--device": "foo"}, "--device foo: no such device"),
     "a rate that breaks the model": ({"--method": "neggrad:batch=2,lr=1e6", "--updates": "8"}, "not finite"),
 }
 

@@ -7,6 +7,7 @@ import threading
 import pytest
 import torch
 
+from pipelines import tiny
 from unmemorize.app.fragments import gallery
 from unmemorize.core.errors import NotApplicable, UserError
 from unmemorize.core.methods import Subject, parse
@@ -194,3 +195,17 @@ def test_too_few_ordinary_prompts_are_refused(tiny_folder, tmp_path):
     spec = InspectSpec(model=str(tiny_folder), ordinary=str(tmp_path / "few.txt"), seeds=1, steps=2)
     with pytest.raises(NotApplicable, match="99 ordinary prompts"):
         open_inspector(spec, lambda *_: None)
+
+
+def test_another_family_is_inspected_too(tmp_path):
+    """A transformer with three text encoders: its pictures, and a guard that has its own pipeline."""
+    tiny("sd3").save_pretrained(tmp_path / "model")
+    (tmp_path / "ordinary.txt").write_text("\n".join(f"a thing {i}" for i in range(99)))
+    ordinary = str(tmp_path / "ordinary.txt")
+    inspector = open_inspector(
+        InspectSpec(model=str(tmp_path / "model"), ordinary=ordinary, seeds=1, pictures=1, steps=2), lambda *_: None
+    )
+    model = load(str(tmp_path / "model"))
+    expected = generate(model, model.encode([PROMPT]), seeds=[0], sampler=Sampler(2, inspector.spec.guidance))
+    assert torch.equal(inspector.pictures(PROMPT).pictures[0].image, expected[0])
+    assert inspector.pictures(PROMPT, guarded=True).outcome is not None

@@ -11,6 +11,7 @@ from unmemorize.attack.extraction import Trial, extraction, starts
 from unmemorize.core.errors import UserError
 from unmemorize.core.methods import Subject
 from unmemorize.core.model import Condition
+from unmemorize.core.results import Found
 from unmemorize.core.sample import Sampler, generate
 from unmemorize.metrics.similarity import References, match_targets, with_mirrored
 from unmemorize.study.extracted import from_rows, to_rows
@@ -120,3 +121,25 @@ def test_a_picture_without_a_prompt(tiny_model, three):
         extraction(Subject(tiny_model, TWO), unknown, QUICK, judge, SHORT)
     found, _ = extraction(Subject(tiny_model, TWO), unknown, QUICK, judge, Trial((0, 2), "random", seeds=(100,)))
     assert np.isnan(found.original_values).ravel().tolist() == [False, True, False]
+
+
+def test_a_search_of_some_positions_starts_elsewhere_than_the_prompt(tiny_model, three):
+    """Its first pictures and distances are those of its own start, not the prompt's."""
+    found, _ = extraction(Subject(tiny_model, TWO), three, Dori(updates=2, batch=2, tokens=1), judge, SHORT)
+    assert not np.array_equal(found.values[:, 0, 0], found.original_values)
+    assert np.allclose(found.moved[:, :, 0], 0)
+
+
+def test_what_is_found_may_be_longer_than_where_it_started(tiny_model, three):
+    """As from starts of which the longest sets the length: the distance is over all of it."""
+
+    class Longer(Dori):
+        def attack(self, subject, latents, start, *, seeds, keep=(), rows=16):
+            found = super().attack(subject, latents, start, seeds=seeds, keep=keep, rows=rows)
+            last = torch.nn.functional.pad(found.last.embeds, (0, 0, 0, 2), value=1.0)
+            return Found({0: start, self.updates: Condition(last)}, found.losses, found.evaluations)
+
+    found, _ = extraction(Subject(tiny_model, TWO), three, Longer(updates=2, batch=2), judge, SHORT)
+    width = tiny_model.encode(["one"]).embeds.shape[-1]
+    assert found.steps == (0, 2)
+    assert (found.moved[:, :, 1] ** 2 >= 2 * width).all()

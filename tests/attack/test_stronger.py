@@ -78,6 +78,11 @@ def test_from_noise_sees_nothing_of_the_picture(tiny_model, targets):
     assert not any(x0.any() for x0 in seen)
 
 
+@pytest.mark.parametrize("how", [HighNoise(lowest=1.0), FromNoise(lowest=1.0)])
+def test_nothing_but_the_highest_level_is_a_level(how):
+    assert how.levels(generators([0])[0]).tolist() == pytest.approx([0.9995] * how.batch)
+
+
 def test_the_rate_falls_to_zero():
     """From the full rate to one step from zero."""
     how = HighNoise(updates=10, lr=0.5)
@@ -169,6 +174,16 @@ def test_mixed_starts(tiny_model, targets):
         assert set(start.texts) <= {"four", "five"}
     again = mixed(own[1:2], [pool, pool], seeds=[2])
     assert all(torch.equal(start.embeds[1:2], alone.embeds) for start, alone in zip(starts, again, strict=True))
+
+
+def test_what_a_prompt_gives_beside_its_embedding_stays(tiny_model, targets):
+    """A pooled vector, in families that read one, is every candidate's: the own prompt stays what it is."""
+    latents, own = targets
+    pooled = torch.arange(3.0)[:, None]
+    starts = mixed(replace(own, pooled=pooled), [replace(own, pooled=pooled + 3)], seeds=[1, 2, 3])
+    assert all(torch.equal(start.pooled, pooled) for start in starts[:4])
+    found = adaptive(tiny_model, latents, starts, seeds=[1, 2, 3], how=SMALL)
+    assert found.last.pooled is not None
 
 
 def test_every_kind_of_start_is_searched_in_both_ways(tiny_model, targets, monkeypatch):

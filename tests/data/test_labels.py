@@ -47,6 +47,7 @@ def test_json_lines_may_hold_numbers_and_booleans(tmp_path):
         ("caption,known\nan owl,1\n", "row 1: no column named memorized or label"),
         ("n,memorized\nan owl,1\n", "row 1: no column named prompt, caption, text: it has n, memorized"),
         ("caption,memorized,copies\nan owl,1,many\n", "row 1: copies is 'many': write a number"),
+        ("caption,memorized,copies\nan owl,1,99999999999999999999\n", "write a number below a billion"),
         ('caption,memorized\n"an owl,1\n', "quotes that do not match"),
     ],
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from contextlib import contextmanager
 
 import numpy as np
 import pytest
@@ -117,6 +118,15 @@ def test_words_counted_in_parts_are_those_counted_at_once(corpus, monkeypatch):
     assert all(at_once[1])
     monkeypatch.setattr("unmemorize.data.database.GROUPED", 100)
     copies = []
-    monkeypatch.setattr("unmemorize.data.database.scratch", lambda folder: copies.append(folder) or scratch(folder))
+
+    @contextmanager
+    def quoted(folder):
+        """A folder whose name has to be quoted in a query."""
+        copies.append(folder)
+        with scratch(folder) as made:
+            (made / "it's").mkdir()
+            yield made / "it's"
+
+    monkeypatch.setattr("unmemorize.data.database.scratch", quoted)
     assert found() == at_once
     assert len(copies) == 5  # the database's own, and one for each table

@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+from diffusers import DDIMScheduler, HeunDiscreteScheduler
 
 from pipelines import tiny
 from unmemorize.core.errors import NotApplicable
@@ -13,7 +14,7 @@ from unmemorize.core.methods import Subject, parse
 from unmemorize.core.model import Condition
 from unmemorize.core.sample import Sampler, trajectory
 from unmemorize.mitigate.attention_reweighting import reweighted
-from unmemorize.mitigate.attractive_repulsive import attenuated
+from unmemorize.mitigate.attractive_repulsive import AttractiveRepulsiveSampler, attenuated
 from unmemorize.models.load import wrap
 
 PROMPTS = ["a lighthouse at dusk", "an owl on a fence", "the old harbour"]
@@ -83,6 +84,24 @@ def test_guard_s_guidance_is_its_formula(tiny_model):
             assert torch.allclose(step.x_next, stepped(tiny_model, step, expected), atol=1e-4)
         for step in drawn(tiny_model, "attractive-repulsive:alpha=1,repulsion=0", cond, [0, 1, 2]):
             assert torch.allclose(step.x_next, stepped(tiny_model, step, step.output), atol=1e-4)
+
+
+@pytest.mark.parametrize("scheduler", [DDIMScheduler, HeunDiscreteScheduler])
+def test_repulsion_falls_to_the_last_evaluation(make_pipe, scheduler):
+    """Also where a scheduler evaluates twice a step."""
+    pipe = make_pipe()
+    pipe.scheduler = scheduler.from_config(pipe.scheduler.config)
+    model = wrap(pipe)
+    acting = AttractiveRepulsiveSampler(6, 7.5, alpha=1.0)
+    found = []
+    for step in trajectory(model, model.encode(PROMPTS[:1]), seeds=[0], sampler=Sampler(6, 7.5)):
+        own = (step.cond.output - step.uncond.output).flatten()
+        with torch.no_grad():
+            moved = (acting.guide(step) - step.uncond.output).flatten()
+        found.append(7.5 - (moved @ own / (own @ own)).item())
+    assert found[0] == pytest.approx(2, abs=1e-3)
+    assert found == sorted(found, reverse=True)
+    assert found[-1] < 0.2
 
 
 @pytest.mark.parametrize("guidance", [7.5, 1.0])

@@ -25,6 +25,7 @@ def call(call, monkeypatch, tmp_path):
     for colour in COLOURS:
         Image.new("RGB", (32, 32), colour).save(tmp_path / "images" / f"{colour}.png")
     (tmp_path / "prompts.txt").write_text("an owl on a fence\n[red]the old harbour\n")
+    (tmp_path / "one.txt").write_text("a green bicycle\n")
     (tmp_path / "ordinary.txt").write_text("a green bicycle\ntwo red kites over a field\na lighthouse\n")
     return call
 
@@ -120,6 +121,10 @@ WRONG = {
     "no picture": (GIVEN, "--target"),
     "no copies": (RED, "0 of 4 inits lead to copies"),
     "no prompts": (("--target", "images/red.png", "--references", "images"), "--prompts"),
+    "one ordinary prompt": (
+        tuple("one.txt" if given == "ordinary.txt" else given for given in RED),
+        "one.txt: one prompt",
+    ),
     "no pictures": (("--target", "red.png", "--prompts", "prompts.txt"), "--references"),
     "a method twice": ((*RED, "--method", "wanda:sparsity=0.2"), "wanda is named twice"),
     "no such method": (("--target", "images/red.png", *GIVEN, "--method", "prayer"), "no such localizer"),

@@ -19,6 +19,7 @@ from unmemorize.stages.triggers import probe
 def inputs(tmp_path):
     """Two prompts and one picture."""
     (tmp_path / "prompts.txt").write_text("a green bicycle\nan owl\n")
+    (tmp_path / "marks.txt").write_text("???\n!\n")
     (tmp_path / "images").mkdir()
     Image.new("RGB", (32, 32), "red").save(tmp_path / "images" / "red.png")
     return tmp_path
@@ -71,6 +72,7 @@ def test_a_killed_probe_continues_to_the_same_result(inputs, tiny_folder):
         ({"--prompts": ""}, "--prompts"),
         ({"--prompts": "none.txt"}, "no such file"),
         ({"--references": "none"}, "no such file or folder"),
+        ({"--prompts": "marks.txt"}, "no prompt with a word in it"),
     ],
 )
 def test_a_mistake_is_one_line_and_exit_code_2(changes, says, inputs, tiny_folder, monkeypatch, capsys):

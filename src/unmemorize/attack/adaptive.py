@@ -11,7 +11,7 @@ from torch import Tensor
 
 from unmemorize.attack.dori import ROWS, Dori
 from unmemorize.attack.high_noise import FromNoise, HighNoise
-from unmemorize.core.bounds import Count, SamplingSteps
+from unmemorize.core.bounds import Count
 from unmemorize.core.methods import SAMPLING, Acts, Attack, Subject, method
 from unmemorize.core.model import Condition, joined
 from unmemorize.core.results import Found
@@ -53,7 +53,7 @@ class Adaptive(Attack):
     meets: ClassVar[frozenset[Acts]] = SAMPLING | {"weights"}
 
     updates: Count = 186
-    sampling: SamplingSteps = 8
+    sampling: Count = 8
     guidance: float = 7.5
     ways: tuple[Dori, ...] = (HighNoise(), FromNoise())
     seeds: tuple[int, ...] = (7001, 7002, 7003, 7004)
@@ -152,7 +152,8 @@ def mixed(own: Condition, pools: Sequence[Condition], *, seeds: Sequence[int]) -
         normal.append(torch.randn(2, *own.embeds.shape[1:], generator=stream))
         numbers.append([int(torch.randint(len(pool), (1,), generator=stream)) for pool in pools])
     drawn = torch.stack(normal, dim=1).to(own.embeds)
-    starts = [own, own, Condition(drawn[0]), Condition(drawn[1])]
+    # What else the own prompt gives, such as a pooled vector, is not searched and stays.
+    starts = [own, own, *(replace(own.with_embeds(embeds), ids=None, mask=None) for embeds in drawn)]
     for place, pool in enumerate(pools):
         starts.append(pool[[row[place] for row in numbers]])
     return starts

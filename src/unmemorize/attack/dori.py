@@ -168,7 +168,10 @@ class Dori(Attack):
                 errors = self.errors(model.predict(x, t, cond), x0, noise)
                 loss = errors.reshape(len(latents), self.batch).mean(dim=1)
                 total = loss.sum()
-            (y.grad,) = torch.autograd.grad(total, y)
+            # In half precision the gradient of a mean over so many values would be rounded to zero on its way back.
+            scale = latents[0].numel()
+            (slope,) = torch.autograd.grad(total * scale, y)
+            y.grad = slope / scale
             optimizer.step()
             losses.append(loss.detach().cpu())
             if update in keep:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from unmemorize.core.errors import UserError
 from unmemorize.core.methods import Attack, Subject
-from unmemorize.core.model import Condition, DiffusionModel
+from unmemorize.core.model import Condition, DiffusionModel, joined
 from unmemorize.core.results import Found, Match
 from unmemorize.core.sample import ROWS, generate, normal
 from unmemorize.metrics.similarity import References
@@ -139,21 +139,22 @@ def extraction(
         latents = torch.cat([model.invert(part) for part in targets.batches(ROWS)])
     steps = sorted({0, *trial.curve})
     original = _judge(subject, model.encode(targets.prompts), targets, judge, trial)
-    # A start from the prompt gives the prompt's own pictures: they are made once.
-    known = {0: original} if trial.init == "prompt" else {}
     restarts = []
     for number in range(trial.restarts):
         start = starts(model, targets, trial.init, number, ordinary)
         seeds = [_seed(name, number) for name in targets.names]
         result = attack.attack(subject, latents, start, seeds=seeds, keep=steps)
+        begun = result.conditions.get(0, start)  # an attack of some positions starts from another embedding
+        # A start from the prompt gives the prompt's own pictures: they are made once.
+        known = {0: original} if trial.init == "prompt" and torch.equal(begun.embeds, start.embeds) else {}
         judged: dict[int, _Judged] = {}
         moved: dict[int, Floats] = {}
         for step in steps:
             if step in result.conditions:  # not every attack has something to keep on the way
                 cond = result.conditions[step]
                 judged[step] = known.get(step) or _judge(subject, cond, targets, judge, trial)
-                moved[step] = _norm(cond.embeds - start.embeds)
-        restarts.append(_Restart(result, _norm(start.embeds), judged, moved))
+                moved[step] = _distance(begun, cond)
+        restarts.append(_Restart(result, _norm(begun.embeds), judged, moved))
     return _numbers(targets, trial, original, restarts), _evidence(original, restarts)
 
 
@@ -263,6 +264,12 @@ def _judge(subject: Subject, cond: Condition, targets: References, judge: Judge,
     verdicts = np.array([m.verdict for m in matches]).reshape(n, g)
     mirrored = np.array([m.mirrored and m.copied for m in matches]).reshape(n, g)
     return _Judged(values, verdicts, mirrored, pictures[::g])
+
+
+def _distance(one: Condition, other: Condition) -> Floats:
+    """L2 distance of the embeddings of each row, (n,); the shorter ones are padded."""
+    embeds = joined([one, other]).embeds
+    return _norm(embeds[len(one) :] - embeds[: len(one)])
 
 
 def _norm(embeds: Tensor) -> Floats:

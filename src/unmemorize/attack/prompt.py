@@ -171,8 +171,9 @@ def _slopes(model: TypedModel, latent: Tensor, prompt: str, draw: Draw) -> tuple
     with torch.enable_grad():
         inputs = model.token_table[ids].requires_grad_()
         loss = _errors(model, latent, draw, model.encode_tokens(ids, inputs))[0]
-        (slope,) = torch.autograd.grad(loss, inputs)
-    return loss.item(), slope[0].float()
+        # In half precision the gradient of a mean over so many values would be rounded to zero on its way back.
+        (slope,) = torch.autograd.grad(loss * latent.numel(), inputs)
+    return loss.item(), slope[0].float() / latent.numel()
 
 
 def _losses(model: TypedModel, latent: Tensor, prompts: Sequence[str], draw: Draw, rows: int) -> Tensor:

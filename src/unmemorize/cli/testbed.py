@@ -96,7 +96,8 @@ def train(
         return
     say(folder)
     if branch == "trunk":
-        next_step("testbed", "train", folder, "--data", data, "--family", family)
+        same_seed = ["--seed", str(seed)] if seed else []
+        next_step("testbed", "train", folder, "--data", data, "--family", family, *same_seed)
     else:
         _audit_next(folder)
 

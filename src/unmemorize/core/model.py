@@ -492,7 +492,8 @@ def typed(model: DiffusionModel) -> TypedModel:
 def drawn_levels(count: int, generator: torch.Generator, *, lowest: float = 0.0, skip: int = 0) -> Tensor:
     """Random noise levels u in (0, 1) above `lowest`, evenly on a grid, the lowest `skip` points left out: (count,).
 
-    On the grid of the schedule that ε and v models are trained with, these are its own timesteps.
+    The highest is always among them. On the grid of the schedule that ε and v models are trained with, these are its
+    own timesteps.
     """
-    first = max(int(lowest * LEVELS), skip)
+    first = min(max(int(lowest * LEVELS), skip), LEVELS - 1)
     return (torch.randint(first, LEVELS, (count,), generator=generator) + 0.5) / LEVELS

@@ -448,8 +448,11 @@ class MitigateSpec(OfModel, Targeted, Compared, Sampled, Loaded):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.dtype == "float16":
-            raise UserError("--dtype float16: its range is too small to train in: name float32 or bfloat16")
+        if self.dtype in ("float16", "bfloat16"):
+            raise UserError(
+                f"--dtype {self.dtype}: small changes of weights are lost in it: leave it out; METHOD:low_memory=true "
+                "computes in bfloat16"
+            )
         if self.offload:
             raise UserError(f"--offload {self.offload}: training needs the weights where it computes: leave it out")
 

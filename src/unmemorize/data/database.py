@@ -113,13 +113,18 @@ def group_hashes(connection: Any, table: str, source: str, found: str, size: int
     with scratch(work) as folder:
         connection.execute(
             f"""COPY (SELECT *, (gram >> {64 - bits})::INTEGER AS part FROM ({source}))
-            TO '{folder / "parts"}' (FORMAT parquet, PARTITION_BY (part))"""
+            TO '{_quoted(folder / "parts")}' (FORMAT parquet, PARTITION_BY (part))"""
         )
         first = "CREATE TABLE {0} AS {1}"
         for part in sorted((folder / "parts").iterdir()):
-            read = found.format(f"read_parquet('{part}/*.parquet', hive_partitioning = false)")
+            read = found.format(f"read_parquet('{_quoted(part)}/*.parquet', hive_partitioning = false)")
             connection.execute(first.format(table, read))
             first = "INSERT INTO {0} {1}"
+
+
+def _quoted(path: Path) -> str:
+    """A path as it stands between the quotes of a query."""
+    return str(path).replace("'", "''")
 
 
 def write_query(connection: Any, query: str, path: Path) -> None:

@@ -58,8 +58,8 @@ def _prompt(place: str, number: str, cells: dict[str, Any], column: str) -> Prom
     if word.lower() not in WORDS:
         raise UserError(f"{place}: {label} is {word!r}: write 1 or 0")
     known = {name: _text(cells.get(name)) for name in ("kind", "copies", "cluster")}
-    if known["copies"] and not known["copies"].isdecimal():
-        raise UserError(f"{place}: copies is {known['copies']!r}: write a number")
+    if known["copies"] and not (known["copies"].isdecimal() and len(known["copies"]) < 10):
+        raise UserError(f"{place}: copies is {known['copies']!r}: write a number below a billion")
     copies = int(known["copies"]) if known["copies"] else None
     return Prompt(number, text, known["kind"] or None, copies, WORDS[word.lower()], known["cluster"] or None)
 

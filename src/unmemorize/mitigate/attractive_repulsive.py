@@ -48,7 +48,7 @@ class AttractiveRepulsiveSampler(Sampler):
 
         with model.attending(change, "down-mid"):
             attracted = state.predict(state.condition).output
-        done = state.index / self.steps_of(model)
+        done = state.index / len(model.schedule(self.steps_of(model)).timesteps)
         repulsion = self.repulsion * (1 + math.cos(math.pi * done)) / 2
         return state.guided(-repulsion) + self.guidance_of(model) * (attracted - state.guided(0))
 

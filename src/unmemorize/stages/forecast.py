@@ -136,7 +136,7 @@ class Speed:
                 pass
 
         with torch.no_grad():
-            return cls(_seconds_of(evaluate) / ROWS, _seconds_of(decode) / 4)
+            return cls(_seconds_of(model, evaluate) / ROWS, _seconds_of(model, decode) / 4)
 
     def seconds(self, cost: Cost) -> float:
         """What some work takes."""
@@ -455,15 +455,22 @@ def warm(model: DiffusionModel, item: Item, work: Callable[[Item], object]) -> S
 
 
 def _timed(model: DiffusionModel, work: Callable[[], Result]) -> tuple[Result, Spent]:
-    since = time.perf_counter()
+    since = _now(model)
     with model.counted() as cost:
         result = work()
-    return result, Spent(cost.forward, time.perf_counter() - since)
+    return result, Spent(cost.forward, _now(model) - since)
 
 
-def _seconds_of(call: Callable[[], object]) -> float:
+def _now(model: DiffusionModel) -> float:
+    """The clock, once the device has done what it was given."""
+    if model.device.type == "cuda":
+        torch.cuda.synchronize(model.device)
+    return time.perf_counter()
+
+
+def _seconds_of(model: DiffusionModel, call: Callable[[], object]) -> float:
     call()
-    started = time.perf_counter()
+    started = _now(model)
     for _ in range(3):
         call()
-    return (time.perf_counter() - started) / 3
+    return (_now(model) - started) / 3

@@ -11,9 +11,9 @@ from typing import Any, TypeVar
 import numpy as np
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-import torch
 
 from unmemorize.core.criteria import Criterion
+from unmemorize.core.devices import device_of
 from unmemorize.core.errors import UserError
 from unmemorize.core.methods import Subject
 from unmemorize.core.model import DiffusionModel
@@ -150,7 +150,7 @@ def load_as_asked(spec: Any) -> PipelineModel:
         UserError: It cannot be loaded, or there is no such device or precision here.
     """
     if spec.device:
-        _check_device(spec.device)
+        device_of(spec.device)  # before anything is read
     model = load(
         spec.model,
         device=spec.device or None,
@@ -164,15 +164,6 @@ def load_as_asked(spec: Any) -> PipelineModel:
     )
     model.batch = spec.batch or None
     return model
-
-
-def _check_device(device: str) -> None:
-    try:
-        kind = torch.device(device).type
-    except RuntimeError as error:
-        raise UserError(f"--device {device}: no such device: name cpu or cuda") from error
-    if kind == "cuda" and not torch.cuda.is_available():
-        raise UserError(f"--device {device}: torch sees no GPU here: leave it out, or name cpu")
 
 
 def with_sampling(spec: Spec, model: DiffusionModel) -> Spec:

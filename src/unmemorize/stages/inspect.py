@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from inspect import signature
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
@@ -28,7 +29,7 @@ from unmemorize.stages.guard import Guard, Outcome
 from unmemorize.stages.inputs import Inputs, subject_of
 
 if TYPE_CHECKING:
-    from diffusers import StableDiffusionPipeline
+    from diffusers import DiffusionPipeline
 
 FALSE_ALARMS = 0.01
 KEPT = 8  # sets of pictures remembered: switching the guard on and off makes none again
@@ -115,7 +116,7 @@ class Inspector:
         self._detect = NoiseGap().ready(self._subject, seeds=spec.numbers)
         self.ordinary, self.seconds = self._calibrate(ordinary, progress)
         self.threshold = conformal_threshold(self.ordinary, false_alarms=FALSE_ALARMS)
-        self._pipe = _apart(model.pipe)
+        self._pipe = _apart(model)
         self._guard = Guard(self._pipe, ordinary=ordinary, false_alarms=FALSE_ALARMS)
         progress("guard", 0, 1)
         self._run(self._guard, "", _first_step_only)  # calibrates the guard
@@ -230,12 +231,20 @@ def _check(prompt: str) -> None:
         raise UserError("the prompt is empty: write at least a word")
 
 
-def _apart(pipe: StableDiffusionPipeline) -> StableDiffusionPipeline:
+def _apart(model: PipelineModel) -> DiffusionPipeline:
     """A second pipeline over the same weights, with everything of its own that a call hooks or changes."""
-    weights = {id(tensor): tensor for tensor in itertools.chain(pipe.unet.parameters(), pipe.unet.buffers())}
-    own = {name: copy.deepcopy(getattr(pipe, name)) for name in ("tokenizer", "scheduler")}
-    own["unet"] = copy.deepcopy(pipe.unet, weights)
-    second = type(pipe)(**pipe.components | own, requires_safety_checker=False)
+    pipe, own = model.pipe, {}
+    for name, component in pipe.components.items():
+        if component is model.denoiser:
+            weights = {id(tensor): tensor for tensor in itertools.chain(component.parameters(), component.buffers())}
+            own[name] = copy.deepcopy(component, weights)
+        elif name == "scheduler" or name.startswith("tokenizer"):
+            own[name] = copy.deepcopy(component)
+    taken = signature(type(pipe)).parameters
+    options = {name: value for name, value in pipe.config.items() if name in taken and name not in pipe.components}
+    if "requires_safety_checker" in options:
+        options["requires_safety_checker"] = False
+    second = type(pipe)(**pipe.components | own, **options)
     second.set_progress_bar_config(disable=True)
     return second
 

@@ -74,13 +74,15 @@ def locality(spec: LocalitySpec, run: Path, progress: Progress = quiet) -> Row:
 
     Raises:
         UserError: The model, a method, the picture or the prompts cannot be used, `run` holds another run, or fewer
-            than two embeddings or two prompts give copies.
+            than two embeddings or two prompts give copies, or there is one ordinary prompt.
         NotApplicable: The model lacks the layers that a method looks at.
     """
     localizers = localizers_of(spec)
     inputs = Inputs.of(spec)
     study = _Study(inputs, localizers, run, progress)
     prompts, ordinary = memorized_of(inputs), inputs.bundle.ordinary()
+    if len(ordinary) < 2:
+        raise UserError(f"{spec.ordinary}: one prompt, and they are compared with each other: name two or more")
     target = _target(spec, inputs.bundle, inputs.check.references)
     if not (run / "attack.parquet").exists():
         for localizer in localizers.values():  # a model may lack what it looks at: better now than after the attack

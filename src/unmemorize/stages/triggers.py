@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 
 from unmemorize.core.choose import evenly
 from unmemorize.core.crew import ALONE, Crew
+from unmemorize.core.errors import UserError
 from unmemorize.core.run import Progress, Run, quiet, read_json, write_json
 from unmemorize.core.shards import Row, write_rows
 from unmemorize.core.specs import TriggerSpec, limited
@@ -92,7 +93,10 @@ def variants_of(spec: TriggerSpec, bundle: Bundle) -> dict[str, list[Variant]]:
         UserError: The prompts cannot be used.
     """
     given = _given(spec, bundle)
-    return _variants(_chosen(spec, given), _unrelated(bundle, given), spec.repeats)
+    chosen = _chosen(spec, given)
+    if not any(_words(prompt.text) for prompt in chosen):
+        raise UserError(f"{spec.prompts or spec.model}: no prompt with a word in it: there is nothing to take apart")
+    return _variants(chosen, _unrelated(bundle, given), spec.repeats)
 
 
 def texts_of(tried: Mapping[str, Sequence[Variant]]) -> list[str]:

@@ -149,7 +149,9 @@ def _surrogates(job: _Job) -> Surrogates:
     """The surrogates, which are made once a run."""
 
     def make() -> dict[str, Tensor]:
-        surrogates = surrogates_of(job.spec, job.subject, job.subjects.memorized, job.judge.copies, job.progress)
+        surrogates = surrogates_of(
+            job.spec, job.subject, job.subjects.memorized, job.split.train.prompts, job.judge.copies, job.progress
+        )
         return {"latents": surrogates.latents, "stands_for": surrogates.stands_for}
 
     tensors = job.once("surrogates", make)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 
 import torch
 from torch import Tensor
 
-from unmemorize.core.errors import UserError
+from unmemorize.core.errors import NotApplicable, UserError
 from unmemorize.core.methods import Subject, Unlearner, parse
 from unmemorize.core.model import DiffusionModel
 from unmemorize.core.results import Localization, Pairs, Surrogates
@@ -53,31 +53,49 @@ def pairs_of(model: DiffusionModel, pictures: References) -> Pairs:
 
 
 def surrogates_of(
-    spec: MitigateSpec, subject: Subject, memorized: References, copies: CopyCheck, progress: Progress
+    spec: MitigateSpec,
+    subject: Subject,
+    memorized: References,
+    ordinary: Sequence[str],
+    copies: CopyCheck,
+    progress: Progress,
 ) -> Surrogates:
-    """Pictures by the model under the named mitigation, or pruned by Wanda as far as they need."""
+    """Pictures by the model under the named mitigation, or pruned by Wanda as far as they need.
+
+    A mitigation that needs ordinary prompts or pictures to keep away from is given `ordinary` and the memorized ones.
+    """
 
     def is_copy(images: Tensor, number: int) -> list[bool]:
         return [match.copied for match in copies.against(images, memorized[[number] * len(images)])]
 
-    prompts = memorized.prompts
-    blocks = _mitigated(spec, subject, prompts)
-    return make_surrogates(prompts, is_copy, mitigated=blocks, count=spec.surrogates, progress=progress)
+    blocks = _mitigated(spec, subject, memorized, ordinary)
+    return make_surrogates(memorized.prompts, is_copy, mitigated=blocks, count=spec.surrogates, progress=progress)
 
 
-def _mitigated(spec: MitigateSpec, subject: Subject, prompts: list[str]) -> Iterator[AbstractContextManager[Subject]]:
+def _mitigated(
+    spec: MitigateSpec, subject: Subject, memorized: References, ordinary: Sequence[str]
+) -> Iterator[AbstractContextManager[Subject]]:
     """The named mitigation, or Wanda's edits, each stronger than the one before, and in the end one without any text.
 
-    Of a picture that Wanda does not hide the surrogates are what the model makes of nothing.
+    Of a picture that Wanda does not hide the surrogates are what the model makes of nothing, in families with layers
+    that read the text alone.
     """
     model = subject.model
-    cond = model.encode(prompts)
+    cond = model.encode(memorized.prompts)
     if spec.mitigation:
-        yield mitigation_of(spec.mitigation, model).fitted(subject, prompts=cond).applied(subject)
+        mitigation = mitigation_of(spec.mitigation, model)
+        pictures = latents_of(model, memorized.pixels) if "pictures" in mitigation.needs else None
+        fitted = mitigation.fitted(subject, prompts=cond, ordinary=model.encode(ordinary), pictures=pictures)
+        yield fitted.applied(subject)
         return
     hashed = model.fingerprint
     for share in PRUNED:
         yield Edit.of(Wanda(sparsity=share).find(subject, cond), hashed).applied(subject)
-    widths = {name: layer.out_features for name, layer in model.text_projections().items()}
+    try:
+        layers = model.text_projections()
+    except NotApplicable:
+        return
+    widths = {name: layer.out_features for name, layer in layers.items()}
     every = {name: torch.ones(width, dtype=torch.bool) for name, width in widths.items()}
-    yield Edit.of(Localization("all values", "channels", every, {}, (), tuple(prompts), 0), hashed).applied(subject)
+    all_values = Localization("all values", "channels", every, {}, (), tuple(memorized.prompts), 0)
+    yield Edit.of(all_values, hashed).applied(subject)

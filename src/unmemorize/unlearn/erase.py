@@ -5,12 +5,14 @@ from __future__ import annotations
 import itertools
 import random
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import pad
 
 from unmemorize.core.bounds import Count, Limit, Share
@@ -22,7 +24,7 @@ from unmemorize.core.results import Pairs
 from unmemorize.core.vocabulary import Words
 from unmemorize.metrics.neighbours import neighbours
 from unmemorize.unlearn.denoising import Noise, Rows, draw_noise, draw_rows, stream, with_dropped
-from unmemorize.unlearn.finetune import Finetune, Finetuning
+from unmemorize.unlearn.finetune import Finetune, Finetuning, without_adapters
 from unmemorize.unlearn.loop import Team
 
 WORD_PAIRS = 4000  # captions of two random words, whose predictions are to stay
@@ -89,9 +91,15 @@ class Erase(Finetuning):
         """Distillation of the model as it was, except under triggers."""
         model = subject.model
         captions = self._ordinary_captions(model, list(keep.captions.texts or ()), list(forget.captions.texts or ()))
-        before = {name: p.detach().clone() for name, p in model.denoiser.named_parameters()}
         attack: Attack = parse("attack", self.attack)
-        return Erasing(forget, keep.latents, captions, model.encode([""]), before, attack, self)
+        return Erasing(forget, keep.latents, captions, model.encode([""]), self._before(model.denoiser), attack, self)
+
+    def _before(self, denoiser: nn.Module) -> Callable[[], AbstractContextManager[None]]:
+        """What makes the denoiser the one it was: its adapters are off, or its parameters have their first values."""
+        if self.lora:
+            return partial(without_adapters, denoiser)
+        weights = {name: p.detach().clone() for name, p in denoiser.named_parameters()}
+        return partial(replaced, denoiser, weights)
 
     def _ordinary_captions(self, model: DiffusionModel, ordinary: list[str], memorized: list[str]) -> list[str]:
         """The ordinary captions, pairs of words that no memorized caption has, and of all those the nearest thrice.
@@ -143,7 +151,7 @@ class Erasing:
         ordinary: Latents of ordinary pictures, (n, c, h, w).
         captions: Ordinary captions, which are to stay; they are encoded when they are used.
         empty: The empty prompt, one row.
-        before: The denoiser's parameters as they were, by name.
+        before: Makes blocks in which the denoiser is the one it was.
         attack: The rehearsed attack.
         settings: Settings.
     """
@@ -154,7 +162,7 @@ class Erasing:
         ordinary: Tensor,
         captions: Sequence[str],
         empty: Condition,
-        before: dict[str, Tensor],
+        before: Callable[[], AbstractContextManager[None]],
         attack: Attack,
         settings: Erase = Erase(),
     ) -> None:
@@ -207,7 +215,7 @@ class Erasing:
         return whole * (s + margin).clamp(min=0).square(), whole * (1 + margin) ** 2
 
     def _as_it_was(self, model: DiffusionModel, x: Tensor, t: Tensor, cond: Condition) -> Prediction:
-        with torch.no_grad(), replaced(model.denoiser, self._before):
+        with torch.no_grad(), self._before():
             return model.predict(x, t, cond)
 
     def _weights(self, prediction: Prediction) -> Tensor:
@@ -270,9 +278,10 @@ class Erasing:
         settings = self._settings
         kind = rows.coins()
         place = rows.coins()
-        new = self._old + place * (len(self._triggers) - self._old)
-        earlier = torch.where(kind < settings.fresh + settings.own, 0, place * self._old)
-        return torch.where(kind < settings.fresh, new, earlier).long()
+        # Numbers are rounded down before they are added: in float32 the sum could be rounded up to the next one.
+        new = self._old + (place * (len(self._triggers) - self._old)).long()
+        earlier = torch.where(kind < settings.fresh + settings.own, 0, (place * self._old).long())
+        return torch.where(kind < settings.fresh, new, earlier)
 
     def _rehearse(self, model: DiffusionModel, update: int, team: Team) -> None:
         """Attack every picture, processes in shares, and add what the attacks give to the triggers."""

@@ -305,6 +305,17 @@ def _add_lora(network: Any, layers: list[str], rank: int, seed: int) -> None:
         network.add_adapter(LoraConfig(r=rank, lora_alpha=rank, target_modules=layers))
 
 
+@contextmanager
+def without_adapters(denoiser: nn.Module) -> Iterator[None]:
+    """Compute as if the adapters that are trained were not there."""
+    network: Any = denoiser  # diffusers' networks take adapters
+    network.disable_adapters()
+    try:
+        yield
+    finally:
+        network.enable_adapters()
+
+
 def gradients(loss: Tensor, parameters: Sequence[nn.Parameter], team: Team, *, again: bool = False) -> list[Tensor]:
     """The gradient of a loss, averaged over processes; `again` if another one of the same graph is wanted after it."""
     # Zeros for parameters that a prediction does not use, such as those of the last text layer of some transformers.

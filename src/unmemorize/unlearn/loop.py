@@ -19,6 +19,7 @@ from accelerate import PartialState
 from accelerate.utils import broadcast_object_list, gather, reduce
 from torch import Tensor, nn
 
+from unmemorize.core.devices import device_of
 from unmemorize.core.errors import UserError
 from unmemorize.unlearn.checkpoints import last_update, load_checkpoint, part, save_checkpoint, write_log
 
@@ -33,11 +34,12 @@ class Team:
     """The processes of a run: which of them this is, and what they exchange."""
 
     def __init__(self, device: torch.device | str = "cpu") -> None:
+        own = device_of(device)
         # The default of ten minutes or half an hour would end the job while the first process measures.
-        state = PartialState(cpu=torch.device(device).type == "cpu", timeout=PATIENCE)
+        state = PartialState(cpu=own.type == "cpu", timeout=PATIENCE)
         self.rank: int = state.process_index
         self.size: int = state.num_processes
-        self.device = torch.device(device) if self.size == 1 else state.device
+        self.device = own if self.size == 1 else state.device
 
     @property
     def first(self) -> bool:
