@@ -252,3 +252,11 @@ def test_the_site_builds_without_a_warning(tmp_path):
     build = [sys.executable, "-m", "sphinx", "--quiet", "--fail-on-warning", "--keep-going", str(ROOT / "docs")]
     done = subprocess.run([*build, str(tmp_path / "site")], capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("kind", methods.GROUPS)
+def test_every_method_stands_in_the_interface(kind):
+    described = (ROOT / "docs" / "api.md").read_text(encoding="utf-8")
+    ours = [cls for cls in methods.methods(kind).values() if cls.__module__.startswith("unmemorize.")]
+    assert ours
+    assert [cls.name for cls in ours if f"{cls.__module__}.{cls.__name__}\n" not in described] == []

@@ -143,7 +143,8 @@ STUDY = Study(
     about=f"DoRI: {Dori().updates} updates, from the own prompt where nothing else is said, {PICTURES} pictures a "
     f"group, {len(SEEDS)} seeds that no search has seen. It searches the weights, pruned or not, and **knows nothing "
     "of mitigations at inference**, which act on the pictures that are judged. The adaptive attack chooses among what "
-    "it found by what comes through the mitigation. Mitigations that change words have nothing to change in an "
+    "it found by what comes through the mitigation. Mitigations have the settings chosen on A, the guard "
+    "`false_alarms=0.05,under=0`. Those that change words have nothing to change in an "
     "embedding and are left out. Intervals: over pictures.",
     page=page,
     measure=cases,

@@ -34,7 +34,7 @@ BRANCH = "C"
 HIDDEN = "Wanda, 40%"  # the positive control: most copies are gone, and attacks bring them back
 MODELS = ("erase", HIDDEN)
 UPDATES = (0, 25, 50, 100, 400)
-LR, BATCH, SEED = 2e-4, 8, 3_000_000  # the testbed was trained with this rate; no other attack has this seed
+LR, BATCH, SEED = 2e-4, 8, 3_000_000  # the rate of the methods that train; no other attack has this seed
 
 
 def start_of(name: str) -> DiffusionModel:

@@ -125,8 +125,8 @@ def cases(options: Options) -> Cases:
 
 def page(results: Row) -> Iterator[str]:
     """One row a training."""
-    thresholds = {f"{row['threshold']:.2f}" for row in results["settings"].values()}
-    yield from (f"Samples of a magnitude of {', '.join(sorted(thresholds))} or more are left out.", "")
+    threshold = results["settings"]["fine-tuned, memorized samples left out"]["threshold"]
+    yield from (f"Samples of a magnitude of {threshold:.2f} or more are left out.", "")
     rows = []
     for name, row in results["settings"].items():
         rows.append([name, show(share_interval(row["copied"])), f"{row['alignment']:.3f}", f"{row['ordinary']:.3f}"])

@@ -6,11 +6,13 @@ import pytest
 import torch
 
 from unmemorize.attack.dori import Dori
-from unmemorize.core.batches import OUT_OF_MEMORY, in_batches
+from unmemorize.core.batches import OUT_OF_MEMORY, decoded, in_batches, inverted
 from unmemorize.core.errors import UserError
 from unmemorize.core.methods import Subject
 from unmemorize.core.sample import Sampler, first_conditional, first_unconditional, generate, generators
 from unmemorize.detect.noise import NoiseGap
+from unmemorize.mitigate.guard import magnitudes
+from unmemorize.stages.pictures import _sampled
 
 ROOM = 5  # rows
 
@@ -86,10 +88,26 @@ def test_one_that_does_not_fit_is_a_mistake_with_its_remedy(oracle):
     assert "--dtype" in OUT_OF_MEMORY
 
 
+@pytest.mark.parametrize("coded", [decoded, inverted])
+def test_pictures_are_coded_as_many_as_fit(oracle, monkeypatch, coded):
+    """Both ways, eight at once where five fit."""
+    name = {decoded: "decode", inverted: "invert"}[coded]
+    code, given = getattr(oracle, name), torch.rand(8, 3, 8, 8)
+
+    def with_little_room(part):
+        if len(part) > ROOM:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+        return code(part)
+
+    monkeypatch.setattr(oracle, name, with_little_room)
+    torch.testing.assert_close(coded(oracle, given), code(given))
+    assert oracle.batch == 4
+
+
 def test_results_are_those_of_a_machine_with_room(crowded, monkeypatch):
-    """Pictures, scores at the first step and along the way, predictions, an attack: for each the same, and its cost."""
+    """Pictures, scores at the first step and along the way, limits, an attack: for each the same, and its cost."""
     model, tried, denoise = crowded
-    cond, seeds = model.encode(["one", "pair", "all"]), (0, 1, 2)
+    cond, seeds = model.encode(["one", "pair", "all"] * 2), tuple(range(6))
     latents = model.noise(generators(seeds))
     sampler = Sampler(4, 3.0)
     subject = Subject(model, sampler)
@@ -100,8 +118,10 @@ def test_results_are_those_of_a_machine_with_room(crowded, monkeypatch):
             empty = first_unconditional(model, seeds=seeds, steps=4)
             first = first_conditional(model, cond, empty, steps=4).output
             along = NoiseGap(first=0, last=3).score(subject, cond, seeds=seeds).by_seed
+            sampled, curves = _sampled(subject, cond, seeds)
+            limits = torch.tensor(magnitudes(subject, cond, seeds))
             attacked = Dori(updates=2, batch=2).attack(subject, latents, cond, seeds=seeds).last.embeds
-        return (pictures, first, along, attacked), cost.forward
+        return (pictures, first, along, sampled, torch.tensor(curves), limits, attacked), cost.forward
 
     little, cost = everything()
     assert max(tried) > ROOM >= model.batch

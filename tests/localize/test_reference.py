@@ -6,7 +6,14 @@ import pytest
 import torch
 
 from unmemorize.core.errors import UserError
-from unmemorize.localize.reference import Start, calibrate, load_reference, reference, save_reference
+from unmemorize.localize.reference import (
+    Start,
+    cached_reference,
+    calibrate,
+    load_reference,
+    reference,
+    save_reference,
+)
 from unmemorize.metrics.ssim import scales_for, ssim
 
 
@@ -60,3 +67,14 @@ def test_a_model_that_predicts_nan_is_refused(planted, ordinary):
     planted.denoiser.memory.fill_(torch.nan)
     with pytest.raises(UserError, match="NaN"):
         calibrate(planted, planted.encode(ordinary))
+
+
+def test_prompts_without_a_text_are_measured_anew(tiny_model, tmp_path):
+    """Nothing tells two such sets apart in a later run, so neither is kept."""
+    found = []
+    for texts in (["an owl on a fence", "a kite"], ["the old harbour", "a red kite"]):
+        cond = tiny_model.encode(texts)
+        found.append(cached_reference(tiny_model, cond.with_embeds(cond.embeds), tmp_path))
+    layer = next(iter(found[0].mean))
+    assert not torch.equal(found[0].mean[layer], found[1].mean[layer])
+    assert not list(tmp_path.iterdir())

@@ -218,6 +218,16 @@ def test_words_are_coloured_by_their_share_and_the_prompt_stays_whole(run):
     assert 'share:0.50">&lt;b&gt;three</mark>' in page
 
 
+def test_words_that_all_speak_against_a_copy_have_no_colour(run):
+    """As a method that says for and against may find: the least of them is not the strongest."""
+    rewrite(table(run, "prompts"), lambda row: row | {"prompt": f"one two {row['id']}"})
+    spans = {"starts": [0, 4], "stops": [3, 7], "significance": [-1.0, -4.0]}
+    rewrite(table(run, "explain"), lambda row: {"id": row["id"]} | spans)
+    shares = [float(share) for share in re.findall(r'--share:(-?[0-9.]+)">(?:one|two)</mark>', page_of(run))]
+    assert shares
+    assert max(shares) <= 0
+
+
 def test_what_falls_on_no_word_and_the_copies_without_one_are_shown(run):
     """Shares of the gradient add up to all of it; the counterfactual names the word, as text."""
     rewrite(table(run, "prompts"), lambda row: row | {"prompt": f"one two <b>three {row['id']}"})

@@ -32,14 +32,14 @@ class Drift:
 
 
 def adversarial(model, batch=4):
-    """An objective with a state: a warm attack every other update."""
+    """An attack before every update."""
     generator = torch.Generator().manual_seed(0)
     latents = torch.randn(9, 4, 8, 8, generator=generator)
     captions = model.encode([f"a thing {i}" for i in range(9)])
     keep = Ordinary(Pairs(latents[:4], captions[:4]), model.encode([""]), batch=batch)
     memorized = Pairs(latents[4:7], captions[4:7])
     surrogates = Surrogates(torch.randn(6, 4, 8, 8, generator=generator), torch.tensor([0, 0, 1, 1, 2, 2]))
-    return Replacing(keep, surrogates, InnerLoop(Drift(), memorized, warm=True, every=2))
+    return Replacing(keep, surrogates, InnerLoop(Drift(), memorized))
 
 
 def train(pipe, folder, how=QUICK, **options):

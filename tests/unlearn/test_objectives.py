@@ -10,7 +10,7 @@ from unmemorize.core.results import Found, Pairs, Surrogates
 from unmemorize.models.load import wrap
 from unmemorize.unlearn.adversarial import InnerLoop, NoAdversary, Replacing
 from unmemorize.unlearn.deletion import Ordinary
-from unmemorize.unlearn.denoising import Rows, draw_rows, in_turn, stream
+from unmemorize.unlearn.denoising import draw_rows, in_turn
 from unmemorize.unlearn.loop import Team
 from unmemorize.unlearn.neggrad import Ascent
 from unmemorize.unlearn.surrogates import draw_surrogates
@@ -128,7 +128,7 @@ def test_an_inner_loop_attacks_its_pictures(model, pairs):
         loop = InnerLoop(asked(log), pairs, random=random)
         for update in range(2):
             rows = draw_rows(3, 3, slice(0, 3), update=update, name=(0, 1))
-            found = loop.conditions(model, rows, update, TEAM).embeds
+            found = loop.conditions(model, rows).embeds
             latents, init, _ = log[-1]
             assert torch.equal(latents, pairs.latents[rows.items])
             assert torch.equal(found, init + 1)
@@ -136,18 +136,3 @@ def test_an_inner_loop_attacks_its_pictures(model, pairs):
                 assert torch.equal(init, start[rows.items])
         assert len({seed for _, _, seeds in log for seed in seeds}) == 6
     assert abs(log[0][1].std().item() - 1) < 0.1
-
-
-def test_a_warm_loop_goes_on_where_it_stopped_also_after_a_restart(model, pairs):
-    """Every second update attacks; between, the last embeddings are given again."""
-    log = []
-    loop = InnerLoop(asked(log), pairs, random=0.0, warm=True, every=2)
-    rows = Rows(torch.tensor([2, 0, 1]), [stream(k) for k in range(3)])
-    found = [loop.conditions(model, rows, update, TEAM).embeds for update in range(4)]
-    assert len(log) == 2
-    own = pairs.captions.embeds[rows.items]
-    for value, added in zip(found, (1, 1, 2, 2), strict=True):
-        assert torch.allclose(value, own + added)
-    again = InnerLoop(asked(log), pairs, random=0.0, warm=True, every=2)
-    again.load_state({name: value.clone() for name, value in loop.state().items()})
-    assert torch.allclose(again.conditions(model, rows, 4, TEAM).embeds, own + 3)

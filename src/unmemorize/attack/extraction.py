@@ -12,11 +12,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from unmemorize.core.batches import CODED, inverted
 from unmemorize.core.errors import UserError
 from unmemorize.core.methods import Attack, Subject
 from unmemorize.core.model import Condition, DiffusionModel, joined
 from unmemorize.core.results import Found, Match
-from unmemorize.core.sample import ROWS, generate, normal
+from unmemorize.core.sample import generate, normal
 from unmemorize.metrics.similarity import References
 
 Init = Literal["prompt", "random", "ordinary"]
@@ -135,8 +136,7 @@ def extraction(
         UserError: A start from the prompt is asked for and a picture has none.
     """
     model = subject.model
-    with torch.no_grad():
-        latents = torch.cat([model.invert(part) for part in targets.batches(ROWS)])
+    latents = torch.cat([inverted(model, part) for part in targets.batches(CODED)])
     steps = sorted({0, *trial.curve})
     original = _judge(subject, model.encode(targets.prompts), targets, judge, trial)
     restarts = []

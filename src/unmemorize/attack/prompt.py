@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from unmemorize.core.batches import in_batches
 from unmemorize.core.bounds import Count, Draws, Share
 from unmemorize.core.errors import UserError
 from unmemorize.core.hooks import frozen
@@ -178,7 +179,11 @@ def _slopes(model: TypedModel, latent: Tensor, prompt: str, draw: Draw) -> tuple
 
 def _losses(model: TypedModel, latent: Tensor, prompts: Sequence[str], draw: Draw, rows: int) -> Tensor:
     """The loss of each prompt, (n,)."""
-    size = max(rows // len(draw[0]), 1)
+    each = len(draw[0])
+
+    def errors(part: slice) -> Tensor:
+        return _errors(model, latent, draw, model.encode(prompts[part]))
+
     with torch.no_grad():
-        parts = [model.encode(prompts[i : i + size]) for i in range(0, len(prompts), size)]
-        return torch.cat([_errors(model, latent, draw, part) for part in parts])
+        parts = in_batches(model, len(prompts), errors, size=max(rows // each, 1), rows=each)
+        return torch.cat([losses for _, losses in parts])

@@ -7,11 +7,13 @@ from collections.abc import Callable, Iterator
 from typing import TypeVar
 
 import torch
+from torch import Tensor
 
 from unmemorize.core.errors import UserError
 from unmemorize.core.model import DiffusionModel
 
 T = TypeVar("T")
+CODED = 16  # pictures that the VAE codes at once, at most
 
 OUT_OF_MEMORY = (
     "out of memory, however little is computed at once: name a narrower --dtype, --offload model, or --device cpu; a "
@@ -53,6 +55,20 @@ def in_batches(
         model.batch = items // 2 * rows
         gc.collect()
         torch.cuda.empty_cache()
+
+
+@torch.no_grad()
+def decoded(model: DiffusionModel, latents: Tensor, *, size: int = CODED) -> Tensor:
+    """The pictures of latents, (n, 3, H, W) in [0, 1], `size` of them at a time and fewer where memory runs out."""
+    parts = in_batches(model, len(latents), lambda part: model.decode(latents[part]), size=size)
+    return torch.cat([pictures for _, pictures in parts])
+
+
+@torch.no_grad()
+def inverted(model: DiffusionModel, images: Tensor, *, size: int = CODED) -> Tensor:
+    """The latents of pictures in [0, 1], (n, c, h, w), `size` of them at a time and fewer where memory runs out."""
+    parts = in_batches(model, len(images), lambda part: model.invert(images[part]), size=size)
+    return torch.cat([latents for _, latents in parts])
 
 
 def at_once(model: DiffusionModel, size: int, rows: int = 1) -> int:

@@ -12,8 +12,17 @@ from torch import Tensor
 
 from unmemorize.core.batches import in_batches
 from unmemorize.core.errors import NotApplicable, UserError
-from unmemorize.core.model import Condition, DiffusionModel, Prediction
-from unmemorize.core.sample import Sampler, Step, generators, rows_of, sampling_start, trajectory
+from unmemorize.core.model import Condition, DiffusionModel, Prediction, joined
+from unmemorize.core.sample import (
+    Sampler,
+    Step,
+    generators,
+    joined_predictions,
+    predicted,
+    rows_of,
+    sampling_start,
+    trajectory,
+)
 
 ROWS = 64  # evaluations at once
 PATHS = 32  # pictures sampled at once
@@ -228,18 +237,6 @@ class Recording:
         return self._probes[ratio, guidance]
 
 
-def predicted(model: DiffusionModel, x: Tensor, t: Tensor, cond: Condition) -> Prediction:
-    """Predictions at one timestep, without gradients, however many rows there are."""
-    with torch.no_grad():
-        parts = in_batches(model, len(x), lambda part: model.predict(x[part], t, cond[part]), size=ROWS)
-        return _joined_predictions([prediction for _, prediction in parts])
-
-
-def _joined_predictions(parts: Sequence[Prediction]) -> Prediction:
-    output, x = torch.cat([part.output for part in parts]), torch.cat([part.x for part in parts])
-    return replace(parts[0], output=output, x=x)
-
-
 def _joined(parts: Sequence[Step]) -> Step:
     """The same step of several paths."""
     first = parts[0]
@@ -248,8 +245,9 @@ def _joined(parts: Sequence[Step]) -> Step:
         first,
         x=torch.cat([step.x for step in parts]),
         scaled=torch.cat([step.scaled for step in parts]),
-        cond=_joined_predictions([step.cond for step in parts]),
-        uncond=_joined_predictions(unconditional) if unconditional else None,
+        cond=joined_predictions([step.cond for step in parts]),
+        uncond=joined_predictions(unconditional) if unconditional else None,
         output=torch.cat([step.output for step in parts]),
+        condition=joined([step.condition for step in parts]),
         x_next=torch.cat([step.x_next for step in parts]),
     )

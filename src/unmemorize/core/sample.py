@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
-from unmemorize.core.batches import in_batches
+from unmemorize.core.batches import decoded, in_batches
 from unmemorize.core.errors import NotApplicable
 from unmemorize.core.model import Condition, DiffusionModel, Prediction
 
 ROWS = 16  # pictures that are sampled together, where nothing else is asked for
+FIRST = 64  # rows that are evaluated together at one timestep
 
 
 @dataclass(frozen=True)
@@ -182,15 +183,27 @@ def sampling_start(model: DiffusionModel, noise: Tensor, steps: int | None = Non
     return schedule.scale(noise * schedule.initial_scale, t), t
 
 
+def predicted(model: DiffusionModel, x: Tensor, t: Tensor, cond: Condition) -> Prediction:
+    """Predictions at one timestep, without gradients, however many rows there are."""
+    with torch.no_grad():
+        parts = in_batches(model, len(x), lambda part: model.predict(x[part], t, cond[part]), size=FIRST)
+        return joined_predictions([prediction for _, prediction in parts])
+
+
+def joined_predictions(parts: Sequence[Prediction]) -> Prediction:
+    """Predictions at one timestep, and so of one α and one σ, as one."""
+    output, x = torch.cat([part.output for part in parts]), torch.cat([part.x for part in parts])
+    return replace(parts[0], output=output, x=x)
+
+
 def first_unconditional(model: DiffusionModel, *, seeds: Sequence[int], steps: int | None = None) -> Prediction:
     """The unconditional prediction at the first sampling step: it depends on the seed alone, (seeds, …)."""
-    with torch.no_grad():
-        x, t = sampling_start(model, model.noise(generators(seeds)), steps)
-        return model.predict(x, t, model.unconditional(len(seeds)))
+    x, t = sampling_start(model, model.noise(generators(seeds)), steps)
+    return predicted(model, x, t, model.unconditional(len(seeds)))
 
 
 def first_conditional(
-    model: DiffusionModel, cond: Condition, empty: Prediction, *, steps: int | None = None, batch: int = 64
+    model: DiffusionModel, cond: Condition, empty: Prediction, *, steps: int | None = None, batch: int = FIRST
 ) -> Prediction:
     """Predictions at the first sampling step for every prompt at every seed of `empty`.
 
@@ -200,12 +213,12 @@ def first_conditional(
     rows = torch.arange(len(cond) * len(empty.x), device=empty.x.device)
     prompt, seed = rows // len(empty.x), rows % len(empty.x)
 
-    def predicted(part: slice) -> Tensor:
+    def output(part: slice) -> Tensor:
         r = rows[part]
         return model.predict(empty.x[seed[r]], t, cond[prompt[r]]).output
 
     with torch.no_grad():
-        outputs = [output for _, output in in_batches(model, len(rows), predicted, size=batch)]
+        outputs = [of_part for _, of_part in in_batches(model, len(rows), output, size=batch)]
     return Prediction(torch.cat(outputs), empty.kind, empty.x[seed], empty.alpha, empty.sigma)
 
 
@@ -247,7 +260,4 @@ def generate(
     Raises:
         ValueError: `seeds` and `cond` differ in length, or there are none.
     """
-    latents = sample(model, cond, seeds=seeds, sampler=sampler, batch=batch)
-    with torch.no_grad():
-        pictures = in_batches(model, len(latents), lambda part: model.decode(latents[part]), size=batch)
-        return torch.cat([picture for _, picture in pictures])
+    return decoded(model, sample(model, cond, seeds=seeds, sampler=sampler, batch=batch), size=batch)

@@ -7,13 +7,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from unmemorize.core.batches import CODED, decoded
 from unmemorize.core.bounds import Draws
 from unmemorize.core.methods import PictureTest
 from unmemorize.core.model import Condition, DiffusionModel, Prediction
-from unmemorize.core.recording import predicted, timestep_at, wide
+from unmemorize.core.recording import timestep_at, wide
 from unmemorize.core.results import Pairs
-
-DECODED = 16  # pictures at once
+from unmemorize.core.sample import predicted
 
 
 @dataclass(frozen=True)
@@ -73,8 +73,7 @@ class PictureLevel:
 def distances(model: DiffusionModel, pictures: Pairs, images: Tensor) -> Tensor:
     """The root mean square difference of each image (n, 3, h, w) to the picture as the VAE has it, (n,) on the CPU."""
     parts = []
-    with torch.no_grad():
-        for latents, image in zip(pictures.latents.split(DECODED), images.split(DECODED), strict=True):
-            difference = wide(model.decode(latents)) - wide(image)
-            parts.append(difference.flatten(1).square().mean(dim=1).sqrt().float().cpu())
+    for latents, image in zip(pictures.latents.split(CODED), images.split(CODED), strict=True):
+        difference = wide(decoded(model, latents)) - wide(image)
+        parts.append(difference.flatten(1).square().mean(dim=1).sqrt().float().cpu())
     return torch.cat(parts)

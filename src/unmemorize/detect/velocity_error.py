@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
+from unmemorize.core.batches import decoded
 from unmemorize.core.methods import Subject, method
 from unmemorize.core.recording import wide
 from unmemorize.core.results import Pairs, Scores
@@ -46,7 +47,6 @@ class VelocityError(AtLevel):
                     mean += (wide(prediction.x0) - wide(prediction.eps)) / self.probes
                 errors.append((level.latents - mean).flatten(1).square().sum(dim=1))
         error = torch.stack(errors, dim=1).float().cpu()
-        with torch.no_grad():
-            sizes = png_sizes(torch.cat([model.decode(latent) for latent in level.latents.split(16)]))
+        sizes = png_sizes(decoded(model, level.latents))
         complexity = sizes[:, None].expand_as(error)
         return Scores(-error / complexity, cost.forward, {"error": error, "complexity": complexity})

@@ -66,5 +66,6 @@ class CurvatureMap(Explainer):
         with model.counted() as cost:
             *_, step = last_steps(subject, cond, seeds, 0.0)
             curvature = curvature_difference(model, step, cond, seeds, self.probes)
-        maps = curvature.sum(dim=1).clamp(min=0).to(step.x)
+        # At least in single precision: half precision does not reach so far.
+        maps = curvature.sum(dim=1).clamp(min=0).to(torch.promote_types(step.x.dtype, torch.float32))
         return Regions(prompt, step.x_next.cpu(), maps.cpu(), cost.forward)

@@ -215,8 +215,9 @@ def cached_reference(
     name: str = "nemo",
 ) -> Reference:
     """Statistics of ordinary prompts, measured once per model, set of prompts and method, whose name is given."""
-    texts = ordinary.texts or ()
-    key = digest(text.encode() for text in (model.fingerprint, repr(SEEDS), *texts))
+    if ordinary.texts is None:  # nothing to know them by in another run
+        return reference(model, ordinary, progress=progress, measure=measure)
+    key = digest(text.encode() for text in (model.fingerprint, repr(SEEDS), *ordinary.texts))
     path = folder / f"{name}-{key[:32]}.safetensors"
     statistics = load_reference(path, key)
     if statistics is None:

@@ -21,7 +21,6 @@ from unmemorize.metrics.similarity import References, finite, unit
 
 # The authors' file of the network that they recommend, released under the MIT licence.
 URL = "https://dl.fbaipublicfiles.com/sscd-copy-detection/sscd_disc_mixup.torchscript.pt"
-SHA256 = "9f26bd4c848cc19b73d2ae92eea6e04886f61a7b764ceb7a13aeee62e6a6db56"
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from unmemorize.core.batches import in_batches
 from unmemorize.core.bounds import Count, Share
 from unmemorize.core.errors import UserError
 from unmemorize.core.hooks import frozen
@@ -238,10 +239,15 @@ def magnitudes(subject: Subject, cond: Condition, seeds: Sequence[int]) -> list[
     model, steps = subject.model, subject.steps
     empty = first_unconditional(model, seeds=seeds, steps=steps)
     t = model.schedule(steps).timesteps[0]
-    values: list[float] = []
-    for rows in torch.arange(len(cond)).split(ROWS):
-        seed = (rows % len(seeds)).to(empty.x.device)
+
+    def measured(part: slice) -> list[float]:
+        seed = torch.arange(len(cond), device=empty.x.device)[part] % len(seeds)
         uncond = Prediction(empty.output[seed], empty.kind, empty.x[seed], empty.alpha, empty.sigma)
-        with torch.no_grad():
-            values += model.predict(uncond.x, t, cond[rows]).gap(uncond).tolist()
+        gaps: list[float] = model.predict(uncond.x, t, cond[part]).gap(uncond).tolist()
+        return gaps
+
+    values: list[float] = []
+    with torch.no_grad():
+        for _, of_part in in_batches(model, len(cond), measured, size=ROWS):
+            values += of_part
     return values

@@ -14,9 +14,8 @@ from unmemorize.core.bounds import Share
 from unmemorize.core.errors import NotApplicable, UserError
 from unmemorize.core.methods import Acts, Mitigation, Subject, method
 from unmemorize.core.model import Condition, DiffusionModel, joined
-from unmemorize.core.recording import predicted
 from unmemorize.core.run import Progress, quiet
-from unmemorize.core.sample import Sampler, StepState, sampling_start
+from unmemorize.core.sample import Sampler, StepState, predicted, sampling_start
 from unmemorize.mitigate.guard import ordinary_limits
 
 

@@ -109,7 +109,7 @@ class VariancePreserving:
     """Timesteps 0 to T − 1 with α² = ᾱ_t and σ² = 1 − ᾱ_t; samplers such as Euler may visit fractional ones."""
 
     def __init__(self, alphas_cumprod: Tensor) -> None:
-        alphas = alphas_cumprod.to(torch.float64)
+        alphas = alphas_cumprod.to("cpu", torch.float64)  # diffusers moves it with what noise is added to
         self._ratio = ((1 - alphas) / alphas).sqrt()  # σ/α; infinite at zero terminal SNR
 
     def timestep(self, u: Tensor) -> Tensor:

@@ -154,7 +154,7 @@ def _scores(run: Run) -> dict[str, list[float]]:
 
 def _words(prompt: str, row: Row) -> tuple[Word, ...]:
     """The prompt cut into words and what stands between them."""
-    highest = max(row["significance"], default=0.0) or 1.0
+    highest = max(0.0, *row["significance"]) or 1.0
     parts = []
     end = 0
     for start, stop, value in zip(row["starts"], row["stops"], row["significance"], strict=True):

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from unmemorize.core.batches import CODED, inverted
 from unmemorize.core.errors import UserError
 from unmemorize.core.methods import PictureTest, Subject, parse, spelled
 from unmemorize.core.model import DiffusionModel
@@ -32,7 +33,6 @@ ENOUGH = 20  # controls, below which no p-value is under 0.05
 MATCHED = 0.25  # the share of the controls that are nearest in complexity,
 FEWEST = 19  # and how many they are at the least
 SET = 70  # pictures, and as many controls, from which they are tested as a set
-ROWS = 16  # pictures that the VAE codes together
 
 
 @dataclass(frozen=True)
@@ -65,10 +65,9 @@ class Measured:
     @classmethod
     def of(cls, model: DiffusionModel, pictures: References, *, captioned: bool) -> Measured:
         """The pictures as the model has them; without captions all have the empty prompt."""
-        with torch.no_grad():
-            latents = torch.cat([model.invert(images) for images in pictures.batches(ROWS)])
+        latents = torch.cat([inverted(model, images) for images in pictures.batches(CODED)])
         prompts = pictures.prompts if captioned else [""] * len(pictures)
-        sizes = torch.cat([png_sizes(images) for images in pictures.batches(ROWS)])
+        sizes = torch.cat([png_sizes(images) for images in pictures.batches(CODED)])
         return cls(pictures, Pairs(latents, model.encode(prompts)), sizes.double().numpy())
 
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
+from unmemorize.core.batches import decoded
 from unmemorize.core.errors import NotApplicable, UserError
 from unmemorize.core.methods import Explainer, Subject, methods, parse
 from unmemorize.core.model import DiffusionModel
@@ -90,8 +91,7 @@ def explainer_of(spec: ExplainSpec) -> Explainer:
 
 def _write(model: DiffusionModel, regions: Regions, seeds: Sequence[int], out: Path) -> list[Row]:
     """Each picture and its map, in files of one name."""
-    with torch.no_grad():
-        pictures = model.decode(regions.latents.to(model.device)).float().cpu()
+    pictures = decoded(model, regions.latents.to(model.device)).float().cpu()
     rows: list[Row] = []
     for seed, picture, shown in zip(seeds, pictures, brightness(regions.maps, pictures.shape[2:]), strict=True):
         image, beside = out / f"{seed}.png", out / f"{seed}-map.png"

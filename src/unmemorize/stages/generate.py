@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
+from unmemorize.core.batches import in_batches
 from unmemorize.core.crew import ALONE, Crew
 from unmemorize.core.methods import Subject
 from unmemorize.core.model import Condition
@@ -72,7 +73,12 @@ def generating(inputs: Inputs, run: Path, progress: Progress, *, out: Path) -> W
                 save_image(picture.float(), out / f"{seed}.png")
             if fitted is None or fitted.acts not in STARTS:
                 return rows
-            done = _done(subject, mitigated, cond, seeds)
+            done: list[Row] = []
+            parts = in_batches(
+                model, len(seeds), lambda part: _done(subject, mitigated, cond[part], seeds[part]), size=ROWS, rows=2
+            )
+            for _, of_part in parts:
+                done += of_part
         return [row | more for row, more in zip(rows, done, strict=True)]
 
     return Work("generate", "pictures.parquet", range(spec.pictures), do, size=ROWS)

@@ -11,11 +11,12 @@ import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
+from unmemorize.core.batches import decoded, in_batches
 from unmemorize.core.choose import evenly
 from unmemorize.core.methods import Subject
 from unmemorize.core.model import Condition
 from unmemorize.core.run import Progress
-from unmemorize.core.sample import sampling_evaluations, trajectory
+from unmemorize.core.sample import ROWS, rows_of, sampling_evaluations, trajectory
 from unmemorize.core.shards import Row
 from unmemorize.core.specs import limited
 from unmemorize.data.pictures import pixels_of, read_image, save_image
@@ -58,18 +59,26 @@ def generating(inputs: Inputs, run: Path, progress: Progress) -> Work[tuple[Prom
             rows.append({"id": prompt.id, "seed": seed, "image": name, "curve": curve})
         return rows
 
-    return Work("generate", "scores/images.parquet", pairs, do, size=16)
+    return Work("generate", "scores/images.parquet", pairs, do, size=ROWS)
 
 
 def _sampled(subject: Subject, cond: Condition, seeds: Sequence[int]) -> tuple[Tensor, list[list[float] | None]]:
     """Pictures, and the magnitude at every step of each: guidance computes what it needs anyway."""
-    curves = []
-    for step in trajectory(subject.model, cond, seeds=seeds, sampler=subject.sampler):
-        if step.uncond is not None:
-            curves.append(step.cond.gap(step.uncond))
-    with torch.no_grad():
-        images = subject.model.decode(step.x_next)
-    return images, torch.stack(curves, dim=1).tolist() if curves else [None] * len(seeds)
+    model, sampler = subject.model, subject.sampler
+
+    def walk(part: slice) -> tuple[Tensor, list[list[float] | None]]:
+        gaps = []
+        for step in trajectory(model, cond[part], seeds=seeds[part], sampler=sampler):
+            if step.uncond is not None:
+                gaps.append(step.cond.gap(step.uncond))
+        return step.x_next, torch.stack(gaps, dim=1).tolist() if gaps else [None] * len(step.x_next)
+
+    latents: list[Tensor] = []
+    curves: list[list[float] | None] = []
+    for _, (last, of_part) in in_batches(model, len(cond), walk, size=ROWS, rows=rows_of(model, sampler)):
+        latents.append(last)
+        curves += of_part
+    return decoded(model, torch.cat(latents)), curves
 
 
 def generated(run: Path) -> list[Row]:

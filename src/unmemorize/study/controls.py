@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from unmemorize.core.batches import CODED, decoded, inverted
 from unmemorize.core.choose import evenly
 from unmemorize.core.errors import UserError
 from unmemorize.core.groups import ATTACKED, CONTROL, UNSEEN
@@ -18,7 +19,6 @@ from unmemorize.metrics.similarity import References
 from unmemorize.study.copies import CopyCheck
 
 FEWEST = 6  # controls, however few pictures are attacked: one alone says little
-ROWS = 16  # pictures that the VAE codes together
 DERIVED = "the controls, mirrored and with their colour channels exchanged"
 
 
@@ -82,14 +82,13 @@ def with_controls(
     return Subjects(attacked, spread(controls, count), unseen, unseen_from)
 
 
-@torch.no_grad()
 def _within_reach(model: DiffusionModel, pictures: References, check: CopyCheck) -> References:
     """The pictures that the VAE reconstructs well enough to count as copies of themselves; all if there are none."""
     left = []
-    for start in range(0, len(pictures), ROWS):
-        rows = range(start, min(start + ROWS, len(pictures)))
+    for start in range(0, len(pictures), CODED):
+        rows = range(start, min(start + CODED, len(pictures)))
         part = pictures[rows]
-        coded = model.decode(model.invert(part.images))
+        coded = decoded(model, inverted(model, part.images))
         for row, match in zip(rows, check.against(coded, part), strict=True):
             if match.copied:
                 left.append(row)

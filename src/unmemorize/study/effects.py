@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from unmemorize.core.batches import inverted
 from unmemorize.core.methods import Attack, Subject
 from unmemorize.core.model import Condition, DiffusionModel
 from unmemorize.core.sample import generate, normal
@@ -56,10 +57,9 @@ def judge_of(model: DiffusionModel, copies: CopyCheck, seeds: tuple[int, ...], *
     return Judge(copies, lambda images: vae_features(model, images), None, seeds)
 
 
-@torch.no_grad()
 def vae_features(model: DiffusionModel, images: Tensor) -> Tensor:
     """The latents of pictures averaged in a 4×4 grid, (n, 16·c): coarse colour and layout, and no more."""
-    return F.adaptive_avg_pool2d(model.invert(images).float(), 4).flatten(1)
+    return F.adaptive_avg_pool2d(inverted(model, images).float(), 4).flatten(1)
 
 
 def pictures(subject: Subject, cond: Condition, seeds: Sequence[int]) -> Tensor:
@@ -104,10 +104,9 @@ def rate_of(hits: Tensor) -> list[float]:
     return [share.value, share.low, share.high]
 
 
-@torch.no_grad()
 def latents_of(model: DiffusionModel, pixels: Tensor) -> Tensor:
     """The latents of pictures, bytes or in [0, 1]: (n, c, h, w)."""
-    return torch.cat([model.invert(unit(part)) for part in pixels.split(BATCH)])
+    return torch.cat([inverted(model, unit(part)) for part in pixels.split(BATCH)])
 
 
 def measure(subject: Subject, subjects: Subjects, judge: Judge) -> dict[str, Tensor]:

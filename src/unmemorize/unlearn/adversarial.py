@@ -22,81 +22,50 @@ from unmemorize.unlearn.surrogates import draw_surrogates
 class Adversary(Protocol):
     """Gives the conditions under which an update shows surrogates in the place of memorized pictures."""
 
-    def conditions(self, model: DiffusionModel, rows: Rows, update: int, team: Team) -> Condition:
+    def conditions(self, model: DiffusionModel, rows: Rows) -> Condition:
         """One condition for each of this process's rows, whose items are numbers of memorized pictures."""
-        ...
-
-    def state(self) -> dict[str, Tensor]:
-        """What it carries from update to update, the same in every process."""
-        ...
-
-    def load_state(self, state: dict[str, Tensor]) -> None:
-        """Take up what `state` returned."""
         ...
 
 
 @dataclass(frozen=True)
-class NoAdversary(Stateless):
+class NoAdversary:
     """The prompts themselves: fine-tuning on surrogates as if nobody attacked."""
 
     own: Condition
 
-    def conditions(self, model: DiffusionModel, rows: Rows, update: int, team: Team) -> Condition:
+    def conditions(self, model: DiffusionModel, rows: Rows) -> Condition:
         """The encoded prompts of the rows' pictures."""
         return self.own[rows.items]
 
 
+@dataclass(frozen=True)
 class InnerLoop:
-    """The attack on the current weights, before every update or every `every`-th.
+    """The attack on the current weights, before every update.
 
-    An attack starts from the prompt's embedding or, for a share `random` of the rows, from N(0, 1); if `warm`, from
-    where the last one on that picture ended.
+    An attack starts from the prompt's embedding or, for a share `random` of the rows, from N(0, 1).
 
     Paper: Kowalczuk et al. 2026: the attack runs before each fine-tuning step, on the current weights.
     Differs: the paper does not say where attacks in training start; half and half is our choice.
     """
 
-    def __init__(
-        self, attack: Attack, memorized: Pairs, *, random: float = 0.5, warm: bool = False, every: int = 1
-    ) -> None:
-        self._attack, self._memorized = attack, memorized
-        self._random, self._warm, self._every = random, warm, every
-        self._last = torch.zeros_like(memorized.captions.embeds)
-        self._known = torch.zeros(len(memorized), dtype=torch.bool)
+    attack: Attack
+    memorized: Pairs
+    random: float = 0.5
 
-    def conditions(self, model: DiffusionModel, rows: Rows, update: int, team: Team) -> Condition:
-        """What the attack gives now, or gave at an earlier update."""
-        own = self._memorized.captions[rows.items]
-        pictures = team.gather(rows.items.to(team.device)).cpu()
-        if update % self._every and self._known[pictures].all():
-            return own.with_embeds(self._last[rows.items])
-        init = torch.stack([self._init(p, g) for p, g in zip(rows.items.tolist(), rows.streams, strict=True)])
-        seeds = [int(torch.randint(2**62, (1,), generator=g)) for g in rows.streams]
-        latents = self._memorized.latents[rows.items]
-        adversarial = self._attack.attack(Subject(model), latents, own.with_embeds(init), seeds=seeds).last
-        self._last[pictures] = team.gather(adversarial.embeds).to(self._last)
-        self._known[pictures] = True
-        return adversarial
-
-    def _init(self, picture: int, generator: torch.Generator) -> Tensor:
-        if self._warm and self._known[picture]:
-            return self._last[picture]
-        own = self._memorized.captions.embeds[picture]
-        noise = torch.randn(own.shape, generator=generator).to(own)
-        return noise if torch.rand(1, generator=generator) < self._random else own
-
-    def state(self) -> dict[str, Tensor]:
-        """The last embedding of every picture, and which pictures have one."""
-        return {"last": self._last, "known": self._known}
-
-    def load_state(self, state: dict[str, Tensor]) -> None:
-        """Take up what `state` returned."""
-        self._last.copy_(state["last"])
-        self._known.copy_(state["known"])
+    def conditions(self, model: DiffusionModel, rows: Rows) -> Condition:
+        """What the attack finds for the rows' pictures."""
+        own = self.memorized.captions[rows.items]
+        inits = []
+        for embeds, generator in zip(own.embeds, rows.streams, strict=True):
+            noise = torch.randn(embeds.shape, generator=generator).to(embeds)
+            inits.append(noise if torch.rand(1, generator=generator) < self.random else embeds)
+        seeds = [int(torch.randint(2**62, (1,), generator=generator)) for generator in rows.streams]
+        start, latents = own.with_embeds(torch.stack(inits)), self.memorized.latents[rows.items]
+        return self.attack.attack(Subject(model), latents, start, seeds=seeds).last
 
 
 @dataclass(frozen=True)
-class Replacing:
+class Replacing(Stateless):
     """The loss of ordinary pairs plus that of surrogates under the adversary's embeddings, one to one.
 
     Paper: Kowalczuk et al. 2026, adversarial fine-tuning: L = L_DM + L_Adv with
@@ -119,20 +88,12 @@ class Replacing:
         rows = draw_rows(count, keep.batch, team.share(keep.batch), update=update, name=(keep.seed, 1))
         shown = draw_surrogates(self.surrogates, rows)
         noise = draw_noise(shown, rows)
-        hostile = self.adversary.conditions(model, rows, update, team)
+        hostile = self.adversary.conditions(model, rows)
         replaced = denoising_errors(model, shown, hostile, noise).mean()
         replaced.backward()
         ordinary = keep.loss(model, update, team)
         ordinary.backward()
         return {"ordinary": ordinary, "surrogates": replaced}
-
-    def state(self) -> dict[str, Tensor]:
-        """The adversary's state."""
-        return self.adversary.state()
-
-    def load_state(self, state: dict[str, Tensor]) -> None:
-        """The adversary's state."""
-        self.adversary.load_state(state)
 
 
 @method(

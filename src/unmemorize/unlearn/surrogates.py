@@ -8,6 +8,7 @@ from contextlib import AbstractContextManager
 import torch
 from torch import Tensor
 
+from unmemorize.core.batches import decoded
 from unmemorize.core.errors import UserError
 from unmemorize.core.methods import Subject
 from unmemorize.core.results import Surrogates
@@ -81,8 +82,7 @@ def _of_prompt(
         seeds = range(first, min(first + ROWS, TRIES * count))
         cond = model.encode([prompt] * len(seeds))
         latents = sample(model, cond, seeds=seeds, sampler=subject.sampler)
-        with torch.no_grad():
-            copies = is_copy(model.decode(latents), number)
+        copies = is_copy(decoded(model, latents), number)
         no_copies += [row for row, copy in zip(latents, copies, strict=True) if not copy]
         if len(no_copies) >= count:
             break
