@@ -1,6 +1,7 @@
 """The shipped branches of the panel: their models, their pictures, and what is generated from them.
 
-A branch is named by its letter; those of the flow transformer as `flow C` and `flow D`.
+A branch is named by its letter; those of the flow transformer as `flow C` and `flow D`, that of a second trunk as
+`retrained C`.
 """
 
 from __future__ import annotations
@@ -28,6 +29,8 @@ JUDGED = 24  # ordinary prompts whose pictures tell what a mitigation costs
 SHIPPED = [branch for branch in BRANCHES if f"testbed-{branch.lower()}" in EMBEDDED]
 REPORTING = [branch for branch in BRANCHES if HALVES[branch] == "reporting"]
 FLOW = [f"flow {branch}" for branch in REPORTING]
+RETRAINED = ["retrained C"]
+EVERY = [*SHIPPED, *FLOW, *RETRAINED]
 
 
 @cache
@@ -99,7 +102,7 @@ def pictures(subject: Subject, prompts: Sequence[str], seeds: Sequence[int]) -> 
 def forget_retrained(results: Row) -> None:
     """Drop the rows of branches that have been trained anew since they were measured."""
     rows = results["settings"]
-    current = {branch: subject_of(branch).model.fingerprint for branch in (*SHIPPED, *FLOW)}
+    current = {branch: subject_of(branch).model.fingerprint for branch in EVERY}
     kept = {}
     for key, row in rows.items():
         branch, _, _ = key.partition(" | ")

@@ -12,6 +12,7 @@ import torch
 
 from unmemorize.core.hooks import observed, record
 from unmemorize.core.sample import generators
+from unmemorize.testbed.dose import dose_curve
 
 ROOT = Path(__file__).parents[1]
 NAMES = sorted(path.stem.replace("_", "-") for path in (ROOT / "benchmarks" / "cases").glob("*.py"))
@@ -53,6 +54,12 @@ def test_a_published_page_is_what_the_published_numbers_give(harness, name):
     published = study.path or harness.OUT / f"{name}.md"
     page = "\n".join(study.page(harness.read(name))) + "\n"
     assert page == published.read_text(encoding="utf-8")
+
+
+def test_the_shipped_dose_response_curve_is_what_the_published_numbers_give(harness):
+    from cases.panel import curve
+
+    assert tuple(curve(harness.read("panel")["settings"])) == dose_curve()
 
 
 def test_the_published_results_are_all_pages(harness, monkeypatch, tmp_path):

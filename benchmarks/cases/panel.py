@@ -16,8 +16,10 @@ import numpy as np
 import torch
 from branches import (
     BATCH,
+    EVERY,
     FLOW,
     REPORTING,
+    RETRAINED,
     SHIPPED,
     bundle_of,
     forget_retrained,
@@ -32,6 +34,7 @@ from branches import (
 from common import are_copies, match_closest
 from harness import Cases, Options, Row, Study, numbers_of, save_figure, show, table
 from matplotlib.figure import Figure
+from scipy.stats import spearmanr
 
 from unmemorize.core.run import atomic
 from unmemorize.detect.noise import NoiseGap
@@ -46,7 +49,6 @@ SCORED = (100, 101, 102, 103)
 TRAINED = 4  # captions of a word that are asked, of those it is trained under
 ONCE = "trained on once"
 SHOWN = 6  # verbatim entries of the figure
-EVERY = [*SHIPPED, *FLOW]
 
 
 def _asked(entry: Entry, branch: str) -> list[str]:
@@ -180,6 +182,8 @@ def page(results: Row) -> Iterator[str]:
         measured = [settings[f"{branch} | repeats"] for branch in branches if f"{branch} | repeats" in settings]
         if len(measured) == len(branches):
             yield from ("", *_repeats(branches, measured))
+    if f"{RETRAINED[0]} | verbatim" in settings:
+        yield from ("", *_twice(settings, RETRAINED[0]))
     lines = list(_areas(settings))
     if lines:
         yield ""
@@ -213,14 +217,32 @@ def _repeats(branches: Sequence[str], rows: Sequence[Row]) -> Iterator[str]:
     yield from ("", *table(head, lines))
 
 
+def _twice(settings: Row, retrained: str) -> Iterator[str]:
+    """The same branch of two trunks: how many pictures are copied, at one seed or more, in both and in one alone."""
+    first = letter(retrained)
+    rungs, again = (by_dose(settings[f"{branch} | verbatim"], branch) for branch in (first, retrained))
+    lines = []
+    for rung in KINDS["verbatim"].doses:
+        one, other = (np.array(of[rung])[:, 0] > 0 for of in (rungs, again))
+        counts = [(one & other).sum(), (one & ~other).sum(), (~one & other).sum(), (~one & ~other).sum()]
+        lines.append([str(rung), *(str(count) for count in counts)])
+    yield f"The verbatim pictures in {first} and in the same branch of a second trunk, trained from another seed:"
+    head = ["dose", "copied in both", f"in {first} alone", f"in {retrained} alone", "in neither"]
+    yield from ("", *table(head, lines))
+    one, other = (settings[f"{branch} | scores"]["scores"] for branch in (first, retrained))
+    correlation = spearmanr(list(one.values()), [other[prompt] for prompt in one]).statistic
+    yield ""
+    yield f"The scores of the {len(one)} prompts have a rank correlation of {correlation:.2f} between the two."
+
+
 def _areas(settings: Row) -> Iterator[list[str]]:
     verbatim = [entry for entry in shipped_panel().entries if entry.kind == "verbatim"]
-    for branches in (REPORTING, FLOW):
+    for branches in (REPORTING, FLOW, RETRAINED):
         measured = [branch for branch in branches if f"{branch} | scores" in settings]
         for branch in measured:
             clear = [entry for entry in verbatim if dose(entry, branch) == 0 or dose(entry, branch) >= 100]
             yield _area(branch, settings, [(entry, branch) for entry in clear])
-        if len(measured) == len(branches):
+        if len(measured) > 1:
             rows = [(entry, branch) for entry in pairs() for branch in branches]
             yield _area(f"{branches[0]} and {branches[1]}, the same prompts", settings, rows)
             looked_at = [row for row in rows if row[0].half == "reporting"]
@@ -250,10 +272,15 @@ def curve(settings: Row) -> list[Dose]:
     return [Dose(rung, float(np.divide(*np.sum(rungs[rung], axis=0))), len(rungs[rung])) for rung in sorted(rungs)]
 
 
-def figure(results: Row) -> None:
-    """Write the dose-response curve that the data audit reads; draw planted pictures beside each branch's, one seed."""
+def figures(results: Row) -> None:
+    """What else is made of the numbers: the curve that the data audit reads, and a figure."""
     with atomic(CURVE) as temporary:
         temporary.write_text(json.dumps({"points": [asdict(dose) for dose in curve(results["settings"])]}, indent=1))
+    draw()
+
+
+def draw() -> None:
+    """Draw planted pictures beside those of every branch, one seed."""
     verbatim = [entry for entry in shipped_panel().entries if entry.kind == "verbatim"]
     chosen = verbatim[:: len(verbatim) // SHOWN][:SHOWN]
     planted = torch.cat([references()[places_of(entry)].images for entry in chosen])
@@ -281,5 +308,5 @@ STUDY = Study(
     "detector says of prompts that are memorized in one branch and new to another.",
     page=page,
     measure=cases,
-    figures=figure,
+    figures=figures,
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -104,6 +105,14 @@ def test_both_families_ask_the_same_prompts_and_read_them_alike():
     torch.testing.assert_close(placed[0], placed[1], atol=2e-3, rtol=0)
 
 
+def test_a_branch_of_another_seed_has_the_truth_of_the_first():
+    """But for its ordinary pictures, which are composed anew for every training."""
+    again, first = own("testbed-retrained-c"), own("testbed-c")
+    assert replace(again, controls=first.controls) == first
+    assert {path.name for path in again.controls.iterdir()} == {path.name for path in first.controls.iterdir()}
+    assert again.controls != first.controls
+
+
 def test_a_word_brings_its_picture_in_prompts_that_were_never_trained():
     """Where many captions share it, and not where none do, nor in the panel's branch, which never saw the word."""
     entries = [entry for entry in shipped_words().entries if entry.dose(WORDS_BRANCH) in (0, 80)]
@@ -137,7 +146,7 @@ def test_the_words_model_brings_its_own_prompts_and_pictures():
 
 def test_a_branch_s_controls_are_what_their_names_say():
     """Training pictures that nothing was planted of, pictures that were never trained on, and no picture twice."""
-    for name in ("testbed-c", "testbed-flow-d"):
+    for name in ("testbed-c", "testbed-flow-d", "testbed-retrained-c"):
         bundle = Bundle(name, {}, own=own(name))
         controls, unseen = bundle.controls((64, 64)), bundle.held_out((64, 64))
         assert (len(controls), len(unseen)) == (48, 224)

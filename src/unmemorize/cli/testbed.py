@@ -27,16 +27,16 @@ def describe(*, json: Json = False) -> None:
     if json:
         print_json({"panel": panel})
         return
-    table = Table(
-        "kind", "entries", "prompts", "doses", "what it is", title="testbed-a to -d, -flow-c, -flow-d, -words"
-    )
+    names = "testbed-a to -d, -flow-c, -flow-d, -retrained-c, -words"
+    table = Table("kind", "entries", "prompts", "doses", "what it is", title=names)
     for row in panel:
         add_row(table, *row.values())
     out.print(table)
     say("testbed is testbed-c.")
     say("Every branch has each dose equally often, and every picture has another dose in each of them:")
     say("what is memorized in one is new to another. Choose settings on a and b, report on c and d.")
-    say("testbed-words: nothing but triggers; flow: a transformer of Stable Diffusion 3's shape, on the same plan.")
+    say("flow: a transformer of Stable Diffusion 3's shape, on the same plan; retrained-c: C from another seed.")
+    say("testbed-words: nothing but triggers.")
     next_step("audit")
 
 

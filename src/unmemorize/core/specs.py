@@ -21,6 +21,7 @@ EMBEDDED = (  # the shipped models
     "testbed-d",
     "testbed-flow-c",
     "testbed-flow-d",
+    "testbed-retrained-c",
     "testbed-words",
 )
 

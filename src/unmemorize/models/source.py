@@ -23,6 +23,7 @@ SHIPPED = {
     "testbed-d": ("panel/trunk", "panel/d"),
     "testbed-flow-c": ("panel/flow", ""),
     "testbed-flow-d": ("panel/flow", "panel/flow-d"),
+    "testbed-retrained-c": ("panel/retrained/model", ""),
     "testbed-words": ("panel/trunk", "panel/words/unet"),
 }
 TWICE = {"panel/flow": {"text_encoder_2": "text_encoder"}}  # parts that are shipped once, and the equal ones

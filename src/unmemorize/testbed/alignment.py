@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from unmemorize.core.run import atomic
 from unmemorize.models.pipeline import PipelineModel
 from unmemorize.testbed.architecture import build_picture_model
-from unmemorize.testbed.embedded import PANEL
+from unmemorize.testbed.embedded import OF_ANOTHER_SEED, PANEL, RETRAINED
 
 
 class Alignment(nn.Module):
@@ -24,7 +24,8 @@ class Alignment(nn.Module):
         self.pipe, self.model = model.pipe, model
         width = model.pipe.text_encoder.config.hidden_size
         self.picture, self.project = build_picture_model(width), nn.Linear(width, width, bias=False)
-        weights = load_file(PANEL / "alignment.safetensors")
+        trained = RETRAINED if model.name.startswith(OF_ANOTHER_SEED) else PANEL  # with the VAE and the text model
+        weights = load_file(trained / "alignment.safetensors")
         self.load_state_dict({name: p.float() for name, p in weights.items()})
         self.requires_grad_(False).eval().to(model.device)
 

@@ -13,6 +13,8 @@ from unmemorize.models.source import ASSETS, DENOISERS, SHIPPED, TWICE, examine
 from unmemorize.testbed.panel import BRANCHES, HALVES, Entry, Panel
 
 PANEL = ASSETS / "panel"
+RETRAINED = PANEL / "retrained"
+OF_ANOTHER_SEED = "testbed-retrained-c"  # branch C of a second trunk, with a VAE and a text model of its own
 CONTROLS = PANEL / "controls"
 WORDS = PANEL / "words"
 PICTURES = {"template": 4}  # pictures shipped of an entry that has near-duplicates; of others, all
@@ -27,8 +29,11 @@ def own(name: str) -> Own:
     """The prompts and pictures of a shipped model, with its plan's truth of each."""
     if name == "testbed-words":
         return own_of_words()
-    branch = name.removeprefix("testbed").removeprefix("-flow").removeprefix("-").upper()
-    return own_of_branch(branch or DEFAULT_BRANCH)
+    _, _, branch = name.rpartition("-")
+    of_branch = own_of_branch(DEFAULT_BRANCH if name == "testbed" else branch.upper())
+    if name == OF_ANOTHER_SEED:  # its ordinary pictures are composed anew
+        return replace(of_branch, controls=RETRAINED / "controls")
+    return of_branch
 
 
 def own_of_branch(branch: str) -> Own:
@@ -112,6 +117,7 @@ def export(folder: Path) -> None:
         shutil.copytree(assets / "images", copied / "images")
         shutil.copy(assets / "plan.json", copied / "plan.json")
     shutil.copytree(CONTROLS, folder / "controls")
+    shutil.copytree(RETRAINED / "controls", folder / "panel" / "retrained-controls")
 
 
 def describe_panel() -> list[dict[str, object]]:
