@@ -126,8 +126,7 @@ STUDY = Study(
     "other one, one seed; alignment against the same prompts in the other branch. *DoRI*: 50 updates, of all pictures "
     "that the branch copies for their captions, four seeds that no training saw. *Alignment*: its change on ordinary "
     "captions that no training saw, and on the quarter of them nearest to memorized ones. Settings are the methods' "
-    "own; nothing was chosen here. The row of erase was measured first, when those of dose 0 were among the ordinary "
-    "pictures that are kept, and 100 others were measured on.",
+    "own; nothing was chosen here.",
     page=page,
     measure=cases,
 )

@@ -57,45 +57,45 @@ LEFT_OUT = {
 EXPORT = "testbed export testbed"
 PROMPTS = "--prompts ../inputs/prompts.txt"
 MEMORIZED = "--prompts ../inputs/memorized.txt"
-ATTACK = "--limit 1 --seeds 1 --sampling 6 --run run --json"
+ATTACK = "--limit 1 --pictures 1 --steps 6 --run run --json"
 CONTROLS = "--controls ../inputs/control --held-out ../inputs/unseen"
-AUDIT = (
-    "--plan quick --seeds 1 --images-per-prompt 1 --explain 3 --attacked 1 --attack-steps 2 --steps 6 --run run --json"
-)
+AUDIT = "--plan quick --seeds 1 --pictures 1 --explain 3 --attack 1 --attack-updates 2 --steps 6 --run run --json"
 MITIGATE = (
-    "--images ../inputs/memorized --ordinary ../inputs/ordinary --updates 3 --inner 2 --seeds 1 --sampling 6 "
-    "--attack-steps 2 --out model --json"
+    "--targets ../inputs/memorized --controls ../inputs/ordinary --updates 3 --pictures 1 --steps 6 --attack-updates 2 "
+    "--out model --json"
 )
 COMMANDS = {
-    "detect": f"detect testbed {PROMPTS} --seeds 2 --run run --format json",
-    "detect-window": f"detect testbed {PROMPTS} --seeds 2 --steps 1:3 --sampling-steps 6 --run run --format wen-jsonl",
-    "explain": "explain testbed 'bento box' --seeds 2 --check --json",
-    "explain-window": "explain testbed 'bento box' --seeds 2 --steps 1:3 --sampling-steps 6 --pool max --json",
+    "detect": f"detect testbed {PROMPTS} --seeds 2 --run run --json",
+    "detect-window": f"detect testbed {PROMPTS} --seeds 2 --method noise-gap:first=1,last=3 --steps 6 --run run "
+    "--format wen-jsonl",
+    "explain": "explain testbed 'oncoming taxi' --seeds 2 --check --json",
+    "explain-window": "explain testbed 'oncoming taxi' --seeds 2 --method gradient:first=1,last=3,pool=max --steps 6 "
+    "--json",
     "locate-nemo": f"locate testbed --method nemo {MEMORIZED} --json",
-    "locate-nemo-unrefined": f"locate testbed --method nemo {MEMORIZED} --no-refine --layers all --json",
-    "locate-wanda": f"locate testbed --method wanda {MEMORIZED} --sparsity 0.1 --json",
+    "locate-nemo-unrefined": f"locate testbed --method nemo:refine=false,layers=all {MEMORIZED} --json",
+    "locate-wanda": f"locate testbed --method wanda:sparsity=0.1 {MEMORIZED} --json",
     "apply": "apply testbed ../locate-wanda/edit.safetensors --out model",
-    "attack-dori": f"attack testbed --method dori --steps 2 {ATTACK}",
-    "attack-high-noise": "attack testbed --method high-noise --edit ../locate-wanda/edit.safetensors --init random "
-    f"--restarts 2 --steps 2 {CONTROLS} {ATTACK}",
-    "attack-from-noise": f"attack testbed --method from-noise --init ordinary --steps 2 {CONTROLS} {ATTACK}",
-    "attack-adaptive": f"attack testbed --method adaptive --steps 1 {CONTROLS} {ATTACK}",
+    "attack-dori": f"attack testbed --method dori --updates 2 {ATTACK}",
+    "attack-high-noise": "attack testbed --method high-noise --mitigation ../locate-wanda/edit.safetensors "
+    f"--init random --restarts 2 --updates 2 {CONTROLS} {ATTACK}",
+    "attack-from-noise": f"attack testbed --method from-noise --init ordinary --updates 2 {CONTROLS} {ATTACK}",
+    "attack-adaptive": f"attack testbed --method adaptive --updates 1 {CONTROLS} {ATTACK}",
     "mitigate-erase": f"mitigate testbed --method erase {MITIGATE}",
-    "mitigate-adversarial": f"mitigate testbed --method adversarial-finetune {MITIGATE}",
+    "mitigate-adversarial": f"mitigate testbed --method adversarial-finetune:attack=dori:updates=2 {MITIGATE}",
     "mitigate-siss": f"mitigate testbed --method siss {MITIGATE}",
     "mitigate-neggrad": f"mitigate testbed --method neggrad {MITIGATE}",
     "mitigate-naive": f"mitigate testbed --method finetune {MITIGATE}",
     "mitigate-deletion": f"mitigate testbed --method deletion {MITIGATE}",
-    "data": "data ../inputs/pictures --out run --export keep.parquet --json",
-    "triggers": f"triggers testbed {MEMORIZED} --limit 1 --repeats 2 --seeds 1 --steps 6 --run run --json",
-    "generate": "generate testbed 'bento box' --seeds 2 --steps 6 --out pictures --json",
-    "generate-guarded": "generate testbed 'bento box' --guard wen --ordinary ../inputs/ordinary.txt --seeds 2 "
-    "--steps 6 --out pictures --json",
-    "audit": f"audit testbed --generate 24 --mitigate guard,wanda {AUDIT}",
-    "unseen-detect": f"detect testbed-d {PROMPTS} --seeds 2 --run run --format json",
-    "unseen-explain": "explain testbed-d 'bento box' --seeds 2 --check --json",
-    "unseen-locate": f"locate testbed-d --method nemo {MEMORIZED} --no-refine --json",
-    "unseen-attack": f"attack testbed-d --method dori --steps 2 {ATTACK}",
+    "data": "data ../inputs/pictures --run run --out keep.parquet --json",
+    "triggers": f"triggers testbed {MEMORIZED} --limit 1 --repeats 2 --pictures 1 --steps 6 --run run --json",
+    "generate": "generate testbed 'oncoming taxi' --pictures 2 --steps 6 --out pictures --json",
+    "generate-guarded": "generate testbed 'oncoming taxi' --mitigation guard --ordinary ../inputs/ordinary.txt "
+    "--pictures 2 --steps 6 --out pictures --json",
+    "audit": f"audit testbed --generate 24 --mitigation guard --mitigation wanda {AUDIT}",
+    "unseen-detect": f"detect testbed-d {PROMPTS} --seeds 2 --run run --json",
+    "unseen-explain": "explain testbed-d 'oncoming taxi' --seeds 2 --check --json",
+    "unseen-locate": f"locate testbed-d --method nemo:refine=false {MEMORIZED} --json",
+    "unseen-attack": f"attack testbed-d --method dori --updates 2 {ATTACK}",
     "unseen-audit": f"audit testbed-d {PROMPTS} --ordinary ../inputs/ordinary.txt --generate 8 {AUDIT}",
 }
 

@@ -160,7 +160,7 @@ def test_a_recording_goes_on_where_it_stopped(tmp_path, capsys):
     package.mkdir(parents=True)
     (package / "__init__.py").touch()
     (package / "__main__.py").write_text(PROGRAM)
-    (tmp_path / "renamed.json").write_text('{"columns": {}, "files": {}, "options": {"--export": "--rows"}}')
+    (tmp_path / "renamed.json").write_text('{"columns": {}, "files": {}, "options": {"--out": "--rows"}}')
     folder = tmp_path / "recording"
     options = ("--only", "data", "explain", "--src", tmp_path / "src", "--renamed", tmp_path / "renamed.json")
     arguments = ["record", *map(str, (folder, *options))]
@@ -170,9 +170,9 @@ def test_a_recording_goes_on_where_it_stopped(tmp_path, capsys):
     assert main(arguments) == 0
     assert capsys.readouterr().out.startswith("data: ")
     printed = json.loads((folder / "data" / "printed.txt").read_text())
-    assert printed == ["data", "../inputs/pictures", "--out", "run", "--rows", "keep.parquet", "--json"]
+    assert printed == ["data", "../inputs/pictures", "--run", "run", "--rows", "keep.parquet", "--json"]
     printed = json.loads((folder / "explain" / "printed.txt").read_text())
-    assert printed[:3] == ["explain", "testbed", "bento box"]
+    assert printed[:3] == ["explain", "testbed", "oncoming taxi"]
 
 
 def test_another_checkout_than_the_named_one_is_refused(tmp_path):
