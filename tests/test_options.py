@@ -117,7 +117,7 @@ WRONG = {
     "a reserved name": (["detect", "testbed-mine"], "kept for shipped models"),
     "a revision of a folder": (["detect", "testbed", "--revision", "v2"], "no hub model"),
     "training offloaded": (["mitigate", "--out", "x", "--offload", "model"], "leave it out"),
-    "training in half precision": (["mitigate", "--out", "x", "--dtype", "float16"], "float32"),
+    "training in half precision": (["mitigate", "--out", "x", "--dtype", "float16"], "low_memory=true"),
     "a word too many": (["attack", "testbed", "more"], "more"),
     "no place": (["mitigate"], "--out"),
     "twice": (["audit", "--seeds", "1", "--seeds", "2"], "--seeds"),
