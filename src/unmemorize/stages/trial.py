@@ -9,15 +9,14 @@ from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-import torch
 
-from unmemorize.core.batches import in_batches
 from unmemorize.core.choose import evenly
 from unmemorize.core.crew import Crew
 from unmemorize.core.errors import NotApplicable
 from unmemorize.core.methods import Detector, spelled
 from unmemorize.core.recording import ROWS, Recorder
 from unmemorize.core.run import Progress
+from unmemorize.core.sample import predicted
 from unmemorize.core.shards import Row, write_rows
 from unmemorize.stages.detect import detectors_of, fitted
 from unmemorize.stages.inputs import Inputs
@@ -82,10 +81,7 @@ def _evaluate(inputs: Inputs) -> None:
     """Evaluate the denoiser on as many rows as a recording does at once."""
     recorder = Recorder(inputs.model, inputs.subject.sampler, tuple(range(ROWS)))
     x, t = recorder.start
-    model, empty = inputs.model, recorder.empty.repeat(ROWS)
-    with torch.no_grad():
-        for _ in in_batches(model, ROWS, lambda part: model.predict(x[part], t, empty[part]).output.cpu(), size=ROWS):
-            pass  # on the CPU: a GPU is waited for
+    predicted(inputs.model, x, t, recorder.empty.repeat(ROWS)).output.cpu()  # a GPU is waited for
 
 
 def _seconds(work: Callable[[], None]) -> float:
